@@ -1,0 +1,198 @@
+"""Fusioner (paper section 3): frozen encoders, a transformer that fuses picture tokens and words, a conv decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusioner_rt.templates import PAPER_TEMPLATES
+from training.encoders import ImageEncoder, TextEncoder
+from training.encoders.bert import merge_heads, split_heads
+
+
+@dataclass(frozen=True)
+class FusionerConfig:
+    """What a checkpoint needs to be rebuilt. The defaults are the paper's (section 4.1, table 7)."""
+
+    image_encoder: str = "efficientnet-lite0"
+    text_encoder: str = "minilm-l6"
+    width: int = 512  # d
+    layers: int = 12
+    heads: int = 8
+    fusion: str = "early"  # "early": joint attention; "late": separate MLPs (table 1); "none" (table 4)
+    decoder: tuple[int, ...] = (512, 512, 512, 512)  # channels of each 3×3 conv; () = no decoder (table 4)
+    temperature: float = 0.07
+    templates: tuple[str, ...] = PAPER_TEMPLATES
+    encoder_sha256: dict[str, str] = field(default_factory=dict)  # of the frozen weights, by "image" and "text"
+
+    def __post_init__(self) -> None:
+        if self.fusion not in ("early", "late", "none"):
+            raise ValueError(f"fusion is {self.fusion!r}; expected 'early', 'late' or 'none'")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if not 0 < self.temperature <= 1:
+            raise ValueError(f"temperature is {self.temperature}; expected a number in (0, 1], the paper's is 0.07")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FusionerConfig:
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown names in the model configuration: {sorted(unknown)}")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+class Fusioner(nn.Module):
+    """pixels and word vectors → low-resolution pixel features and refined words; the mask head compares them.
+
+    The encoders are held frozen, and outside `trained_state`. A word vector is the average of its templated prompts
+    (`word_vectors`), computed once per word and never inside this graph.
+    """
+
+    def __init__(self, config: FusionerConfig, image_encoder: ImageEncoder, text_encoder: TextEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = image_encoder.eval().requires_grad_(False)
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        d = config.width
+        self.project_pixels = nn.Sequential(nn.LayerNorm(image_encoder.width), nn.Linear(image_encoder.width, d))
+        self.project_words = nn.Sequential(nn.LayerNorm(text_encoder.width), nn.Linear(text_encoder.width, d))
+        if config.fusion == "early":
+            self.layers = nn.ModuleList(FusionLayer(d, config.heads) for _ in range(config.layers))
+        elif config.fusion == "late":  # six MLP layers for each side (table 1), which never see each other
+            self.pixel_layers = nn.Sequential(*(FeedForward(d) for _ in range(6)))
+            self.word_layers = nn.Sequential(*(FeedForward(d) for _ in range(6)))
+        self.norm = nn.LayerNorm(d)
+        self.out_pixels = nn.Linear(d, d)
+        self.out_words = nn.Linear(d, d)
+        self.decoder = Decoder(d, config.decoder) if config.decoder else None
+        if config.fusion != "none":
+            for linear in (self.out_pixels, self.out_words):  # starts as "the projections' cosine", then learns
+                nn.init.eye_(linear.weight)
+                nn.init.zeros_(linear.bias)
+
+    def train(self, mode: bool = True) -> Fusioner:
+        super().train(mode)
+        self.image_encoder.eval()
+        self.text_encoder.eval()
+        return self
+
+    def trained_state(self) -> dict[str, Tensor]:
+        return {n: v for n, v in self.state_dict().items() if not n.startswith(("image_encoder.", "text_encoder."))}
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, H, W) normalised → tokens (B, h, w, c), unit length (paper equation 2)."""
+        return self.image_encoder(pixels)
+
+    def fuse(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B or 1, h, w, c), words (B, K, t) → features (B, h', w', d), refined words (B, K, d) (equation 4).
+
+        One picture's tokens may meet B vocabularies: they are expanded here, after the encoder's work.
+        """
+        tokens = tokens.expand(words.shape[0], -1, -1, -1)
+        h, w = tokens.shape[1], tokens.shape[2]
+        pixels = self.project_pixels(tokens).flatten(1, 2)
+        words = self.project_words(words)
+        if self.config.fusion == "early":
+            sequence = torch.cat([pixels, words], dim=1)
+            for layer in self.layers:
+                sequence = layer(sequence)
+            sequence = self.norm(sequence)
+            # A narrow by length of the pixels, not a split by both lengths: K stays free in exported graphs.
+            pixels, words = sequence[:, : h * w], sequence[:, h * w :]
+        elif self.config.fusion == "late":
+            pixels, words = self.norm(self.pixel_layers(pixels)), self.norm(self.word_layers(words))
+        pixels, words = self.out_pixels(pixels), self.out_words(words)
+        features = pixels.unflatten(1, (h, w))
+        if self.decoder is not None:
+            features = self.decoder(features.permute(0, 3, 1, 2))
+        return features, words
+
+    def forward(self, pixels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fuse(self.encode(pixels), words)
+
+    @torch.no_grad()
+    def word_vectors(self, words: list[str], batch: int = 256) -> Tensor:
+        """One vector per word (K, t), unit length: the templates' prompts encoded, averaged (paper 3.1.1 and 6.2)."""
+        from fusioner_rt.tokens import PromptTokenizer
+
+        tokenizer = PromptTokenizer(self.text_encoder.tokenizer_file, self.text_encoder.max_tokens)
+        prompts = [template.replace("{category}", word) for word in words for template in self.config.templates]
+        vectors = []
+        for start in range(0, len(prompts), batch):
+            ids, mask = tokenizer(prompts[start : start + batch])
+            vectors.append(self.text_encoder(torch.from_numpy(ids), torch.from_numpy(mask)))
+        per_word = torch.cat(vectors).unflatten(0, (len(words), len(self.config.templates)))
+        return F.normalize(per_word.mean(1), dim=-1)
+
+
+def tiny(seed: int = 0) -> Fusioner:
+    """A small model with random weights, for tests and dry runs; the same seed gives the same weights."""
+    from training.checkpoint import build
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = FusionerConfig(
+            image_encoder="tiny", text_encoder="tiny", width=32, layers=2, heads=4, decoder=(32, 24),
+            templates=PAPER_TEMPLATES[:2],
+        )  # fmt: skip
+        return build(config).eval()
+
+
+class FusionLayer(nn.Module):
+    """Pre-norm transformer encoder layer; MatMul and Softmax spelt out, so that exports hold plain operators."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (split_heads(y, self.heads) for y in self.query_key_value(self.norm(x)).chunk(3, dim=-1))
+        weights = torch.softmax((query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2), dim=-1)
+        return self.feed_forward(x + self.out(merge_heads(weights @ value)))
+
+
+class FeedForward(nn.Module):
+    """x + MLP(norm(x)), inner width 4d."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Decoder(nn.Module):
+    """k × [3×3 conv, instance norm, ReLU, 2× bilinear], with a 1×1 conv before the last upsampling (paper 3.1.3, 4.1).
+
+    That last upsampling is left to the mask head, which lands on any output size.
+    """
+
+    def __init__(self, width: int, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        inputs = (width, *channels[:-1])
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(inputs, channels, strict=True))
+        self.norms = nn.ModuleList(nn.InstanceNorm2d(o, affine=True) for o in channels)
+        self.out = nn.Linear(channels[-1], width)  # a 1×1 conv, applied to channels-last maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, d, h, w) → (B, h·2^(k-1), w·2^(k-1), d)."""
+        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            if index:
+                x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = F.relu(norm(convolution(x)))
+        return self.out(x.permute(0, 2, 3, 1))
