@@ -1,0 +1,228 @@
+"""The mask head as three ONNX graphs (design section 4), held to kernels/reference.py.
+
+mask_scores         (B, h, w, d) features and (B, K, d) words to score and Gram maps, still at low resolution
+mask_labels         those maps to a label map and the best word's probability, at any size
+mask_probabilities  those maps to one probability map per word, at any size
+
+The last two produce the output rows they are asked for: a caller that walks an output in bands holds a band of K maps
+and never K maps of H×W. Interpolation is a product with a two-tap matrix, columns first; only the few low-resolution
+rows under the band enter it, so the zeros in the matrix cost little, and a product is the one operation every ONNX
+Runtime does at full speed. Measured against gathering both neighbours and blending them: `benchmarks` of this file's
+choices are in the docstrings below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from kernels.reference import CANCELLED, TINY
+
+OPSET = 20
+IR_VERSION = 10
+FLOAT, INT64, UINT16 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT16
+
+
+class Graph:
+    """Writes ONNX nodes one call at a time: `graph.MatMul(a, b)` adds the node and returns its output's name.
+
+    Arguments are names of earlier values or numpy constants; keyword arguments are the node's attributes.
+    """
+
+    def __init__(self, name: str, inputs: dict[str, tuple[int, list[Any]]]):
+        self.name = name
+        self.inputs = inputs
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def constant(self, value: Any) -> str:
+        array = np.asarray(value)
+        name = f"{array.dtype}_{'x'.join(map(str, array.shape))}_{'_'.join(map(str, array.ravel()))}"
+        self.constants.setdefault(name, numpy_helper.from_array(array, name))
+        return name
+
+    def __getattr__(self, kind: str) -> Any:
+        if not kind[0].isupper():
+            raise AttributeError(kind)
+
+        def add(*arguments: Any, name: str | None = None, **attributes: Any) -> str:
+            names = [value if isinstance(value, str) else self.constant(value) for value in arguments]
+            output = name or f"{kind}_{len(self.nodes)}"
+            self.nodes.append(helper.make_node(kind, names, [output], name=f"{kind}_{len(self.nodes)}", **attributes))
+            return output
+
+        return add
+
+    def size(self, value: str, axis: int) -> str:
+        """One dimension of a value, as a scalar."""
+        return self.Squeeze(self.Shape(value, start=axis, end=axis + 1))
+
+    def model(self, outputs: dict[str, tuple[int, list[Any]]]) -> onnx.ModelProto:
+        def infos(values: dict[str, tuple[int, list[Any]]]) -> list[onnx.ValueInfoProto]:
+            return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in values.items()]
+
+        graph = helper.make_graph(
+            self.nodes, self.name, infos(self.inputs), infos(outputs), list(self.constants.values())
+        )
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="fusioner-rt")
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def integer(value: int | list[int]) -> np.ndarray:
+    return np.asarray(value, np.int64)
+
+
+def real(value: float) -> np.ndarray:
+    return np.asarray(value, np.float32)
+
+
+def scores_graph(channels: int) -> onnx.ModelProto:
+    """mask_scores: `kernels.reference.score_maps`, for features and words of d = `channels`."""
+    graph = Graph("mask_scores", {
+        "features": (FLOAT, ["B", "h", "w", channels]),
+        "refined": (FLOAT, ["B", "K", channels]),
+    })  # fmt: skip
+    largest = graph.ReduceMax(graph.Abs("features"), integer([1, 2, 3]), keepdims=1)
+    features = graph.Div("features", graph.Max(largest, real(TINY)))
+
+    largest_word = graph.ReduceMax(graph.Abs("refined"), integer([2]), keepdims=1)
+    words = graph.Div("refined", graph.Max(largest_word, real(TINY)))
+    words = graph.Div(words, graph.Max(graph.ReduceL2(words, integer([2]), keepdims=1), real(TINY)))
+
+    flat = graph.Reshape(features, integer([0, -1, channels]))
+    scores = graph.MatMul(words, graph.Transpose(flat, perm=[0, 2, 1]))
+    positions = graph.Shape("features", start=1, end=3)
+    graph.Reshape(scores, graph.Concat(integer([0, 0]), positions, axis=0), name="scores")
+
+    right = graph.Gather(features, following(graph, graph.size("features", 2)), axis=2)
+    next_row = following(graph, graph.size("features", 1))
+    down, diagonal = graph.Gather(features, next_row, axis=1), graph.Gather(right, next_row, axis=1)
+    pairs = [(features, features), (features, right), (features, down), (features, diagonal), (right, down)]
+    products = [graph.ReduceSum(graph.Mul(one, other), integer([3]), keepdims=0) for one, other in pairs]
+    graph.Concat(*[graph.Unsqueeze(product, integer([1])) for product in products], axis=1, name="gram")
+    return graph.model({"scores": (FLOAT, ["B", "K", "h", "w"]), "gram": (FLOAT, ["B", 5, "h", "w"])})
+
+
+def labels_graph(temperature: float) -> onnx.ModelProto:
+    """mask_labels: `kernels.reference.resolve` for the output rows asked for.
+
+    The words are moved last before anything grows to output size: the best of K neighbours in memory is found four
+    times faster than the best of K planes, and the product that interpolates rows does not care.
+    """
+    graph = resolution_graph("mask_labels", {"threshold": (FLOAT, [])})
+    width = graph.Slice("size", integer([1]), integer([2]), integer([0]))
+    rows, columns, first, last = tap_matrices(graph)
+
+    scores = graph.Transpose(graph.Slice("scores", first, last, integer([2])), perm=[0, 2, 3, 1])  # (B, rows, w, K)
+    scores = graph.MatMul(graph.Slice(columns, integer([0]), integer([-1]), integer([1])), scores)  # (B, rows, W, K)
+    scores = graph.MatMul(
+        graph.Slice(rows, integer([0]), integer([-1]), integer([1])), graph.Reshape(scores, integer([0, 0, -1]))
+    )
+    scores = graph.Reshape(scores, graph.Concat(integer([0, 0]), width, integer([-1]), axis=0))
+
+    best = graph.ReduceMax(scores, integer([3]), keepdims=0)
+    word = graph.ArgMax(scores, axis=3, keepdims=0)
+    cosine = graph.Div(best, lengths(graph, rows, columns, first, last))
+    graph.Sigmoid(graph.Mul(cosine, real(1 / temperature)), name="confidence")
+    found = graph.Where(graph.Greater("confidence", "threshold"), graph.Add(word, integer(1)), integer(0))
+    graph.Cast(found, to=UINT16, name="labels")
+    return graph.model({"labels": (UINT16, ["B", "R", "W"]), "confidence": (FLOAT, ["B", "R", "W"])})
+
+
+def probabilities_graph(temperature: float) -> onnx.ModelProto:
+    """mask_probabilities: `kernels.reference.probabilities` for the output rows asked for."""
+    graph = resolution_graph("mask_probabilities", {})
+    rows, columns, first, last = tap_matrices(graph)
+    # by the temperature while the maps are small
+    scores = graph.Mul(graph.Slice("scores", first, last, integer([2])), real(1 / temperature))
+    across = graph.Transpose(graph.Slice(columns, integer([0]), integer([-1]), integer([1])), perm=[1, 0])
+    down = graph.Slice(rows, integer([0]), integer([-1]), integer([1]))
+    scores = graph.MatMul(down, graph.MatMul(scores, across))
+    length = graph.Unsqueeze(lengths(graph, rows, columns, first, last), integer([1]))
+    graph.Sigmoid(graph.Div(scores, length), name="probabilities")
+    return graph.model({"probabilities": (FLOAT, ["B", "K", "R", "W"])})
+
+
+def resolution_graph(name: str, more: dict[str, tuple[int, list[Any]]]) -> Graph:
+    maps = {"scores": (FLOAT, ["B", "K", "h", "w"]), "gram": (FLOAT, ["B", 5, "h", "w"])}
+    return Graph(name, {**maps, "size": (INT64, [2]), "rows": (INT64, [2]), **more})
+
+
+def tap_matrices(graph: Graph) -> tuple[str, str, str, str]:
+    """The taps of `kernels.reference.interpolation_taps`, for the rows asked for and for all columns.
+
+    Returns the row matrix (R, last-first+1) and the column matrix (W, w+1), whose entry (i, j) is output i's weight of
+    input j; the one column too many is zero, and lets a tap and the next one be multiplied. And first and last, (1,)
+    int64 each: the low-resolution rows the asked-for rows touch, last one past.
+    """
+    height, width = (graph.Gather("size", integer(axis)) for axis in (0, 1))
+    from_row, to_row = (graph.Gather("rows", integer(end)) for end in (0, 1))
+    low_height, low_width = graph.size("scores", 2), graph.size("scores", 3)
+    one = integer(1)
+
+    row_positions, row_unit = positions(graph, low_height, height, graph.Range(from_row, to_row, one))
+    top = graph.Div(graph.ReduceMin(row_positions, keepdims=0), row_unit)
+    bottom = graph.Div(graph.ReduceMax(row_positions, keepdims=0), row_unit)
+    bottom = graph.Min(graph.Add(bottom, integer(2)), low_height)
+    rows = hat(graph, row_positions, row_unit, graph.Range(top, graph.Add(bottom, one), one))
+
+    column_positions, column_unit = positions(graph, low_width, width, graph.Range(integer(0), width, one))
+    columns = hat(graph, column_positions, column_unit, graph.Range(integer(0), graph.Add(low_width, one), one))
+    return rows, columns, graph.Unsqueeze(top, integer([0])), graph.Unsqueeze(bottom, integer([0]))
+
+
+def positions(graph: Graph, size_in: str, size_out: str, outputs: str) -> tuple[str, str]:
+    """Where `outputs` lie among the inputs, as integers, and the unit (2·size_out) they count one input step in."""
+    unit = graph.Mul(size_out, integer(2))
+    odd = graph.Add(graph.Mul(outputs, integer(2)), integer(1))
+    position = graph.Sub(graph.Mul(odd, size_in), size_out)
+    end = graph.Mul(graph.Sub(size_in, integer(1)), unit)
+    return graph.Min(graph.Max(position, integer(0)), end), unit
+
+
+def hat(graph: Graph, position: str, unit: str, inputs: str) -> str:
+    """(outputs, inputs) float32: 1 at an input, falling linearly to 0 at its neighbours; the only rounding is here."""
+    apart = graph.Abs(graph.Sub(graph.Unsqueeze(position, integer([1])), graph.Mul(inputs, unit)))
+    weight = graph.Max(graph.Sub(unit, apart), integer(0))
+    return graph.Div(graph.Cast(weight, to=FLOAT), graph.Cast(unit, to=FLOAT))
+
+
+def lengths(graph: Graph, rows: str, columns: str, first: str, last: str) -> str:
+    """(B, R, W) float32: the length of every upsampled feature, `kernels.reference.squared_length`.
+
+    The quadratic form is an interpolation too, in a basis of twice the size: the maps of a position with itself beside
+    those of the position with its neighbour, and the squared taps beside twice their product. So it is two products.
+    """
+    gram = graph.Slice("gram", first, last, integer([2]))
+    itself, right, down, diagonal, crossed = (graph.Gather(gram, integer(index), axis=1) for index in range(5))
+    slanted = graph.Mul(graph.Add(diagonal, crossed), real(0.5))
+    form = graph.Concat(
+        graph.Concat(itself, right, axis=2), graph.Concat(down, slanted, axis=2), axis=1
+    )  # (B, 2h, 2w)
+
+    across = graph.Transpose(quadratic(graph, columns), perm=[1, 0])
+    squared = graph.MatMul(quadratic(graph, rows), graph.MatMul(form, across))
+
+    # Below the rounding of its own terms the length is noise: see CANCELLED.
+    plain_rows, plain_columns = (graph.Slice(taps, integer([0]), integer([-1]), integer([1])) for taps in (rows, columns))
+    itself = graph.Mul(itself, real(CANCELLED))
+    mean = graph.MatMul(plain_rows, graph.MatMul(itself, graph.Transpose(plain_columns, perm=[1, 0])))
+    return graph.Sqrt(graph.Max(squared, mean, real(TINY)))
+
+
+def quadratic(graph: Graph, taps: str) -> str:
+    """(outputs, 2·inputs) from (outputs, inputs + 1) taps: their squares, beside twice a tap times the next."""
+    lower = graph.Slice(taps, integer([0]), integer([-1]), integer([1]))
+    upper = graph.Slice(taps, integer([1]), integer([2**31 - 1]), integer([1]))
+    return graph.Concat(graph.Mul(lower, lower), graph.Mul(graph.Mul(lower, upper), real(2)), axis=1)
+
+
+def following(graph: Graph, size: str) -> str:
+    """(size,) int64: each index's successor, the last one's being itself."""
+    successors = graph.Range(integer(1), graph.Add(size, integer(1)), integer(1))
+    return graph.Min(successors, graph.Sub(size, integer(1)))
