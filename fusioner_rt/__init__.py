@@ -1,0 +1,38 @@
+"""fusioner-rt: open-vocabulary segmentation from an engine bundle, without a training framework.
+
+    from fusioner_rt import Session
+    result = Session("models/demo/bundle").segment("photo.jpg", words="cat, sofa")
+    result.overlay().save("seen.jpg")
+
+Session        pictures and words to masks
+Segmentation   what it returns: labels, masks, scores, timing, overlay, COCO, files
+Preprocessing  picture to network input; training uses the same one
+FusionerError  the base of every error raised here; `fusioner_rt.errors` lists the kinds
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["FusionerError", "Preprocessing", "Segmentation", "Session", "__version__"]
+
+if TYPE_CHECKING:
+    from .errors import FusionerError
+    from .preprocess import Preprocessing
+    from .segmentation import Segmentation
+    from .session import Session
+
+_HOMES = {
+    "FusionerError": "errors",
+    "Preprocessing": "preprocess",
+    "Segmentation": "segmentation",
+    "Session": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is asked for: `fusioner-rt --help` should not wait for an engine's libraries."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,206 @@
+"""The engine bundle: a folder with a manifest that names, sizes and hashes every file in it (docs/bundle.md)."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import (
+    BundleFileAltered,
+    BundleFileMissing,
+    BundleMissing,
+    BundleVersionUnknown,
+    FusionerError,
+    ManifestInvalid,
+)
+from .files import write_atomically
+from .preprocess import Preprocessing
+from .templates import check_templates
+
+FORMAT = "fusioner-rt bundle"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+GRAPHS = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
+PLACES = ("engines/demo", "models/demo/bundle")
+"""Where a bundle is looked for, below the current folder, when none is named."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The range one dimension was built for."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and verified bundle."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    name: str
+    precision: str
+    templates: tuple[str, ...]
+    max_tokens: int
+    preprocessing: Preprocessing
+    words: Profile
+    batch: Profile
+    size: Profile
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "Bundle":
+        """Read the manifest and check every file against it, before anything is loaded.
+
+        Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing or BundleFileAltered.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        try:
+            profiles = {
+                name: Profile(*(int(manifest["profiles"][name][bound]) for bound in ("min", "opt", "max")))
+                for name in ("words", "batch", "size")
+            }
+            bundle = cls(
+                folder=folder,
+                manifest=manifest,
+                name=str(manifest["name"]),
+                precision=str(manifest["precision"]),
+                templates=check_templates(manifest["templates"]),
+                max_tokens=int(manifest["tokenizer"]["max_tokens"]),
+                preprocessing=Preprocessing.from_manifest(manifest["preprocessing"]),
+                **profiles,
+            )
+            if not isinstance(manifest["files"], dict):
+                raise TypeError("files is not an object")
+            for used in [manifest["tokenizer"]["file"], *(manifest["graphs"][graph]["file"] for graph in GRAPHS)]:
+                if used not in manifest["files"]:
+                    raise KeyError(f"{used} in files")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ManifestInvalid(
+                f"{folder / MANIFEST}: a field is missing or malformed ({error!r}); {rebuild(folder)}"
+            ) from None
+        except FusionerError as error:
+            raise ManifestInvalid(f"{folder / MANIFEST}: {error}; {rebuild(folder)}") from None
+        verify_files(folder, manifest["files"])
+        return bundle
+
+    def graph(self, name: str) -> Path:
+        """Where a graph of GRAPHS lies."""
+        return self.folder / self.manifest["graphs"][name]["file"]
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / self.manifest["tokenizer"]["file"]
+
+    @property
+    def text_sha256(self) -> str:
+        """The text graph's hash: word vectors depend on it."""
+        return str(self.manifest["files"][self.manifest["graphs"]["text"]["file"]]["sha256"])
+
+
+def rebuild(folder: Path, *options: str) -> str:
+    """The cure for most that can be wrong with a bundle."""
+    return f"rebuild it: {' '.join(['python export/build_engine.py --fp16', *options, '--out', str(folder)])}"
+
+
+def find_bundle(named: str | os.PathLike[str] | None = None) -> Path:
+    """The bundle's folder: the one named, else $FUSIONER_ENGINE, else the first of PLACES. Raises BundleMissing."""
+    if named is not None:
+        return Path(named)
+    if from_environment := os.environ.get("FUSIONER_ENGINE"):
+        return Path(from_environment)
+    for place in PLACES:
+        if (Path(place) / MANIFEST).is_file():
+            return Path(place)
+    raise BundleMissing(
+        f"no engine bundle was named and none lies in {' or '.join(PLACES)} below {Path.cwd()}; name one with "
+        f"--engine DIR or FUSIONER_ENGINE, or build one: python export/build_engine.py --fp16 --out {PLACES[0]}"
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json as a dict, its format and version checked and nothing else."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = f"holds no {MANIFEST}" if folder.is_dir() else "is not a folder"
+        raise BundleMissing(
+            f"{folder}: {what}, an engine bundle was expected; name another with --engine DIR, "
+            f"or build it: python export/build_engine.py --fp16 --out {folder}"
+        ) from None
+    except NotADirectoryError:
+        raise BundleMissing(f"{folder}: is not a folder, an engine bundle was expected; name one") from None
+    except OSError as error:
+        raise BundleMissing(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except ValueError as error:  # JSON and UTF-8 errors
+        raise ManifestInvalid(f"{path}: is not JSON ({error}); {rebuild(folder)}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ManifestInvalid(f'{path}: does not say "format": "{FORMAT}"; name another, or {rebuild(folder)}')
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        raise BundleVersionUnknown(
+            f"{path}: format version {version!r}, this fusioner-rt reads version {FORMAT_VERSION}; "
+            f"{'update fusioner-rt, or ' if newer else ''}{rebuild(folder)}"
+        )
+    return manifest
+
+
+def verify_files(folder: Path, files: dict[str, Any]) -> None:
+    """Compare size and sha256 of every file with the manifest's. Raises BundleFileMissing or BundleFileAltered."""
+    for name, expected in files.items():
+        if os.path.isabs(name) or ".." in Path(name).parts or "\\" in name:
+            raise ManifestInvalid(f"{folder / MANIFEST}: names a file outside the bundle, {name!r}; {rebuild(folder)}")
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                raise BundleFileAltered(
+                    f"{path}: has {size} bytes, the manifest says {expected['bytes']}; {rebuild(folder)}"
+                )
+            digest = sha256(path)
+        except FileNotFoundError:
+            raise BundleFileMissing(f"{path}: is missing, the manifest lists it; {rebuild(folder)}") from None
+        except OSError as error:
+            raise BundleFileMissing(
+                f"{path}: cannot be read ({error.strerror}), the manifest lists it; {rebuild(folder)}"
+            ) from None
+        except (KeyError, TypeError) as error:
+            raise ManifestInvalid(
+                f"{folder / MANIFEST}: files entry {name!r} is malformed ({error!r}); {rebuild(folder)}"
+            ) from None
+        if digest != expected["sha256"]:
+            raise BundleFileAltered(
+                f"{path}: its content is not what the bundle was built with (sha256 {digest[:12]}…, "
+                f"expected {str(expected['sha256'])[:12]}…); {rebuild(folder)}"
+            )
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write manifest.json for the files now in the folder.
+
+    manifest: everything but `format`, `format_version` and `files`, which are filled in here.
+    Returns what was written. Raises OSError.
+    """
+    folder = Path(folder)
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+    first = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    whole = {**first, **manifest, **first, "files": files}
+    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / MANIFEST, lambda stream: stream.write(text.encode()))
+    return whole

@@ -1,0 +1,337 @@
+"""The command line: `fusioner-rt segment | info | words`."""
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import FusionerError, OutputUnwritable, PicturesFailed, UsageError
+
+if TYPE_CHECKING:
+    from .segmentation import Segmentation
+    from .session import Session
+
+_EXAMPLES = """\
+examples:
+  fusioner-rt segment photo.jpg --words "cat, sofa"            one picture, overlay in output/
+  fusioner-rt segment photos/ --words "cat, sofa" --out seen   every picture of a folder
+  fusioner-rt segment a.png --words dog --json dog.json        masks as COCO annotations
+  fusioner-rt info                                             what this machine and this bundle can do
+  fusioner-rt words                                            which words are cached
+"""
+
+_SEGMENT_EXAMPLES = """\
+examples:
+  fusioner-rt segment photo.jpg --words "cat, sofa"
+      one line per picture: the words found, their share of the pixels, and where the overlay lies
+  fusioner-rt segment photos/ more.png --words "red car, bus stop" --out seen --labels
+      a folder and a picture; besides the overlays, label maps as PNG (pixel value n = word n)
+  fusioner-rt segment photo.jpg --words "cat, dog" --mode independent --threshold 0.6
+      judge every word alone, and only paint pixels above 60%
+
+exit code: 0 when every picture was done; otherwise the rest is still done, each failure is one line on stderr,
+and the code is that of the failure's kind (60 where kinds differ). docs: fusioner_rt/errors.py lists the codes.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns the exit code; messages go to stderr, results to stdout."""
+    options = _parser().parse_args(arguments)
+    # The runtime has its own, stricter limit and message for huge pictures.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except FusionerError as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        print("fusioner-rt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="fusioner-rt",
+        description="Open-vocabulary segmentation: a picture and words in, a mask per word out.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=f"fusioner-rt {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="segment | info | words")
+
+    segment = commands.add_parser(
+        "segment", help="find words in pictures", description="Find words in pictures.", epilog=_SEGMENT_EXAMPLES,
+        formatter_class=raw,
+    )  # fmt: skip
+    segment.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, or folders of them")
+    segment.add_argument("--words", required=True, metavar='"A, B"', help="what to look for, commas between the words")
+    segment.add_argument("--out", type=Path, default=Path("output"), metavar="DIR", help="folder for results (output)")
+    segment.add_argument("--json", type=Path, metavar="FILE", help="also write all masks as one COCO file")
+    segment.add_argument("--labels", action="store_true", help="also write each label map as PNG, value n = word n")
+    segment.add_argument("--threshold", type=float, default=0.5, metavar="P", help="least probability of a mask (0.5)")
+    segment.add_argument(
+        "--mode", choices=("joint", "independent"), default="joint",
+        help="words may influence each other, or each is judged alone, a pass per word (joint)",
+    )  # fmt: skip
+    segment.add_argument("--size", metavar="HxW", help="size of the masks (each picture's own)")
+    _add_session_options(segment)
+    segment.set_defaults(run=_segment)
+
+    info = commands.add_parser(
+        "info", help="what this machine and this bundle can do",
+        description="Machine, bundle, its profiles, and which backend would run it and why.",
+    )  # fmt: skip
+    _add_session_options(info)
+    info.add_argument("--json", action="store_true", help="as one JSON object")
+    info.set_defaults(run=_info)
+
+    words = commands.add_parser(
+        "words", help="list or clear the cached words",
+        description="List the words whose vectors are cached on disk; they are not encoded again.",
+    )  # fmt: skip
+    words.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    words.add_argument("--clear", action="store_true", help="remove them all")
+    words.set_defaults(run=_words)
+    return parser
+
+
+def _add_session_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine", metavar="DIR", help="engine bundle (FUSIONER_ENGINE, engines/demo or models/demo/bundle)"
+    )
+    parser.add_argument(
+        "--backend", default="auto", metavar="NAME", help="auto, onnxruntime, or that with -cpu or -cuda (auto)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (one per core)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+
+
+def _open(options: argparse.Namespace) -> "Session":
+    from .session import Session
+
+    return Session(options.engine, backend=options.backend, cache=options.cache, threads=options.threads)
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from .files import writable_folder
+    from .words import parse_words
+
+    size = _parse_size(options.size)
+    parse_words(options.words)
+    out = writable_folder(options.out)
+    if options.json:
+        writable_folder(options.json.parent)
+    pictures = list(_expand(options.pictures, out))
+    report = _Report(out, options.labels, bool(options.json))
+    failures: list[FusionerError] = []
+    with _open(options) as session:
+        session.set_vocabulary(options.words)
+        for note in session.notes:
+            print(f"fusioner-rt: note: {note}", file=sys.stderr)
+        bar = _Bar(len(pictures))
+        for path in pictures:
+            try:
+                result = session.segment(path, size=size, threshold=options.threshold, mode=options.mode)
+                line = report.add(path, result)
+            except (OutputUnwritable, UsageError):
+                bar.clear()
+                raise  # the next picture would fare no better
+            except FusionerError as error:
+                bar.clear()
+                failures.append(error)
+                _complain(error)
+            else:
+                bar.clear()
+                print(line, flush=True)
+            bar.step()
+        bar.clear()
+        if options.json:
+            report.write_json(options.json, session.words)
+    if not failures:
+        return 0
+    if len(pictures) > 1:
+        print(f"fusioner-rt: {len(failures)} of {len(pictures)} pictures failed, see above", file=sys.stderr)
+    codes = {failure.exit_code for failure in failures}
+    return codes.pop() if len(codes) == 1 else PicturesFailed.exit_code
+
+
+class _Report:
+    """Writes each picture's files under a name no other picture has, and gathers the annotations of all."""
+
+    def __init__(self, out: Path, labels: bool, gather: bool) -> None:
+        self._out, self._labels, self._gather = out, labels, gather
+        self._names: set[str] = set()
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def add(self, path: Path, result: "Segmentation") -> str:
+        """Returns the line to print."""
+        from . import coco
+        from .overlay import percent
+
+        name = self._unique(path.stem)
+        overlay = result.save(self._out / f"{name}.overlay.jpg")
+        lies = str(overlay)
+        if self._labels:
+            lies += f", {result.save(self._out / f'{name}.labels.png')}"
+        if self._gather:
+            height, width = result.labels.shape
+            number = len(self._images) + 1
+            self._images.append(coco.image_entry(number, height, width, str(path)))
+            self._annotations += result.to_coco(number, len(self._annotations) + 1, compressed=True)
+        found = sorted(zip(result.shares, result.words, strict=True), reverse=True)
+        said = ", ".join(f"{word} {percent(share)}" for share, word in found if share) or "none of the words"
+        return f"{path}: {said} -> {lies}"
+
+    def write_json(self, path: Path, words: Sequence[str]) -> None:
+        from . import coco
+        from .files import write_result
+
+        whole = json.dumps(coco.document(self._images, words, self._annotations))
+        write_result(path, lambda stream: stream.write(whole.encode()))
+
+    def _unique(self, stem: str) -> str:
+        name, number = stem, 1
+        while name in self._names:
+            number += 1
+            name = f"{stem}-{number}"
+        self._names.add(name)
+        return name
+
+
+def _expand(named: Sequence[str], out: Path) -> Iterator[Path]:
+    """Files as named; for a folder the pictures anywhere below it, in order, but none that earlier runs wrote."""
+    from .pictures import SUFFIXES
+
+    for name in named:
+        path = Path(name)
+        if not path.is_dir():
+            yield path
+            continue
+        found = [
+            below
+            for below in sorted(path.rglob("*"))
+            if below.suffix.lower() in SUFFIXES and below.is_file() and not below.is_relative_to(out)
+        ]
+        if not found:
+            raise UsageError(f"{path}: no pictures in this folder; name one that holds {', '.join(sorted(SUFFIXES))}")
+        yield from found
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise UsageError(f"--size {text!r}: give height x width in pixels, for example 480x640")
+    return int(height), int(width)
+
+
+def _info(options: argparse.Namespace) -> int:
+    with _open(options) as session:
+        facts = _facts(session)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for group, entries in facts.items():
+        print(group)
+        for name, value in entries.items():
+            print(f"  {name:<12} {value}")
+    return 0
+
+
+def _facts(session: "Session") -> dict[str, dict[str, Any]]:
+    import platform
+
+    import onnxruntime  # type: ignore[import-untyped]
+
+    bundle, backend, pre = session.bundle, session.backend, session.bundle.preprocessing
+    megabytes = sum(entry["bytes"] for entry in bundle.manifest["files"].values()) / 1e6
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            "cores": usable,
+            "onnxruntime": onnxruntime.__version__,
+            "providers": ", ".join(onnxruntime.get_available_providers()),
+            "fusioner-rt": __version__,
+        },
+        "backend": {"requested": backend.requested, "effective": backend.effective, "why": backend.why},
+        "bundle": {
+            "folder": str(bundle.folder),
+            "name": bundle.name,
+            "created": bundle.manifest.get("created", "unknown"),
+            "precision": bundle.precision,
+            "size": f"{megabytes:.1f} MB in {len(bundle.manifest['files'])} files, all verified",
+            "input": f"about {pre.side}x{pre.side} pixels, edges multiples of {pre.multiple} up to {pre.longest}",
+            "templates": len(bundle.templates),
+            "words": f"{bundle.words.min} to {bundle.words.max} at once",
+            "batch": f"{bundle.batch.min} to {bundle.batch.max} pictures",
+            "edges": f"{bundle.size.min} to {bundle.size.max} pixels",
+            "plans": len(bundle.manifest.get("engines", [])) or "none",
+        },
+        "cache": {"folder": str(session.cache_folder), "notes": "; ".join(session.notes) or "none"},
+    }
+
+
+def _words(options: argparse.Namespace) -> int:
+    from .text_cache import TextCache, default_folder
+
+    folder = options.cache or default_folder()
+    cache = TextCache(folder)
+    if options.clear:
+        try:
+            removed = cache.clear()
+        except OSError as error:
+            raise OutputUnwritable(f"{folder}: cannot be cleared ({error.strerror}); check its permissions") from None
+        print(f"{removed} cached words removed from {folder}")
+        return 0
+    entries = cache.words()
+    for entry in entries:
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.written))
+        print(f"{entry.word}  ({entry.prompts} prompts, {entry.precision}, encoder {entry.graph[:8]}, used {written})")
+    total = sum(entry.bytes for entry in entries)
+    print(f"{len(entries)} words, {total / 1000:.1f} kB in {folder}")
+    return 0
+
+
+class _Bar:
+    """A progress bar on stderr for people: nothing is drawn where stderr is not a terminal, or for one picture."""
+
+    def __init__(self, total: int) -> None:
+        self._done, self._total = 0, total
+        self._shown = total > 1 and sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._draw()
+
+    def step(self) -> None:
+        self._done += 1
+        self._draw()
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    def _draw(self) -> None:
+        if not self._shown:
+            return
+        filled = 30 * self._done // self._total
+        left = (time.monotonic() - self._start) / self._done * (self._total - self._done) if self._done else 0
+        text = f"[{'#' * filled}{'.' * (30 - filled)}] {self._done}/{self._total}  {left:.0f} s left"
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _complain(error: FusionerError) -> int:
+    print(f"fusioner-rt: {' '.join(str(error).split())}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,118 @@
+"""One class per kind of cause; a message is one line: what was found, what was expected, what to do.
+
+The command line prints the message and exits with the kind's `exit_code` (2 is argparse's own, 130 an interrupt).
+"""
+
+
+class FusionerError(Exception):
+    """Base of all. Caught and printed without a traceback by the command line."""
+
+    exit_code = 1
+
+
+class UsageError(FusionerError):
+    """An argument outside its meaning: a threshold of 3, a size of 0, a closed session."""
+
+    exit_code = 2
+
+
+class PictureMissing(FusionerError):
+    """The path does not lead to a file that can be opened."""
+
+    exit_code = 10
+
+
+class PictureUnreadable(FusionerError):
+    """The file is not a picture, or a broken or unsupported one."""
+
+    exit_code = 11
+
+
+class PictureTooLarge(FusionerError):
+    """More pixels than the limit; told from the header, before any is decoded."""
+
+    exit_code = 12
+
+
+class PictureInvalid(FusionerError):
+    """An object in memory that is no picture: wrong type, dtype or shape."""
+
+    exit_code = 13
+
+
+class WordsInvalid(FusionerError):
+    """No words, or an empty or repeated one."""
+
+    exit_code = 20
+
+
+class TooManyWords(FusionerError):
+    """More words than the bundle's profile was built for."""
+
+    exit_code = 21
+
+
+class TemplatesInvalid(FusionerError):
+    """A prompt template without its place for the word."""
+
+    exit_code = 22
+
+
+class BundleMissing(FusionerError):
+    """No bundle where one was looked for."""
+
+    exit_code = 30
+
+
+class ManifestInvalid(FusionerError):
+    """manifest.json is not the JSON that docs/bundle.md describes."""
+
+    exit_code = 31
+
+
+class BundleVersionUnknown(FusionerError):
+    """The bundle's format is newer (or other) than this version reads."""
+
+    exit_code = 32
+
+
+class BundleFileMissing(FusionerError):
+    """A file of the manifest is not in the folder."""
+
+    exit_code = 33
+
+
+class BundleFileAltered(FusionerError):
+    """A file's bytes are not those the manifest was written for."""
+
+    exit_code = 34
+
+
+class GraphUnusable(FusionerError):
+    """A graph cannot be loaded or run, or computed something that is not a number."""
+
+    exit_code = 35
+
+
+class BackendUnavailable(FusionerError):
+    """The backend asked for is unknown, not installed, or fell back to another silently."""
+
+    exit_code = 40
+
+
+class SizeOutsideProfile(FusionerError):
+    """A network input larger or smaller than the bundle's profile was built for."""
+
+    exit_code = 41
+
+
+class OutputUnwritable(FusionerError):
+    """A result cannot be written where it should go."""
+
+    exit_code = 50
+
+
+class PicturesFailed(FusionerError):
+    """Some pictures of a run failed, for different kinds of reasons."""
+
+    exit_code = 60

@@ -1,0 +1,62 @@
+"""Files that are whole or not there: written beside their place under another name, then moved into it."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from .errors import OutputUnwritable
+
+TEMPORARY = ".fusioner-tmp-"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Call `write` with a binary stream and let its bytes become `path`, replacing what was there.
+
+    Raises OSError, and leaves no part of the file behind, where the folder cannot be written.
+    """
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """`write_atomically` for what a user asked for. Raises OutputUnwritable."""
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make the folder where it is missing and prove that files can be written to it. Raises OutputUnwritable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=TEMPORARY, dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    return folder
+
+
+def unwritable(path: Path, error: OSError) -> OutputUnwritable:
+    reason = error.strerror or str(error)
+    return OutputUnwritable(f"{path}: cannot be written ({reason}); choose a folder that exists and is writable")
+
+
+def _umask() -> int:
+    return _UMASK
+
+
+# Read once, at import: reading the umask means setting it, which other threads would notice.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)

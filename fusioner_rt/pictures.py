@@ -1,0 +1,173 @@
+"""Any picture to RGB pixels: the only place where pictures are decoded, for serving and for training alike.
+
+What a viewer would show is what the model sees: EXIF orientation is applied, transparent pixels lie on white,
+16-bit grey is scaled to 8 bits. Embedded colour profiles are not applied.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+
+from .errors import PictureInvalid, PictureMissing, PictureTooLarge, PictureUnreadable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Picture: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, "Image", np.ndarray]
+
+PIXEL_LIMIT = 1 << 27
+"""Largest picture, in pixels: 134 million, an 11,585 x 11,585 square."""
+
+SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()  # noqa: SIM905
+)
+"""Which files of a folder count as pictures."""
+
+# Only formats that hold pixels: Pillow would hand others, such as EPS, to an external interpreter.
+_FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+
+
+def decode(picture: Picture) -> np.ndarray:
+    """Any picture to RGB.
+
+    picture: a path, the bytes of a file, a Pillow image, or a (H, W, 3) uint8 RGB array.
+    Returns (H, W, 3) uint8, C-contiguous. An array is returned as it is (no copy) where it is contiguous.
+    Raises PictureMissing, PictureUnreadable, PictureTooLarge or PictureInvalid.
+    """
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    if isinstance(picture, (str, os.PathLike)):
+        return _from_path(Path(picture))
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return _from_stream(io.BytesIO(picture), describe(picture))
+    if _is_pillow(picture):
+        _check_pixels(picture.width, picture.height, describe(picture))
+        return _from_pillow(picture, describe(picture))
+    raise PictureInvalid(
+        f"a picture was given as {type(picture).__module__}.{type(picture).__qualname__}; "
+        "pass a path, the bytes of a file, a Pillow image or a (H, W, 3) uint8 numpy array"
+    )
+
+
+def describe(picture: Any) -> str:
+    """A short name for messages."""
+    if isinstance(picture, (str, os.PathLike)):
+        return os.fspath(picture)
+    if isinstance(picture, np.ndarray):
+        return f"the {picture.dtype} array of shape {picture.shape}"
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return f"the picture of {memoryview(picture).nbytes} bytes"
+    if _is_pillow(picture):
+        return getattr(picture, "filename", "") or f"the Pillow image of {picture.width}x{picture.height}"
+    return f"the {type(picture).__qualname__}"
+
+
+def _is_pillow(picture: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(picture, Image.Image)
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    name = describe(array)
+    if array.dtype != np.uint8:
+        raise PictureInvalid(
+            f"{name}: pixels must be uint8, 0..255; convert floats in 0..1 with (array * 255).round().astype('uint8')"
+        )
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise PictureInvalid(
+            f"{name}: the shape must be (height, width, 3), RGB; "
+            "stack grey to three channels, drop alpha, and move channels last with array.transpose(1, 2, 0)"
+        )
+    _check_pixels(array.shape[1], array.shape[0], name)
+    return np.ascontiguousarray(array)
+
+
+def _from_path(path: Path) -> np.ndarray:
+    try:
+        with open(path, "rb") as stream:
+            return _from_stream(stream, str(path))
+    except FileNotFoundError:
+        raise PictureMissing(f"{path}: there is no such file; check the path (relative to {Path.cwd()})") from None
+    except IsADirectoryError:
+        raise PictureMissing(f"{path}: this is a folder, a picture file was expected; name the file in it") from None
+    except OSError as error:
+        raise PictureMissing(f"{path}: cannot be opened ({error.strerror or error}); check its permissions") from None
+    except ValueError as error:  # a path with a null byte
+        raise PictureMissing(f"{str(path)!r}: is not a path ({error}); check the path") from None
+
+
+def _from_stream(stream: Any, name: str) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(stream, formats=_FORMATS) as image:  # reads the header alone
+            _check_pixels(image.width, image.height, name)
+            image.load()
+            return _from_pillow(image, name)
+    except (PictureTooLarge, PictureUnreadable):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # The application has set a lower limit of its own.
+        raise PictureTooLarge(f"{name}: Pillow refuses it ({error}); shrink the picture first") from None
+    except UnidentifiedImageError:
+        raise PictureUnreadable(
+            f"{name}: the content is not a picture that is understood (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, ...), "
+            "whatever its name says; convert it to one of these"
+        ) from None
+    except MemoryError:
+        raise PictureTooLarge(f"{name}: there is not enough memory to decode it; shrink the picture first") from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on broken files
+        raise PictureUnreadable(
+            f"{name}: the picture is broken or cut short ({_one_line(error)}); fetch or export it again"
+        ) from None
+
+
+def _check_pixels(width: int, height: int, name: str) -> None:
+    if width < 1 or height < 1:
+        raise PictureInvalid(f"{name}: has no pixels ({width}x{height}); both edges must be at least 1")
+    if width * height > PIXEL_LIMIT:
+        raise PictureTooLarge(
+            f"{name}: {width}x{height} is {width * height / 1e6:.0f} million pixels, "
+            f"at most {PIXEL_LIMIT / 1e6:.0f} million are accepted; shrink the picture first"
+        )
+
+
+def _from_pillow(image: "Image", name: str) -> np.ndarray:
+    try:
+        return np.ascontiguousarray(np.asarray(_to_rgb(_upright(image))))
+    except Exception as error:
+        raise PictureUnreadable(
+            f"{name}: a picture of mode {image.mode} cannot be turned into RGB ({_one_line(error)}); "
+            "convert it to 8-bit RGB and try again"
+        ) from None
+
+
+def _upright(image: "Image") -> "Image":
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # unreadable EXIF says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: "Image") -> "Image":
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or image.mode == "I":  # Pillow keeps 16-bit values in both
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined white")
+    if image.has_transparency_data:
+        page = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,101 @@
+"""Picture to network input: the one definition of size, resampling and normalisation, for training and serving."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import ManifestInvalid, PictureInvalid
+
+RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What `preprocessing` in a manifest says.
+
+    side: square root of the input's area, in pixels.
+    multiple: both edges of the input are multiples of it, and at least it.
+    longest: no edge exceeds it (rounded down to a multiple).
+    resample: a name of RESAMPLINGS, applied by Pillow, which filters when it shrinks (antialiasing).
+    mean, std: per channel, in units of 0..1.
+    """
+
+    side: int
+    multiple: int
+    longest: int
+    resample: str = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.multiple <= self.longest or self.side < 1:
+            raise ManifestInvalid(
+                f"preprocessing: side {self.side}, multiple {self.multiple} and longest {self.longest} do not fit; "
+                "side must be positive and multiple within 1..longest"
+            )
+        if self.resample not in RESAMPLINGS:
+            raise ManifestInvalid(
+                f"preprocessing: resample {self.resample!r} is unknown; it must be one of {', '.join(RESAMPLINGS)}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise ManifestInvalid("preprocessing: mean and std must hold three numbers each, those of std positive")
+
+    @classmethod
+    def from_manifest(cls, entry: Mapping[str, Any]) -> "Preprocessing":
+        """From the manifest's `preprocessing` object. Raises ManifestInvalid."""
+        try:
+            return cls(
+                side=int(entry["side"]),
+                multiple=int(entry["multiple"]),
+                longest=int(entry["longest"]),
+                resample=str(entry["resample"]),
+                mean=tuple(float(value) for value in entry["mean"]),  # type: ignore[arg-type]
+                std=tuple(float(value) for value in entry["std"]),  # type: ignore[arg-type]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestInvalid(f"preprocessing: {error!r} in {dict(entry)}; see docs/bundle.md") from None
+
+    def to_manifest(self) -> dict[str, Any]:
+        """The manifest's `preprocessing` object; `from_manifest` reads it back."""
+        return {
+            "side": self.side,
+            "multiple": self.multiple,
+            "longest": self.longest,
+            "resample": self.resample,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Network input (h, w) of a picture of height x width pixels: same aspect, area about side squared."""
+        if height < 1 or width < 1:
+            raise PictureInvalid(f"a picture of {width}x{height} has no pixels; both edges must be at least 1")
+        scale = self.side / math.sqrt(height * width)
+        return self._edge(height * scale), self._edge(width * scale)
+
+    def _edge(self, length: float) -> int:
+        whole = math.floor(length / self.multiple + 0.5) * self.multiple
+        return min(max(whole, self.multiple), self.longest // self.multiple * self.multiple)
+
+    def __call__(self, rgb: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Resize and normalise.
+
+        rgb: (H, W, 3) uint8. size: (h, w) of the result, by default `input_size(H, W)`.
+        Returns (3, h, w) float32, C-contiguous.
+        """
+        from PIL import Image
+
+        height, width = self.input_size(*rgb.shape[:2]) if size is None else size
+        image = Image.fromarray(rgb)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling[self.resample.upper()])
+        std = np.asarray(self.std, np.float32)
+        gain = (1 / (255 * std))[:, None, None]
+        shift = (np.asarray(self.mean, np.float32) / std)[:, None, None]
+        planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32)
+        planes *= gain
+        planes -= shift
+        return planes
