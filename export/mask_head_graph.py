@@ -165,31 +165,39 @@ def tap_matrices(graph: Graph) -> tuple[str, str, str, str]:
     low_height, low_width = graph.size("scores", 2), graph.size("scores", 3)
     one = integer(1)
 
-    row_positions, row_unit = positions(graph, low_height, height, graph.Range(from_row, to_row, one))
-    top = graph.Div(graph.ReduceMin(row_positions, keepdims=0), row_unit)
-    bottom = graph.Div(graph.ReduceMax(row_positions, keepdims=0), row_unit)
+    top = lower_tap(graph, low_height, height, from_row)
+    bottom = lower_tap(graph, low_height, height, graph.Sub(to_row, one))
     bottom = graph.Min(graph.Add(bottom, integer(2)), low_height)
-    rows = hat(graph, row_positions, row_unit, graph.Range(top, graph.Add(bottom, one), one))
+    under = graph.Range(top, graph.Add(bottom, one), one)
+    rows = hat(graph, low_height, height, graph.Range(from_row, to_row, one), under)
 
-    column_positions, column_unit = positions(graph, low_width, width, graph.Range(integer(0), width, one))
-    columns = hat(graph, column_positions, column_unit, graph.Range(integer(0), graph.Add(low_width, one), one))
+    along = graph.Range(integer(0), graph.Add(low_width, one), one)
+    columns = hat(graph, low_width, width, graph.Range(integer(0), width, one), along)
     return rows, columns, graph.Unsqueeze(top, integer([0])), graph.Unsqueeze(bottom, integer([0]))
 
 
-def positions(graph: Graph, size_in: str, size_out: str, outputs: str) -> tuple[str, str]:
-    """Where `outputs` lie among the inputs, as integers, and the unit (2·size_out) they count one input step in."""
+def hat(graph: Graph, size_in: str, size_out: str, outputs: str, inputs: str) -> str:
+    """(outputs, inputs) float32: 1 where an output lies on an input, falling linearly to 0 at that input's neighbours.
+
+    Positions are divided as integers (see the reference); only the fraction is ever rounded.
+    """
     unit = graph.Mul(size_out, integer(2))
     odd = graph.Add(graph.Mul(outputs, integer(2)), integer(1))
     position = graph.Sub(graph.Mul(odd, size_in), size_out)
     end = graph.Mul(graph.Sub(size_in, integer(1)), unit)
-    return graph.Min(graph.Max(position, integer(0)), end), unit
+    position = graph.Unsqueeze(graph.Min(graph.Max(position, integer(0)), end), integer([1]))
+    lower = graph.Div(position, unit)
+    remainder = graph.Sub(position, graph.Mul(lower, unit))
+    fraction = graph.Div(graph.Cast(remainder, to=FLOAT), graph.Cast(unit, to=FLOAT))
+    steps = graph.Sub(graph.Cast(inputs, to=FLOAT), graph.Cast(lower, to=FLOAT))
+    return graph.Relu(graph.Sub(real(1), graph.Abs(graph.Sub(steps, fraction))))
 
 
-def hat(graph: Graph, position: str, unit: str, inputs: str) -> str:
-    """(outputs, inputs) float32: 1 at an input, falling linearly to 0 at its neighbours; the only rounding is here."""
-    apart = graph.Abs(graph.Sub(graph.Unsqueeze(position, integer([1])), graph.Mul(inputs, unit)))
-    weight = graph.Max(graph.Sub(unit, apart), integer(0))
-    return graph.Div(graph.Cast(weight, to=FLOAT), graph.Cast(unit, to=FLOAT))
+def lower_tap(graph: Graph, size_in: str, size_out: str, output: str) -> str:
+    """The lower neighbour of one output index, a scalar."""
+    odd = graph.Add(graph.Mul(output, integer(2)), integer(1))
+    position = graph.Max(graph.Sub(graph.Mul(odd, size_in), size_out), integer(0))
+    return graph.Min(graph.Div(position, graph.Mul(size_out, integer(2))), graph.Sub(size_in, integer(1)))
 
 
 def lengths(graph: Graph, rows: str, columns: str, first: str, last: str) -> str:
