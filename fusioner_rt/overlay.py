@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 OPACITY = 0.5
 SMALLEST = 320  # pixels: smaller pictures are enlarged so that there is something to look at
-MOST_ABSENT = 12  # words without pixels are listed in grey up to this many
+MOST_ABSENT = 6  # words without pixels are listed in grey up to this many
 MOST_LISTED = 60
 _PAPER, _INK, _FAINT = (24, 26, 31), (236, 238, 242), (128, 133, 143)
-_WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "Arial.ttf")
+_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "DejaVuSans.ttf", "NotoSans-Regular.ttf")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _lines(
         lines.append((f"{words[index]} {percent(shares[index])}", (red, green, blue)))
     if len(found) > MOST_LISTED:
         lines.append((f"and {len(found) - MOST_LISTED} more", None))
-    lines += [(f"{words[index]} –", None) for index in absent[:MOST_ABSENT]]
+    lines += [(f"{words[index]} 0%", None) for index in absent[:MOST_ABSENT]]
     if len(absent) > MOST_ABSENT:
         lines.append((f"{len(absent) - MOST_ABSENT} more not found", None))
     return lines
@@ -139,9 +139,9 @@ def _shorten(text: str, font: "FreeTypeFont | ImageFont", width: int) -> str:
     if font.getlength(text) <= width:
         return text
     head, _, share = text.rpartition(" ")
-    while head and font.getlength(f"{head}… {share}") > width:
+    while head and font.getlength(f"{head}... {share}") > width:
         head = head[:-1]
-    return f"{head}… {share}"
+    return f"{head}... {share}"
 
 
 def _font(size: int, text: str) -> "FreeTypeFont | ImageFont":

@@ -27,7 +27,8 @@ SUFFIXES = frozenset(
 """Which files of a folder count as pictures."""
 
 # Only formats that hold pixels: Pillow would hand others, such as EPS, to an external interpreter.
-_FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+_COMMON = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # what Pillow knows without loading all its plugins
+_FORMATS = (*_COMMON, "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA")
 
 
 def decode(picture: Picture) -> np.ndarray:
@@ -104,7 +105,7 @@ def _from_stream(stream: Any, name: str) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(stream, formats=_FORMATS) as image:  # reads the header alone
+        with _open(stream) as image:  # reads the header alone
             _check_pixels(image.width, image.height, name)
             image.load()
             return _from_pillow(image, name)
@@ -124,6 +125,17 @@ def _from_stream(stream: Any, name: str) -> np.ndarray:
         raise PictureUnreadable(
             f"{name}: the picture is broken or cut short ({_one_line(error)}); fetch or export it again"
         ) from None
+
+
+def _open(stream: Any) -> "Image":
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(stream, formats=_COMMON)
+    except UnidentifiedImageError:
+        Image.init()
+        stream.seek(0)
+        return Image.open(stream, formats=[form for form in _FORMATS if form in Image.OPEN])
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:
@@ -163,6 +175,8 @@ def _to_rgb(image: "Image") -> "Image":
         image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white")
+    if image.mode == "La":  # premultiplied grey turns into nothing but plain grey with alpha
+        image = image.convert("LA")
     if image.has_transparency_data:
         page = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")

@@ -1,0 +1,51 @@
+"""What the runtime's tests share: a cache of their own, pictures with structure, and bundles with another manifest."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusioner_rt.bundle import MANIFEST, write_manifest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's cache, or finds the user's engine."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FUSIONER_CACHE", str(folder))
+    monkeypatch.delenv("FUSIONER_ENGINE", raising=False)
+    return folder
+
+
+def scene(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8: smooth blobs, so that labels have regions and borders."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = [np.sin(2 * np.pi * (x * a + y * b + c)) for a, b, c in random.uniform(-2, 2, (3, 3))]
+    return (127.5 + 127.5 * np.stack(waves, axis=2)).round().astype(np.uint8)
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return scene(61, 93)
+
+
+@pytest.fixture
+def changed_bundle(tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the tiny bundle with manifest fields replaced: changed_bundle(profiles={"words": {...}})."""
+
+    def change(**fields: Any) -> Path:
+        folder = tmp_path / "bundle"
+        shutil.copytree(tiny_bundle, folder)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, value in fields.items():
+            old = manifest.get(name)
+            manifest[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        write_manifest(folder, manifest)
+        return folder
+
+    return change

@@ -1,0 +1,129 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusioner_rt.bundle import GRAPHS, MANIFEST, Bundle, find_bundle, write_manifest
+from fusioner_rt.errors import (
+    BundleFileAltered,
+    BundleFileMissing,
+    BundleMissing,
+    BundleVersionUnknown,
+    FusionerError,
+    ManifestInvalid,
+)
+from fusioner_rt.preprocess import Preprocessing
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_bundle, tmp_path / "copy")
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def refused(folder: Path, kind: type[FusionerError], *says: str) -> None:
+    with pytest.raises(kind) as caught:
+        Bundle.open(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (*says, f"python export/build_engine.py --fp16 --out {folder}"):
+        assert part in message
+
+
+def test_a_whole_bundle_opens(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    assert isinstance(bundle.preprocessing, Preprocessing)
+    assert bundle.tokenizer.is_file() and all(bundle.graph(name).is_file() for name in GRAPHS)
+    assert bundle.words.min <= bundle.words.opt <= bundle.words.max
+
+
+def test_a_manifest_names_every_file_and_opens_again(copy: Path) -> None:
+    old = json.loads((copy / MANIFEST).read_text())
+    (copy / "sub").mkdir()
+    (copy / "sub" / "extra.bin").write_bytes(b"12345")
+    new = write_manifest(copy, {**old, "name": "renamed", "format_version": 99, "files": {"gone": {}}})
+    assert new["files"]["sub/extra.bin"]["bytes"] == 5
+    assert set(new["files"]) == {*old["files"], "sub/extra.bin"} and MANIFEST not in new["files"]
+    assert Bundle.open(copy).name == "renamed"
+
+
+@pytest.mark.parametrize("name", [f"{graph}.onnx" for graph in GRAPHS] + ["tokenizer.json"])
+def test_a_missing_a_flipped_and_a_cut_file_are_each_named(copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    (copy / name).unlink()
+    refused(copy, BundleFileMissing, name, "missing")
+    (copy / name).write_bytes(content[:-1])
+    refused(copy, BundleFileAltered, name, f"{len(content) - 1} bytes")
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    refused(copy, BundleFileAltered, name, "sha256")
+
+
+def test_a_newer_format_says_to_update(copy: Path) -> None:
+    edit(copy, lambda manifest: manifest.update(format_version=2))
+    refused(copy, BundleVersionUnknown, "format version 2", "reads version 1", "update fusioner-rt")
+    edit(copy, lambda manifest: manifest.update(format_version="old"))
+    refused(copy, BundleVersionUnknown, "'old'")
+
+
+def test_a_version_is_judged_before_anything_else(copy: Path) -> None:
+    (copy / MANIFEST).write_text(json.dumps({"format": "fusioner-rt bundle", "format_version": 2}))
+    refused(copy, BundleVersionUnknown)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": "other"}', "\xff\xfe"])
+def test_manifests_that_are_none(copy: Path, content: str) -> None:
+    (copy / MANIFEST).write_bytes(content.encode("latin-1"))
+    refused(copy, ManifestInvalid, MANIFEST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("files"),
+        lambda m: m.update(files=[]),
+        lambda m: m["files"].pop("text.onnx"),
+        lambda m: m["files"].update({"text.onnx": "hash"}),
+        lambda m: m["files"].update({"../outside": {"sha256": "", "bytes": 0}}),
+        lambda m: m["files"].update({"/etc/hostname": {"sha256": "", "bytes": 0}}),
+        lambda m: m["graphs"].pop("mask_labels"),
+        lambda m: m["profiles"]["words"].pop("max"),
+        lambda m: m["profiles"]["batch"].update(max="many"),
+        lambda m: m["preprocessing"].update(resample="magic"),
+        lambda m: m.update(templates=["no place"]),
+        lambda m: m.pop("precision"),
+        lambda m: m.update(tokenizer=None),
+    ],
+)
+def test_manifests_with_a_field_missing_or_malformed(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(copy, change)
+    refused(copy, ManifestInvalid)
+
+
+def test_folders_without_a_bundle(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        refused(folder, BundleMissing, "--engine DIR")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleMissing, match="not a folder"):
+        Bundle.open(tmp_path / "file")
+
+
+def test_where_a_bundle_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleMissing, match="FUSIONER_ENGINE"):
+        find_bundle()
+    for place in ("models/demo/bundle", "engines/demo"):  # later ones win over earlier
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / MANIFEST).write_text("{}")
+        assert find_bundle() == Path(place)
+    monkeypatch.setenv("FUSIONER_ENGINE", "/from/environment")
+    assert find_bundle() == Path("/from/environment")
+    assert find_bundle("named") == Path("named")
