@@ -22,6 +22,9 @@ def bands(height: int, row_bytes: int, budget: int = BAND_BYTES) -> Iterator[tup
         yield first, min(first + rows, height)
 
 
+_CALM = 8  # a power of two: dividing scores by it rounds nothing
+
+
 class MaskHead:
     """Stage 1 (`maps`) and stage 2 (`labels`, `probabilities`, `independent_labels`) of the mask head."""
 
@@ -66,16 +69,18 @@ class MaskHead:
         """One picture, each word fused alone: every word has features, hence Gram maps, of its own.
 
         scores: (K, 1, h, w). gram: (K, 5, h, w). The rule stays "the best word whose probability exceeds the
-        threshold", but the norm no longer cancels between words, so words are compared by probability.
+        threshold", but the norm no longer cancels between words, so words are compared by probability: by one at
+        _CALM times the temperature, because float32 has few values just below 1 and sure words would tie.
         Returns labels (H, W) uint16 and confidence (H, W) float32.
         """
         labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
+        calm = scores / np.float32(_CALM)
         for first, last in self._bands(scores, size):
-            band = self._band_probabilities(scores, gram, size, first, last)[:, 0]
+            band = self._band_probabilities(calm, gram, size, first, last)[:, 0]
             best = band.argmax(axis=0)
             highest = np.take_along_axis(band, best[None], axis=0)[0]
-            labels[first:last] = np.where(highest > np.float32(threshold), best + 1, 0)
-            confidence[first:last] = highest
+            confidence[first:last] = _sharpen(highest)
+            labels[first:last] = np.where(confidence[first:last] > np.float32(threshold), best + 1, 0)
         return labels, confidence
 
     def _band_probabilities(
@@ -87,6 +92,12 @@ class MaskHead:
         pictures, words = scores.shape[:2]
         # Per output pixel: the words' values before and after each axis' interpolation, and some ten maps of the norm.
         return bands(size[0], size[1] * pictures * (2 * words + 10) * 4, self._budget)
+
+
+def _sharpen(calm: np.ndarray) -> np.ndarray:
+    """Probabilities at _CALM times the temperature to those at the temperature itself: sigmoid(_CALM * logit(p))."""
+    with np.errstate(over="ignore", divide="ignore"):
+        return 1 / (1 + ((1 - calm) / calm) ** _CALM)
 
 
 def _band(scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], first: int, last: int) -> dict[str, np.ndarray]:

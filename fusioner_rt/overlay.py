@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OPACITY = 0.5
 SMALLEST = 320  # pixels: smaller pictures are enlarged so that there is something to look at
 MOST_ABSENT = 6  # words without pixels are listed in grey up to this many
-MOST_LISTED = 60
+MOST_LISTED = 40
 _PAPER, _INK, _FAINT = (24, 26, 31), (236, 238, 242), (128, 133, 143)
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "DejaVuSans.ttf", "NotoSans-Regular.ttf")
 

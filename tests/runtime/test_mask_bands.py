@@ -104,3 +104,19 @@ def test_independent_labels_are_the_best_of_probabilities_with_their_own_norms(
     expected = np.where(confidence > 0.5, probabilities.argmax(axis=0) + 1, 0)
     np.testing.assert_array_equal(labels[clear], expected[clear])
     assert clear.mean() > 0.9
+
+
+def test_independent_words_that_are_all_but_certain_do_not_tie(
+    graphs: tuple[Graph, Graph, Graph], channels: int
+) -> None:
+    """Two words with cosines of 0.999 and 0.9999: both probabilities are 1 - 6e-7, and the surer must still win."""
+    features = np.zeros((2, 3, 3, channels), np.float32)
+    features[..., 0] = 1
+    refined = np.zeros((2, 1, channels), np.float32)
+    for k, cosine in enumerate((0.999, 0.9999)):
+        refined[k, 0, :2] = cosine, (1 - cosine**2) ** 0.5
+    head = MaskHead(*graphs)
+    for order in ([0, 1], [1, 0]):
+        labels, confidence = head.independent_labels(*head.maps(features, refined[order]), (8, 8), 0.5)
+        assert (labels == order.index(1) + 1).all()
+        assert (confidence < 1).all()

@@ -1,0 +1,214 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import scene
+from PIL import Image
+from test_pictures import encoded, png_header
+
+from fusioner_rt.bundle import MANIFEST
+from fusioner_rt.cli import main
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(scene(61, 93)).save(path, quality=95)
+    return path
+
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run `segment` and expect failure: returns the single line on stderr."""
+
+    def run(picture: object, code: int, words: str = "cat, sofa", engine: Path = tiny_bundle, **options: object) -> str:
+        extra = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        out = [] if "out" in options else ["--out", str(tmp_path / "out")]
+        assert main(["segment", str(picture), "--words", words, "--engine", str(engine), *out, *extra]) == code
+        said = capsys.readouterr()
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        assert line.startswith("fusioner-rt: ")
+        return line
+
+    return run
+
+
+def test_a_picture_becomes_one_line_and_an_overlay(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "folder"
+    command = ["segment", str(photo), "--words", "cat, sofa", "--engine", str(tiny_bundle), "--out", str(out)]
+    assert main([*command, "--labels", "--threshold", "0"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    (line,) = said.out.splitlines()
+    assert line.startswith(f"{photo}: ") and "%" in line and str(out / "photo.overlay.jpg") in line
+    assert Image.open(out / "photo.overlay.jpg").width >= 93
+    labels = np.asarray(Image.open(out / "photo.labels.png"))
+    assert labels.shape == (61, 93) and set(np.unique(labels)) <= {1, 2}
+    assert main([*command, "--threshold", "1"]) == 0
+    assert "none of the words" in capsys.readouterr().out
+
+
+def test_a_folder_is_done_but_for_its_bad_files(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    for copy in ("a.jpg", "deeper/a.jpg", "z.png"):
+        shutil.copy(photo, folder / copy)
+    (folder / "broken.jpg").write_text("text")
+    (folder / "readme.txt").write_text("not offered as a picture")
+    coco = tmp_path / "all.json"
+    command = ["segment", str(folder), "--words", "cat, sofa", "--engine", str(tiny_bundle), "--json", str(coco)]
+    command += ["--out", str(folder / "results"), "--threshold", "0", "--size", "20x30"]
+    for _ in range(2):  # the second time, the results of the first lie in the folder and are not taken for pictures
+        assert main(command) == 11
+        said = capsys.readouterr()
+        assert [line.split(":")[0] for line in said.out.splitlines()] == [
+            str(folder / name) for name in ("a.jpg", "deeper/a.jpg", "z.png")
+        ]
+        broken, summary = said.err.splitlines()
+        assert "broken.jpg" in broken and "1 of 4 pictures failed" in summary
+    assert sorted(path.name for path in (folder / "results").iterdir()) == [
+        "a-2.overlay.jpg", "a.overlay.jpg", "z.overlay.jpg",
+    ]  # fmt: skip
+    whole = json.loads(coco.read_text())
+    assert [image["file_name"] for image in whole["images"]] == [
+        str(folder / name) for name in ("a.jpg", "deeper/a.jpg", "z.png")
+    ]
+    assert {(image["width"], image["height"]) for image in whole["images"]} == {(30, 20)}
+    identifiers = [entry["id"] for entry in whole["annotations"]]
+    assert identifiers == list(range(1, len(identifiers) + 1)) and len(identifiers) >= 3
+
+
+def test_failures_of_different_kinds_have_a_code_of_their_own(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.jpg").write_text("text")
+    pictures = [str(tmp_path / "text.jpg"), str(tmp_path / "absent.jpg")]
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["segment", *pictures, "--words", "cat", "--engine", str(tiny_bundle), *out]) == 60
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_bad_pictures(fails: Fails, tmp_path: Path, photo: Path) -> None:
+    assert "check the path" in fails(tmp_path / "absent.jpg", 10)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+    assert "fetch or export it again" in fails(cut, 11)
+    text = tmp_path / "text.jpg"
+    text.write_text("text")
+    assert "convert it" in fails(text, 11)
+    huge = tmp_path / "huge.png"
+    huge.write_bytes(png_header(60_000, 60_000))
+    assert "shrink" in fails(huge, 12)
+    (tmp_path / "empty").mkdir()
+    assert "no pictures in this folder" in fails(tmp_path / "empty", 2)
+    floats = tmp_path / "floats.tiff"
+    floats.write_bytes(encoded(Image.new("F", (2, 2)), "TIFF"))
+    assert "convert it to 8-bit RGB" in fails(floats, 11)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [("", "give at least one"), ("cat,,sofa", "remove it"), ("cat, sofa, cat", "give each word once")],
+)
+def test_bad_words(fails: Fails, photo: Path, words: str, says: str) -> None:
+    assert says in fails(photo, 20, words=words)
+
+
+def test_too_many_words(fails: Fails, photo: Path, changed_bundle: Callable[..., Path]) -> None:
+    folder = changed_bundle(profiles={"words": {"min": 1, "opt": 1, "max": 2}})
+    assert f"--max-words 3 --out {folder}" in fails(photo, 21, words="a, b, c", engine=folder)
+
+
+def test_bad_bundles(fails: Fails, photo: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    cure = "python export/build_engine.py --fp16 --out"
+    engine = shutil.copytree(tiny_bundle, tmp_path / "engine")
+    assert cure in fails(photo, 30, engine=tmp_path / "nowhere")
+
+    graph = engine / "image_fusion.onnx"
+    content = bytearray(graph.read_bytes())
+    graph.unlink()
+    line = fails(photo, 33, engine=engine)
+    assert "image_fusion.onnx" in line and f"{cure} {engine}" in line
+
+    content[len(content) // 3] ^= 64
+    graph.write_bytes(content)
+    line = fails(photo, 34, engine=engine)
+    assert "image_fusion.onnx" in line and f"{cure} {engine}" in line
+
+    manifest = json.loads((engine / MANIFEST).read_text())
+    (engine / MANIFEST).write_text(json.dumps({**manifest, "format_version": 2}))
+    assert "update fusioner-rt" in fails(photo, 32, engine=engine)
+    (engine / MANIFEST).write_text("{")
+    assert cure in fails(photo, 31, engine=engine)
+
+
+def test_outputs_that_cannot_be_written(fails: Fails, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "choose a folder" in fails(photo, 50, out=tmp_path / "file")
+    assert "choose a folder" in fails(photo, 50, out=tmp_path / "file" / "below")
+    assert "choose a folder" in fails(photo, 50, out=tmp_path, json=tmp_path / "file" / "all.json")
+
+
+def test_bad_options(fails: Fails, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "within 0..1" in fails(photo, 2, threshold=3)
+    assert "within 0..1" in fails(photo, 2, threshold="nan")
+    assert "480x640" in fails(photo, 2, size="large")
+    assert "at least 1" in fails(photo, 2, size="0x5")
+    assert "does not run TensorRT" in fails(photo, 40, backend="tensorrt")
+    with pytest.raises(SystemExit) as stop:
+        main(["segment", str(photo)])
+    assert stop.value.code == 2 and "--words" in capsys.readouterr().err
+
+
+def test_info_tells_machine_backend_and_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--engine", str(tiny_bundle)]) == 0
+    said = capsys.readouterr().out
+    for part in ("onnxruntime-cpu", "requested", "why", str(tiny_bundle), "words", "batch"):
+        assert part in said
+    assert main(["info", "--engine", str(tiny_bundle), "--json", "--backend", "onnxruntime-cpu"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["backend"]["requested"] == facts["backend"]["effective"] == "onnxruntime-cpu"
+
+
+def test_words_are_listed_and_cleared(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["segment", str(photo), "--words", "cat, red sofa", "--engine", str(tiny_bundle), *out]) == 0
+    capsys.readouterr()
+    assert main(["words"]) == 0
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("cat  (") and second.startswith("red sofa  (") and last.startswith("2 words")
+    assert main(["words", "--clear"]) == 0
+    assert capsys.readouterr().out.startswith("2 cached words removed")
+    assert main(["words"]) == 0
+    assert capsys.readouterr().out.startswith("0 words")
+
+
+def test_an_unwritable_cache_is_a_note(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    places = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "file" / "cache")]
+    assert main(["segment", str(photo), "--words", "cat", "--engine", str(tiny_bundle), *places]) == 0
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith("fusioner-rt: note: ") and "FUSIONER_CACHE" in note
+
+
+@pytest.mark.parametrize("command", [[], ["segment"]])
+def test_help_teaches_by_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert 'fusioner-rt segment photo.jpg --words "cat, sofa"' in capsys.readouterr().out

@@ -1,0 +1,317 @@
+import io
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import scene
+from PIL import Image
+
+from fusioner_rt import Segmentation, Session
+from fusioner_rt.errors import (
+    BackendUnavailable,
+    BundleMissing,
+    FusionerError,
+    GraphUnusable,
+    PictureMissing,
+    SizeOutsideProfile,
+    TemplatesInvalid,
+    TooManyWords,
+    UsageError,
+    WordsInvalid,
+)
+from fusioner_rt.segmentation import STAGES
+
+WORDS = ["cat", "red sofa", "tree"]
+CLOSE = 1e-5  # between two ways of computing one probability in float32; see ALLOWED in test_mask_bands.py
+
+
+@pytest.fixture(scope="module")
+def session(tiny_bundle: Path) -> Iterator[Session]:
+    with Session(tiny_bundle, cache=False) as opened:
+        yield opened
+
+
+def agree(one: Segmentation, other: Segmentation) -> None:
+    """Equal but for pixels whose two best words, or word and threshold, tie within rounding."""
+    np.testing.assert_allclose(one.confidence, other.confidence, atol=CLOSE, rtol=0)
+    assert (one.labels == other.labels).mean() > 0.995
+
+
+def test_a_result_has_the_pictures_size_and_says_what_it_holds(session: Session, picture: np.ndarray) -> None:
+    result = session.segment(picture, WORDS, probabilities=True)
+    assert result.words == tuple(WORDS)
+    assert result.labels.shape == result.confidence.shape == (61, 93)
+    assert result.labels.dtype == np.uint16 and result.confidence.dtype == np.float32
+    assert result.probabilities is not None and result.probabilities.shape == (3, 61, 93)
+    np.testing.assert_allclose(result.probabilities.max(axis=0), result.confidence, atol=CLOSE, rtol=0)
+    np.testing.assert_array_equal(result.picture, picture)
+    assert tuple(result.timing) == STAGES
+    assert result.timing["total"] == pytest.approx(sum(result.timing[stage] for stage in STAGES[:-1]), abs=0.01)
+    assert session.segment(picture, WORDS).probabilities is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 97), (301, 1), (2, 3), (7, 640), (33, 31)])
+def test_any_size_and_aspect_ratio(session: Session, shape: tuple[int, int]) -> None:
+    result = session.segment(scene(*shape), WORDS)
+    assert result.labels.shape == shape
+    assert np.isfinite(result.confidence).all()
+
+
+@pytest.mark.parametrize("mode", ["joint", "independent"])
+def test_the_size_asked_for_is_the_size_given(session: Session, picture: np.ndarray, mode: Any) -> None:
+    result = session.segment(picture, WORDS, size=(17, 211), mode=mode, probabilities=True)
+    assert result.labels.shape == result.confidence.shape == (17, 211)
+    assert result.probabilities is not None and result.probabilities.shape == (3, 17, 211)
+
+
+def test_a_list_gives_what_its_pictures_give_alone_in_their_order(session: Session) -> None:
+    shapes = [(61, 93), (93, 61), (61, 93), (40, 40), (122, 186), (61, 93), (61, 93), (61, 93)]
+    pictures = [scene(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    together = session.segment(pictures, WORDS)
+    assert [result.labels.shape for result in together] == shapes
+    for picture, result in zip(pictures, together, strict=True):
+        np.testing.assert_array_equal(result.picture, picture)
+        agree(result, session.segment(picture, WORDS))
+    assert session.segment([], WORDS) == []
+    assert len(session.segment((pictures[0],), WORDS)) == 1
+
+
+def test_batches_keep_within_the_profile(changed_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = changed_bundle(profiles={"batch": {"min": 1, "opt": 1, "max": 3}})
+    with Session(folder, cache=False) as session:
+        graph, sizes = session._graph("image_fusion"), []
+
+        def spy(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            sizes.append((len(inputs["pixels"]), *inputs["words"].shape[:2]))
+            return graph(inputs)
+
+        monkeypatch.setitem(session._graphs, "image_fusion", spy)  # type: ignore[arg-type]
+        session.segment([scene(50, 50, seed) for seed in range(7)], WORDS)
+        assert sizes == [(3, 3, 3), (3, 3, 3), (1, 1, 3)]
+        sizes.clear()
+        session.segment(scene(50, 50), "a, b, c, d", mode="independent")
+        assert sizes == [(1, 3, 1), (1, 1, 1)]
+
+
+def test_independent_mode_is_each_word_alone(session: Session, picture: np.ndarray) -> None:
+    result = session.segment(picture, WORDS, mode="independent", probabilities=True)
+    alone = [session.segment(picture, [word], probabilities=True) for word in WORDS]
+    assert result.probabilities is not None
+    expected = np.concatenate([one.probabilities for one in alone])  # type: ignore[misc]
+    np.testing.assert_allclose(result.probabilities, expected, atol=CLOSE, rtol=0)
+    np.testing.assert_allclose(result.confidence, expected.max(axis=0), atol=CLOSE, rtol=0)
+    highest = expected.max(axis=0)
+    winner = np.take_along_axis(expected, np.maximum(result.labels.astype(int) - 1, 0)[None], axis=0)[0]
+    assert (winner >= highest - CLOSE)[result.labels > 0].all()  # near 1 several words may round to one probability
+    clear = np.abs(highest - 0.5) > CLOSE
+    np.testing.assert_array_equal((result.labels > 0)[clear], (highest > 0.5)[clear])
+
+
+def test_with_one_word_the_modes_agree(session: Session, picture: np.ndarray) -> None:
+    agree(session.segment(picture, "cat"), session.segment(picture, "cat", mode="independent"))
+
+
+@pytest.mark.parametrize("mode", ["joint", "independent"])
+def test_permuting_the_words_permutes_the_masks(session: Session, picture: np.ndarray, mode: Any) -> None:
+    straight = session.segment(picture, WORDS, mode=mode)
+    turned = session.segment(picture, WORDS[::-1], mode=mode)
+    assert (turned.masks[::-1] == straight.masks).mean() > 0.995
+    np.testing.assert_allclose(turned.confidence, straight.confidence, atol=1e-4, rtol=0)
+
+
+def test_a_higher_threshold_only_takes_pixels_away(session: Session, picture: np.ndarray) -> None:
+    every, some, none = (session.segment(picture, WORDS, threshold=limit) for limit in (0.0, 0.6, 1.0))
+    assert (every.labels > 0).all() and not none.labels.any()
+    np.testing.assert_array_equal(some.labels, np.where(some.confidence > np.float32(0.6), every.labels, 0))
+
+
+def test_all_kinds_of_sources_give_one_result(session: Session, picture: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    results = session.segment([picture, Image.fromarray(picture), path, str(path), path.read_bytes()], WORDS)
+    for result in results:
+        np.testing.assert_array_equal(result.labels, results[0].labels)
+
+
+def test_an_exif_rotated_picture_has_upright_masks(session: Session, picture: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(np.rot90(picture)).save(stream, "PNG", exif=exif)
+    agree(session.segment(stream.getvalue(), WORDS), session.segment(picture, WORDS))
+
+
+def test_known_words_never_reach_the_text_encoder_again(tiny_bundle: Path, picture: np.ndarray) -> None:
+    with Session(tiny_bundle) as first:
+        one = first.segment(picture, WORDS)
+        assert first.text_encoder_calls == len(WORDS)
+        first.segment(picture, WORDS)
+        first.segment(picture, "tree, cat")
+        assert first.text_encoder_calls == len(WORDS)
+        first.segment(picture, "tree, bird")
+        assert first.text_encoder_calls == len(WORDS) + 1
+    with Session(tiny_bundle) as second:
+        two = second.segment(picture, WORDS)
+        assert second.text_encoder_calls == 0
+        assert "text" not in second._graphs
+    np.testing.assert_array_equal(one.labels, two.labels)
+    np.testing.assert_array_equal(one.confidence, two.confidence)
+
+
+def test_a_word_has_one_vector_whatever_it_is_encoded_beside(tiny_bundle: Path) -> None:
+    vectors = []
+    for words in (["cat"], ["a very long word that pads the others", "cat"]):
+        with Session(tiny_bundle, cache=False) as session:
+            session.set_vocabulary(words)
+            assert session._vocabulary is not None
+            vectors.append(session._vocabulary.vectors[-1])
+    np.testing.assert_array_equal(*vectors)
+    assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_damaged_cache_entries_are_encoded_again(tiny_bundle: Path, picture: np.ndarray, own_cache: Path) -> None:
+    with Session(tiny_bundle) as session:
+        before = session.segment(picture, WORDS)
+    paths = sorted(own_cache.iterdir())
+    assert len(paths) == len(WORDS)
+    paths[0].write_bytes(b"")
+    paths[1].write_bytes(paths[1].read_bytes()[:-40] + bytes(40))
+    with Session(tiny_bundle) as session:
+        after = session.segment(picture, WORDS)
+        assert session.text_encoder_calls == 2
+    np.testing.assert_array_equal(after.confidence, before.confidence)
+    with Session(tiny_bundle) as session:
+        session.segment(picture, WORDS)
+        assert session.text_encoder_calls == 0
+
+
+def test_a_cache_that_cannot_be_written_is_a_note_and_no_failure(
+    tiny_bundle: Path, picture: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with Session(tiny_bundle, cache=tmp_path / "file" / "cache") as session:
+        assert session.notes == []
+        session.segment(picture, WORDS)
+        session.segment(picture, WORDS)
+        assert session.text_encoder_calls == len(WORDS)
+        assert len(session.notes) == 1 and "cannot be written" in session.notes[0]
+
+
+def test_templates_change_the_vectors_and_stay_with_the_vocabulary(session: Session, picture: np.ndarray) -> None:
+    session.set_vocabulary(WORDS)
+    assert session.words == tuple(WORDS)
+    plain = session.segment(picture)
+    agree(plain, session.segment(picture, WORDS))
+    session.set_vocabulary(WORDS, ["a zebra crossing beside a {category}", "{category} quartz"])
+    assert np.abs(session.segment(picture).confidence - plain.confidence).max() > 10 * CLOSE
+    with pytest.raises(TemplatesInvalid):
+        session.set_vocabulary(WORDS, ["no place for it"])
+    assert session.words == tuple(WORDS)
+
+
+def test_threads_share_a_session(tiny_bundle: Path) -> None:
+    pictures = [scene(60 + 7 * seed, 80, seed) for seed in range(4)]
+    vocabularies = ["cat, dog", "dog, cat, bird", "sky", "cat, tree"]
+    with Session(tiny_bundle, cache=False) as session:
+        results: dict[int, list[Segmentation]] = {index: [] for index in range(4)}
+
+        def work(index: int) -> None:
+            for _ in range(3):
+                results[index].append(session.segment(pictures[index], vocabularies[index]))
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert session.text_encoder_calls == 5  # cat, dog, bird, sky, tree: each once
+        for index in range(4):
+            alone = session.segment(pictures[index], vocabularies[index])
+            assert len(results[index]) == 3
+            for result in results[index]:
+                assert result.words == alone.words
+                agree(result, alone)
+
+
+def test_more_words_than_the_profile_allows(changed_bundle: Callable[..., Path], picture: np.ndarray) -> None:
+    folder = changed_bundle(profiles={"words": {"min": 1, "opt": 1, "max": 2}})
+    with Session(folder, cache=False) as session:
+        session.segment(picture, "a, b")
+        with pytest.raises(TooManyWords, match=f"--max-words 3 --out {folder}"):
+            session.segment(picture, "a, b, c")
+        assert session.text_encoder_calls == 2
+
+
+def test_an_input_outside_the_profile(changed_bundle: Callable[..., Path]) -> None:
+    folder = changed_bundle(
+        profiles={"size": {"min": 64, "opt": 64, "max": 128}},
+        preprocessing={"side": 64, "multiple": 32, "longest": 256},
+    )
+    with Session(folder, cache=False) as session:
+        session.segment(scene(64, 64), "cat")
+        with pytest.raises(SizeOutsideProfile, match="--sizes"):
+            session.segment(scene(10, 200), "cat")
+
+
+def test_a_graph_that_computes_no_numbers_is_found_out(
+    tiny_bundle: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session(tiny_bundle, cache=False) as session:
+        graph = session._graph("image_fusion")
+
+        def overflowing(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            outputs = graph(inputs)
+            outputs["features"][0, 0, 0, 0] = np.inf
+            return outputs
+
+        monkeypatch.setitem(session._graphs, "image_fusion", overflowing)  # type: ignore[arg-type]
+        with pytest.raises(GraphUnusable, match="without --fp16"):
+            session.segment(picture, "cat")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"words": ""}, WordsInvalid, "no words"),
+        ({"words": None}, UsageError, "set_vocabulary"),
+        ({"threshold": float("nan")}, UsageError, "within 0..1"),
+        ({"threshold": 1.5}, UsageError, "within 0..1"),
+        ({"mode": "both"}, UsageError, "joint or independent"),
+        ({"size": (0, 5)}, UsageError, "at least 1"),
+        ({"size": (5,)}, UsageError, "height and width"),
+        ({"size": (2.5, 5)}, UsageError, "whole pixels"),
+        ({"size": (100_000, 100_000)}, UsageError, "smaller"),
+    ],
+)
+def test_arguments_outside_their_meaning(
+    tiny_bundle: Path, picture: np.ndarray, options: dict[str, Any], kind: type[FusionerError], says: str
+) -> None:
+    with Session(tiny_bundle, cache=False) as session, pytest.raises(kind, match=says):
+        session.segment(picture, **{"words": "cat", **options})
+
+
+def test_a_bad_picture_in_a_list_is_named(session: Session, picture: np.ndarray) -> None:
+    with pytest.raises(PictureMissing, match=r"absent\.jpg"):
+        session.segment([picture, "absent.jpg"], WORDS)
+
+
+def test_sessions_that_cannot_be_opened(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendUnavailable, match="does not run TensorRT"):
+        Session(tiny_bundle, backend="tensorrt")
+    with pytest.raises(UsageError, match="threads"):
+        Session(tiny_bundle, threads=0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleMissing):
+        Session()
+
+
+def test_a_closed_session_says_so(tiny_bundle: Path, picture: np.ndarray) -> None:
+    with Session(tiny_bundle, cache=False, threads=1) as session:
+        session.segment(picture, "cat")
+        assert session.backend.effective == "onnxruntime-cpu"
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.segment(picture, "cat")
