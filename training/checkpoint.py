@@ -44,7 +44,9 @@ def save(model: Fusioner, folder: Path, training: dict[str, Any]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        save_file({n: v.detach().contiguous() for n, v in model.trained_state().items()}, temporary / "weights.safetensors")
+        save_file(
+            {n: v.detach().contiguous() for n, v in model.trained_state().items()}, temporary / "weights.safetensors"
+        )
         document = {"format": FORMAT, "format_version": 1, "model": model.config.to_dict(), "training": training}
         (temporary / "config.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         temporary.chmod(0o755)
@@ -60,11 +62,15 @@ def read_config(folder: Path) -> tuple[FusionerConfig, dict[str, Any]]:
     try:
         document = json.loads(file.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint in {folder}: config.json is missing; train one with `python -m training.train --help`") from None
+        raise CheckpointError(
+            f"no checkpoint in {folder}: config.json is missing; train one with `python -m training.train --help`"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); restore it or train again") from None
     if document.get("format") != FORMAT or document.get("format_version") != 1:
-        raise CheckpointError(f"{file} is not a version 1 checkpoint of this project (format {document.get('format')!r}, version {document.get('format_version')!r})")
+        raise CheckpointError(
+            f"{file} is not a version 1 checkpoint of this project (format {document.get('format')!r}, version {document.get('format_version')!r})"
+        )
     try:
         return FusionerConfig.from_dict(document["model"]), document["training"]
     except (TypeError, ValueError, KeyError) as error:
@@ -78,8 +84,12 @@ def load(folder: Path | str) -> Fusioner:
     model = build(config)
     try:
         state = load_file(folder / "weights.safetensors")
-    except Exception as error:  # safetensors raises its own class, and FileNotFoundError: both mean the same to the user
-        raise CheckpointError(f"{folder / 'weights.safetensors'} cannot be read ({error}); restore it or train again") from None
+    except (
+        Exception
+    ) as error:  # safetensors raises its own class, and FileNotFoundError: both mean the same to the user
+        raise CheckpointError(
+            f"{folder / 'weights.safetensors'} cannot be read ({error}); restore it or train again"
+        ) from None
     try:
         own = model.state_dict()
         unexpected, missing = set(state) - set(own), set(model.trained_state()) - set(state)

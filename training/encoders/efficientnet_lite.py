@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # kernel, stride, expansion, output channels, repeats: EfficientNet-B0's stages, shared by every variant.
-STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
 VARIANTS = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite1": (1.0, 1.1), "efficientnet-lite2": (1.1, 1.2)}
 BATCH_NORM_EPS = 1e-3  # of the released weights; torch's default is 1e-5
 
@@ -89,7 +97,9 @@ class EfficientNetLite(nn.Module):
     def _take(convolution: nn.Conv2d, state: dict[str, Tensor], name: str, norm: str) -> None:
         weight = state.pop(name + ".weight")
         if weight.shape != convolution.weight.shape:
-            raise ValueError(f"{name}.weight has shape {tuple(weight.shape)}, expected {tuple(convolution.weight.shape)}")
+            raise ValueError(
+                f"{name}.weight has shape {tuple(weight.shape)}, expected {tuple(convolution.weight.shape)}"
+            )
         scale = state.pop(norm + ".weight") / torch.sqrt(state.pop(norm + ".running_var") + BATCH_NORM_EPS)
         convolution.weight.copy_(weight * scale[:, None, None, None])
         assert convolution.bias is not None
@@ -103,7 +113,9 @@ class _Block(nn.Module):
         super().__init__()
         inner = width * expansion
         self.expand = nn.Conv2d(width, inner, 1) if expansion > 1 else None
-        self.depthwise = nn.Conv2d(inner, inner, kernel, stride=stride, groups=inner, padding=0 if stride == 2 else kernel // 2)
+        self.depthwise = nn.Conv2d(
+            inner, inner, kernel, stride=stride, groups=inner, padding=0 if stride == 2 else kernel // 2
+        )
         self.project = nn.Conv2d(inner, out, 1)
         self.pad = (kernel // 2 - 1, kernel // 2) * 2 if stride == 2 else None
         self.residual = stride == 1 and width == out

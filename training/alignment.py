@@ -1,0 +1,74 @@
+"""Aligning words with pictures before any mask is seen: a ridge regression from text vectors to classifier rows.
+
+An ImageNet classifier holds one vector per class name, in the space of the image encoder's head. Regressing the text
+vectors of the 1000 names onto those rows gives every word a vector in that space: the no-fusion baseline, and a start
+for the projections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.encoders import classifier_rows
+from training.feature_cache import word_vectors
+from training.model import Fusioner
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """word → (word − text_mean) @ map, a direction of the image head's space (t → head width)."""
+
+    text_mean: Tensor  # (t,)
+    map: Tensor  # (t, head width)
+    axes: Tensor  # (head width, r): orthonormal, the directions in which class rows differ, largest first
+    names: list[str]
+    name_vectors: Tensor  # (1000, t)
+
+    def words(self, vectors: Tensor) -> Tensor:
+        """(K, t) → (K, head width) unit directions."""
+        return F.normalize((vectors - self.text_mean) @ self.map, dim=-1)
+
+    def cosine(self, head: Tensor, vectors: Tensor) -> Tensor:
+        """head (B, c, h, w), vectors (K, t) → (B, K, h, w): the score of "no fusion"."""
+        return torch.einsum("bchw,kc->bkhw", F.normalize(head, dim=1), self.words(vectors))
+
+
+def ridge(model: Fusioner, cache_folder: Path, strength: float = 30.0) -> Alignment:
+    """The map for this model's encoders (EfficientNet-Lite only: it has public classifier rows)."""
+    names, rows = classifier_rows(model.config.image_encoder)
+    spoken = [name.split(" (")[0] for name in names]
+    vectors = word_vectors(cache_folder, model, spoken)
+    text_mean = vectors.mean(0)
+    x = (vectors - text_mean).double()
+    y = F.normalize(rows - rows.mean(0), dim=1).double()
+    gram = x.T @ x
+    regularised = gram + strength * gram.diagonal().mean() * 0.01 * torch.eye(len(gram), dtype=gram.dtype)
+    _, _, axes = torch.linalg.svd(y, full_matrices=False)
+    return Alignment(
+        text_mean, torch.linalg.solve(regularised, x.T @ y).float(), axes.T.float().contiguous(), spoken, vectors
+    )
+
+
+@torch.no_grad()
+def initialise(model: Fusioner, alignment: Alignment, tokens: Tensor) -> None:
+    """Starts both projections in one space, where a pixel and its word point the same way.
+
+    tokens: (n, c) sample of image tokens, for centring and scale. Channels start at unit variance.
+    """
+    d = model.config.width
+    axes = alignment.axes[:, :d]
+    for (norm, linear), sample, weight in (
+        (model.project_pixels, tokens, F.pad(axes.T, (0, tokens.shape[1] - axes.shape[0]))),
+        (model.project_words, alignment.name_vectors, (alignment.map @ axes).T),
+    ):  # fmt: skip
+        linear.weight[: len(weight)] = weight
+        linear.bias.zero_()
+        projected = linear(norm(sample))
+        scale = projected[:, : len(weight)].std(0).mean()
+        linear.weight[: len(weight)] /= scale
+        linear.bias.copy_(-linear(norm(sample)).mean(0))

@@ -1,0 +1,104 @@
+"""The frozen encoder's maps on disk, so that an epoch costs the fusion and the decoder only.
+
+One safetensors file per picture and flip, under a folder named by everything its content depends on. What is there is
+kept, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from fusioner_rt.files import write_atomically
+from fusioner_rt.pictures import decode
+from fusioner_rt.preprocess import Preprocessing
+from training.data import MaskFolder
+from training.encoders import ImageEncoder
+from training.model import Fusioner
+
+LABEL_STRIDE = 2  # masks are kept at half the network input's resolution: what the loss is computed at
+
+
+@dataclass(frozen=True)
+class CachedPicture:
+    """levels: the encoder's maps (1, c, h, w) float16; labels: (H/2, W/2) uint8 class indices."""
+
+    levels: list[Tensor]
+    labels: Tensor
+
+
+def preprocessing_of(model: Fusioner) -> Preprocessing:
+    """How training, and by default an exported bundle, turns pictures into this model's input."""
+    encoder = model.image_encoder
+    return Preprocessing(encoder.side, encoder.multiple, 1024, "bicubic", encoder.mean, encoder.std)  # type: ignore[arg-type]
+
+
+def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
+    """model.word_vectors (K, t), kept on disk: a thousand words take minutes on a CPU."""
+    key = json.dumps([model.config.encoder_sha256["text"], model.config.templates, words])
+    file = folder / f"words-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = [
+            model.word_vectors(words[i : i + 8])
+            for i in tqdm(range(0, len(words), 8), desc="word vectors", unit="8 words")
+        ]
+        content = save({"vectors": torch.cat(parts)})
+        write_atomically(file, lambda stream: stream.write(content))
+    return load_file(file)["vectors"]
+
+
+class FeatureCache:
+    def __init__(
+        self, folder: Path, data: MaskFolder, encoder: ImageEncoder, encoder_sha256: str, preprocessing: Preprocessing
+    ) -> None:
+        key = json.dumps([encoder_sha256, preprocessing.to_manifest(), LABEL_STRIDE, str(data.root.resolve())])
+        self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+        self.data, self.encoder, self.preprocessing = data, encoder, preprocessing
+
+    def fill(self, names: list[str], flips: tuple[bool, ...] = (False, True)) -> None:
+        """Computes what is missing, with a progress bar."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [name for name in names if not all(self._file(name, flip).is_file() for flip in flips)]
+        for name in tqdm(missing, desc="features", unit="picture", disable=not missing):
+            rgb, mask = decode(self.data.picture(name)), self.data.mask(name)
+            pixels = torch.from_numpy(self.preprocessing(rgb))[None]
+            height, width = pixels.shape[2] // LABEL_STRIDE, pixels.shape[3] // LABEL_STRIDE
+            small = torch.from_numpy(
+                np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)).copy()
+            )
+            for flip in flips:
+                with torch.no_grad():
+                    levels = self.encoder.extract(pixels.flip(3) if flip else pixels)
+                tensors = {f"level{i}": level.half().contiguous() for i, level in enumerate(levels)}
+                tensors["labels"] = (small.flip(1) if flip else small).contiguous()
+                content = save(tensors)
+                write_atomically(self._file(name, flip), lambda stream, content=content: stream.write(content))
+
+    def get(self, name: str, flip: bool = False) -> CachedPicture:
+        tensors = load_file(self._file(name, flip))
+        return CachedPicture([tensors[f"level{i}"] for i in range(len(tensors) - 1)], tensors["labels"])
+
+    def size(self, name: str) -> tuple[int, ...]:
+        """Shape of a cached picture's labels: pictures of one size can be batched."""
+        with safe_open(self._file(name, False), "pt") as file:
+            return tuple(file.get_slice("labels").get_shape())
+
+    def tokens(self, pictures: list[CachedPicture]) -> Tensor:
+        """(B, h, w, c) float32, unit length, of pictures of one size."""
+        return self.encoder.assemble(
+            [torch.cat(levels).float() for levels in zip(*(p.levels for p in pictures), strict=True)]
+        )
+
+    def _file(self, name: str, flip: bool) -> Path:
+        return self.folder / f"{name}{'.flip' if flip else ''}.safetensors"

@@ -1,0 +1,112 @@
+"""Which words a training picture is asked for: present ones and absent ones, 1..K (design section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from training.alignment import Alignment
+from training.data import IGNORE, MaskFolder
+from training.encoders import classifier_rows
+from training.feature_cache import FeatureCache, word_vectors
+from training.model import Fusioner
+
+
+@dataclass
+class Vocabulary:
+    """The words of a data folder: its classes first, at their mask index, then any ImageNet names.
+
+    A class may go by the name that the image encoder's own classifier gives to what the mask shows ("sorrel horse"
+    for horse): hundreds of words with true masks, where the masks name a dozen.
+    """
+
+    words: list[str]
+    vectors: Tensor  # (V, t)
+    classes: list[int]  # mask indices that occur in training
+    present: dict[str, list[int]]  # picture → mask indices in it
+    names: dict[tuple[str, int], list[int]]  # picture and class → other words for it
+    frequency: np.ndarray  # (V,) how often each word is present: absent words are drawn from it
+
+    @classmethod
+    def collect(
+        cls, model: Fusioner, data: MaskFolder, cache: FeatureCache, pictures: list[str], aligned: Alignment | None
+    ) -> Vocabulary:
+        """Reads every mask once; with `aligned`, names its regions by the classifier too."""
+        words = list(data.words)
+        vectors = word_vectors(cache.folder.parent, model, words)
+        names: dict[tuple[str, int], list[int]] = {}
+        present: dict[str, list[int]] = {}
+        if aligned is not None:
+            offset = len(words)
+            words += aligned.names
+            vectors = torch.cat([vectors, aligned.name_vectors])
+            rows = F.normalize(classifier_rows(model.config.image_encoder)[1], dim=1)
+        frequency = np.zeros(len(words))
+        for picture in tqdm(pictures, desc="words", unit="picture"):
+            cached = cache.get(picture)
+            shares = torch.bincount(cached.labels.flatten().long(), minlength=256)
+            present[picture] = [i for i in range(1, len(data.classes)) if shares[i] > 0]
+            for index in present[picture]:
+                frequency[index] += 1
+            if aligned is None:
+                continue
+            head = cached.levels[0].float()
+            for index in present[picture]:
+                mask = F.interpolate((cached.labels == index).float()[None, None], size=head.shape[2:], mode="area")
+                if mask.sum() < 2:  # fewer than two whole cells of the stride-32 map: too small to be named
+                    continue
+                pooled = (head * mask).sum((0, 2, 3)) / mask.sum()
+                best = (rows @ pooled / pooled.norm()).topk(3).indices.tolist()
+                names[picture, index] = [offset + i for i in best]
+                frequency[names[picture, index]] += 1 / len(best)
+        seen = sorted({index for indices in present.values() for index in indices})
+        return cls(words, vectors, seen, present, names, frequency)
+
+
+class WordSampler:
+    """Draws words and their target maps for a batch; the same K for all of its pictures."""
+
+    def __init__(self, vocabulary: Vocabulary, most: int, absent: float, names: float) -> None:
+        self.vocabulary, self.most, self.absent, self.named = vocabulary, most, absent, names
+        classes = len(vocabulary.words) if names else max(vocabulary.classes) + 1
+        self.frequency = vocabulary.frequency[:classes] ** 0.5  # tempered: rare words are asked for too
+
+    def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """labels (B, H, W) uint8 → words (B, K, t), targets (B, K, H, W) float32, valid (B, 1, H, W) float32.
+
+        The first word is present, wherever a picture has any class; each of the others is absent with the chance
+        `absent`, and also where the picture has no more classes. No two words of a picture stand for one region.
+        """
+        count = int(random.integers(1, self.most + 1))
+        words, targets = [], []
+        for picture, map_ in zip(pictures, labels, strict=True):
+            left = list(random.permutation(self.vocabulary.present[picture]))
+            excluded = {w for i in left for w in (i, *self.vocabulary.names.get((picture, int(i)), ()))}
+            for position in range(count):
+                if left and (position == 0 or random.random() >= self.absent):
+                    index = int(left.pop())
+                    words.append(self._name(picture, index, random))
+                    targets.append(map_ == index)
+                else:
+                    words.append(self._absent(excluded, random))
+                    excluded.add(words[-1])
+                    targets.append(torch.zeros_like(map_, dtype=torch.bool))
+        shape = (len(pictures), count)
+        vectors = self.vocabulary.vectors[words].unflatten(0, shape)
+        return vectors, torch.stack(targets).unflatten(0, shape).float(), (labels != IGNORE)[:, None].float()
+
+    def _name(self, picture: str, index: int, random: np.random.Generator) -> int:
+        names = self.vocabulary.names.get((picture, index))
+        return int(random.choice(names)) if names and random.random() < self.named else index
+
+    def _absent(self, excluded: set[int], random: np.random.Generator) -> int:
+        chances = self.frequency.copy()
+        chances[[i for i in excluded if i < len(chances)]] = 0
+        if not chances.any():  # nothing else is ever present: the background's name has no mask either
+            return 0
+        return int(random.choice(len(chances), p=chances / chances.sum()))
