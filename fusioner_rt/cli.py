@@ -254,7 +254,7 @@ def _info(options: argparse.Namespace) -> int:
 def _facts(session: "Session") -> dict[str, dict[str, Any]]:
     import platform
 
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     bundle, backend, pre = session.bundle, session.backend, session.bundle.preprocessing
     megabytes = sum(entry["bytes"] for entry in bundle.manifest["files"].values()) / 1e6

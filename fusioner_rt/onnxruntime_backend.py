@@ -53,7 +53,7 @@ class OnnxRuntime:
     def __init__(self, requested: str = "auto", threads: int | None = None) -> None:
         """threads: CPU threads a graph may use, by default one per core. Raises BackendUnavailable."""
         try:
-            import onnxruntime  # type: ignore[import-untyped]
+            import onnxruntime
         except ImportError as error:
             raise BackendUnavailable(
                 f"ONNX Runtime cannot be loaded ({error}); install one: pip install 'fusioner-rt[cpu]'"

@@ -1,4 +1,4 @@
-"""What the runtime's tests share: a cache of their own, pictures with structure, and bundles with another manifest."""
+"""What the runtime's tests share: a cache of their own, a picture, and bundles with another manifest."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_pictures import scene
 
 from fusioner_rt.bundle import MANIFEST, write_manifest
 
@@ -19,14 +20,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("FUSIONER_CACHE", str(folder))
     monkeypatch.delenv("FUSIONER_ENGINE", raising=False)
     return folder
-
-
-def scene(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """(height, width, 3) uint8: smooth blobs, so that labels have regions and borders."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    waves = [np.sin(2 * np.pi * (x * a + y * b + c)) for a, b, c in random.uniform(-2, 2, (3, 3))]
-    return (127.5 + 127.5 * np.stack(waves, axis=2)).round().astype(np.uint8)
 
 
 @pytest.fixture

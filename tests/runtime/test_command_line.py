@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import scene
+from made_pictures import encoded, png_header, scene
 from PIL import Image
-from test_pictures import encoded, png_header
 
 from fusioner_rt.bundle import MANIFEST
 from fusioner_rt.cli import main
@@ -49,10 +48,13 @@ def test_a_picture_becomes_one_line_and_an_overlay(
     said = capsys.readouterr()
     assert said.err == ""
     (line,) = said.out.splitlines()
-    assert line.startswith(f"{photo}: ") and "%" in line and str(out / "photo.overlay.jpg") in line
+    assert line.startswith(f"{photo}: ")
+    assert "%" in line
+    assert str(out / "photo.overlay.jpg") in line
     assert Image.open(out / "photo.overlay.jpg").width >= 93
     labels = np.asarray(Image.open(out / "photo.labels.png"))
-    assert labels.shape == (61, 93) and set(np.unique(labels)) <= {1, 2}
+    assert labels.shape == (61, 93)
+    assert set(np.unique(labels)) <= {1, 2}
     assert main([*command, "--threshold", "1"]) == 0
     assert "none of the words" in capsys.readouterr().out
 
@@ -76,7 +78,8 @@ def test_a_folder_is_done_but_for_its_bad_files(
             str(folder / name) for name in ("a.jpg", "deeper/a.jpg", "z.png")
         ]
         broken, summary = said.err.splitlines()
-        assert "broken.jpg" in broken and "1 of 4 pictures failed" in summary
+        assert "broken.jpg" in broken
+        assert "1 of 4 pictures failed" in summary
     assert sorted(path.name for path in (folder / "results").iterdir()) == [
         "a-2.overlay.jpg", "a.overlay.jpg", "z.overlay.jpg",
     ]  # fmt: skip
@@ -86,7 +89,8 @@ def test_a_folder_is_done_but_for_its_bad_files(
     ]
     assert {(image["width"], image["height"]) for image in whole["images"]} == {(30, 20)}
     identifiers = [entry["id"] for entry in whole["annotations"]]
-    assert identifiers == list(range(1, len(identifiers) + 1)) and len(identifiers) >= 3
+    assert identifiers == list(range(1, len(identifiers) + 1))
+    assert len(identifiers) >= 3
 
 
 def test_failures_of_different_kinds_have_a_code_of_their_own(
@@ -139,12 +143,14 @@ def test_bad_bundles(fails: Fails, photo: Path, tiny_bundle: Path, tmp_path: Pat
     content = bytearray(graph.read_bytes())
     graph.unlink()
     line = fails(photo, 33, engine=engine)
-    assert "image_fusion.onnx" in line and f"{cure} {engine}" in line
+    assert "image_fusion.onnx" in line
+    assert f"{cure} {engine}" in line
 
     content[len(content) // 3] ^= 64
     graph.write_bytes(content)
     line = fails(photo, 34, engine=engine)
-    assert "image_fusion.onnx" in line and f"{cure} {engine}" in line
+    assert "image_fusion.onnx" in line
+    assert f"{cure} {engine}" in line
 
     manifest = json.loads((engine / MANIFEST).read_text())
     (engine / MANIFEST).write_text(json.dumps({**manifest, "format_version": 2}))
@@ -168,7 +174,8 @@ def test_bad_options(fails: Fails, photo: Path, capsys: pytest.CaptureFixture[st
     assert "does not run TensorRT" in fails(photo, 40, backend="tensorrt")
     with pytest.raises(SystemExit) as stop:
         main(["segment", str(photo)])
-    assert stop.value.code == 2 and "--words" in capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "--words" in capsys.readouterr().err
 
 
 def test_info_tells_machine_backend_and_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +196,9 @@ def test_words_are_listed_and_cleared(
     capsys.readouterr()
     assert main(["words"]) == 0
     first, second, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("cat  (") and second.startswith("red sofa  (") and last.startswith("2 words")
+    assert first.startswith("cat  (")
+    assert second.startswith("red sofa  (")
+    assert last.startswith("2 words")
     assert main(["words", "--clear"]) == 0
     assert capsys.readouterr().out.startswith("2 cached words removed")
     assert main(["words"]) == 0
@@ -203,7 +212,8 @@ def test_an_unwritable_cache_is_a_note(
     places = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "file" / "cache")]
     assert main(["segment", str(photo), "--words", "cat", "--engine", str(tiny_bundle), *places]) == 0
     (note,) = capsys.readouterr().err.splitlines()
-    assert note.startswith("fusioner-rt: note: ") and "FUSIONER_CACHE" in note
+    assert note.startswith("fusioner-rt: note: ")
+    assert "FUSIONER_CACHE" in note
 
 
 @pytest.mark.parametrize("command", [[], ["segment"]])

@@ -48,7 +48,8 @@ def maps(graphs: tuple[Graph, Graph, Graph], channels: int, pictures: int, words
 def test_bands_cover_every_row_once_within_the_budget(height: int, row_bytes: int, budget: int) -> None:
     covered = 0
     for first, last in bands(height, row_bytes, budget):
-        assert first == covered and last > first
+        assert first == covered
+        assert last > first
         assert (last - first) * row_bytes <= budget or last - first == 1
         covered = last
     assert covered == height
@@ -80,14 +81,16 @@ def test_labels_and_confidence_are_the_best_of_the_probabilities(
     head = MaskHead(*graphs)
     labels, confidence = head.labels(scores, gram, (123, 37), 0.6)
     probabilities = head.probabilities(scores, gram, (123, 37))[0]
-    assert labels.dtype == np.uint16 and labels.shape == (123, 37)
+    assert labels.dtype == np.uint16
+    assert labels.shape == (123, 37)
     assert confidence.dtype == np.float32
     np.testing.assert_allclose(confidence, probabilities.max(axis=0), atol=ALLOWED, rtol=0)
     clear = np.diff(np.sort(probabilities, axis=0)[-2:], axis=0)[0] > 2 * ALLOWED
     clear &= np.abs(confidence - 0.6) > 2 * ALLOWED
     expected = np.where(confidence > 0.6, probabilities.argmax(axis=0) + 1, 0)
     np.testing.assert_array_equal(labels[clear], expected[clear])
-    assert clear.mean() > 0.9 and 0 < (labels > 0).mean() < 1
+    assert clear.mean() > 0.9
+    assert 0 < (labels > 0).mean() < 1
 
 
 def test_independent_labels_are_the_best_of_probabilities_with_their_own_norms(

@@ -41,7 +41,8 @@ def refused(folder: Path, kind: type[FusionerError], *says: str) -> None:
 def test_a_whole_bundle_opens(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     assert isinstance(bundle.preprocessing, Preprocessing)
-    assert bundle.tokenizer.is_file() and all(bundle.graph(name).is_file() for name in GRAPHS)
+    assert bundle.tokenizer.is_file()
+    assert all(bundle.graph(name).is_file() for name in GRAPHS)
     assert bundle.words.min <= bundle.words.opt <= bundle.words.max
 
 
@@ -51,7 +52,8 @@ def test_a_manifest_names_every_file_and_opens_again(copy: Path) -> None:
     (copy / "sub" / "extra.bin").write_bytes(b"12345")
     new = write_manifest(copy, {**old, "name": "renamed", "format_version": 99, "files": {"gone": {}}})
     assert new["files"]["sub/extra.bin"]["bytes"] == 5
-    assert set(new["files"]) == {*old["files"], "sub/extra.bin"} and MANIFEST not in new["files"]
+    assert set(new["files"]) == {*old["files"], "sub/extra.bin"}
+    assert MANIFEST not in new["files"]
     assert Bundle.open(copy).name == "renamed"
 
 

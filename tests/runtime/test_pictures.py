@@ -1,14 +1,12 @@
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_pictures import encoded, png_header, scene
 from PIL import Image, ImageFile
 
 from fusioner_rt.errors import FusionerError, PictureInvalid, PictureMissing, PictureTooLarge, PictureUnreadable
@@ -25,22 +23,6 @@ UPRIGHT = {
     7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
     8: lambda a: np.rot90(a, 1),
 }
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, form, **options)
-    return stream.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def test_path_text_bytes_pillow_and_array_give_the_same_pixels(tmp_path: Path) -> None:
@@ -100,7 +82,9 @@ def test_16_bit_grey_keeps_its_range() -> None:
 def test_cmyk_becomes_rgb(form: str) -> None:
     content = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), form)  # no cyan ink: red
     red, green, blue = decode(content)[4, 4].tolist()
-    assert red > 200 and green < 60 and blue < 60
+    assert red > 200
+    assert green < 60
+    assert blue < 60
 
 
 @pytest.mark.parametrize("mode", ["1", "YCbCr", "HSV", "La", "RGBa", "PA"])
@@ -109,7 +93,8 @@ def test_modes_of_images_in_memory(mode: str) -> None:
     by_way = {"La": "LA", "RGBa": "RGBA", "PA": "LA"}
     image = source.convert(by_way[mode]).convert(mode) if mode in by_way else source.convert(mode)
     decoded = decode(image)
-    assert decoded.shape == (3, 5, 3) and decoded.dtype == np.uint8
+    assert decoded.shape == (3, 5, 3)
+    assert decoded.dtype == np.uint8
 
 
 def test_views_of_arrays_are_accepted() -> None:
@@ -179,7 +164,7 @@ def test_pillow_is_left_as_it_was() -> None:
     for content in (png_header(60_000, 60_000), b"nothing", encoded(Image.fromarray(scene(9, 9)))[:60]):
         with pytest.raises(FusionerError):
             decode(content)
-    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before
+    assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
 
 
 DAMAGED = {form: encoded(Image.fromarray(scene(16, 16)), form) for form in ("PNG", "JPEG", "GIF", "TIFF", "BMP")}
@@ -196,4 +181,6 @@ def test_damaged_bytes_decode_or_raise_one_of_ours(form: str, place: int, value:
         decoded = decode(bytes(content[:place] if cut else content))
     except FusionerError:
         return
-    assert decoded.dtype == np.uint8 and decoded.ndim == 3 and decoded.shape[2] == 3
+    assert decoded.dtype == np.uint8
+    assert decoded.ndim == 3
+    assert decoded.shape[2] == 3

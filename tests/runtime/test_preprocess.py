@@ -3,9 +3,9 @@ import math
 
 import numpy as np
 import pytest
-from conftest import scene
 from hypothesis import given
 from hypothesis import strategies as st
+from made_pictures import scene
 
 from fusioner_rt.errors import ManifestInvalid, PictureInvalid
 from fusioner_rt.preprocess import Preprocessing
@@ -51,7 +51,9 @@ def test_sizes_people_meet() -> None:
 def test_a_plain_colour_becomes_its_normalised_value_everywhere() -> None:
     pre = Preprocessing(64, 32, 128, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     planes = pre(np.full((37, 53, 3), (255, 51, 0), np.uint8))
-    assert planes.dtype == np.float32 and planes.flags.c_contiguous and planes.shape == (3, *pre.input_size(37, 53))
+    assert planes.dtype == np.float32
+    assert planes.flags.c_contiguous
+    assert planes.shape == (3, *pre.input_size(37, 53))
     for plane, expected in zip(planes, (0.9 / 0.5, 0.0, -0.3 / 0.125), strict=True):
         np.testing.assert_allclose(plane, expected, atol=4e-7)  # a few float32 roundings of values up to 4
 
@@ -75,7 +77,10 @@ def test_the_manifest_entry_reads_back() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"side": 0}, {"multiple": 0}, {"longest": 16}, {"resample": "cubic"}, {"mean": [0.5]}, {"std": [0, 1, 1]}, {"side": "x"}],
+    [
+        {"side": 0}, {"multiple": 0}, {"longest": 16}, {"resample": "cubic"}, {"mean": [0.5]}, {"std": [0, 1, 1]},
+        {"side": "x"},
+    ],
 )  # fmt: skip
 def test_entries_that_make_no_sense(change: dict[str, object]) -> None:
     with pytest.raises(ManifestInvalid):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import scene
+from made_pictures import scene
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,8 @@ def test_segmenting_loads_no_training_framework_and_a_restart_encodes_nothing(ti
     assert not {"training", "kernels", "export"} & set(first["modules"])
     assert first["calls"] == 3
     second = json.loads(finish(start("-c", SEGMENT, tiny_bundle, photo)))
-    assert second["calls"] == 0 and "text" not in second["loaded"]
+    assert second["calls"] == 0
+    assert "text" not in second["loaded"]
     assert second["sum"] == first["sum"]
 
 
@@ -70,7 +71,10 @@ def test_the_package_runs_as_a_module(tiny_bundle: Path, photo: Path, tmp_path: 
     assert said.startswith(f"{photo}: ")
     failed = start("-m", "fusioner_rt", "segment", tmp_path / "absent.jpg", *options)
     out, err = failed.communicate(timeout=60)
-    assert failed.returncode == 10 and out == "" and len(err.splitlines()) == 1 and "Traceback" not in err
+    assert failed.returncode == 10
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
 
 
 def test_help_and_version_wait_for_no_library() -> None:

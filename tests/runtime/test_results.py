@@ -3,9 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_pictures import scene
 from PIL import Image
 
 from fusioner_rt import Segmentation, rle
@@ -32,7 +32,8 @@ sizes = st.integers(1, 24)
 @settings(deadline=None)
 def test_masks_scores_shares_and_coco_tell_one_story(height: int, width: int, words: int, seed: int) -> None:
     found = result(height, width, words, seed, absent=seed % 2)
-    assert found.masks.shape == (words, height, width) and found.masks.dtype == bool
+    assert found.masks.shape == (words, height, width)
+    assert found.masks.dtype == bool
     for k in range(words):
         mask = found.labels == k + 1
         np.testing.assert_array_equal(found.masks[k], mask)
@@ -49,8 +50,12 @@ def test_masks_scores_shares_and_coco_tell_one_story(height: int, width: int, wo
             np.testing.assert_array_equal(mask, found.masks[entry["category_id"] - 1])
             x, y, w, h = entry["bbox"]
             assert mask[y : y + h, x : x + w].sum() == mask.sum() == entry["area"]
-            assert mask[y].any() and mask[:, x].any() and mask[y + h - 1].any() and mask[:, x + w - 1].any()
-            assert entry["category"] == found.words[entry["category_id"] - 1] and entry["image_id"] == 7
+            assert mask[y].any()
+            assert mask[:, x].any()
+            assert mask[y + h - 1].any()
+            assert mask[:, x + w - 1].any()
+            assert entry["category"] == found.words[entry["category_id"] - 1]
+            assert entry["image_id"] == 7
         json.dumps(annotations)
 
 
@@ -62,11 +67,14 @@ def test_a_label_map_reads_back_from_png(tmp_path: Path, words: int) -> None:
     np.testing.assert_array_equal(np.asarray(image), found.labels)
 
 
-@pytest.mark.parametrize(("name", "form"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.overlay.png", "PNG")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "form"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.overlay.png", "PNG")]
+)
 def test_overlays_are_written_by_name(tmp_path: Path, name: str, form: str) -> None:
     found = result(330, 400, 3)
     image = Image.open(found.save(tmp_path / name))
-    assert image.format == form and image.size == found.overlay().size
+    assert image.format == form
+    assert image.size == found.overlay().size
 
 
 def test_coco_files_hold_image_categories_and_annotations(tmp_path: Path) -> None:
@@ -110,7 +118,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
-    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_jpeg_cannot_be_that_tall(tmp_path: Path) -> None:
@@ -122,7 +131,9 @@ def test_a_jpeg_cannot_be_that_tall(tmp_path: Path) -> None:
 def test_overlays_of_any_size_keep_the_picture_whole_and_a_legend_below(size: tuple[int, int]) -> None:
     overlay = result(*size, words=4, absent=2).overlay()
     assert overlay.mode == "RGB"
-    assert max(overlay.size) >= 320 and overlay.height > size[0] and overlay.width >= max(size[1], 320)
+    assert max(overlay.size) >= 320
+    assert overlay.height > size[0]
+    assert overlay.width >= max(size[1], 320)
 
 
 def test_an_overlay_paints_words_and_leaves_the_rest_alone() -> None:

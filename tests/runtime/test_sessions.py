@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import scene
+from made_pictures import scene
 from PIL import Image
 
 from fusioner_rt import Segmentation, Session
@@ -44,8 +44,10 @@ def test_a_result_has_the_pictures_size_and_says_what_it_holds(session: Session,
     result = session.segment(picture, WORDS, probabilities=True)
     assert result.words == tuple(WORDS)
     assert result.labels.shape == result.confidence.shape == (61, 93)
-    assert result.labels.dtype == np.uint16 and result.confidence.dtype == np.float32
-    assert result.probabilities is not None and result.probabilities.shape == (3, 61, 93)
+    assert result.labels.dtype == np.uint16
+    assert result.confidence.dtype == np.float32
+    assert result.probabilities is not None
+    assert result.probabilities.shape == (3, 61, 93)
     np.testing.assert_allclose(result.probabilities.max(axis=0), result.confidence, atol=CLOSE, rtol=0)
     np.testing.assert_array_equal(result.picture, picture)
     assert tuple(result.timing) == STAGES
@@ -64,7 +66,8 @@ def test_any_size_and_aspect_ratio(session: Session, shape: tuple[int, int]) -> 
 def test_the_size_asked_for_is_the_size_given(session: Session, picture: np.ndarray, mode: Any) -> None:
     result = session.segment(picture, WORDS, size=(17, 211), mode=mode, probabilities=True)
     assert result.labels.shape == result.confidence.shape == (17, 211)
-    assert result.probabilities is not None and result.probabilities.shape == (3, 17, 211)
+    assert result.probabilities is not None
+    assert result.probabilities.shape == (3, 17, 211)
 
 
 def test_a_list_gives_what_its_pictures_give_alone_in_their_order(session: Session) -> None:
@@ -124,7 +127,8 @@ def test_permuting_the_words_permutes_the_masks(session: Session, picture: np.nd
 
 def test_a_higher_threshold_only_takes_pixels_away(session: Session, picture: np.ndarray) -> None:
     every, some, none = (session.segment(picture, WORDS, threshold=limit) for limit in (0.0, 0.6, 1.0))
-    assert (every.labels > 0).all() and not none.labels.any()
+    assert (every.labels > 0).all()
+    assert not none.labels.any()
     np.testing.assert_array_equal(some.labels, np.where(some.confidence > np.float32(0.6), every.labels, 0))
 
 
@@ -197,7 +201,8 @@ def test_a_cache_that_cannot_be_written_is_a_note_and_no_failure(
         session.segment(picture, WORDS)
         session.segment(picture, WORDS)
         assert session.text_encoder_calls == len(WORDS)
-        assert len(session.notes) == 1 and "cannot be written" in session.notes[0]
+        assert len(session.notes) == 1
+        assert "cannot be written" in session.notes[0]
 
 
 def test_templates_change_the_vectors_and_stay_with_the_vocabulary(session: Session, picture: np.ndarray) -> None:

@@ -48,7 +48,8 @@ def test_an_entry_with_any_bit_flipped_or_byte_missing_is_damaged(vector: np.nda
 def test_what_was_put_is_what_another_cache_gets(own_cache: Path, vector: np.ndarray, key: str) -> None:
     put(TextCache(own_cache), key, vector)
     got = TextCache(own_cache).get(key)
-    assert got is not None and got.tobytes() == vector.tobytes()
+    assert got is not None
+    assert got.tobytes() == vector.tobytes()
 
 
 def test_a_key_depends_on_tokens_graph_and_precision() -> None:
@@ -64,7 +65,8 @@ def test_a_damaged_file_is_removed_and_can_be_written_again(own_cache: Path) -> 
     (path,) = files(own_cache)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     fresh = TextCache(own_cache)
-    assert fresh.get("k") is None and not files(own_cache)
+    assert fresh.get("k") is None
+    assert not files(own_cache)
     put(fresh, "k", vector)
     np.testing.assert_array_equal(TextCache(own_cache).get("k"), vector)
 
@@ -83,7 +85,9 @@ def test_the_disk_bound_holds_and_the_least_recently_used_go_first(own_cache: Pa
     put(cache, "probe", vector)
     kept = [path.name.removesuffix(SUFFIX) for path in files(own_cache)]
     assert sum(path.stat().st_size for path in files(own_cache)) <= 10 * entry
-    assert "00000" in kept and "probe" in kept and "00001" not in kept
+    assert "00000" in kept
+    assert "probe" in kept
+    assert "00001" not in kept
 
 
 def test_the_memory_bound_holds() -> None:
@@ -100,8 +104,10 @@ def test_a_folder_that_cannot_be_written_leaves_memory_and_a_note(tmp_path: Path
     cache = TextCache(tmp_path / "file" / "cache")
     put(cache, "k", np.ones(3, np.float32))
     assert cache.get("k") is not None
-    assert cache.note and "FUSIONER_CACHE" in cache.note
-    assert cache.words() == [] and cache.clear() == 0
+    assert cache.note
+    assert "FUSIONER_CACHE" in cache.note
+    assert cache.words() == []
+    assert cache.clear() == 0
 
 
 def test_vectors_cannot_be_changed_by_who_gets_them(own_cache: Path) -> None:
@@ -110,7 +116,8 @@ def test_vectors_cannot_be_changed_by_who_gets_them(own_cache: Path) -> None:
     put(cache, "k", source)
     source[:] = 7
     for again in (cache.get("k"), TextCache(own_cache).get("k")):
-        assert again is not None and (again == 1).all()
+        assert again is not None
+        assert (again == 1).all()
         with pytest.raises(ValueError, match="read-only"):
             again[0] = 5
 
@@ -123,7 +130,8 @@ def test_words_can_be_listed_and_cleared(own_cache: Path) -> None:
     (own_cache / "stranger.txt").write_text("not ours")
     assert [(entry.word, entry.prompts) for entry in cache.words()] == [("cat", 32), ("Katze 猫", 32), ("sofa", 32)]
     assert cache.clear() == 4
-    assert cache.get("0") is None and [path.name for path in own_cache.iterdir()] == ["stranger.txt"]
+    assert cache.get("0") is None
+    assert [path.name for path in own_cache.iterdir()] == ["stranger.txt"]
 
 
 def test_what_a_killed_process_left_behind_is_swept(own_cache: Path) -> None:
@@ -132,7 +140,8 @@ def test_what_a_killed_process_left_behind_is_swept(own_cache: Path) -> None:
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
     put(TextCache(own_cache), "k", np.ones(3, np.float32))
-    assert not old.exists() and new.exists()
+    assert not old.exists()
+    assert new.exists()
 
 
 def _hammer(folder: Path, seed: int) -> None:
