@@ -128,7 +128,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        what = f"holds no {MANIFEST}" if folder.is_dir() else "is not a folder"
+        what = f"holds no {MANIFEST}" if folder.is_dir() else "there is no such folder"
         raise BundleMissing(
             f"{folder}: {what}, an engine bundle was expected; name another with --engine DIR, "
             f"or build it: python export/build_engine.py --fp16 --out {folder}"

@@ -211,19 +211,22 @@ class _Report:
 
 
 def _expand(named: Sequence[str], out: Path) -> Iterator[Path]:
-    """Files as named; for a folder the pictures anywhere below it, in order, but none that earlier runs wrote."""
+    """Files as named; for a folder the pictures anywhere below it, in order, but none hidden or in the output folder."""
     from .pictures import SUFFIXES
+
+    out = out.resolve()
+
+    def offered(path: Path, root: Path) -> bool:
+        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in path.relative_to(root).parts):
+            return False
+        return path.is_file() and not path.resolve().is_relative_to(out)
 
     for name in named:
         path = Path(name)
         if not path.is_dir():
             yield path
             continue
-        found = [
-            below
-            for below in sorted(path.rglob("*"))
-            if below.suffix.lower() in SUFFIXES and below.is_file() and not below.is_relative_to(out)
-        ]
+        found = [below for below in sorted(path.rglob("*")) if offered(below, path)]
         if not found:
             raise UsageError(f"{path}: no pictures in this folder; name one that holds {', '.join(sorted(SUFFIXES))}")
         yield from found

@@ -4,8 +4,6 @@ The command line prints the message and exits with the kind's `exit_code` (2 is 
 """
 
 
-
-
 class FusionerError(Exception):
     """Base of all. Caught and printed without a traceback by the command line."""
 

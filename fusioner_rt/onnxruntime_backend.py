@@ -42,7 +42,7 @@ def choose(requested: str, available: list[str]) -> tuple[list[str], str]:
     if requested == "onnxruntime-cuda":
         raise BackendUnavailable(
             "backend onnxruntime-cuda: the installed ONNX Runtime was built without CUDA; replace it: "
-            "pip uninstall onnxruntime && pip install 'fusioner-rt[gpu]', or choose onnxruntime-cpu"
+            "pip uninstall onnxruntime && pip install onnxruntime-gpu, or choose onnxruntime-cpu"
         )
     return [CPU], "the installed ONNX Runtime was built without CUDA"
 
@@ -56,7 +56,7 @@ class OnnxRuntime:
             import onnxruntime
         except ImportError as error:
             raise BackendUnavailable(
-                f"ONNX Runtime cannot be loaded ({error}); install one: pip install 'fusioner-rt[cpu]'"
+                f"ONNX Runtime cannot be loaded ({error}); install it: pip install onnxruntime, or onnxruntime-gpu"
             ) from None
         self._module: Any = onnxruntime
         self._providers, self._why = choose(requested, onnxruntime.get_available_providers())

@@ -68,9 +68,10 @@ def test_a_folder_is_done_but_for_its_bad_files(
         shutil.copy(photo, folder / copy)
     (folder / "broken.jpg").write_text("text")
     (folder / "readme.txt").write_text("not offered as a picture")
+    (folder / ".hidden.jpg").write_text("nor is this")
     coco = tmp_path / "all.json"
     command = ["segment", str(folder), "--words", "cat, sofa", "--engine", str(tiny_bundle), "--json", str(coco)]
-    command += ["--out", str(folder / "results"), "--threshold", "0", "--size", "20x30"]
+    command += ["--out", str(folder / "deeper" / ".." / "results"), "--threshold", "0", "--size", "20x30"]
     for _ in range(2):  # the second time, the results of the first lie in the folder and are not taken for pictures
         assert main(command) == 11
         said = capsys.readouterr()

@@ -55,6 +55,38 @@ def test_a_result_has_the_pictures_size_and_says_what_it_holds(session: Session,
     assert session.segment(picture, WORDS).probabilities is None
 
 
+def upsampled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, d) to (H, W, d) float64 by bilinear interpolation between pixel centres, edges repeated."""
+    for axis, wanted in enumerate(size):
+        length = maps.shape[axis]
+        place = np.clip((np.arange(wanted) + 0.5) * length / wanted - 0.5, 0, length - 1)
+        low = np.floor(place).astype(int)
+        high = np.minimum(low + 1, length - 1)
+        part = (place - low).reshape([-1 if other == axis else 1 for other in range(3)])
+        maps = maps.take(low, axis) * (1 - part) + maps.take(high, axis) * part
+    return maps
+
+
+def test_the_whole_path_is_what_the_paper_defines(session: Session) -> None:
+    """Features upsampled, normalised, compared with every word, through a sigmoid: in float64, without the algebra."""
+    picture = scene(47, 71, seed=5)
+    result = session.segment(picture, WORDS, size=(33, 58), probabilities=True)
+    vectors = session._encode(WORDS, None).vectors
+    pixels = session.bundle.preprocessing(picture)[None]
+    fused = session._graph("image_fusion")({"pixels": pixels, "words": vectors[None]})
+    features = upsampled(fused["features"][0].astype(np.float64), (33, 58))
+    features /= np.linalg.norm(features, axis=2, keepdims=True)
+    words = fused["refined"][0].astype(np.float64)
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    cosines = np.moveaxis(features @ words.T, 2, 0)
+    expected = 1 / (1 + np.exp(-cosines / session.bundle.manifest["temperature"]))
+    assert result.probabilities is not None
+    np.testing.assert_allclose(result.probabilities, expected, atol=CLOSE, rtol=0)
+    winner = np.take_along_axis(cosines, np.maximum(result.labels.astype(int) - 1, 0)[None], axis=0)[0]
+    assert (winner >= cosines.max(axis=0) - CLOSE)[result.labels > 0].all()
+    np.testing.assert_array_equal(result.labels > 0, result.confidence > 0.5)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 97), (301, 1), (2, 3), (7, 640), (33, 31)])
 def test_any_size_and_aspect_ratio(session: Session, shape: tuple[int, int]) -> None:
     result = session.segment(scene(*shape), WORDS)
