@@ -54,7 +54,7 @@ def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
             for i in tqdm(range(0, len(words), 8), desc="word vectors", unit="8 words")
         ]
         content = save({"vectors": torch.cat(parts)})
-        write_atomically(file, lambda stream: stream.write(content))
+        _write(file, content)
     return load_file(file)["vectors"]
 
 
@@ -83,7 +83,7 @@ class FeatureCache:
                 tensors = {f"level{i}": level.half().contiguous() for i, level in enumerate(levels)}
                 tensors["labels"] = (small.flip(1) if flip else small).contiguous()
                 content = save(tensors)
-                write_atomically(self._file(name, flip), lambda stream, content=content: stream.write(content))
+                _write(self._file(name, flip), content)
 
     def get(self, name: str, flip: bool = False) -> CachedPicture:
         tensors = load_file(self._file(name, flip))
@@ -102,3 +102,7 @@ class FeatureCache:
 
     def _file(self, name: str, flip: bool) -> Path:
         return self.folder / f"{name}{'.flip' if flip else ''}.safetensors"
+
+
+def _write(file: Path, content: bytes) -> None:
+    write_atomically(file, lambda stream: stream.write(content))

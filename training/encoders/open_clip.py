@@ -158,8 +158,8 @@ def clip_tokenizer_file() -> Path:
     from tokenizers.processors import TemplateProcessing
 
     source = Path(import_open_clip().tokenizer.default_bpe())
-    with gzip.open(source, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # the rest of the file is beyond CLIP's vocabulary
+    with gzip.open(source, "rt", encoding="utf-8") as text:
+        lines = text.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # the rest of the file is beyond CLIP's vocabulary
     merges = [tuple(line.split()) for line in lines]
     alphabet = _byte_alphabet()
     pieces = [
