@@ -30,4 +30,5 @@ class ClassIoU:
         return 100.0 * self.intersection[index] / self.union[index] if self.union[index] else float("nan")
 
     def mean(self, classes: list[int]) -> float:
-        return float(np.mean([self.iou(index) for index in classes]))
+        """NaN where there is no class."""
+        return float(np.mean([self.iou(index) for index in classes])) if classes else float("nan")

@@ -111,7 +111,8 @@ def train(data: MaskFolder, config: FusionerConfig, plan: Plan, out: Path, cache
             bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
         model.eval()
         iou = scoring.score(scoring.fusioner(model, cache, vocabulary.vectors), data, validation, seen, "validation")
-        scored = [index for index in seen if iou.pictures[index] >= 15]
+        shown = [index for index in seen if iou.union[index]]
+        scored = [index for index in shown if iou.pictures[index] >= 15] or shown  # rare classes are noise
         history.append(
             {
                 "epoch": epoch + 1,
@@ -184,7 +185,7 @@ class _Progress:
         self.settings = json.loads(json.dumps(settings))
 
     def resume(
-        self, model: Fusioner, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+        self, model: Fusioner, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
     ) -> tuple[int, list[dict[str, Any]]]:
         if not (self.folder / "state.json").is_file():
             return 0, []
@@ -202,8 +203,9 @@ class _Progress:
                 _, index, key = name.split(".")
                 saved["state"].setdefault(int(index), {})[key] = value
         optimiser.load_state_dict(saved)
-        for _ in range(state["steps"]):
-            schedule.step()
+        schedule.last_epoch = state["steps"]
+        for group, rate, factor in zip(optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = rate * factor(state["steps"])
         print(f"resuming after epoch {state['epoch']}")
         return state["epoch"], state["history"]
 
@@ -211,7 +213,7 @@ class _Progress:
         self,
         model: Fusioner,
         optimiser: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
         epoch: int,
         history: list[dict[str, Any]],
     ) -> None:
