@@ -86,6 +86,10 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         for index in operands:
             node.input[index] = read(node.input[index], kind)
         nodes.append(node)
+        if not computed and kind == HALF:  # what is read of a table is float32 again at once: it enters sums
+            _rename_value(nodes[-1:], node.output[0], f"{node.output[0]}.fp16")
+            nodes.append(helper.make_node("Cast", [node.output[0]], [node.output[0].removesuffix(".fp16")], to=FLOAT))
+            continue
         for name in node.output:
             if name in types:
                 types[name] = kind

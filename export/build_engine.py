@@ -1,0 +1,344 @@
+"""Builds an engine bundle from a checkpoint: the one command that leads from training to serving (docs/bundle.md)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
+    sys.path[0] = str(ROOT)
+
+from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
+
+LONGEST = 1024
+EXAMPLES = """
+examples:
+  python export/build_engine.py --fp16
+      the demonstration checkpoint, in half precision, to engines/demo
+  python export/build_engine.py --checkpoint runs/mine/checkpoint --out engines/mine --pictures photos/
+      your own, proved on your own pictures
+  python export/build_engine.py --fp16 --max-words 1000 --sizes 256,512,1536 --max-batch 1
+      up to 1000 words, inputs of about 512 x 512 pixels, no edge longer than 1536
+  python export/build_engine.py --fp16 --backend tensorrt-rtx --for sm_86,sm_89
+      with TensorRT-RTX plans for two kinds of GPU; none is needed to build them
+
+The bundle is written whole or not at all: a build that fails or is interrupted leaves an older bundle as it was.
+"""
+
+
+class OutputNotABundle(FusionerError):
+    """The output folder holds something else."""
+
+    exit_code = 86
+
+
+@dataclass
+class Options:
+    """What the command line says; `build` takes it from anywhere. sizes: least, usual and largest input edge, pixels."""
+
+    checkpoint: Path
+    out: Path
+    fp16: bool = False
+    max_words: int = 256
+    max_batch: int = 8
+    sizes: tuple[int, int, int] | None = None
+    backend: str = "auto"
+    build_for: str | None = None
+    pictures: Path | None = None
+
+
+@dataclass
+class Row:
+    """One line of the closing table."""
+
+    file: str
+    bytes: int
+    precision: str
+    error: float | None
+    agreement: float | None
+    seconds: float
+
+
+@dataclass
+class Stages:
+    """Times and announces what is being done. total: how many stages there will be."""
+
+    total: int
+    shown: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=self.total, bar_format="{desc:<34} {bar:24} {n}/{total} {elapsed}", disable=not self.shown)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self._bar.set_description_str(name)
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        if self.shown:
+            self._bar.write(f"  {name:<34} {self.seconds[name]:6.1f} s", file=sys.stderr)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def build(options: Options, shown: bool = True) -> list[Row]:
+    """Build, prove and write a bundle to options.out, whole or not at all; returns the closing table's rows.
+
+    Raises what the stages raise, all of it FusionerError: CheckpointError, WeightsNotFound, UsageError,
+    PrecisionNotReached, ParityFailed, BatchFailed, WordsFailed, TensorRTMissing and others.
+    """
+    from fusioner_rt.bundle import MANIFEST
+    from fusioner_rt.files import unwritable
+
+    out = options.out.absolute()
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise OutputNotABundle(f"{options.out} holds something other than an engine bundle; name another with --out DIR")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
+    except OSError as error:
+        raise unwritable(out.parent, error) from None
+    stages = Stages(total=9, shown=shown)
+    try:
+        rows = _build_into(unfinished, options, stages)
+        from fusioner_rt.bundle import Bundle
+        from training.checkpoint import replace_folder
+
+        Bundle.open(unfinished)  # what the runtime will check, checked before anyone relies on it
+        unfinished.chmod(0o755)
+        replace_folder(unfinished, out)
+    except OSError as error:
+        raise unwritable(out, error) from None
+    finally:
+        stages.close()
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return rows
+
+
+def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
+    with stages("loading the libraries"):
+        import onnx
+
+        from export import gates, graphs, mask_head_graph, precision, tensorrt_engine
+        from fusioner_rt.bundle import write_manifest
+        from fusioner_rt.onnxruntime_backend import OnnxRuntime
+        from fusioner_rt.preprocess import Preprocessing
+        from training import checkpoint
+
+        backend = tensorrt_engine.choose(options.backend)
+        if backend != "onnxruntime":  # known to fail now rather than in a minute
+            tensorrt_engine.load(backend)
+            tensorrt_engine.capabilities(backend, options.build_for)
+        pictures = gates.gate_pictures(options.pictures or _own_pictures())
+    with stages("checkpoint and encoders"):
+        model = checkpoint.load(options.checkpoint)
+        image, text = model.image_encoder, model.text_encoder
+        least, usual, most = _sizes(options.sizes, image.multiple, image.side)
+        how = Preprocessing(usual, image.multiple, most, "bicubic", tuple(image.mean), tuple(image.std))  # type: ignore[arg-type]
+
+    made: dict[str, onnx.ModelProto] = {}
+    for name, export in (("text", graphs.text_graph), ("image_fusion", graphs.image_fusion_graph)):
+        with stages(f"{name} graph"):
+            made[name] = precision.to_fp16(export(model)) if options.fp16 else export(model)
+            if options.fp16:
+                precision.prove_fp16(name, made[name])
+    with stages("mask head graphs"):
+        made["mask_scores"] = mask_head_graph.scores_graph(model.config.width)
+        made["mask_labels"] = mask_head_graph.labels_graph(model.config.temperature)
+        made["mask_probabilities"] = mask_head_graph.probabilities_graph(model.config.temperature)
+        runtime = OnnxRuntime("onnxruntime-cpu")
+        for name, graph in made.items():
+            onnx.save_model(graph, folder / f"{name}.onnx")
+        shutil.copyfile(text.tokenizer_file, folder / "tokenizer.json")
+        running = {name: runtime.load(folder / f"{name}.onnx") for name in made}
+
+    with stages("gate: parity with PyTorch"):
+        parity = gates.parity(model, running, how, pictures, options.fp16)
+    with stages("gate: batches"):
+        batch = gates.batch(running, parity, how, pictures, options.max_batch)
+    with stages("gate: order of words"):
+        words = gates.words(running, parity, how, pictures[0])
+
+    manifest: dict[str, Any] = {
+        "name": options.out.absolute().name,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "built_with": _versions(),
+        "model": model.config.to_dict(),
+        "precision": "fp16" if options.fp16 else "fp32",
+        "temperature": model.config.temperature,
+        "templates": list(model.config.templates),
+        "tokenizer": {"file": "tokenizer.json", "max_tokens": text.max_tokens},
+        "preprocessing": how.to_manifest(),
+        "profiles": {
+            "words": {"min": 1, "opt": min(20, options.max_words), "max": options.max_words},
+            "batch": {"min": 1, "opt": 1, "max": options.max_batch},
+            "size": {"min": least, "opt": usual, "max": most},
+        },
+        "graphs": {name: _described(name, graph) for name, graph in made.items()},
+        "gates": {"parity": parity.record(), "batch": batch, "words": words},
+        "engines": [],
+    }
+    with stages("engines and manifest"):
+        if backend != "onnxruntime":
+            tensorrt_engine.add_plans(folder, manifest, backend, options.build_for)
+        write_manifest(folder, manifest)
+    return _rows(folder, manifest, stages.seconds)
+
+
+def _described(name: str, graph: Any) -> dict[str, Any]:
+    from onnx import helper
+
+    from export.precision import fp16_weight_share
+
+    def values(infos: Any) -> dict[str, Any]:
+        return {
+            info.name: [
+                helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).name,
+                [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim],
+            ]
+            for info in infos
+        }
+
+    return {
+        "file": f"{name}.onnx",
+        "fp16_weight_share": round(fp16_weight_share(graph), 4),
+        "inputs": values(graph.graph.input),
+        "outputs": values(graph.graph.output),
+    }
+
+
+def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> list[Row]:
+    parity = manifest["gates"]["parity"]
+    errors = {
+        "text": parity["embeddings"]["error"],
+        "image_fusion": max(parity[name]["error"] for name in ("features", "refined")),
+        "mask_labels": parity["mask_head_error"],
+    }
+    rows = []
+    for name, graph in manifest["graphs"].items():
+        share = graph["fp16_weight_share"]
+        rows.append(
+            Row(
+                graph["file"], (folder / graph["file"]).stat().st_size, f"fp16 {share:.1%}" if share else "fp32",
+                errors.get(name), parity["mask_agreement"] if name == "mask_labels" else None,
+                seconds.get(f"{name} graph", seconds["mask head graphs"] / 3),
+            )
+        )  # fmt: skip
+    for engine in manifest["engines"]:
+        size = (folder / engine["file"]).stat().st_size
+        rows.append(Row(engine["file"], size, manifest["precision"], None, None, seconds.get("engines and manifest", 0)))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The closing lines. Errors are relative to the largest value of a graph's output; a mask head's are of 0..1."""
+    wide = max(len(row.file) for row in rows)
+    lines = [f"{'file':<{wide}} {'size':>9}  {'precision':<11} {'largest error':>13} {'mask agreement':>15} {'seconds':>8}"]
+    for row in rows:
+        error = "" if row.error is None else f"{row.error:.1e}"
+        agreement = "" if row.agreement is None else f"{row.agreement:.2%}"
+        megabytes = f"{row.bytes / 1e6:.2f} MB"
+        lines.append(f"{row.file:<{wide}} {megabytes:>9}  {row.precision:<11} {error:>13} {agreement:>15} {row.seconds:>8.1f}")
+    return "\n".join(lines)
+
+
+def _sizes(asked: tuple[int, int, int] | None, multiple: int, side: int) -> tuple[int, int, int]:
+    least, usual, most = asked or (multiple, side, max(side, LONGEST // multiple * multiple))
+    if not least <= usual <= most or any(size % multiple or size < multiple for size in (least, usual, most)):
+        raise UsageError(
+            f"--sizes {least},{usual},{most}: expected three ascending multiples of {multiple}, this image encoder's "
+            f"step, for example {multiple},{side},{max(side, LONGEST // multiple * multiple)}"
+        )
+    return least, usual, most
+
+
+def _own_pictures() -> Path | None:
+    folder = ROOT / "docs" / "pictures"
+    return folder if folder.is_dir() and any(folder.iterdir()) else None
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+    import torch
+
+    import fusioner_rt
+
+    versions = {module.__name__: module.__version__ for module in (fusioner_rt, torch, onnx, onnxruntime)}
+    return {name: version.partition("+")[0] for name, version in versions.items()}
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    parser = argparse.ArgumentParser(
+        prog="build_engine.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, default=ROOT / "models/demo/checkpoint", help="folder with config.json and weights.safetensors (default: the demonstration model)")
+    add("--fp16", action="store_true", help="half precision, put into the graphs and proved")
+    add("--out", type=Path, help="folder to write (default: engines/NAME, as in models/NAME/checkpoint)")
+    add("--max-words", type=_positive, default=256, metavar="N", help="longest vocabulary (default: 256)")
+    add("--max-batch", type=_positive, default=8, metavar="N", help="most pictures, or independent words, at once (default: 8)")
+    add("--sizes", type=_three, metavar="MIN,OPT,MAX", help="input edges in pixels: smallest, usual, longest (default: the image encoder's)")
+    add("--backend", choices=("auto", "onnxruntime", "tensorrt", "tensorrt-rtx"), default="auto", help="auto: TensorRT where it is installed and a GPU is visible, else ONNX Runtime alone")
+    add("--for", dest="build_for", type=_capabilities, metavar="SM,...", help="with tensorrt-rtx: GPUs to build for, such as sm_86,sm_89")
+    add("--pictures", type=Path, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")
+    found = parser.parse_args(arguments)
+    if found.out is None:
+        checkpoint = found.checkpoint.absolute()
+        found.out = Path("engines") / (checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name)
+    return Options(**vars(found))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _three(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MIN,OPT,MAX in pixels, such as 256,512,1024")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _capabilities(text: str) -> str:
+    if not all(name.startswith("sm_") and name[3:].isdecimal() for name in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name GPUs as in sm_86,sm_89")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as for Ctrl-C
+    start = time.perf_counter()
+    try:
+        rows = build(options)
+    except FusionerError as error:
+        print(f"build_engine: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"build_engine: interrupted; {options.out} is as it was", file=sys.stderr)
+        return 130
+    print(f"\n{options.out}  ({'fp16' if options.fp16 else 'fp32'}, {time.perf_counter() - start:.0f} s)\n{table(rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

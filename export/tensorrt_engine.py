@@ -1,0 +1,129 @@
+"""TensorRT plans of a bundle's graphs, for TensorRT and TensorRT-RTX alike: same calls, another module.
+
+Networks are strongly typed: the plan computes in the types the ONNX graph has (export/precision.py), so there is no
+precision flag here. TensorRT 10 asks for that mode, TensorRT 11 knows no other. Plans are plain plan files.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+
+from fusioner_rt.errors import FusionerError
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+PLANNED = ("text", "image_fusion")
+"""The mask head has kernels of its own on a GPU."""
+
+
+class TensorRTMissing(FusionerError):
+    """The TensorRT flavour asked for is not installed, or cannot be loaded."""
+
+    exit_code = 87
+
+
+class TensorRTRefused(FusionerError):
+    """TensorRT does not take a graph, or builds no engine from it."""
+
+    exit_code = 88
+
+
+def load(flavour: str) -> ModuleType:
+    """The flavour's Python module. Raises TensorRTMissing."""
+    try:
+        return importlib.import_module(MODULES[flavour])
+    except Exception as error:  # an ImportError, or whatever loading its libraries raises
+        raise TensorRTMissing(
+            f"--backend {flavour} needs the Python package {flavour} ({error}); install it: pip install {flavour}, "
+            "or build with --backend onnxruntime"
+        ) from None
+
+
+def choose(asked: str) -> str:
+    """`auto` becomes tensorrt where it is installed and a GPU is visible, else onnxruntime."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    try:
+        load("tensorrt")
+    except TensorRTMissing:
+        return "onnxruntime"
+    return "tensorrt" if torch.cuda.is_available() else "onnxruntime"
+
+
+def capabilities(flavour: str, asked: str | None) -> list[str]:
+    """What to build for: ["8.0", "8.9"] from "sm_80,sm_89", or ["this GPU's"]. Raises TensorRTMissing without either."""
+    if asked:
+        return [f"{int(name.removeprefix('sm_')) // 10}.{int(name.removeprefix('sm_')) % 10}" for name in asked.split(",")]
+    import torch
+
+    if not torch.cuda.is_available():
+        cure = "name what to build for: --for sm_80,sm_89" if flavour == "tensorrt-rtx" else "build where the GPU is"
+        raise TensorRTMissing(f"--backend {flavour}: no GPU is visible here; {cure}, or use --backend onnxruntime")
+    return ["{}.{}".format(*torch.cuda.get_device_capability())]
+
+
+def build_plan(trt: ModuleType, graph: Path, profile: dict[str, list[tuple[int, ...]]], capability: str | None) -> bytes:
+    """graph: an ONNX file. profile: min, opt and max shape by input. capability: "8.9" to build for, None for this GPU.
+
+    Returns the plan. Raises TensorRTRefused with everything the parser has to say.
+    """
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(1 << int(typed) if typed is not None else 0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        raise TensorRTRefused(f"TensorRT {trt.__version__} does not accept {graph.name}: {errors}")
+    config = builder.create_builder_config()
+    shapes = builder.create_optimization_profile()
+    for name, (least, usual, most) in profile.items():
+        shapes.set_shape(name, least, usual, most)
+    config.add_optimization_profile(shapes)
+    if capability and hasattr(config, "set_compute_capability"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise TensorRTRefused(f"TensorRT {trt.__version__} builds no engine from {graph.name}; its log above says why")
+    return bytes(plan)
+
+
+def profiles(manifest: dict[str, Any], graph: str, model: onnx.ModelProto) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes of every input at the manifest's smallest, usual and largest sizes. Dimensions are known by their letters."""
+    ranges, tokens = manifest["profiles"], manifest["tokenizer"]["max_tokens"]
+    templates = len(manifest["templates"])
+    letters = {
+        "K": ranges["words"], "B": ranges["batch"], "P": ranges["batch"], "H": ranges["size"], "W": ranges["size"],
+        "N": {"min": 1, "opt": templates, "max": max(256, templates)},
+        "L": {"min": 1, "opt": min(16, tokens), "max": tokens},
+    }  # fmt: skip
+
+    def shape(value: onnx.ValueInfoProto, bound: str) -> tuple[int, ...]:
+        dimensions = value.type.tensor_type.shape.dim
+        return tuple(letters[d.dim_param][bound] if d.dim_param else d.dim_value for d in dimensions)
+
+    return {value.name: [shape(value, bound) for bound in ("min", "opt", "max")] for value in model.graph.input}
+
+
+def add_plans(folder: Path, manifest: dict[str, Any], flavour: str, asked: str | None) -> None:
+    """Build PLANNED for every capability, as files in `folder` and entries of manifest["engines"]."""
+    trt, built_for = load(flavour), capabilities(flavour, asked)
+    if asked and flavour == "tensorrt":
+        raise TensorRTRefused("--for is for tensorrt-rtx: TensorRT builds for the GPU it runs on; leave it out")
+    for capability in built_for:
+        for graph in PLANNED:
+            source = folder / manifest["graphs"][graph]["file"]
+            shapes = profiles(manifest, graph, onnx.load(source))
+            file = f"{graph}.{flavour}-sm_{capability.replace('.', '')}.plan"
+            (folder / file).write_bytes(build_plan(trt, source, shapes, capability if asked else None))
+            manifest["engines"].append(
+                {"file": file, "graph": graph, "flavour": flavour, "version": trt.__version__, "compute_capability": capability}
+            )
+    manifest["built_with"][flavour] = trt.__version__

@@ -1,0 +1,66 @@
+"""What tests of several rooms share: a small model, and bundles built from it by the real export."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of training.model.tiny: random weights, every part in place."""
+    from training import checkpoint
+    from training.model import tiny
+
+    folder = tmp_path_factory.mktemp("models") / "tiny" / "checkpoint"
+    checkpoint.save(tiny(), folder, {"pictures": 0})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An fp32 bundle, through export.build_engine.build and all its gates."""
+    return _built(tiny_checkpoint, tmp_path_factory, fp16=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_fp16(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As tiny_bundle, with --fp16."""
+    return _built(tiny_checkpoint, tmp_path_factory, fp16=True)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[np.ndarray]:
+    """Three pictures (H, W, 3) uint8 of different sizes and aspect ratios."""
+    from export.gates import textured
+
+    return [textured(seed, size) for seed, size in enumerate(((96, 128), (151, 97), (64, 64)))]
+
+
+def _built(checkpoint: Path, temporary: pytest.TempPathFactory, fp16: bool) -> Path:
+    from export.build_engine import Options, build
+
+    out = temporary.mktemp("engines") / ("tiny-fp16" if fp16 else "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        _trace_once(patch)
+        build(Options(checkpoint, out, fp16=fp16, max_words=64, max_batch=4, backend="onnxruntime"), shown=False)
+    return out
+
+
+def _trace_once(patch: pytest.MonkeyPatch) -> None:
+    """Tracing is nearly all of a build's time, and the tiny model is always the same: both precisions share its graphs."""
+    from export import graphs
+
+    for name in ("text_graph", "image_fusion_graph"):
+        patch.setattr(graphs, name, functools.partial(_traced, name, getattr(graphs, name)))
+
+
+_graphs: dict[str, Any] = {}
+
+
+def _traced(name: str, trace: Any, model: Any) -> Any:
+    if name not in _graphs:
+        _graphs[name] = trace(model)
+    return _graphs[name]
