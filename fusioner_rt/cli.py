@@ -330,8 +330,10 @@ class _Bar:
         if not self._shown:
             return
         filled = 30 * self._done // self._total
-        left = (time.monotonic() - self._start) / self._done * (self._total - self._done) if self._done else 0
-        text = f"[{'#' * filled}{'.' * (30 - filled)}] {self._done}/{self._total}  {left:.0f} s left"
+        text = f"[{'#' * filled}{'.' * (30 - filled)}] {self._done}/{self._total}"
+        if self._done:
+            left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
+            text += f"  {left:.0f} s left"
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 

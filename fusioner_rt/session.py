@@ -218,10 +218,11 @@ class Session:
         height, width = self.bundle.preprocessing.input_size(*rgb.shape[:2])
         allowed = self.bundle.size
         if not (allowed.min <= min(height, width) and max(height, width) <= allowed.max):
+            least, most = min(allowed.min, height, width), max(allowed.max, height, width)
             raise SizeOutsideProfile(
                 f"{describe(source)}: needs a network input of {width}x{height}, the bundle in {self.bundle.folder} "
                 f"was built for edges of {allowed.min} to {allowed.max}; "
-                + rebuild(self.bundle.folder, "--sizes", str(min(height, width)), str(max(height, width)))
+                + rebuild(self.bundle.folder, "--sizes", f"{least},{allowed.opt},{most}")
             )
         return self.bundle.preprocessing(rgb, (height, width))
 

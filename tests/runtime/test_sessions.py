@@ -289,7 +289,7 @@ def test_an_input_outside_the_profile(changed_bundle: Callable[..., Path]) -> No
     )
     with Session(folder, cache=False) as session:
         session.segment(scene(64, 64), "cat")
-        with pytest.raises(SizeOutsideProfile, match="--sizes"):
+        with pytest.raises(SizeOutsideProfile, match="--sizes 32,64,256 "):
             session.segment(scene(10, 200), "cat")
 
 
