@@ -74,7 +74,9 @@ class WordSampler:
     def __init__(self, vocabulary: Vocabulary, most: int, absent: float, names: float) -> None:
         self.vocabulary, self.most, self.absent, self.named = vocabulary, most, absent, names
         classes = len(vocabulary.words) if names else max(vocabulary.classes) + 1
-        self.frequency = vocabulary.frequency[:classes] ** 0.5  # tempered: rare words are asked for too
+        # In proportion, so that every word is absent as often for each time it is present. Words that are hardly ever
+        # present would otherwise be learnt as "never", and with them their unseen neighbours.
+        self.frequency = vocabulary.frequency[:classes]
 
     def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """labels (B, H, W) uint8 → words (B, K, t), targets (B, K, H, W) float32, valid (B, 1, H, W) float32.

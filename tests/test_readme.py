@@ -1,0 +1,50 @@
+"""The README's code blocks do what they say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_block_runs_in_a_fresh_process(tmp_path: Path) -> None:
+    (program,) = blocks("python")
+    for folder in ("docs", "models"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cat.overlay.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "line", [line for block in blocks("sh") for line in block.splitlines() if line.startswith("fusioner-rt ")]
+)
+def test_the_command_lines_run(line: str, tmp_path: Path) -> None:
+    import shlex
+
+    command = shlex.split(line, comments=True)
+    for folder in ("docs", "models"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    program = shutil.which("fusioner-rt", path=str(Path(sys.executable).parent))
+    assert program, "the console script is not installed"
+    done = subprocess.run([program, *command[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_make_target_and_file_it_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", README):
+        assert f"\n{target}:" in makefile, target
+    for link in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / link).exists(), link
