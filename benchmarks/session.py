@@ -1,0 +1,126 @@
+"""How long a bundle takes on this machine: process start to first mask, and each stage once warm.
+
+  python benchmarks/session.py                               # the demonstration bundle, 1, 20 and 150 words
+  python benchmarks/session.py --engine engines/mine --json records.jsonl
+
+Wall time beside processor time: on a shared machine the first tells of the neighbours too. One JSON line a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fusioner_rt
+
+ROOT = Path(__file__).resolve().parents[1]
+NOUNS = ("cat", "sofa", "person", "cup", "window", "floor", "curtain", "plant", "dog", "table")
+
+
+def steady(engine: Path, picture: Path, words: int, repeats: int) -> dict[str, Any]:
+    """Median milliseconds per stage over `repeats` calls after one warm-up; words are cached, as they are in service."""
+    names = [
+        f"{noun} {index // len(NOUNS) + 1}" if index >= len(NOUNS) else noun
+        for index, noun in zip(range(words), NOUNS * words, strict=False)
+    ]
+    with fusioner_rt.Session(engine, cache=False) as session:
+        session.set_vocabulary(names)
+        session.segment(picture)
+        wall, processor, stages = [], [], []
+        for _ in range(repeats):
+            started, spent = time.perf_counter(), time.process_time()
+            result = session.segment(picture)
+            wall.append((time.perf_counter() - started) * 1000)
+            processor.append((time.process_time() - spent) * 1000)
+            stages.append(result.timing)
+        return {
+            "what": "segment", "words": words, "size": list(result.labels.shape), "backend": session.backend.effective,
+            **{f"p{q}_ms": round(float(np.percentile(wall, q)), 1) for q in (20, 50, 80)},
+            "processor_p50_ms": round(float(np.median(processor)), 1),
+            "stages_p50_ms": {stage: round(float(np.median([s[stage] for s in stages])), 1) for stage in stages[0]},
+        }  # fmt: skip
+
+
+def cold(engine: Path, picture: Path, repeats: int) -> dict[str, Any]:
+    """The command line from process start to overlay: first with words never seen, then with words in the cache."""
+    rows: dict[str, list[float]] = {"new": [], "cached": []}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "fusioner_rt",
+            "segment",
+            str(picture),
+            "--words",
+            "cat, sofa",
+            "--engine",
+            str(engine),
+            "--out",
+            folder,
+        ]
+        for repeat in range(repeats):
+            environment = {**os.environ, "FUSIONER_CACHE": f"{folder}/cache{repeat}"}
+            for kind in rows:
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                subprocess.run(command, check=True, capture_output=True, env=environment)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                rows[kind].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {
+        "what": "command line, processor seconds", "new_words_p50_s": round(float(np.median(rows["new"])), 2),
+        "cached_words_p50_s": round(float(np.median(rows["cached"])), 2), "peak_mb": round(peak),
+    }  # fmt: skip
+
+
+def machine(load: float) -> dict[str, Any]:
+    import onnxruntime
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores", "load": round(load, 2), "commit": commit,
+        "onnxruntime": onnxruntime.__version__, "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--engine", type=Path, default=ROOT / "models/demo/bundle", help="bundle to time (default: the demonstration's)"
+    )
+    parser.add_argument(
+        "--picture", type=Path, default=ROOT / "docs/pictures/cat.jpg", help="default: a photograph of 451×300"
+    )
+    parser.add_argument("--words", default="1,20,150", help="numbers of words (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=20, help="calls per row (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="append the rows to this file")
+    given = parser.parse_args()
+    load = os.getloadavg()[0]
+    if load > 0.7:
+        print(f"note: the load average is {load:.1f}; wall times tell of it", file=sys.stderr)
+    rows = [steady(given.engine, given.picture, int(count), given.repeats) for count in given.words.split(",")]
+    rows.append(cold(given.engine, given.picture, max(3, given.repeats // 4)))
+    for row in rows:
+        line = json.dumps({**row, **machine(load)})
+        print(line)
+        if given.json:
+            with given.json.open("a") as file:
+                file.write(line + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
