@@ -81,7 +81,9 @@ class Stages:
     def __post_init__(self) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=self.total, bar_format="{desc:<34} {bar:24} {n}/{total} {elapsed}", disable=not self.shown)
+        # disable=None: no bar where nobody watches, a log file keeps the lines alone
+        look = "{desc:<34} {bar:24} {n}/{total} {elapsed}"
+        self._bar = tqdm(total=self.total, bar_format=look, disable=None if self.shown else True, leave=False)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -108,7 +110,9 @@ def build(options: Options, shown: bool = True) -> list[Row]:
 
     out = options.out.absolute()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise OutputNotABundle(f"{options.out} holds something other than an engine bundle; name another with --out DIR")
+        raise OutputNotABundle(
+            f"{options.out} holds something other than an engine bundle; name another with --out DIR"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
@@ -196,7 +200,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
     }
     with stages("engines and manifest"):
         if backend != "onnxruntime":
-            tensorrt_engine.add_plans(folder, manifest, backend, options.build_for)
+            stages.seconds |= tensorrt_engine.add_plans(folder, manifest, backend, options.build_for)
         write_manifest(folder, manifest)
     return _rows(folder, manifest, stages.seconds)
 
@@ -235,26 +239,30 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
         share = graph["fp16_weight_share"]
         rows.append(
             Row(
-                graph["file"], (folder / graph["file"]).stat().st_size, f"fp16 {share:.1%}" if share else "fp32",
+                graph["file"], (folder / graph["file"]).stat().st_size, f"fp16 {int(share * 1000) / 10}%" if share else "fp32",
                 errors.get(name), parity["mask_agreement"] if name == "mask_labels" else None,
                 seconds.get(f"{name} graph", seconds["mask head graphs"] / 3),
             )
         )  # fmt: skip
     for engine in manifest["engines"]:
         size = (folder / engine["file"]).stat().st_size
-        rows.append(Row(engine["file"], size, manifest["precision"], None, None, seconds.get("engines and manifest", 0)))
+        rows.append(Row(engine["file"], size, manifest["precision"], None, None, seconds[engine["file"]]))
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
     """The closing lines. Errors are relative to the largest value of a graph's output; a mask head's are of 0..1."""
     wide = max(len(row.file) for row in rows)
-    lines = [f"{'file':<{wide}} {'size':>9}  {'precision':<11} {'largest error':>13} {'mask agreement':>15} {'seconds':>8}"]
+    lines = [
+        f"{'file':<{wide}} {'size':>9}  {'precision':<11} {'largest error':>13} {'mask agreement':>15} {'seconds':>8}"
+    ]
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}"
         agreement = "" if row.agreement is None else f"{row.agreement:.2%}"
         megabytes = f"{row.bytes / 1e6:.2f} MB"
-        lines.append(f"{row.file:<{wide}} {megabytes:>9}  {row.precision:<11} {error:>13} {agreement:>15} {row.seconds:>8.1f}")
+        lines.append(
+            f"{row.file:<{wide}} {megabytes:>9}  {row.precision:<11} {error:>13} {agreement:>15} {row.seconds:>8.1f}"
+        )
     return "\n".join(lines)
 
 
@@ -269,8 +277,10 @@ def _sizes(asked: tuple[int, int, int] | None, multiple: int, side: int) -> tupl
 
 
 def _own_pictures() -> Path | None:
+    from fusioner_rt.pictures import SUFFIXES
+
     folder = ROOT / "docs" / "pictures"
-    return folder if folder.is_dir() and any(folder.iterdir()) else None
+    return folder if any(path.suffix.lower() in SUFFIXES for path in folder.glob("*")) else None
 
 
 def _versions() -> dict[str, str]:
@@ -286,17 +296,47 @@ def _versions() -> dict[str, str]:
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(
-        prog="build_engine.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="build_engine.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, default=ROOT / "models/demo/checkpoint", help="folder with config.json and weights.safetensors (default: the demonstration model)")
+    add(
+        "--checkpoint",
+        type=Path,
+        default=ROOT / "models/demo/checkpoint",
+        help="folder with config.json and weights.safetensors (default: the demonstration model)",
+    )
     add("--fp16", action="store_true", help="half precision, put into the graphs and proved")
     add("--out", type=Path, help="folder to write (default: engines/NAME, as in models/NAME/checkpoint)")
     add("--max-words", type=_positive, default=256, metavar="N", help="longest vocabulary (default: 256)")
-    add("--max-batch", type=_positive, default=8, metavar="N", help="most pictures, or independent words, at once (default: 8)")
-    add("--sizes", type=_three, metavar="MIN,OPT,MAX", help="input edges in pixels: smallest, usual, longest (default: the image encoder's)")
-    add("--backend", choices=("auto", "onnxruntime", "tensorrt", "tensorrt-rtx"), default="auto", help="auto: TensorRT where it is installed and a GPU is visible, else ONNX Runtime alone")
-    add("--for", dest="build_for", type=_capabilities, metavar="SM,...", help="with tensorrt-rtx: GPUs to build for, such as sm_86,sm_89")
+    add(
+        "--max-batch",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="most pictures, or independent words, at once (default: 8)",
+    )
+    add(
+        "--sizes",
+        type=_three,
+        metavar="MIN,OPT,MAX",
+        help="input edges in pixels: smallest, usual, longest (default: the image encoder's)",
+    )
+    add(
+        "--backend",
+        choices=("auto", "onnxruntime", "tensorrt", "tensorrt-rtx"),
+        default="auto",
+        help="auto: TensorRT where it is installed and a GPU is visible, else ONNX Runtime alone",
+    )
+    add(
+        "--for",
+        dest="build_for",
+        type=_capabilities,
+        metavar="SM,...",
+        help="with tensorrt-rtx: GPUs to build for, such as sm_86,sm_89",
+    )
     add("--pictures", type=Path, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")
     found = parser.parse_args(arguments)
     if found.out is None:
@@ -336,7 +376,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"build_engine: interrupted; {options.out} is as it was", file=sys.stderr)
         return 130
-    print(f"\n{options.out}  ({'fp16' if options.fp16 else 'fp32'}, {time.perf_counter() - start:.0f} s)\n{table(rows)}")
+    print(
+        f"\n{options.out}  ({'fp16' if options.fp16 else 'fp32'}, {time.perf_counter() - start:.0f} s)\n{table(rows)}"
+    )
     return 0
 
 

@@ -98,7 +98,9 @@ class Parity:
         return {**outputs, **mask}
 
 
-def parity(model: Fusioner, graphs: Mapping[str, Run], how: Preprocessing, pictures: Sequence[np.ndarray], half: bool) -> Parity:
+def parity(
+    model: Fusioner, graphs: Mapping[str, Run], how: Preprocessing, pictures: Sequence[np.ndarray], half: bool
+) -> Parity:
     """Gate (a). pictures: (H, W, 3) uint8 each. half: the graphs claim float16.
 
     The truth is PyTorch one precision up: float64 for float32 graphs, float32 for float16 ones. Raises ParityFailed.
@@ -154,7 +156,9 @@ def parity(model: Fusioner, graphs: Mapping[str, Run], how: Preprocessing, pictu
     return result
 
 
-def batch(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, pictures: Sequence[np.ndarray], most: int) -> Record:
+def batch(
+    graphs: Mapping[str, Run], found: Parity, how: Preprocessing, pictures: Sequence[np.ndarray], most: int
+) -> Record:
     """Gate (b), for batches up to `most`. Raises BatchFailed.
 
     Two correct results each lie within the parity gate's tolerance of the truth, so within twice that of each other.
@@ -250,10 +254,8 @@ class _Halved:
         self.model = model
 
     class Mode(TorchDispatchMode):
-        products = {
-            torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
-            torch.ops.aten.convolution.default,
-        }  # fmt: skip
+        aten = torch.ops.aten
+        products = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default)
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func not in self.products:
@@ -285,7 +287,9 @@ def _relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _text(model: Fusioner | _Halved, tokens: Mapping[str, np.ndarray]) -> np.ndarray:
-    return _torch(model, lambda m: m.text_encoder(*(torch.from_numpy(tokens[n]) for n in ("input_ids", "attention_mask"))))[0]
+    return _torch(
+        model, lambda m: m.text_encoder(*(torch.from_numpy(tokens[n]) for n in ("input_ids", "attention_mask")))
+    )[0]
 
 
 def _image(model: Fusioner | _Halved, pixels: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
@@ -322,7 +326,9 @@ def _mask_size(picture: np.ndarray) -> tuple[int, int]:
     return max(1, round(picture.shape[0] * shrink)), max(1, round(picture.shape[1] * shrink))
 
 
-def _reference_labels(true: Sequence[np.ndarray], size: tuple[int, int], temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def _reference_labels(
+    true: Sequence[np.ndarray], size: tuple[int, int], temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
     scores, gram = reference.score_maps(*(torch.from_numpy(value) for value in true))
     labels, confidence = reference.resolve(scores, gram, size, temperature, 0.5)
     return labels[0].numpy(), confidence[0].numpy()

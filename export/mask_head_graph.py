@@ -5,10 +5,10 @@ mask_labels         those maps to a label map and the best word's probability, a
 mask_probabilities  those maps to one probability map per word, at any size
 
 The last two produce the output rows they are asked for: a caller that walks an output in bands holds a band of K maps
-and never K maps of H×W. Interpolation is a product with a two-tap matrix, columns first; only the few low-resolution
-rows under the band enter it, so the zeros in the matrix cost little, and a product is the one operation every ONNX
-Runtime does at full speed. Measured against gathering both neighbours and blending them: `benchmarks` of this file's
-choices are in the docstrings below.
+and never K maps of H×W. Interpolation is a product
+with a two-tap matrix, columns first; only the few low-resolution rows under a band enter it, so the zeros cost little,
+and a product is what every ONNX Runtime does at full speed. Against gathering both neighbours and blending them, at
+1024² from 80² on two cores: level for 1 word, twice as fast for 20, six times for 150.
 """
 
 from __future__ import annotations
@@ -149,7 +149,10 @@ def probabilities_graph(temperature: float) -> onnx.ModelProto:
 
 
 def resolution_graph(name: str, more: dict[str, tuple[int, list[Any]]]) -> Graph:
-    maps = {"scores": (FLOAT, ["B", "K", "h", "w"]), "gram": (FLOAT, ["B", 5, "h", "w"])}
+    maps: dict[str, tuple[int, list[Any]]] = {
+        "scores": (FLOAT, ["B", "K", "h", "w"]),
+        "gram": (FLOAT, ["B", 5, "h", "w"]),
+    }
     return Graph(name, {**maps, "size": (INT64, [2]), "rows": (INT64, [2]), **more})
 
 
@@ -209,15 +212,15 @@ def lengths(graph: Graph, rows: str, columns: str, first: str, last: str) -> str
     gram = graph.Slice("gram", first, last, integer([2]))
     itself, right, down, diagonal, crossed = (graph.Gather(gram, integer(index), axis=1) for index in range(5))
     slanted = graph.Mul(graph.Add(diagonal, crossed), real(0.5))
-    form = graph.Concat(
-        graph.Concat(itself, right, axis=2), graph.Concat(down, slanted, axis=2), axis=1
-    )  # (B, 2h, 2w)
+    form = graph.Concat(graph.Concat(itself, right, axis=2), graph.Concat(down, slanted, axis=2), axis=1)  # (B, 2h, 2w)
 
     across = graph.Transpose(quadratic(graph, columns), perm=[1, 0])
     squared = graph.MatMul(quadratic(graph, rows), graph.MatMul(form, across))
 
     # Below the rounding of its own terms the length is noise: see CANCELLED.
-    plain_rows, plain_columns = (graph.Slice(taps, integer([0]), integer([-1]), integer([1])) for taps in (rows, columns))
+    plain_rows, plain_columns = (
+        graph.Slice(taps, integer([0]), integer([-1]), integer([1])) for taps in (rows, columns)
+    )
     itself = graph.Mul(itself, real(CANCELLED))
     mean = graph.MatMul(plain_rows, graph.MatMul(itself, graph.Transpose(plain_columns, perm=[1, 0])))
     return graph.Sqrt(graph.Max(squared, mean, real(TINY)))

@@ -147,12 +147,11 @@ def _float_types(model: onnx.ModelProto) -> dict[str, int]:
 def _half_constant(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     values = numpy_helper.to_array(tensor)
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0))
-    if largest > np.finfo(np.float16).max and values.ndim:
+    limit = float(np.finfo(np.float16).max)
+    if largest > limit and values.ndim:  # a scalar beyond it, a clip's bound say, saturates
         raise WeightsOverflow(
-            f"weight {tensor.name} reaches {largest:.3g}, float16 ends at {np.finfo(np.float16).max:.0f}; "
-            "build without --fp16"
+            f"weight {tensor.name} reaches {largest:.3g}, float16 ends at {limit:.0f}; build without --fp16"
         )
-    limit = np.finfo(np.float16).max  # a scalar beyond it, a clip's bound say, saturates
     return numpy_helper.from_array(np.clip(values, -limit, limit).astype(np.float16), name)
 
 

@@ -7,12 +7,14 @@ precision flag here. TensorRT 10 asks for that mode, TensorRT 11 knows no other.
 from __future__ import annotations
 
 import importlib
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import onnx
 
+from export.precision import LEAST_FP16_SHARE, PrecisionNotReached
 from fusioner_rt.errors import FusionerError
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -59,7 +61,9 @@ def choose(asked: str) -> str:
 def capabilities(flavour: str, asked: str | None) -> list[str]:
     """What to build for: ["8.0", "8.9"] from "sm_80,sm_89", or ["this GPU's"]. Raises TensorRTMissing without either."""
     if asked:
-        return [f"{int(name.removeprefix('sm_')) // 10}.{int(name.removeprefix('sm_')) % 10}" for name in asked.split(",")]
+        return [
+            f"{int(name.removeprefix('sm_')) // 10}.{int(name.removeprefix('sm_')) % 10}" for name in asked.split(",")
+        ]
     import torch
 
     if not torch.cuda.is_available():
@@ -68,10 +72,14 @@ def capabilities(flavour: str, asked: str | None) -> list[str]:
     return ["{}.{}".format(*torch.cuda.get_device_capability())]
 
 
-def build_plan(trt: ModuleType, graph: Path, profile: dict[str, list[tuple[int, ...]]], capability: str | None) -> bytes:
+def build_plan(
+    trt: ModuleType, graph: Path, profile: dict[str, list[tuple[int, ...]]], capability: str | None, half: bool
+) -> bytes:
     """graph: an ONNX file. profile: min, opt and max shape by input. capability: "8.9" to build for, None for this GPU.
+    half: the graph claims float16.
 
-    Returns the plan. Raises TensorRTRefused with everything the parser has to say.
+    Returns the plan. Raises TensorRTRefused with everything the parser has to say, PrecisionNotReached where TensorRT
+    read a float16 graph as something else.
     """
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -81,6 +89,12 @@ def build_plan(trt: ModuleType, graph: Path, profile: dict[str, list[tuple[int, 
     if not parser.parse_from_file(str(graph)):
         errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
         raise TensorRTRefused(f"TensorRT {trt.__version__} does not accept {graph.name}: {errors}")
+    share = half_products(trt, network)
+    if half and share < LEAST_FP16_SHARE:
+        raise PrecisionNotReached(
+            f"TensorRT {trt.__version__} read {share:.0%} of {graph.name}'s products as fp16, {LEAST_FP16_SHARE:.0%} are "
+            "needed; build without --fp16, or with another TensorRT"
+        )
     config = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
     for name, (least, usual, most) in profile.items():
@@ -93,6 +107,14 @@ def build_plan(trt: ModuleType, graph: Path, profile: dict[str, list[tuple[int, 
     if plan is None:
         raise TensorRTRefused(f"TensorRT {trt.__version__} builds no engine from {graph.name}; its log above says why")
     return bytes(plan)
+
+
+def half_products(trt: ModuleType, network: Any) -> float:
+    """The share of a parsed network's convolutions and matrix products that compute in float16."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    products = [layer.get_output(0).dtype == trt.float16 for layer in layers if layer.type in kinds]
+    return sum(products) / max(1, len(products))
 
 
 def profiles(manifest: dict[str, Any], graph: str, model: onnx.ModelProto) -> dict[str, list[tuple[int, ...]]]:
@@ -112,18 +134,20 @@ def profiles(manifest: dict[str, Any], graph: str, model: onnx.ModelProto) -> di
     return {value.name: [shape(value, bound) for bound in ("min", "opt", "max")] for value in model.graph.input}
 
 
-def add_plans(folder: Path, manifest: dict[str, Any], flavour: str, asked: str | None) -> None:
-    """Build PLANNED for every capability, as files in `folder` and entries of manifest["engines"]."""
-    trt, built_for = load(flavour), capabilities(flavour, asked)
+def add_plans(folder: Path, manifest: dict[str, Any], flavour: str, asked: str | None) -> dict[str, float]:
+    """Build PLANNED for every capability, as files in `folder` and entries of manifest["engines"]; seconds by file."""
     if asked and flavour == "tensorrt":
         raise TensorRTRefused("--for is for tensorrt-rtx: TensorRT builds for the GPU it runs on; leave it out")
-    for capability in built_for:
+    trt, seconds = load(flavour), {}
+    for capability in capabilities(flavour, asked):
         for graph in PLANNED:
-            source = folder / manifest["graphs"][graph]["file"]
+            source, start = folder / manifest["graphs"][graph]["file"], time.perf_counter()
             shapes = profiles(manifest, graph, onnx.load(source))
+            plan = build_plan(trt, source, shapes, capability if asked else None, manifest["precision"] == "fp16")
             file = f"{graph}.{flavour}-sm_{capability.replace('.', '')}.plan"
-            (folder / file).write_bytes(build_plan(trt, source, shapes, capability if asked else None))
-            manifest["engines"].append(
-                {"file": file, "graph": graph, "flavour": flavour, "version": trt.__version__, "compute_capability": capability}
-            )
+            (folder / file).write_bytes(plan)
+            about = {"version": trt.__version__, "compute_capability": capability}
+            manifest["engines"].append({"file": file, "graph": graph, "flavour": flavour, **about})
+            seconds[file] = time.perf_counter() - start
     manifest["built_with"][flavour] = trt.__version__
+    return seconds

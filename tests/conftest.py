@@ -20,15 +20,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An fp32 bundle, through export.build_engine.build and all its gates."""
-    return _built(tiny_checkpoint, tmp_path_factory, fp16=False)
+    return _built(tiny_checkpoint, picture_folder, tmp_path_factory, fp16=False)
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle_fp16(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle_fp16(tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As tiny_bundle, with --fp16."""
-    return _built(tiny_checkpoint, tmp_path_factory, fp16=True)
+    return _built(tiny_checkpoint, picture_folder, tmp_path_factory, fp16=True)
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of the tiny model in this test take seconds, not half a minute: its graphs are traced once a session."""
+    _trace_once(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +45,25 @@ def photographs() -> list[np.ndarray]:
     return [textured(seed, size) for seed, size in enumerate(((96, 128), (151, 97), (64, 64)))]
 
 
-def _built(checkpoint: Path, temporary: pytest.TempPathFactory, fp16: bool) -> Path:
+@pytest.fixture(scope="session")
+def picture_folder(photographs: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`photographs` as PNG files."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, picture in enumerate(photographs):
+        Image.fromarray(picture).save(folder / f"{index}.png")
+    return folder
+
+
+def _built(checkpoint: Path, pictures: Path, temporary: pytest.TempPathFactory, fp16: bool) -> Path:
     from export.build_engine import Options, build
 
     out = temporary.mktemp("engines") / ("tiny-fp16" if fp16 else "tiny")
     with pytest.MonkeyPatch.context() as patch:
         _trace_once(patch)
-        build(Options(checkpoint, out, fp16=fp16, max_words=64, max_batch=4, backend="onnxruntime"), shown=False)
+        limits = {"max_words": 64, "max_batch": 4}
+        build(Options(checkpoint, out, fp16, **limits, backend="onnxruntime", pictures=pictures), shown=False)
     return out
 
 

@@ -98,16 +98,23 @@ def test_labels_are_the_best_word_over_the_threshold_wherever_float32_can_tell(s
     exact = naive(features, words, size)
     found, confidence = labels(maps(features, words), size, threshold=threshold)
     best = exact.max(axis=1)
-    assert found.dtype == np.uint16 and np.abs(confidence - best).max() < 1e-5
+    assert found.dtype == np.uint16
+    assert np.abs(confidence - best).max() < 1e-5
     # of the label's own word, where there is one: it is the best but for rounding, and over the threshold
     own = np.take_along_axis(exact, np.maximum(found[:, None].astype(int) - 1, 0), axis=1)[:, 0]
-    assert (own[found > 0] >= best[found > 0] - 1e-5).all() and (own[found > 0] > threshold - 1e-5).all()
+    assert (own[found > 0] >= best[found > 0] - 1e-5).all()
+    assert (own[found > 0] > threshold - 1e-5).all()
     assert (best[found == 0] <= threshold + 1e-5).all()
 
 
 @pytest.mark.parametrize(
     ("low", "size", "words"),
-    [((128, 128), (2048, 2048), 1), ((80, 61), (2047, 1999), 20), ((97, 123), (1025, 769), 300), ((300, 257), (63, 31), 7)],
+    [
+        ((128, 128), (2048, 2048), 1),
+        ((80, 61), (2047, 1999), 20),
+        ((97, 123), (1025, 769), 300),
+        ((300, 257), (63, 31), 7),
+    ],
 )
 def test_large_outputs_keep_the_bound(low, size, words):
     features, vectors = case(5, 1, words, low, 16)
@@ -129,7 +136,9 @@ def test_rows_computed_in_bands_are_the_rows_of_the_whole(shape, size, data):
     whole, part = probabilities(low, size), probabilities(low, size, (first, last))
     # the same products, summed by another tiling: a rounding or two of the logit
     np.testing.assert_allclose(part, whole[:, :, first:last], rtol=0, atol=2e-6)
-    np.testing.assert_allclose(labels(low, size, (first, last))[1], labels(low, size)[1][:, first:last], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        labels(low, size, (first, last))[1], labels(low, size)[1][:, first:last], rtol=0, atol=2e-6
+    )
 
 
 @given(shapes, sizes)
@@ -151,7 +160,8 @@ def test_graphs_compute_what_the_reference_defines(shape, size):
 def test_no_direction_means_one_half_and_background():
     features, words = np.zeros((1, 3, 4, 16), np.float32), np.ones((1, 2, 16), np.float32)
     found, confidence = labels(maps(features, words), (7, 9))
-    assert (found == 0).all() and (confidence == 0.5).all()
+    assert (found == 0).all()
+    assert (confidence == 0.5).all()
 
 
 def test_opposite_neighbours_cancel_to_one_half_without_nan():
@@ -159,7 +169,8 @@ def test_opposite_neighbours_cancel_to_one_half_without_nan():
     features[:, :, 1] = -features[:, :, 0]
     found, confidence = labels(maps(features, np.ones((1, 3, 16), np.float32)), (3, 41))
     assert np.isfinite(confidence).all()
-    assert (confidence[:, :, 20] == 0.5).all() and (found[:, :, 20] == 0).all()
+    assert (confidence[:, :, 20] == 0.5).all()
+    assert (found[:, :, 20] == 0).all()
 
 
 def test_a_tie_goes_to_the_word_named_first():

@@ -50,7 +50,8 @@ def test_probabilities_equal_upsample_normalise_multiply(seed, pictures, words, 
     vectors /= magnitude
     exact = reference.naive_probabilities(features.double(), vectors.double(), size, TEMPERATURE)
     ours = reference.probabilities(*reference.score_maps(features, vectors), size, TEMPERATURE)
-    assert ours.shape == exact.shape and ours.dtype == torch.float32
+    assert ours.shape == exact.shape
+    assert ours.dtype == torch.float32
     # A cosine errs by a few float32 roundings of its d products; sigmoid(·/τ) multiplies that by at most 1/(4τ).
     allowed = (8 + channels**0.5) * np.finfo(np.float32).eps / (4 * TEMPERATURE)
     assert (ours - exact).abs().max() <= min(allowed, 1e-5)
@@ -78,11 +79,13 @@ def test_a_zero_feature_or_word_has_probability_one_half_and_is_background():
     features, words = random_case(2, 1, 3, (4, 4), 16)
     features[:] = 0
     labels, confidence = reference.resolve(*reference.score_maps(features, words), (9, 9), TEMPERATURE, 0.5)
-    assert (confidence == 0.5).all() and (labels == 0).all()
+    assert (confidence == 0.5).all()
+    assert (labels == 0).all()
     features, words = random_case(2, 1, 3, (4, 4), 16)
     words[:] = 0
     labels, confidence = reference.resolve(*reference.score_maps(features, words), (9, 9), TEMPERATURE, 0.5)
-    assert (confidence == 0.5).all() and (labels == 0).all()
+    assert (confidence == 0.5).all()
+    assert (labels == 0).all()
 
 
 def test_a_tie_goes_to_the_word_named_first():

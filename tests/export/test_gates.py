@@ -1,0 +1,170 @@
+"""Every gate lets the real graphs through and stops a planted fault, by its own error and exit code."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+
+import export
+from export import gates
+from fusioner_rt.bundle import Bundle
+from fusioner_rt.errors import FusionerError
+from fusioner_rt.onnxruntime_backend import OnnxRuntime
+from training import checkpoint
+
+NAMES = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return checkpoint.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle):
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def graphs(bundle):
+    runtime = OnnxRuntime("onnxruntime-cpu")
+    return {name: runtime.load(bundle.graph(name)) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def found(model, graphs, bundle, photographs):
+    return gates.parity(model, graphs, bundle.preprocessing, photographs, half=False)
+
+
+def faulty(graphs, name, fault):
+    """The graphs, one of them with its outputs (and inputs at hand) put through `fault`."""
+
+    def run(inputs):
+        outputs = {key: value.copy() for key, value in graphs[name](inputs).items()}
+        return fault(inputs, outputs) or outputs
+
+    return {**graphs, name: run}
+
+
+def test_real_graphs_pass_every_gate(found, graphs, bundle, photographs):
+    assert found.agreement >= gates.LEAST_AGREEMENT
+    assert all(found.errors[name] <= found.allowed(name) for name in ("embeddings", "features", "refined"))
+    assert gates.batch(graphs, found, bundle.preprocessing, photographs, 4)["largest_difference_of_allowed"] <= 1
+    assert gates.words(graphs, found, bundle.preprocessing, photographs[0])["mask_agreement"] >= gates.LEAST_AGREEMENT
+
+
+def test_float16_errors_are_judged_beside_pytorchs_own(model, tiny_bundle_fp16, photographs):
+    bundle = Bundle.open(tiny_bundle_fp16)
+    runtime = OnnxRuntime("onnxruntime-cpu")
+    graphs = {name: runtime.load(bundle.graph(name)) for name in NAMES}
+    half = gates.parity(model, graphs, bundle.preprocessing, photographs, half=True)
+    assert 1e-5 < half.plain["features"] < 1e-2
+    assert half.errors["features"] > 1e-5
+    with pytest.raises(gates.ParityFailed, match="in fp32 and twice that"):
+        gates.parity(model, graphs, bundle.preprocessing, photographs, half=False)
+
+
+def a_wrong_channel(_, outputs):
+    outputs["features"][..., 3] *= 1.001
+
+
+def a_number_lost(_, outputs):
+    outputs["features"][0, 0, 0, 0] = np.nan
+
+
+def wrong_words(_, outputs):
+    outputs["embeddings"] *= np.linspace(1, 1.01, outputs["embeddings"].shape[1], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("image_fusion", a_wrong_channel), ("image_fusion", a_number_lost), ("text", wrong_words)]
+)
+def test_parity_stops_a_graph_that_errs_more_than_its_precision_explains(
+    model, graphs, bundle, photographs, name, fault
+):
+    with pytest.raises(gates.ParityFailed, match="err by"):
+        gates.parity(model, faulty(graphs, name, fault), bundle.preprocessing, photographs[:1], half=False)
+
+
+def test_parity_stops_other_masks(model, graphs, bundle, photographs):
+    def shifted(_, outputs):
+        outputs["labels"] = np.where(outputs["labels"] > 0, outputs["labels"] % 3 + 1, 0)
+
+    with pytest.raises(gates.ParityFailed, match="pixels get PyTorch's label"):
+        gates.parity(model, faulty(graphs, "mask_labels", shifted), bundle.preprocessing, photographs[:1], half=False)
+
+
+def test_parity_stops_a_mask_head_that_errs(model, graphs, bundle, photographs):
+    def coarse(_, outputs):
+        outputs["confidence"] = outputs["confidence"].astype(np.float16).astype(np.float32)
+
+    with pytest.raises(gates.ParityFailed, match="mask head's probabilities"):
+        gates.parity(model, faulty(graphs, "mask_labels", coarse), bundle.preprocessing, photographs[:1], half=False)
+
+
+def first_row_for_all(_, outputs):
+    outputs["features"][:] = outputs["features"][:1]
+
+
+def last_row_lost(_, outputs):
+    if len(outputs["features"]) > 1:
+        outputs["features"][-1] = 0
+
+
+def size_matters(_, outputs):
+    outputs["refined"] *= 1 + 0.001 * (len(outputs["refined"]) - 1)
+    outputs["refined"][..., 0] += 0.01 * (len(outputs["refined"]) - 1)
+
+
+@pytest.mark.parametrize("fault", [first_row_for_all, last_row_lost, size_matters])
+def test_the_batch_gate_stops_rows_that_know_their_batch(found, graphs, bundle, photographs, fault):
+    with pytest.raises(gates.BatchFailed, match=r"row \d of (features|refined) differs"):
+        gates.batch(faulty(graphs, "image_fusion", fault), found, bundle.preprocessing, photographs, 4)
+
+
+def test_the_batch_gate_works_with_one_picture_and_says_when_it_has_nothing_to_do(found, graphs, bundle, photographs):
+    with pytest.raises(gates.BatchFailed):
+        gates.batch(faulty(graphs, "image_fusion", first_row_for_all), found, bundle.preprocessing, photographs[:1], 4)
+    assert "skipped" in gates.batch(graphs, found, bundle.preprocessing, photographs, 1)
+
+
+def test_the_words_gate_stops_a_graph_that_knows_a_words_place(found, graphs, bundle, photographs):
+    def placed(_, outputs):
+        outputs["refined"] += 0.01 * np.arange(outputs["refined"].shape[1], dtype=np.float32)[:, None]
+
+    with pytest.raises(gates.WordsFailed, match="changes refined"):
+        gates.words(faulty(graphs, "image_fusion", placed), found, bundle.preprocessing, photographs[0])
+
+    def unnamed(_, outputs):
+        outputs["labels"] = np.minimum(outputs["labels"], 1)
+
+    with pytest.raises(gates.WordsFailed, match="pixels their word"):
+        gates.words(faulty(graphs, "mask_labels", unnamed), found, bundle.preprocessing, photographs[0])
+
+
+def test_gate_pictures_come_from_the_folder_or_are_said_to_be_missing(tmp_path, photographs):
+    from PIL import Image
+
+    with pytest.raises(gates.NoPictures, match="--pictures DIR"):
+        gates.gate_pictures(tmp_path)
+    for index, picture in enumerate(photographs):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    assert [p.shape for p in gates.gate_pictures(tmp_path)] == [p.shape for p in photographs]
+    assert len(gates.gate_pictures(None)) == 3
+
+
+def test_every_error_of_the_build_has_an_exit_code_of_its_own():
+    import fusioner_rt.errors
+    import training.checkpoint
+    import training.encoders
+
+    modules = [importlib.import_module(f"export.{m.name}") for m in pkgutil.iter_modules(export.__path__)]
+    modules += [fusioner_rt.errors, training.checkpoint, training.encoders]
+    errors = {
+        c for module in modules for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, FusionerError)
+    }
+    codes = [error.exit_code for error in errors]
+    assert len(errors) > 15
+    assert len(set(codes)) == len(codes), sorted((e.exit_code, e.__name__) for e in errors)
