@@ -5,10 +5,11 @@ mask_labels         those maps to a label map and the best word's probability, a
 mask_probabilities  those maps to one probability map per word, at any size
 
 The last two produce the output rows they are asked for: a caller that walks an output in bands holds a band of K maps
-and never K maps of H×W. Interpolation is a product
-with a two-tap matrix, columns first; only the few low-resolution rows under a band enter it, so the zeros cost little,
-and a product is what every ONNX Runtime does at full speed. Against gathering both neighbours and blending them, at
-1024² from 80² on two cores: level for 1 word, twice as fast for 20, six times for 150.
+and never K maps of H×W.
+
+Interpolation is a product with a two-tap matrix, columns first; only the few low-resolution rows under a band enter it,
+so the zeros cost little, and a product is what every ONNX Runtime does at full speed. Against gathering both neighbours
+and blending them, at 1024² from 80² on two cores: level for 1 word, twice as fast for 20, six times for 150.
 """
 
 from __future__ import annotations
