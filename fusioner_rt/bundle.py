@@ -1,8 +1,10 @@
 """The engine bundle: a folder with a manifest that names, sizes and hashes every file in it (docs/bundle.md)."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ MANIFEST = "manifest.json"
 GRAPHS = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
 PLACES = ("engines/demo", "models/demo/bundle")
 """Where a bundle is looked for, below the current folder, when none is named."""
+_DEMONSTRATION = tuple(Path(place) for place in (*PLACES, "models/demo"))
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,36 @@ class Bundle:
         return str(self.manifest["files"][self.manifest["graphs"]["text"]["file"]]["sha256"])
 
 
-def rebuild(folder: Path, *options: str) -> str:
+def build_command(folder: Path, **cured: str | int) -> str:
+    """The command that builds the bundle in `folder` again, with its own precision and profiles but those being cured.
+
+    cured: precision ("fp16" or "fp32"), sizes ("32,320,1024"), max_words, max_batch. What the manifest does not tell,
+    because it is missing, damaged or of another version, is left to the command's defaults, in half precision. The
+    checkpoint is named by its place in the command alone, as a bundle does not say where it came from; the
+    demonstration's is the default, and for any other bundle it would build the wrong model.
+    """
+    options: dict[str, Any] = {"precision": "fp16"}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if (manifest["format"], manifest["format_version"]) == (FORMAT, FORMAT_VERSION):
+            profiles, precision = manifest["profiles"], manifest["precision"]
+            sizes = ",".join(str(int(profiles["size"][bound])) for bound in ("min", "opt", "max"))
+            most = {f"max_{name}": int(profiles[name]["max"]) for name in ("words", "batch")}
+            options = {"precision": precision, "sizes": sizes, **most}
+    options |= cured
+    parts = ["python export/build_engine.py"]
+    if not any(folder.absolute().parts[-len(place.parts) :] == place.parts for place in _DEMONSTRATION):
+        parts.append("--checkpoint CHECKPOINT")
+    if options["precision"] == "fp16":
+        parts.append("--fp16")
+    names = ("sizes", "max_words", "max_batch")
+    parts += [f"--{name.replace('_', '-')} {options[name]}" for name in names if name in options]
+    return " ".join([*parts, "--out", shlex.quote(str(folder))])
+
+
+def rebuild(folder: Path) -> str:
     """The cure for most that can be wrong with a bundle."""
-    return f"rebuild it: {' '.join(['python export/build_engine.py --fp16', *options, '--out', str(folder)])}"
+    return f"rebuild it: {build_command(folder)}"
 
 
 def find_bundle(named: str | os.PathLike[str] | None = None) -> Path:
@@ -118,7 +148,7 @@ def find_bundle(named: str | os.PathLike[str] | None = None) -> Path:
             return Path(place)
     raise BundleMissing(
         f"no engine bundle was named and none lies in {' or '.join(PLACES)} below {Path.cwd()}; name one with "
-        f"--engine DIR or FUSIONER_ENGINE, or build one: python export/build_engine.py --fp16 --out {PLACES[0]}"
+        f"--engine DIR or FUSIONER_ENGINE, or build one: {build_command(Path(PLACES[0]))}"
     )
 
 
@@ -131,7 +161,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         what = f"holds no {MANIFEST}" if folder.is_dir() else "there is no such folder"
         raise BundleMissing(
             f"{folder}: {what}, an engine bundle was expected; name another with --engine DIR, "
-            f"or build it: python export/build_engine.py --fp16 --out {folder}"
+            f"or build it: {build_command(folder)}"
         ) from None
     except NotADirectoryError:
         raise BundleMissing(f"{folder}: is not a folder, an engine bundle was expected; name one") from None

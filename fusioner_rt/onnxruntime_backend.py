@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .bundle import build_command
 from .errors import BackendUnavailable, GraphUnusable
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -81,7 +82,7 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise GraphUnusable(
                 f"{path}: ONNX Runtime {self._module.__version__} cannot load it ({_one_line(error)}); "
-                f"rebuild the bundle: python export/build_engine.py --fp16 --out {path.parent}"
+                f"rebuild the bundle: {build_command(path.parent)}"
             ) from None
         with self._lock:
             self._note_effective(session.get_providers())
@@ -116,7 +117,7 @@ class Graph:
             shapes = ", ".join(f"{name} {value.shape}" for name, value in inputs.items())
             raise GraphUnusable(
                 f"{self._path}: failed on {shapes} ({_one_line(error)}); "
-                f"rebuild the bundle: python export/build_engine.py --fp16 --out {self._path.parent}"
+                f"rebuild the bundle: {build_command(self._path.parent)}"
             ) from None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 
-from .bundle import Bundle, find_bundle, rebuild
+from .bundle import Bundle, build_command, find_bundle
 from .errors import GraphUnusable, SizeOutsideProfile, UsageError
 from .mask_head import MaskHead
 from .onnxruntime_backend import Backend, Graph, OnnxRuntime
@@ -210,7 +210,7 @@ class Session:
 
     def _encode(self, words: str | Iterable[str], templates: Iterable[str] | None) -> Vocabulary:
         parsed = parse_words(words)
-        check_count(parsed, self.bundle.words.max, str(self.bundle.folder))
+        check_count(parsed, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
         return self._text.encode(parsed, chosen)
 
@@ -221,8 +221,8 @@ class Session:
             least, most = min(allowed.min, height, width), max(allowed.max, height, width)
             raise SizeOutsideProfile(
                 f"{describe(source)}: needs a network input of {width}x{height}, the bundle in {self.bundle.folder} "
-                f"was built for edges of {allowed.min} to {allowed.max}; "
-                + rebuild(self.bundle.folder, "--sizes", f"{least},{allowed.opt},{most}")
+                f"was built for edges of {allowed.min} to {allowed.max}; rebuild it: "
+                + build_command(self.bundle.folder, sizes=f"{least},{allowed.opt},{most}")
             )
         return self.bundle.preprocessing(rgb, (height, width))
 
@@ -255,8 +255,8 @@ class Session:
         if not (np.isfinite(scores).all() and np.isfinite(gram).all()):
             raise GraphUnusable(
                 f"{self.bundle.graph('image_fusion')}: computed values that are not finite, as {self.bundle.precision} "
-                f"may on some machines; rebuild it without --fp16: python export/build_engine.py --out "
-                f"{self.bundle.folder}"
+                "may on some machines; rebuild it without --fp16: "
+                + build_command(self.bundle.folder, precision="fp32")
             )
         return scores, gram
 

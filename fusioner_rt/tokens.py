@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .bundle import build_command
 from .errors import ManifestInvalid
 
 
@@ -19,8 +20,7 @@ class PromptTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
             raise ManifestInvalid(
-                f"{path}: cannot be read as a tokenizer ({error}); "
-                f"rebuild the bundle: python export/build_engine.py --fp16 --out {path.parent}"
+                f"{path}: cannot be read as a tokenizer ({error}); rebuild the bundle: {build_command(path.parent)}"
             ) from None
         named = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         self._pad = (self._tokenizer.padding or {}).get("pad_id", next((i for i in named if i is not None), 0))

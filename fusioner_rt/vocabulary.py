@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Bundle, build_command
 from .errors import GraphUnusable
 from .templates import fill
 from .text_cache import TextCache, cache_key
@@ -70,7 +70,7 @@ class TextEncoder:
         if not np.isfinite(vector).all():
             raise GraphUnusable(
                 f"{self._bundle.graph('text')}: gave no finite vector for {word!r}; rebuild the bundle without --fp16: "
-                f"python export/build_engine.py --out {self._bundle.folder}"
+                + build_command(self._bundle.folder, precision="fp32")
             )
         return vector.astype(np.float32)
 

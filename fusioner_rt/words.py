@@ -2,7 +2,9 @@
 
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
+from .bundle import build_command
 from .errors import TooManyWords, WordsInvalid
 
 _EXAMPLE = 'give at least one, for example --words "cat, sofa"'
@@ -46,10 +48,10 @@ def parse_words(words: str | Iterable[str]) -> list[str]:
     return cleaned
 
 
-def check_count(words: list[str], maximum: int, bundle: str) -> None:
+def check_count(words: list[str], maximum: int, bundle: Path) -> None:
     """Raise TooManyWords where a bundle was built for fewer words than these."""
     if len(words) > maximum:
         raise TooManyWords(
             f"{len(words)} words were given, the bundle in {bundle} was built for at most {maximum}; give fewer, or "
-            f"rebuild it: python export/build_engine.py --fp16 --max-words {len(words)} --out {bundle}"
+            f"rebuild it: {build_command(bundle, max_words=len(words))}"
         )

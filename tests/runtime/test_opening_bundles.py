@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fusioner_rt.bundle import GRAPHS, MANIFEST, Bundle, find_bundle, write_manifest
+from fusioner_rt.bundle import GRAPHS, MANIFEST, Bundle, build_command, find_bundle, write_manifest
 from fusioner_rt.errors import (
     BundleFileAltered,
     BundleFileMissing,
@@ -34,7 +34,7 @@ def refused(folder: Path, kind: type[FusionerError], *says: str) -> None:
         Bundle.open(folder)
     message = str(caught.value)
     assert "\n" not in message
-    for part in (*says, f"python export/build_engine.py --fp16 --out {folder}"):
+    for part in (*says, build_command(folder)):
         assert part in message
 
 
@@ -116,6 +116,36 @@ def test_folders_without_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleMissing, match="not a folder"):
         Bundle.open(tmp_path / "file")
+
+
+def test_the_cure_builds_the_users_model_again_as_it_was_but_for_what_is_cured(copy: Path) -> None:
+    def settings(manifest: dict[str, Any]) -> None:
+        manifest["profiles"]["words"]["max"] = 77
+        manifest["profiles"]["batch"]["max"] = 3
+        manifest["profiles"]["size"] = {"min": 32, "opt": 64, "max": 96}
+
+    edit(copy, settings)
+    build = "python export/build_engine.py --checkpoint CHECKPOINT"
+    limits = "--sizes 32,64,96 --max-words 77 --max-batch 3"
+    assert build_command(copy) == f"{build} {limits} --out {copy}"
+    assert build_command(copy, max_words=99) == f"{build} {limits.replace('77', '99')} --out {copy}"
+    assert build_command(copy, sizes="32,64,512") == f"{build} {limits.replace('96', '512')} --out {copy}"
+    edit(copy, lambda manifest: manifest.update(precision="fp16"))
+    assert build_command(copy) == f"{build} --fp16 {limits} --out {copy}"
+    assert build_command(copy, precision="fp32") == f"{build} {limits} --out {copy}"
+    for content in ("{", "[]", '{"format": "fusioner-rt bundle", "format_version": 1, "profiles": 3}', "\xff"):
+        (copy / MANIFEST).write_bytes(content.encode("latin-1"))
+        assert build_command(copy) == f"{build} --fp16 --out {copy}"
+    spaced = copy.rename(copy.with_name("two words"))
+    assert build_command(spaced).endswith(f"--out '{spaced}'")
+
+
+@pytest.mark.parametrize("place", ["engines/demo", "models/demo/bundle", "models/demo"])
+def test_the_demonstration_alone_is_rebuilt_from_the_default_checkpoint(place: str, tmp_path: Path) -> None:
+    for folder in (Path(place), tmp_path / place):
+        assert build_command(folder) == f"python export/build_engine.py --fp16 --out {folder}"
+    assert "--checkpoint CHECKPOINT" in build_command(tmp_path / place / "mine")
+    assert "--checkpoint CHECKPOINT" in build_command(tmp_path / "mine" / "demo")
 
 
 def test_where_a_bundle_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

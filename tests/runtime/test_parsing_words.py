@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -56,9 +57,9 @@ def test_words_that_are_none(words: str | list[str], says: str) -> None:
 
 
 def test_too_many_words_names_the_command_that_helps() -> None:
-    check_count(["a", "b"], 2, "engines/demo")
+    check_count(["a", "b"], 2, Path("engines/demo"))
     with pytest.raises(TooManyWords, match=re.escape("build_engine.py --fp16 --max-words 3 --out engines/demo")):
-        check_count(["a", "b", "c"], 2, "engines/demo")
+        check_count(["a", "b", "c"], 2, Path("engines/demo"))
 
 
 def test_the_papers_templates() -> None:

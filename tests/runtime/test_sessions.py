@@ -277,7 +277,7 @@ def test_more_words_than_the_profile_allows(changed_bundle: Callable[..., Path],
     folder = changed_bundle(profiles={"words": {"min": 1, "opt": 1, "max": 2}})
     with Session(folder, cache=False) as session:
         session.segment(picture, "a, b")
-        with pytest.raises(TooManyWords, match=f"--max-words 3 --out {folder}"):
+        with pytest.raises(TooManyWords, match=f"--max-words 3 --max-batch 4 --out {folder}"):
             session.segment(picture, "a, b, c")
         assert session.text_encoder_calls == 2
 
