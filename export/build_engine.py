@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import json
+import re
 import shutil
 import signal
 import sys
@@ -21,7 +23,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
-LONGEST = 1024
+MOST_WORDS = 65535
 EXAMPLES = """
 examples:
   python export/build_engine.py --fp16
@@ -43,9 +45,18 @@ class OutputNotABundle(FusionerError):
     exit_code = 86
 
 
+class InputUnreadable(FusionerError):
+    """A file the build reads, other than those with errors of their own, cannot be read."""
+
+    exit_code = 89
+
+
 @dataclass
 class Options:
-    """What the command line says; `build` takes it from anywhere. sizes: least, usual and largest input edge, pixels."""
+    """What the command line says; `build` takes it from anywhere. sizes: least, usual and largest input edge, pixels.
+
+    chosen: the checkpoint was named by the user, who may then replace a bundle of another model.
+    """
 
     checkpoint: Path
     out: Path
@@ -56,6 +67,7 @@ class Options:
     backend: str = "auto"
     build_for: str | None = None
     pictures: Path | None = None
+    chosen: bool = True
 
 
 @dataclass
@@ -128,6 +140,10 @@ def build(options: Options, shown: bool = True) -> list[Row]:
         unfinished.chmod(0o755)
         replace_folder(unfinished, out)
     except OSError as error:
+        if error.filename and not Path(error.filename).absolute().is_relative_to(out.parent):
+            raise InputUnreadable(
+                f"{error.filename}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from None
         raise unwritable(out, error) from None
     finally:
         stages.close()
@@ -142,19 +158,21 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
         from export import gates, graphs, mask_head_graph, precision, tensorrt_engine
         from fusioner_rt.bundle import write_manifest
         from fusioner_rt.onnxruntime_backend import OnnxRuntime
-        from fusioner_rt.preprocess import Preprocessing
         from training import checkpoint
 
+        if options.max_words > MOST_WORDS:
+            raise UsageError(
+                f"--max-words {options.max_words}: a label map numbers its words with 16 bits, {MOST_WORDS} at most"
+            )
         backend = tensorrt_engine.choose(options.backend)
-        if backend != "onnxruntime":  # known to fail now rather than in a minute
-            tensorrt_engine.load(backend)
-            tensorrt_engine.capabilities(backend, options.build_for)
+        tensorrt_engine.check(backend, options.build_for)  # known to fail now rather than in a minute
         pictures = gates.gate_pictures(options.pictures or _own_pictures())
     with stages("checkpoint and encoders"):
         model = checkpoint.load(options.checkpoint)
+        _refuse_another_model(options, model.config.to_dict())
         image, text = model.image_encoder, model.text_encoder
         least, usual, most = _sizes(options.sizes, image.multiple, image.side)
-        how = Preprocessing(usual, image.multiple, most, "bicubic", tuple(image.mean), tuple(image.std))  # type: ignore[arg-type]
+        how = model.preprocessing(usual, most)
 
     made: dict[str, onnx.ModelProto] = {}
     for name, export in (("text", graphs.text_graph), ("image_fusion", graphs.image_fusion_graph)):
@@ -180,7 +198,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
         words = gates.words(running, parity, how, pictures[0])
 
     manifest: dict[str, Any] = {
-        "name": options.out.absolute().name,
+        "name": _name(options.out, "bundle"),
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "built_with": _versions(),
         "model": model.config.to_dict(),
@@ -203,6 +221,29 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
             stages.seconds |= tensorrt_engine.add_plans(folder, manifest, backend, options.build_for)
         write_manifest(folder, manifest)
     return _rows(folder, manifest, stages.seconds)
+
+
+def _refuse_another_model(options: Options, config: dict[str, Any]) -> None:
+    """A forgotten --checkpoint must not put the demonstration model in place of a user's own."""
+    from fusioner_rt.bundle import MANIFEST
+
+    if options.chosen or not (options.out / MANIFEST).is_file():
+        return
+    try:
+        other = json.loads((options.out / MANIFEST).read_text()).get("model") != json.loads(json.dumps(config))
+    except ValueError:  # a broken manifest says nothing of its model
+        other = True
+    if other:
+        raise UsageError(
+            f"{options.out} holds a bundle of another model than {options.checkpoint}; name the checkpoint to build from "
+            "with --checkpoint, or another folder with --out"
+        )
+
+
+def _name(folder: Path, generic: str) -> str:
+    """A folder's name, or its parent's where the folder is only called what it is."""
+    folder = folder.absolute()
+    return folder.parent.name if folder.name == generic else folder.name
 
 
 def _described(name: str, graph: Any) -> dict[str, Any]:
@@ -267,11 +308,13 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _sizes(asked: tuple[int, int, int] | None, multiple: int, side: int) -> tuple[int, int, int]:
-    least, usual, most = asked or (multiple, side, max(side, LONGEST // multiple * multiple))
+    from training.model import LONGEST_EDGE
+
+    least, usual, most = asked or (multiple, side, max(side, LONGEST_EDGE // multiple * multiple))
     if not least <= usual <= most or any(size % multiple or size < multiple for size in (least, usual, most)):
         raise UsageError(
             f"--sizes {least},{usual},{most}: expected three ascending multiples of {multiple}, this image encoder's "
-            f"step, for example {multiple},{side},{max(side, LONGEST // multiple * multiple)}"
+            f"step, for example {multiple},{side},{max(side, LONGEST_EDGE // multiple * multiple)}"
         )
     return least, usual, most
 
@@ -305,7 +348,6 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add(
         "--checkpoint",
         type=Path,
-        default=ROOT / "models/demo/checkpoint",
         help="folder with config.json and weights.safetensors (default: the demonstration model)",
     )
     add("--fp16", action="store_true", help="half precision, put into the graphs and proved")
@@ -339,10 +381,12 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     )
     add("--pictures", type=Path, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")
     found = parser.parse_args(arguments)
+    chosen = found.checkpoint is not None
+    found.checkpoint = found.checkpoint or ROOT / "models/demo/checkpoint"
     if found.out is None:
-        checkpoint = found.checkpoint.absolute()
-        found.out = Path("engines") / (checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name)
-    return Options(**vars(found))
+        checkpoint = found.checkpoint
+        found.out = Path("engines") / _name(checkpoint, "checkpoint")
+    return Options(**vars(found), chosen=chosen)
 
 
 def _positive(text: str) -> int:
@@ -359,7 +403,7 @@ def _three(text: str) -> tuple[int, int, int]:
 
 
 def _capabilities(text: str) -> str:
-    if not all(name.startswith("sm_") and name[3:].isdecimal() for name in text.split(",")):
+    if not re.fullmatch(r"sm_\d{2,3}(,sm_\d{2,3})*", text):
         raise argparse.ArgumentTypeError(f"{text!r} does not name GPUs as in sm_86,sm_89")
     return text
 

@@ -4,7 +4,8 @@ parity  the graphs err at most twice what plain PyTorch errs in the same precisi
 batch   a picture's result does not depend on its place in a batch, on its neighbours, or on the batch's size
 words   the vocabulary's order decides which mask is which, and nothing else
 
-Graphs come as callables from arrays by name to arrays by name, so that every backend passes the same gates.
+Graphs come as callables from arrays by name to arrays by name, so that any backend can be put through the same gates. The
+build puts ONNX Runtime through them; TensorRT plans, which need their GPU to run, are built from the same graphs.
 """
 
 from __future__ import annotations
@@ -128,11 +129,15 @@ def parity(
             compared.add(name, ours[name], theirs[index], true[index])
 
         size = _mask_size(picture)
-        expected, probability = _reference_labels(true, size, model.config.temperature)
+        expected, confident, probable = _reference_masks(true, size, model.config.temperature)
         found, _ = head.labels(*head.maps(ours["features"], ours["refined"]), size, 0.5)
         agreed, pixels_compared = agreed + int((found == expected).sum()), pixels_compared + found.size
-        _, confidence = head.labels(*head.maps(*(value.astype(np.float32) for value in true)), size, 0.5)
-        mask_error = max(mask_error, float(np.abs(confidence - probability).max()))
+        maps = head.maps(*(value.astype(np.float32) for value in true))
+        for made, wanted in (
+            (head.labels(*maps, size, 0.5)[1], confident),
+            (head.probabilities(*maps, size)[0], probable),
+        ):
+            mask_error = max(mask_error, float(np.abs(made - wanted).max()))
 
     agreement = agreed / pixels_compared
     result = Parity(compared.errors, compared.plain, agreement, mask_error, len(pictures), words.astype(np.float32))
@@ -159,7 +164,7 @@ def parity(
 def batch(
     graphs: Mapping[str, Run], found: Parity, how: Preprocessing, pictures: Sequence[np.ndarray], most: int
 ) -> Record:
-    """Gate (b), for batches up to `most`. Raises BatchFailed.
+    """Gate (b), for batches of up to three different pictures, and of `most` equal ones. Raises BatchFailed.
 
     Two correct results each lie within the parity gate's tolerance of the truth, so within twice that of each other.
     """
@@ -171,19 +176,18 @@ def batch(
     if len(pictures) < count:  # a picture seen from the other side is another picture
         single[1:] = [np.ascontiguousarray(pixels[:, :, ::-1]) for pixels in single[1:]]
     alone = [_fused(graphs, pixels[None], found.words[None]) for pixels in single]
-    repeated = np.repeat(found.words[None], count, axis=0)
     order = np.roll(np.arange(count), 1)
 
     worst = 0.0
     for what, pixels, expected in (
-        ("identical pictures in a batch", [single[0]] * count, [alone[0]] * count),
+        ("identical pictures in a batch", [single[0]] * most, [alone[0]] * most),
         ("one picture shared by a batch of vocabularies", [single[0]], [alone[0]] * count),
         ("different pictures in a batch", single, alone),
         ("a permuted batch", [single[index] for index in order], [alone[index] for index in order]),
     ):
-        together = _fused(graphs, np.stack(pixels), repeated)
+        together = _fused(graphs, np.stack(pixels), np.repeat(found.words[None], len(expected), axis=0))
         for name in ("features", "refined"):
-            for row in range(count):
+            for row in range(len(expected)):
                 apart = _relative(together[name][row], expected[row][name][0])
                 worst = max(worst, apart / (2 * found.allowed(name)))
                 if not apart <= 2 * found.allowed(name):
@@ -191,7 +195,7 @@ def batch(
                         f"{what}: row {row} of {name} differs by {apart:.2g} of its largest value from the picture "
                         f"alone, {2 * found.allowed(name):.2g} is allowed; build with --max-batch 1, or use another backend"
                     )
-    return {"pictures": count, "largest_difference_of_allowed": worst}
+    return {"pictures": count, "equal_pictures": most, "largest_difference_of_allowed": worst}
 
 
 def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture: np.ndarray) -> Record:
@@ -326,9 +330,10 @@ def _mask_size(picture: np.ndarray) -> tuple[int, int]:
     return max(1, round(picture.shape[0] * shrink)), max(1, round(picture.shape[1] * shrink))
 
 
-def _reference_labels(
+def _reference_masks(
     true: Sequence[np.ndarray], size: tuple[int, int], temperature: float
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and confidence (H, W), and probabilities (K, H, W), by the mask head's definition."""
     scores, gram = reference.score_maps(*(torch.from_numpy(value) for value in true))
     labels, confidence = reference.resolve(scores, gram, size, temperature, 0.5)
-    return labels[0].numpy(), confidence[0].numpy()
+    return labels[0].numpy(), confidence[0].numpy(), reference.probabilities(scores, gram, size, temperature)[0].numpy()

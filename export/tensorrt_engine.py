@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from export.precision import LEAST_FP16_SHARE, PrecisionNotReached
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.errors import FusionerError, UsageError
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 PLANNED = ("text", "image_fusion")
@@ -58,12 +58,27 @@ def choose(asked: str) -> str:
     return "tensorrt" if torch.cuda.is_available() else "onnxruntime"
 
 
+def check(flavour: str, asked: str | None) -> None:
+    """Raises TensorRTMissing or UsageError where `add_plans` could not do what is asked of it."""
+    if asked and flavour != "tensorrt-rtx":
+        raise UsageError(f"--for {asked} is for --backend tensorrt-rtx; this build is for {flavour}, leave --for out")
+    if flavour == "onnxruntime":
+        return
+    trt = load(flavour)
+    for capability in capabilities(flavour, asked):
+        known = sorted(name for name in dir(getattr(trt, "ComputeCapability", None)) if name.startswith("SM"))
+        if asked and _member(capability) not in known:
+            raise UsageError(
+                f"--for sm_{capability.replace('.', '')}: {flavour} {trt.__version__} builds ahead of time for "
+                f"{', '.join('sm_' + name.removeprefix('SM') for name in known)}"
+            )
+
+
 def capabilities(flavour: str, asked: str | None) -> list[str]:
     """What to build for: ["8.0", "8.9"] from "sm_80,sm_89", or ["this GPU's"]. Raises TensorRTMissing without either."""
     if asked:
-        return [
-            f"{int(name.removeprefix('sm_')) // 10}.{int(name.removeprefix('sm_')) % 10}" for name in asked.split(",")
-        ]
+        numbers = (name.removeprefix("sm_") for name in asked.split(","))
+        return [f"{number[:-1]}.{number[-1]}" for number in numbers]
     import torch
 
     if not torch.cuda.is_available():
@@ -102,11 +117,16 @@ def build_plan(
     config.add_optimization_profile(shapes)
     if capability and hasattr(config, "set_compute_capability"):
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
+        config.set_compute_capability(getattr(trt.ComputeCapability, _member(capability)), 0)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise TensorRTRefused(f"TensorRT {trt.__version__} builds no engine from {graph.name}; its log above says why")
     return bytes(plan)
+
+
+def _member(capability: str) -> str:
+    """The name TensorRT-RTX's ComputeCapability has for "8.9"."""
+    return "SM" + capability.replace(".", "")
 
 
 def half_products(trt: ModuleType, network: Any) -> float:
@@ -136,8 +156,6 @@ def profiles(manifest: dict[str, Any], graph: str, model: onnx.ModelProto) -> di
 
 def add_plans(folder: Path, manifest: dict[str, Any], flavour: str, asked: str | None) -> dict[str, float]:
     """Build PLANNED for every capability, as files in `folder` and entries of manifest["engines"]; seconds by file."""
-    if asked and flavour == "tensorrt":
-        raise TensorRTRefused("--for is for tensorrt-rtx: TensorRT builds for the GPU it runs on; leave it out")
     trt, seconds = load(flavour), {}
     for capability in capabilities(flavour, asked):
         for graph in PLANNED:

@@ -21,7 +21,7 @@ from fusioner_rt import Session
 from fusioner_rt.errors import FusionerError
 from training import alignment, checkpoint, scoring
 from training.data import DataError, MaskFolder
-from training.feature_cache import FeatureCache, preprocessing_of, word_vectors
+from training.feature_cache import FeatureCache, word_vectors
 from training.metrics import ClassIoU
 
 COSINE_THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(-0.06, 0.20, 0.02))
@@ -49,7 +49,7 @@ def evaluate(
         return results
     model = checkpoint.load(target)
     cache = FeatureCache(
-        cache_folder, data, model.image_encoder, model.config.encoder_sha256["image"], preprocessing_of(model)
+        cache_folder, data, model.image_encoder, model.config.encoder_sha256["image"], model.preprocessing()
     )
     cache.fill(names, (False,))
     vectors = word_vectors(cache_folder, model, data.words)

@@ -1,7 +1,7 @@
 """The frozen encoder's maps on disk, so that an epoch costs the fusion and the decoder only.
 
-One safetensors file per picture and flip, under a folder named by everything its content depends on. What is there is
-kept, so an interrupted run goes on where it stopped.
+One safetensors file per picture and flip. Its folder is named by the encoder and the preprocessing, its own name by the
+picture's and the mask's size and time of change: what is there fits, and an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fusioner_rt.files import write_atomically
 from fusioner_rt.pictures import decode
 from fusioner_rt.preprocess import Preprocessing
-from training.data import MaskFolder
+from training.data import DataError, MaskFolder
 from training.encoders import ImageEncoder
 from training.model import Fusioner
 
@@ -35,12 +35,6 @@ class CachedPicture:
 
     levels: list[Tensor]
     labels: Tensor
-
-
-def preprocessing_of(model: Fusioner) -> Preprocessing:
-    """How training, and by default an exported bundle, turns pictures into this model's input."""
-    encoder = model.image_encoder
-    return Preprocessing(encoder.side, encoder.multiple, 1024, "bicubic", encoder.mean, encoder.std)  # type: ignore[arg-type]
 
 
 def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
@@ -68,10 +62,16 @@ class FeatureCache:
 
     def fill(self, names: list[str], flips: tuple[bool, ...] = (False, True)) -> None:
         """Computes what is missing, with a progress bar."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for flip in flips:
+            self._file(names[0], flip).parent.mkdir(parents=True, exist_ok=True)
         missing = [name for name in names if not all(self._file(name, flip).is_file() for flip in flips)]
         for name in tqdm(missing, desc="features", unit="picture", disable=not missing):
             rgb, mask = decode(self.data.picture(name)), self.data.mask(name)
+            if mask.shape != rgb.shape[:2]:
+                raise DataError(
+                    f"{self.data.mask_file(name)} has {mask.shape[1]}×{mask.shape[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
+                    "as a viewer shows it; they must agree"
+                )
             pixels = torch.from_numpy(self.preprocessing(rgb))[None]
             height, width = pixels.shape[2] // LABEL_STRIDE, pixels.shape[3] // LABEL_STRIDE
             small = torch.from_numpy(
@@ -101,7 +101,11 @@ class FeatureCache:
         )
 
     def _file(self, name: str, flip: bool) -> Path:
-        return self.folder / f"{name}{'.flip' if flip else ''}.safetensors"
+        stamps = [
+            (s.st_size, s.st_mtime_ns) for s in (self.data.picture(name).stat(), self.data.mask_file(name).stat())
+        ]
+        stamp = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:12]
+        return self.folder / ("flipped" if flip else "plain") / f"{name}-{stamp}.safetensors"
 
 
 def _write(file: Path, content: bytes) -> None:

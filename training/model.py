@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusioner_rt.templates import PAPER_TEMPLATES
+from fusioner_rt.preprocess import Preprocessing
+from fusioner_rt.templates import PAPER_TEMPLATES, fill
 from training.encoders import ImageEncoder, TextEncoder
 from training.encoders.bert import merge_heads, split_heads
+
+LONGEST_EDGE = 1024  # pixels of a network input, unless a build asks for more
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,16 @@ class Fusioner(nn.Module):
     def trained_state(self) -> dict[str, Tensor]:
         return {n: v for n, v in self.state_dict().items() if not n.startswith(("image_encoder.", "text_encoder."))}
 
+    def preprocessing(self, side: int | None = None, longest: int | None = None) -> Preprocessing:
+        """How pictures become this model's input, in training and, unless an export says otherwise, in its bundles.
+
+        side: square root of the input's area; longest: the longest edge; both in pixels.
+        """
+        image = self.image_encoder
+        side = side or image.side
+        longest = longest or max(side, LONGEST_EDGE // image.multiple * image.multiple)
+        return Preprocessing(side, image.multiple, longest, "bicubic", _three(image.mean), _three(image.std))
+
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, H, W) normalised → tokens (B, h, w, c), unit length (paper equation 2)."""
         return self.image_encoder(pixels)
@@ -125,7 +138,7 @@ class Fusioner(nn.Module):
         from fusioner_rt.tokens import PromptTokenizer
 
         tokenizer = PromptTokenizer(self.text_encoder.tokenizer_file, self.text_encoder.max_tokens)
-        prompts = [template.replace("{category}", word) for word in words for template in self.config.templates]
+        prompts = [prompt for word in words for prompt in fill(self.config.templates, word)]
         vectors = []
         for start in range(0, len(prompts), batch):
             ids, mask = tokenizer(prompts[start : start + batch])
@@ -145,6 +158,11 @@ def tiny(seed: int = 0) -> Fusioner:
             templates=PAPER_TEMPLATES[:2],
         )  # fmt: skip
         return build(config).eval()
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
 
 
 class FusionLayer(nn.Module):

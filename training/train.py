@@ -31,7 +31,7 @@ from tqdm import tqdm
 from fusioner_rt.errors import FusionerError
 from training import alignment, checkpoint, scoring
 from training.data import DataError, MaskFolder
-from training.feature_cache import FeatureCache, preprocessing_of
+from training.feature_cache import FeatureCache
 from training.model import Fusioner, FusionerConfig
 from training.words import Vocabulary, WordSampler
 
@@ -48,7 +48,8 @@ class Plan:
     words: int = 4  # per picture, 1..words, present and absent
     absent: float = 0.5  # share of the absent words among those after the first
     word_noise: float = 0.0  # standard deviation added to unit word vectors
-    names: float = 0.0  # chance that a class goes by the classifier's name for what its mask shows
+    word_rate: float = 0.0  # learning rate of the words' projection, relative; 0 keeps the alignment it starts from
+    names: float = 0.5  # chance that a class goes by the classifier's name for what its mask shows
     holdout: tuple[str, ...] = ()
     seed: int = 0
 
@@ -58,7 +59,7 @@ def train(data: MaskFolder, config: FusionerConfig, plan: Plan, out: Path, cache
     torch.manual_seed(plan.seed)
     model = checkpoint.build(config)
     cache = FeatureCache(
-        cache_folder, data, model.image_encoder, model.config.encoder_sha256["image"], preprocessing_of(model)
+        cache_folder, data, model.image_encoder, model.config.encoder_sha256["image"], model.preprocessing()
     )
     holdout = [data.index(name) for name in plan.holdout]
     names, validation = data.names("train"), data.names("val")
@@ -81,8 +82,17 @@ def train(data: MaskFolder, config: FusionerConfig, plan: Plan, out: Path, cache
         )
         alignment.initialise(model, aligned, sample)
     sampler = WordSampler(vocabulary, plan.words, plan.absent, plan.names)
-    trained = [p for n, p in model.named_parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=plan.rate, weight_decay=plan.weight_decay)
+    word_projection = list(model.project_words.parameters())
+    others = [p for p in model.parameters() if p.requires_grad and not any(p is q for q in word_projection)]
+    groups = [
+        {"params": others, "lr": plan.rate, "weight_decay": plan.weight_decay},
+        {
+            "params": word_projection,
+            "lr": plan.rate * (plan.word_rate if aligned is not None else 1.0),
+            "weight_decay": plan.weight_decay,
+        },
+    ]
+    optimiser = torch.optim.AdamW(groups)
     steps = len(_batches(cache, names, plan.batch, np.random.default_rng(0)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, plan.epochs * steps, plan.warmup))
     seen = [index for index in vocabulary.classes if index not in holdout]
@@ -104,7 +114,7 @@ def train(data: MaskFolder, config: FusionerConfig, plan: Plan, out: Path, cache
             loss = _loss(model, cache.tokens(pictures), words, targets, valid)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            torch.nn.utils.clip_grad_norm_(others + word_projection, 1.0)
             optimiser.step()
             schedule.step()
             losses.append(loss.item())
@@ -272,6 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("epochs", "passes over the pictures"), ("batch", "pictures a step"), ("rate", "largest learning rate"),
         ("warmup", "share of the steps in which the rate grows"), ("weight_decay", "of AdamW"), ("words", "most words per picture"),
         ("absent", "share of absent words after the first"), ("word_noise", "noise on the word vectors, relative to their length"),
+        ("word_rate", "learning rate of the words' projection, relative (0: as aligned; without an alignment, 1)"),
         ("names", "chance of a class going by an ImageNet name for it"), ("seed", "of everything random"),
     ):  # fmt: skip
         default = getattr(Plan, name)

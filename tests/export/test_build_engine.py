@@ -103,6 +103,33 @@ def test_a_folder_that_is_not_a_bundle_is_never_replaced(tiny_checkpoint, tmp_pa
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_forgotten_checkpoint_does_not_put_the_demonstration_model_over_another(
+    tiny_checkpoint, tiny_bundle, tmp_path, monkeypatch, capsys
+):
+    out, root = tmp_path / "engines" / "mine", tmp_path / "checkout"
+    shutil.copytree(tiny_bundle, out)
+    shutil.copytree(tiny_checkpoint, root / "models" / "demo" / "checkpoint")
+    other = json.loads((root / "models/demo/checkpoint/config.json").read_text())
+    other["model"]["temperature"] = 0.1
+    (root / "models/demo/checkpoint/config.json").write_text(json.dumps(other))
+    monkeypatch.setattr(build_engine, "ROOT", root)
+    before = snapshot(out.parent)
+    assert build_engine.main(["--out", str(out), "--backend", "onnxruntime"]) == UsageError.exit_code
+    assert "bundle of another model" in capsys.readouterr().err
+    assert snapshot(out.parent) == before
+
+
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise PermissionError(13, "Permission denied", "/elsewhere/photos")
+
+    monkeypatch.setattr(gates, "gate_pictures", fail)
+    arguments = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "tiny"), "--backend", "onnxruntime"]
+    assert build_engine.main(arguments) == 89
+    assert "/elsewhere/photos: cannot be read" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -111,6 +138,8 @@ def test_a_folder_that_is_not_a_bundle_is_never_replaced(tiny_checkpoint, tmp_pa
         (["--sizes", "96,64,1024"], 2, "ascending"),
         (["--pictures", "nowhere"], 85, "--pictures DIR"),
         (["--backend", "tensorrt"], 87, "pip install tensorrt"),
+        (["--backend", "onnxruntime", "--for", "sm_86"], 2, "leave --for out"),
+        (["--max-words", "70000"], 2, "65535 at most"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_a_code_of_its_own(
@@ -127,7 +156,7 @@ def test_what_is_wrong_is_said_in_one_line_with_a_code_of_its_own(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--max-words", "0"], ["--sizes", "1,2"], ["--for", "ada"], ["--backend", "magic"]]
+    "arguments", [["--max-words", "0"], ["--sizes", "1,2"], ["--for", "ada"], ["--for", "sm_9"], ["--backend", "magic"]]
 )
 def test_a_malformed_argument_is_a_usage_error(arguments):
     with pytest.raises(SystemExit) as stopped:

@@ -104,6 +104,16 @@ def test_parity_stops_a_mask_head_that_errs(model, graphs, bundle, photographs):
         gates.parity(model, faulty(graphs, "mask_labels", coarse), bundle.preprocessing, photographs[:1], half=False)
 
 
+def test_parity_stops_probabilities_that_err_where_labels_do_not(model, graphs, bundle, photographs):
+    def shy(_, outputs):
+        outputs["probabilities"] *= 0.999
+
+    with pytest.raises(gates.ParityFailed, match="mask head's probabilities"):
+        gates.parity(
+            model, faulty(graphs, "mask_probabilities", shy), bundle.preprocessing, photographs[:1], half=False
+        )
+
+
 def first_row_for_all(_, outputs):
     outputs["features"][:] = outputs["features"][:1]
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from export import tensorrt_engine
+from fusioner_rt.errors import UsageError
 
 
 def test_a_missing_flavour_is_said_with_the_command_that_installs_it(monkeypatch):
@@ -28,6 +29,13 @@ def test_profiles_give_every_input_a_smallest_usual_and_largest_shape(tiny_bundl
 
 def test_capabilities_are_read_from_gpu_names():
     assert tensorrt_engine.capabilities("tensorrt-rtx", "sm_80,sm_120") == ["8.0", "12.0"]
+
+
+def test_a_gpu_tensorrt_rtx_does_not_know_is_refused_before_the_work():
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    tensorrt_engine.check("tensorrt-rtx", "sm_80,sm_120")
+    with pytest.raises(UsageError, match=r"sm_89.*sm_120"):
+        tensorrt_engine.check("tensorrt-rtx", "sm_99")
 
 
 def test_tensorrt_rtx_builds_both_precisions_for_two_gpus(tiny_bundle, tiny_bundle_fp16, tmp_path):

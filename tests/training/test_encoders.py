@@ -102,7 +102,7 @@ def test_an_unknown_image_encoder_is_named(name: str) -> None:
 def test_an_unknown_text_encoder_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFound, match="no text encoder"):
         text_encoder("word2vec")
-    with pytest.raises(WeightsNotFound, match="holds no model"):
+    with pytest.raises(WeightsNotFound, match="does not hold a text encoder"):
         text_encoder(f"bert:{tmp_path}")
 
 

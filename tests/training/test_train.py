@@ -7,11 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from training import evaluate, train
+from training.checkpoint import read_config
+from training.data import MaskFolder
+from training.feature_cache import FeatureCache
+from training.model import tiny
+from training.scoring import present
 
 SMALL = [
     "--image-encoder",
@@ -85,14 +92,27 @@ def test_training_lowers_the_loss_and_evaluation_prints_a_row_per_class(
     assert "mean of 3" in output
 
 
-def test_holding_out_leaves_no_picture_of_a_class(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_holding_out_a_class_leaves_every_picture_that_shows_it(shapes: Path, tmp_path: Path) -> None:
     assert train.main(arguments(shapes, tmp_path / "run", "--epochs", "1", "--holdout", "red thing")) == 0
-    assert (
-        '"red thing"'
-        not in (tmp_path / "run" / "checkpoint" / "config.json").read_text().split('"classes"')[1].split("]")[0]
-    )
+    data = MaskFolder(shapes)
+    without = [name for name in data.names("train") if 1 not in present(data.mask(name))]
+    assert 0 < len(without) < len(data.names("train"))
+    record = read_config(tmp_path / "run" / "checkpoint")[1]
+    assert record["pictures"] == len(without)
+    assert "red thing" not in record["classes"]
+    flipped = {file.name.rsplit("-", 1)[0] for file in (tmp_path / "cache").rglob("flipped/*")}
+    assert flipped == set(without), "only pictures to train on are cached in both directions"
+
+
+def test_a_changed_mask_is_read_again(shapes: Path, tmp_path: Path) -> None:
+    data, model = MaskFolder(shapes), tiny()
+    cache = FeatureCache(tmp_path / "cache", data, model.image_encoder, "x", model.preprocessing())
+    cache.fill(["shape00"])
+    before = cache.get("shape00").labels
+    Image.fromarray(np.full_like(data.mask("shape00"), 3)).save(data.mask_file("shape00"))
+    cache.fill(["shape00"])
+    assert before.unique().tolist() != [3]
+    assert cache.get("shape00").labels.unique().tolist() == [3]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +123,7 @@ def test_holding_out_leaves_no_picture_of_a_class(
         (lambda root: (root / "masks" / "shape00.png").unlink(), "shape00.png is missing"),
         (lambda root: (root / "images" / "shape00.jpg").unlink(), "shape00.jpg is missing"),
         (lambda root: (root / "val.txt").write_text(""), "names no picture"),
+        (lambda root: Image.new("L", (5, 7)).save(root / "masks" / "shape00.png"), "5×7 pixels, its picture 96×96"),
     ],
 )
 def test_bad_data_is_named_before_anything_is_trained(

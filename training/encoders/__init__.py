@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fusioner_rt.bundle import sha256
 from fusioner_rt.errors import FusionerError
 
 
@@ -90,9 +91,9 @@ def text_encoder(name: str) -> tuple[TextEncoder, str]:
         return cast(TextEncoder, Bert.from_folder(folder)), sha256(folder / "model.safetensors")
     if name.startswith("bert:"):
         folder = Path(name.removeprefix("bert:"))
-        if not (folder / "model.safetensors").is_file():
+        if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
             raise WeightsNotFound(
-                f"{folder} holds no model.safetensors; expected a folder with config.json, model.safetensors and tokenizer.json"
+                f"{folder} does not hold a text encoder; expected a folder with config.json, model.safetensors and tokenizer.json"
             )
         return cast(TextEncoder, Bert.from_folder(folder)), sha256(folder / "model.safetensors")
     if name == "tiny":
@@ -130,9 +131,12 @@ def package_folder(package: str, wanted_for: str) -> Path:
     return Path(spec.origin).parent
 
 
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def digest(module: nn.Module) -> str:
+    """sha256 of a module's names and values: what stands for a weights file where there is none."""
+    total = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        total.update(name.encode() + value.contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def warn_random(name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
 import logging
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusioner_rt.errors import FusionerError
-from training.encoders import ImageEncoder, TextEncoder, WeightsNotFound, sha256, warn_random
+from training.encoders import ImageEncoder, TextEncoder, WeightsNotFound, digest, sha256, warn_random
 
 
 class OpenClipImage(nn.Module):
@@ -67,7 +66,8 @@ class OpenClipText(nn.Module):
         length = input_ids.shape[1]
         x = self.token_embedding(input_ids) + self.positional_embedding[:length]
         x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:length, :length]))
-        last = F.one_hot(attention_mask.sum(1) - 1, length).to(x.dtype)  # a product, not a lookup: exports plainly
+        # A product, not a lookup: any length exports plainly.
+        last = (attention_mask.cumsum(1) * attention_mask == attention_mask.sum(1, keepdim=True)).to(x.dtype)
         return F.normalize((x * last[:, :, None]).sum(1) @ self.text_projection, dim=-1)
 
 
@@ -117,14 +117,7 @@ def _model(name: str) -> tuple[Any, str]:
         raise WeightsNotFound(
             f"{name}: the weights could not be loaded ({error}); give a local file: open_clip:{architecture}:/path/to/weights"
         ) from None
-    return model, sha256(Path(weights)) if Path(weights).is_file() else _digest(model)
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return model, sha256(Path(weights)) if Path(weights).is_file() else digest(model)
 
 
 def import_open_clip() -> Any:

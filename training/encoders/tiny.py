@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import string
 import tempfile
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from training.encoders import digest
 from training.encoders.bert import Bert
 from training.encoders.efficientnet_lite import EfficientNetLite
 
@@ -23,7 +23,7 @@ def tiny_image() -> tuple[EfficientNetLite, str]:
             if isinstance(module, nn.Conv2d):  # keeps the signal's size through depth, as trained weights do
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     encoder.side = 96
-    return encoder, _digest(encoder)
+    return encoder, digest(encoder)
 
 
 def tiny_text() -> tuple[Bert, str]:
@@ -33,14 +33,7 @@ def tiny_text() -> tuple[Bert, str]:
             vocabulary=len(_vocabulary()), width=24, layers=2, heads=4, inner=48, positions=96, eps=1e-12,
             tokenizer_file=_tokenizer_file(), max_tokens=64,
         )  # fmt: skip
-    return encoder, _digest(encoder)
-
-
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode() + value.numpy().tobytes())
-    return digest.hexdigest()
+    return encoder, digest(encoder)
 
 
 def _vocabulary() -> dict[str, int]:
