@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 GRAPHS = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
 PLACES = ("engines/demo", "models/demo/bundle")
 """Where a bundle is looked for, below the current folder, when none is named."""
+_HELD = 64 << 20  # bytes
 _DEMONSTRATION = tuple(Path(place) for place in (*PLACES, "models/demo"))
 
 
@@ -98,6 +99,27 @@ class Bundle:
     @property
     def tokenizer(self) -> Path:
         return self.folder / self.manifest["tokenizer"]["file"]
+
+    def read_again(self, path: Path) -> bytes | None:
+        """The bytes of a file that is loaded long after `open`, whose hash was taken of these very bytes.
+
+        Returns None for a file too large to be held twice, checked and to be loaded by its path.
+        Raises BundleFileMissing or BundleFileAltered: vectors of one bundle must not be cached as another's.
+        """
+        expected = next(entry for name, entry in self.manifest["files"].items() if self.folder / name == path)
+        try:
+            content = path.read_bytes() if expected["bytes"] <= _HELD else None
+            digest = sha256(path) if content is None else hashlib.sha256(content).hexdigest()
+        except OSError as error:
+            raise BundleFileMissing(
+                f"{path}: can no longer be read ({error.strerror}); close this session and open the bundle again"
+            ) from None
+        if digest != expected["sha256"]:
+            raise BundleFileAltered(
+                f"{path}: was replaced after this session had opened the bundle (sha256 {digest[:12]}…, expected "
+                f"{expected['sha256'][:12]}…); close this session and open the bundle again"
+            )
+        return content
 
     @property
     def text_sha256(self) -> str:

@@ -65,7 +65,7 @@ class Session:
             lambda inputs: self._graph("mask_probabilities")(inputs),
         )
         for name in ("image_fusion", "mask_scores", "mask_labels"):  # the others wait until they are needed
-            self._graph(name)
+            self._graphs[name] = self._runtime.load(self.bundle.graph(name))
 
     @property
     def backend(self) -> Backend:
@@ -205,7 +205,8 @@ class Session:
             if self._closed:
                 raise UsageError("this session is closed; open another")
             if name not in self._graphs:
-                self._graphs[name] = self._runtime.load(self.bundle.graph(name))
+                path = self.bundle.graph(name)
+                self._graphs[name] = self._runtime.load(path, self.bundle.read_again(path))
             return self._graphs[name]
 
     def _encode(self, words: str | Iterable[str], templates: Iterable[str] | None) -> Vocabulary:

@@ -12,12 +12,14 @@ from .errors import ManifestInvalid
 class PromptTokenizer:
     """A `tokenizer.json`, with truncation and padding as the bundle wants them and not as the file says."""
 
-    def __init__(self, path: Path, max_tokens: int) -> None:
-        """path: a file of the `tokenizers` library. max_tokens: longest prompt; the rest of it is cut off."""
+    def __init__(self, path: Path, max_tokens: int, content: bytes | None = None) -> None:
+        """path: a file of the `tokenizers` library. max_tokens: longest prompt; the rest of it is cut off.
+        content: the file's bytes, where the caller has read them.
+        """
         from tokenizers import Tokenizer
 
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(content) if content else Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
             raise ManifestInvalid(
                 f"{path}: cannot be read as a tokenizer ({error}); rebuild the bundle: {build_command(path.parent)}"

@@ -76,7 +76,8 @@ class TextEncoder:
 
     def _tokens(self) -> PromptTokenizer:
         if self._tokenizer is None:
-            self._tokenizer = PromptTokenizer(self._bundle.tokenizer, self._bundle.max_tokens)
+            path = self._bundle.tokenizer
+            self._tokenizer = PromptTokenizer(path, self._bundle.max_tokens, self._bundle.read_again(path))
         return self._tokenizer
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 from fusioner_rt import Segmentation, Session
 from fusioner_rt.errors import (
     BackendUnavailable,
+    BundleFileAltered,
+    BundleFileMissing,
     BundleMissing,
     FusionerError,
     GraphUnusable,
@@ -235,6 +237,31 @@ def test_a_cache_that_cannot_be_written_is_a_note_and_no_failure(
         assert session.text_encoder_calls == len(WORDS)
         assert len(session.notes) == 1
         assert "cannot be written" in session.notes[0]
+
+
+@pytest.mark.parametrize("held", [1 << 30, 0])
+@pytest.mark.parametrize("name", ["text.onnx", "tokenizer.json", "mask_probabilities.onnx"])
+def test_a_bundle_rebuilt_under_an_open_session_is_noticed_before_anything_of_it_is_cached(
+    changed_bundle: Callable[..., Path],
+    picture: np.ndarray,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    held: int,
+) -> None:
+    monkeypatch.setattr("fusioner_rt.bundle._HELD", held)
+    folder = changed_bundle()
+    with Session(folder) as session:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content + b"\n")
+        with pytest.raises(BundleFileAltered, match=f"{name}.*open the bundle again"):
+            session.segment(picture, WORDS, probabilities=True)
+        assert name == "mask_probabilities.onnx" or not list(own_cache.iterdir())
+        (folder / name).unlink()
+        with pytest.raises(BundleFileMissing, match=f"{name}.*open the bundle again"):
+            session.segment(picture, WORDS, probabilities=True)
+        (folder / name).write_bytes(content)
+        session.segment(picture, WORDS, probabilities=True)
 
 
 def test_templates_change_the_vectors_and_stay_with_the_vocabulary(session: Session, picture: np.ndarray) -> None:
