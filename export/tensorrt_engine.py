@@ -66,11 +66,14 @@ def check(flavour: str, asked: str | None) -> None:
         return
     trt = load(flavour)
     for capability in capabilities(flavour, asked):
-        known = sorted(name for name in dir(getattr(trt, "ComputeCapability", None)) if name.startswith("SM"))
-        if asked and _member(capability) not in known:
+        members = (
+            name.removeprefix("SM") for name in dir(getattr(trt, "ComputeCapability", None)) if name.startswith("SM")
+        )
+        known = sorted(members, key=int)
+        if asked and capability.replace(".", "") not in known:
             raise UsageError(
                 f"--for sm_{capability.replace('.', '')}: {flavour} {trt.__version__} builds ahead of time for "
-                f"{', '.join('sm_' + name.removeprefix('SM') for name in known)}"
+                f"{', '.join('sm_' + name for name in known)}"
             )
 
 
@@ -117,16 +120,11 @@ def build_plan(
     config.add_optimization_profile(shapes)
     if capability and hasattr(config, "set_compute_capability"):
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, _member(capability)), 0)
+        config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise TensorRTRefused(f"TensorRT {trt.__version__} builds no engine from {graph.name}; its log above says why")
     return bytes(plan)
-
-
-def _member(capability: str) -> str:
-    """The name TensorRT-RTX's ComputeCapability has for "8.9"."""
-    return "SM" + capability.replace(".", "")
 
 
 def half_products(trt: ModuleType, network: Any) -> float:
