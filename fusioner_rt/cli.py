@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import FusionerError, OutputUnwritable, PicturesFailed, UsageError
+from .errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 
 if TYPE_CHECKING:
     from .segmentation import Segmentation
@@ -181,7 +181,10 @@ class _Report:
         from .overlay import percent
 
         name = self._unique(path.stem)
-        overlay = result.save(self._out / f"{name}.overlay.jpg")
+        try:
+            overlay = result.save(self._out / f"{name}.overlay.jpg")
+        except OverlayTooLarge:
+            overlay = result.save(self._out / f"{name}.overlay.png")
         lies = str(overlay)
         if self._labels:
             lies += f", {result.save(self._out / f'{name}.labels.png')}"
@@ -211,15 +214,22 @@ class _Report:
 
 
 def _expand(named: Sequence[str], out: Path) -> Iterator[Path]:
-    """Files as named; for a folder the pictures anywhere below it, in order, but none hidden or in the output folder."""
+    """Files as named; for a folder the pictures anywhere below it, in order, but none hidden or an earlier run's result.
+
+    Results are known by name, and in the output folder alone: it may be that of the pictures.
+    """
     from .pictures import SUFFIXES
 
     out = out.resolve()
 
+    def is_result(path: Path) -> bool:
+        ending = "".join(path.suffixes[-2:])
+        return (".overlay." in ending or ending == ".labels.png") and path.resolve().is_relative_to(out)
+
     def offered(path: Path, root: Path) -> bool:
         if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in path.relative_to(root).parts):
             return False
-        return path.is_file() and not path.resolve().is_relative_to(out)
+        return path.is_file() and not is_result(path)
 
     for name in named:
         path = Path(name)

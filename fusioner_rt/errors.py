@@ -112,6 +112,10 @@ class OutputUnwritable(FusionerError):
     exit_code = 50
 
 
+class OverlayTooLarge(OutputUnwritable):
+    """More pixels an edge than the overlay's file format holds; .overlay.png holds any."""
+
+
 class PicturesFailed(FusionerError):
     """Some pictures of a run failed, for different kinds of reasons."""
 

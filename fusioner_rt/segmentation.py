@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from . import coco
-from .errors import OutputUnwritable, UsageError
+from .errors import OverlayTooLarge, UsageError
 from .files import write_result
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Segmentation:
         .jpg .webp     the overlay; also .overlay.png
         .json          COCO, masks compressed
         .npz           labels, confidence, words, scores, and probabilities where there are any
-        Returns the path. Raises OutputUnwritable, and UsageError for any other name.
+        Returns the path. Raises OutputUnwritable, its kind OverlayTooLarge, and UsageError for any other name.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -153,7 +153,7 @@ class Segmentation:
 def _save_image(path: Path, image: "Image", form: str, **options: Any) -> None:
     largest = {"JPEG": 65500, "WEBP": 16383}.get(form)
     if largest and max(image.size) > largest:
-        raise OutputUnwritable(
+        raise OverlayTooLarge(
             f"{path}: {form} holds at most {largest} pixels an edge, the overlay has {image.width}x{image.height}; "
             "save it as .overlay.png"
         )

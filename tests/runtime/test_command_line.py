@@ -95,6 +95,41 @@ def test_a_folder_is_done_but_for_its_bad_files(
     assert len(identifiers) >= 3
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_results_may_lie_beside_the_pictures(
+    tiny_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    folder = photo.parent
+    shutil.copy(photo, folder / "a.overlaid.jpg")
+    if inside:
+        monkeypatch.chdir(folder)
+        folder = Path(".")
+    for _ in range(2):  # the second time, its own results lie beside the pictures
+        command = ["segment", str(folder), "--words", "cat", "--engine", str(tiny_bundle), "--out", str(folder)]
+        assert main([*command, "--labels"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(":")[0] for line in lines] == [
+            str(folder / name) for name in ("a.overlaid.jpg", "photo.jpg")
+        ]
+    shutil.copy(photo, photo.parent / "results-of-others.overlay.jpg")
+    command = ["segment", str(folder), "--words", "cat", "--engine", str(tiny_bundle), "--out", str(folder / "other")]
+    assert main(command) == 0
+    assert "results-of-others" in capsys.readouterr().out
+
+
+def test_an_overlay_that_jpeg_cannot_hold_is_png_and_stops_no_run(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(scene(65_501, 1)).save(tmp_path / "a-tall.png")
+    pictures = [str(tmp_path / "a-tall.png"), str(photo)]
+    out = tmp_path / "out"
+    assert main(["segment", *pictures, "--words", "cat", "--engine", str(tiny_bundle), "--out", str(out)]) == 0
+    tall, other = capsys.readouterr().out.splitlines()
+    assert str(out / "a-tall.overlay.png") in tall
+    assert str(out / "photo.overlay.jpg") in other
+    assert sorted(path.name for path in out.iterdir()) == ["a-tall.overlay.png", "photo.overlay.jpg"]
+
+
 def test_failures_of_different_kinds_have_a_code_of_their_own(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
