@@ -1,5 +1,6 @@
 """A picture with its words painted on and a legend below, for people to look at."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,9 +140,12 @@ def _shorten(text: str, font: "FreeTypeFont | ImageFont", width: int) -> str:
     if font.getlength(text) <= width:
         return text
     head, _, share = text.rpartition(" ")
-    while head and font.getlength(f"{head}... {share}") > width:
-        head = head[:-1]
-    return f"{head}... {share}"
+
+    def needed(kept: int) -> int:
+        return math.ceil(font.getlength(f"{head[:kept]}... {share}"))
+
+    fits = bisect.bisect_right(range(1, len(head) + 1), width, key=needed)
+    return f"{head[:fits]}... {share}"
 
 
 def _font(size: int, text: str) -> "FreeTypeFont | ImageFont":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .bundle import Bundle, build_command
-from .errors import GraphUnusable
+from .errors import GraphUnusable, WordsInvalid
 from .templates import fill
 from .text_cache import TextCache, cache_key
 from .tokens import PromptTokenizer
@@ -41,25 +41,40 @@ class TextEncoder:
         """How often the text graph was run."""
 
     def encode(self, words: list[str], templates: tuple[str, ...]) -> Vocabulary:
-        """The words as a vocabulary. Raises GraphUnusable."""
+        """The words as a vocabulary.
+
+        Raises WordsInvalid where two words are the same tokens to this bundle's encoder: the first would take every
+        pixel of both, whatever they look like. Raises GraphUnusable.
+        """
         with self._lock:  # two threads wanting one new word encode it once
+            known: dict[str, str] = {}
+            for word in words:
+                other = known.setdefault(self._key(word, templates), word)
+                if other != word:
+                    raise WordsInvalid(
+                        f"{other!r} and {word!r} are the same tokens to the text encoder of the bundle in "
+                        f"{self._bundle.folder}, which cannot tell them apart; leave one out, or describe it otherwise"
+                    )
             vectors = np.stack([self._vector(word, templates) for word in words])
         vectors.flags.writeable = False
         return Vocabulary(tuple(words), templates, vectors)
 
     def _vector(self, word: str, templates: tuple[str, ...]) -> np.ndarray:
-        ids: list[list[int]] | None = None
+        key = self._key(word, templates)
+        if (vector := self.cache.get(key)) is not None:
+            return vector
+        vector = self._encode(self._tokens().ids(fill(templates, word)), word)
+        self.cache.put(key, vector, word, len(templates), self._bundle.text_sha256, self._bundle.precision)
+        return vector
+
+    def _key(self, word: str, templates: tuple[str, ...]) -> str:
         if (key := self._keys.get((word, templates))) is None:
             ids = self._tokens().ids(fill(templates, word))
             key = cache_key(ids, self._bundle.text_sha256, self._bundle.precision)
             self._keys[word, templates] = key
             if len(self._keys) > _KEYS_REMEMBERED:
                 self._keys.popitem(last=False)
-        if (vector := self.cache.get(key)) is not None:
-            return vector
-        vector = self._encode(ids or self._tokens().ids(fill(templates, word)), word)
-        self.cache.put(key, vector, word, len(templates), self._bundle.text_sha256, self._bundle.precision)
-        return vector
+        return key
 
     def _encode(self, ids: list[list[int]], word: str) -> np.ndarray:
         """One run per word: what a vector is then never depends on which words it was encoded beside."""

@@ -7,6 +7,10 @@ from pathlib import Path
 from .bundle import build_command
 from .errors import TooManyWords, WordsInvalid
 
+LONGEST = 200
+"""Characters of a word: several times what any text encoder reads."""
+
+_INVISIBLE = ("Cf", "Mn", "Me", "Zs")  # marks for layout and accents, which need a letter to stand on
 _EXAMPLE = 'give at least one, for example --words "cat, sofa"'
 
 
@@ -16,7 +20,8 @@ def parse_words(words: str | Iterable[str]) -> list[str]:
     words: one string with commas between the words, or several strings, one word each (those may hold commas).
     White space is collapsed. Words that differ in case alone count as repeated: most text encoders read them alike,
     and two equal words would share their pixels at random.
-    Raises WordsInvalid where there is no word, an empty one, a repeated one, or one with unprintable characters.
+    Raises WordsInvalid where there is no word, an empty or invisible one, a repeated one, one of more than LONGEST
+    characters, or one with unprintable characters.
     """
     if isinstance(words, str):
         if not words.strip():
@@ -38,6 +43,13 @@ def parse_words(words: str | Iterable[str]) -> list[str]:
             raise WordsInvalid(f"word {position} of {len(parts)} is empty; remove it or its comma")
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in word):
             raise WordsInvalid(f"word {position}, {word!r}, holds unprintable characters; remove them")
+        if all(unicodedata.category(character) in _INVISIBLE for character in word):
+            raise WordsInvalid(f"word {position}, {word!r}, holds no letter or sign that can be seen; remove it")
+        if len(word) > LONGEST:
+            raise WordsInvalid(
+                f"word {position}, {word[:20]!r}…, has {len(word)} characters, at most {LONGEST} are read; shorten it, "
+                "or put commas between its words"
+            )
         key = unicodedata.normalize("NFKC", word).casefold()
         if key in seen:
             raise WordsInvalid(

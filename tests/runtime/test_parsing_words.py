@@ -43,12 +43,18 @@ def test_phrases_keep_their_words_and_lists_their_commas() -> None:
     assert parse_words(["salt, pepper"]) == ["salt, pepper"]
 
 
+def test_signs_joined_by_invisible_ones_and_long_phrases_are_words() -> None:
+    words = ["👩\u200d🚀", "❤\ufe0f", "می\u200cخواهم", "a" * 200]
+    assert parse_words(words) == words
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ("", "no words"), ("   ", "no words"), ([], "no words"), (",", "empty"), ("cat,,dog", "word 2 of 3 is empty"),
         (["cat", " "], "empty"), ("cat, dog, Cat", "word 3.*repeats word 1"), (["cat", 3], "a string was expected"),
-        ("c\x00t", "unprintable"),
+        ("c\x00t", "unprintable"), ("cat, \u200b", "word 2.*can be seen"), (["\ufeff\u200d"], "can be seen"),
+        ("cat, \u0301", "can be seen"), (["cat", "a" * 201], "word 2.*201 characters, at most 200.*shorten it"),
     ],
 )  # fmt: skip
 def test_words_that_are_none(words: str | list[str], says: str) -> None:

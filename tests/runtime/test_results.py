@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from made_pictures import scene
 from PIL import Image
 
-from fusioner_rt import Segmentation, rle
+from fusioner_rt import Segmentation, overlay, rle
 from fusioner_rt.colours import colours
 from fusioner_rt.errors import OutputUnwritable, UsageError
 from fusioner_rt.files import write_atomically
@@ -129,23 +129,23 @@ def test_a_jpeg_cannot_be_that_tall(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (33, 47), (500, 375)])
 def test_overlays_of_any_size_keep_the_picture_whole_and_a_legend_below(size: tuple[int, int]) -> None:
-    overlay = result(*size, words=4, absent=2).overlay()
-    assert overlay.mode == "RGB"
-    assert max(overlay.size) >= 320
-    assert overlay.height > size[0]
-    assert overlay.width >= max(size[1], 320)
+    drawn = result(*size, words=4, absent=2).overlay()
+    assert drawn.mode == "RGB"
+    assert max(drawn.size) >= 320
+    assert drawn.height > size[0]
+    assert drawn.width >= max(size[1], 320)
 
 
 def test_an_overlay_paints_words_and_leaves_the_rest_alone() -> None:
     found = result(400, 400, 2)
     labels = np.zeros((400, 400), np.uint16)
     labels[100:200, 100:200] = 2
-    overlay = np.asarray(
-        Segmentation(found.words, labels, found.confidence, found.picture, {}, 0.5, "joint").overlay()
-    )[:400]
-    np.testing.assert_array_equal(overlay[labels == 0], found.picture[labels == 0])
+    drawn = np.asarray(Segmentation(found.words, labels, found.confidence, found.picture, {}, 0.5, "joint").overlay())[
+        :400
+    ]
+    np.testing.assert_array_equal(drawn[labels == 0], found.picture[labels == 0])
     middle = (found.picture[110:190, 110:190].astype(int) + colours(2)[1]) / 2
-    np.testing.assert_allclose(overlay[110:190, 110:190], middle, atol=1)
+    np.testing.assert_allclose(drawn[110:190, 110:190], middle, atol=1)
 
 
 def test_overlays_at_another_size_than_the_pictures_and_with_any_letters() -> None:
@@ -153,6 +153,26 @@ def test_overlays_at_another_size_than_the_pictures_and_with_any_letters() -> No
     words = ("Straße", "猫", "a very long phrase " * 20)
     other = Segmentation(words, found.labels, found.confidence, scene(61, 93), {}, 0.5, "joint")
     assert other.overlay().width == 420
+
+
+def test_a_long_words_legend_line_is_cut_to_fit_without_trying_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    font, measured = overlay._font(14, ""), []
+
+    class Counting:
+        def getlength(self, text: str) -> float:
+            measured.append(text)
+            return font.getlength(text)
+
+    text = "a long word " * 400 + "12%"
+    for width in (40, 100, 300):
+        measured.clear()
+        cut = overlay._shorten(text, Counting(), width)  # type: ignore[arg-type]
+        assert len(measured) < 20
+        assert text.startswith(cut.removesuffix("... 12%"))
+        assert font.getlength(cut) <= width or cut == "... 12%"
+        kept = len(cut) - len("... 12%")
+        assert font.getlength(f"{text[: kept + 1]}... 12%") > width
+    assert overlay._shorten("cat 12%", Counting(), 300) == "cat 12%"  # type: ignore[arg-type]
 
 
 def test_many_words_make_a_bounded_legend() -> None:

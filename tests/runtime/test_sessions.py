@@ -1,4 +1,5 @@
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +198,15 @@ def test_known_words_never_reach_the_text_encoder_again(tiny_bundle: Path, pictu
         assert "text" not in second._graphs
     np.testing.assert_array_equal(one.labels, two.labels)
     np.testing.assert_array_equal(one.confidence, two.confidence)
+
+
+@pytest.mark.parametrize("words", [["cat", "cat\u200b"], ["tree", "café", "cafe"], ["🦄", "tree", "🐙"]])
+def test_words_that_the_text_encoder_cannot_tell_apart_are_refused(session: Session, words: list[str]) -> None:
+    before = session.text_encoder_calls
+    one, other = (repr(word) for word in words if word != "tree")
+    with pytest.raises(WordsInvalid, match=f"{re.escape(one)} and {re.escape(other)} are the same.*leave one out"):
+        session.set_vocabulary(words)
+    assert session.text_encoder_calls == before
 
 
 def test_a_word_has_one_vector_whatever_it_is_encoded_beside(tiny_bundle: Path) -> None:
