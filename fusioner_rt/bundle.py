@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .errors import (
@@ -83,7 +83,7 @@ class Bundle:
             for used in [manifest["tokenizer"]["file"], *(manifest["graphs"][graph]["file"] for graph in GRAPHS)]:
                 if used not in manifest["files"]:
                     raise KeyError(f"{used} in files")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ManifestInvalid(
                 f"{folder / MANIFEST}: a field is missing or malformed ({error!r}); {rebuild(folder)}"
             ) from None
@@ -136,7 +136,7 @@ def build_command(folder: Path, **cured: str | int) -> str:
     demonstration's is the default, and for any other bundle it would build the wrong model.
     """
     options: dict[str, Any] = {"precision": "fp16"}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if (manifest["format"], manifest["format_version"]) == (FORMAT, FORMAT_VERSION):
             profiles, precision = manifest["profiles"], manifest["precision"]
@@ -206,7 +206,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def verify_files(folder: Path, files: dict[str, Any]) -> None:
     """Compare size and sha256 of every file with the manifest's. Raises BundleFileMissing or BundleFileAltered."""
     for name, expected in files.items():
-        if os.path.isabs(name) or ".." in Path(name).parts or "\\" in name:
+        if ".." in Path(name).parts or "\\" in name or PureWindowsPath(name).anchor or os.path.isabs(name):
             raise ManifestInvalid(f"{folder / MANIFEST}: names a file outside the bundle, {name!r}; {rebuild(folder)}")
         path = folder / name
         try:
@@ -222,7 +222,7 @@ def verify_files(folder: Path, files: dict[str, Any]) -> None:
             raise BundleFileMissing(
                 f"{path}: cannot be read ({error.strerror}), the manifest lists it; {rebuild(folder)}"
             ) from None
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:  # the last for names that no file can have
             raise ManifestInvalid(
                 f"{folder / MANIFEST}: files entry {name!r} is malformed ({error!r}); {rebuild(folder)}"
             ) from None

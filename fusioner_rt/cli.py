@@ -1,6 +1,7 @@
 """The command line: `fusioner-rt segment | info | words`."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -43,6 +44,9 @@ and the code is that of the failure's kind (60 where kinds differ). docs: fusion
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code; messages go to stderr, results to stdout."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     # The runtime has its own, stricter limit and message for huge pictures.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     try:
@@ -310,7 +314,13 @@ def _words(options: argparse.Namespace) -> int:
             raise OutputUnwritable(f"{folder}: cannot be cleared ({error.strerror}); check its permissions") from None
         print(f"{removed} cached words removed from {folder}")
         return 0
-    entries = cache.words()
+    try:
+        entries = cache.words()
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: the cache folder cannot be read ({error.strerror}); check its permissions or name another with "
+            "--cache DIR"
+        ) from None
     for entry in entries:
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.written))
         print(f"{entry.word}  ({entry.prompts} prompts, {entry.precision}, encoder {entry.graph[:8]}, used {written})")

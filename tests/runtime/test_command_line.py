@@ -1,6 +1,9 @@
+import io
 import json
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -242,6 +245,39 @@ def test_words_are_listed_and_cleared(
     assert capsys.readouterr().out.startswith("2 cached words removed")
     assert main(["words"]) == 0
     assert capsys.readouterr().out.startswith("0 words")
+
+
+def test_a_cache_that_cannot_be_read_is_one_line(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    assert main(["words"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{own_cache}: the cache folder cannot be read (Permission denied)" in line
+    assert "--cache DIR" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_a_file_name_that_is_no_text_is_printed_with_its_bytes_escaped(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    strange = os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(photo, folder / strange)
+    (folder / os.fsdecode(b"broken\xe9.jpg")).write_text("text")
+    said, complained = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr(sys, "stderr", complained)
+    out = tmp_path / "out"
+    assert main(["segment", str(folder), "--words", "cat", "--engine", str(tiny_bundle), "--out", str(out)]) == 11
+    for stream, name in ((said, b"caf\\udce9.jpg"), (complained, b"broken\\udce9.jpg")):
+        stream.flush()
+        assert name in stream.buffer.getvalue()  # type: ignore[attr-defined]
+    assert len(list(out.iterdir())) == 1
 
 
 def test_an_unwritable_cache_is_a_note(
