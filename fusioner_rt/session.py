@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, overload
@@ -25,6 +26,10 @@ from .words import check_count, parse_words
 
 Mode = Literal["joint", "independent"]
 MODES = ("joint", "independent")
+KEPT_LIMIT = 4_000_000_000
+"""Most bytes of probabilities that one `segment` call keeps."""
+
+_WAITING = 32  # pictures of a list that may wait for others of their input size
 
 
 class Session:
@@ -140,10 +145,13 @@ class Session:
         threshold: a pixel belongs to its best word where that word's probability exceeds this (paper 3.1.3).
         mode: "joint" fuses all words at once, so that they may influence each other; "independent" fuses every word
             alone, at the price of a pass per word.
-        probabilities: also keep the (K, H, W) probabilities.
+        probabilities: also keep the (K, H, W) probabilities, refused where those of one call exceed 4 GB.
+
+        Every result of a list keeps its picture and maps; beside them 32 network inputs, or a batch, are held at most.
         Raises the errors of pictures and words, SizeOutsideProfile, GraphUnusable, UsageError.
         """
-        _check_options(size, threshold, mode)
+        self._check_open()
+        size = _check_options(size, threshold, mode)
         many = isinstance(picture, (list, tuple))
         pictures: Sequence[Picture] = picture if many else [picture]
 
@@ -153,36 +161,52 @@ class Session:
             if vocabulary is None:
                 raise UsageError('no words were given; pass words="cat, sofa" or call set_vocabulary first')
 
-        decoded: list[np.ndarray] = []
-        inputs: list[np.ndarray] = []
-        by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        results: dict[int, Segmentation] = {}
+        decoded: dict[int, np.ndarray] = {}
+        waiting: dict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)  # inputs by shape, then by picture
+        fuse = self._fuse_jointly if mode == "joint" else self._fuse_independently
+        most = self.bundle.batch.max if mode == "joint" else 1
+
+        def run(inputs: dict[int, np.ndarray]) -> None:
+            members = list(inputs)
+            pixels = np.stack(list(inputs.values()))
+            for index, maps in zip(members, fuse(pixels, vocabulary, watch, members), strict=True):
+                rgb = decoded.pop(index)
+                with watch("mask_head", index):
+                    labels, confidence, every = self._resolve(
+                        maps, size or _edges(rgb), float(threshold), mode, probabilities
+                    )
+                results[index] = Segmentation(
+                    words=vocabulary.words,
+                    labels=labels,
+                    confidence=confidence,
+                    picture=rgb,
+                    timing=watch.milliseconds(index),
+                    threshold=float(threshold),
+                    mode=mode,
+                    probabilities=every,
+                )
+
+        kept = 0
         for index, one in enumerate(pictures):
             with watch("decode", index):
-                decoded.append(decode(one))
+                rgb = decode(one)
+                if isinstance(one, np.ndarray) and np.may_share_memory(rgb, one):
+                    rgb = rgb.copy()  # the caller may fill the array with the next frame
+            if probabilities:
+                height, width = size or _edges(rgb)
+                kept += len(vocabulary.words) * height * width * 4
+                _check_kept(kept, len(vocabulary.words), height, width)
             with watch("preprocess", index):
-                inputs.append(self._prepare(decoded[index], one))
-            by_size[inputs[index].shape].append(index)
-
-        results: dict[int, Segmentation] = {}
-        most = self.bundle.batch.max if mode == "joint" else 1
-        for same in by_size.values():
-            for members in _chunks(same, most):
-                pixels = np.stack([inputs[index] for index in members])
-                fuse = self._fuse_jointly if mode == "joint" else self._fuse_independently
-                for index, maps in zip(members, fuse(pixels, vocabulary, watch, members), strict=True):
-                    wanted = size or (decoded[index].shape[0], decoded[index].shape[1])
-                    with watch("mask_head", index):
-                        labels, confidence, every = self._resolve(maps, wanted, float(threshold), mode, probabilities)
-                    results[index] = Segmentation(
-                        words=vocabulary.words,
-                        labels=labels,
-                        confidence=confidence,
-                        picture=decoded[index],
-                        timing=watch.milliseconds(index),
-                        threshold=float(threshold),
-                        mode=mode,
-                        probabilities=every,
-                    )
+                prepared = self._prepare(rgb, one)
+            decoded[index] = rgb
+            waiting[prepared.shape][index] = prepared
+            if len(waiting[prepared.shape]) == most:
+                run(waiting.pop(prepared.shape))
+            elif sum(map(len, waiting.values())) >= max(_WAITING, most):
+                run(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
+        while waiting:
+            run(waiting.pop(next(iter(waiting))))
         ordered = [results[index] for index in range(len(pictures))]
         return ordered if many else ordered[0]
 
@@ -202,14 +226,18 @@ class Session:
 
     def _graph(self, name: str) -> Graph:
         with self._loading:
-            if self._closed:
-                raise UsageError("this session is closed; open another")
+            self._check_open()
             if name not in self._graphs:
                 path = self.bundle.graph(name)
                 self._graphs[name] = self._runtime.load(path, self.bundle.read_again(path))
             return self._graphs[name]
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this session is closed; open another")
+
     def _encode(self, words: str | Iterable[str], templates: Iterable[str] | None) -> Vocabulary:
+        self._check_open()
         parsed = parse_words(words)
         check_count(parsed, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
@@ -297,19 +325,33 @@ class _Stopwatch:
         return {stage: round(seconds * 1000, 3) for stage, seconds in self._seconds[index].items()}
 
 
-def _chunks(members: list[int], most: int) -> Iterator[list[int]]:
-    for start in range(0, len(members), most):
-        yield members[start : start + most]
+def _edges(rgb: np.ndarray) -> tuple[int, int]:
+    return rgb.shape[0], rgb.shape[1]
 
 
-def _check_options(size: tuple[int, int] | None, threshold: float, mode: str) -> None:
+def _check_kept(kept: int, words: int, height: int, width: int) -> None:
+    if kept > KEPT_LIMIT:
+        raise UsageError(
+            f"the probabilities of {words} words at {height}x{width} pixels bring this call to {kept / 1e9:.1f} GB, "
+            f"at most {KEPT_LIMIT / 1e9:.0f} GB are kept; give a smaller size=(H, W), fewer words or fewer pictures"
+        )
+
+
+def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | None:
+    """The size as two ints. Raises UsageError."""
     if mode not in MODES:
         raise UsageError(f"mode is {mode!r}; choose {' or '.join(MODES)}")
-    if not 0 <= threshold <= 1:  # not-a-number fails this too
-        raise UsageError(f"the threshold is {threshold}; give a probability within 0..1, 0.5 by default")
+    if not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):  # not-a-number fails this too
+        raise UsageError(f"the threshold is {threshold!r}; give a probability within 0..1, 0.5 by default")
     if size is None:
-        return
-    if len(size) != 2 or not all(isinstance(edge, (int, np.integer)) and edge >= 1 for edge in size):
+        return None
+    if not (
+        isinstance(size, (tuple, list, np.ndarray))
+        and len(size) == 2
+        and all(isinstance(edge, (int, np.integer)) and edge >= 1 for edge in size)
+    ):
         raise UsageError(f"the size is {size!r}; give height and width in whole pixels, at least 1 each")
-    if size[0] * size[1] > PIXEL_LIMIT:
-        raise UsageError(f"the size {size[0]}x{size[1]} is over {PIXEL_LIMIT / 1e6:.0f} million pixels; give a smaller")
+    height, width = (int(edge) for edge in size)
+    if height * width > PIXEL_LIMIT:
+        raise UsageError(f"the size {height}x{width} is over {PIXEL_LIMIT / 1e6:.0f} million pixels; give a smaller")
+    return height, width

@@ -358,6 +358,11 @@ def test_a_graph_that_computes_no_numbers_is_found_out(
         ({"size": (5,)}, UsageError, "height and width"),
         ({"size": (2.5, 5)}, UsageError, "whole pixels"),
         ({"size": (100_000, 100_000)}, UsageError, "smaller"),
+        ({"size": np.array([100_000, 100_000], np.int32)}, UsageError, "smaller"),
+        ({"size": 512}, UsageError, "height and width"),
+        ({"size": "512x512"}, UsageError, "height and width"),
+        ({"threshold": "0.5"}, UsageError, "within 0..1"),
+        ({"threshold": None}, UsageError, "within 0..1"),
     ],
 )
 def test_arguments_outside_their_meaning(
@@ -387,5 +392,62 @@ def test_a_closed_session_says_so(tiny_bundle: Path, picture: np.ndarray) -> Non
         session.segment(picture, "cat")
         assert session.backend.effective == "onnxruntime-cpu"
     session.close()
-    with pytest.raises(UsageError, match="closed"):
-        session.segment(picture, "cat")
+    for use in (
+        lambda: session.segment(picture, "cat"),
+        lambda: session.segment([], "cat"),
+        lambda: session.set_vocabulary("cat"),
+    ):
+        with pytest.raises(UsageError, match="closed"):
+            use()
+
+
+def test_a_result_keeps_its_picture_when_the_callers_array_takes_the_next(session: Session) -> None:
+    frame = scene(61, 93)
+    before = frame.copy()
+    results = [session.segment(frame, WORDS), session.segment([frame], WORDS)[0], session.segment(frame[:30], WORDS)]
+    frame[:] = 0
+    for result in results:
+        np.testing.assert_array_equal(result.picture, before[: len(result.picture)])
+
+
+def test_probabilities_beyond_memory_are_refused_before_anything_is_computed(
+    session: Session, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(_: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setitem(session._graphs, "image_fusion", never)  # type: ignore[arg-type]
+        says = r"10 words at 11000x11000.* 4\.8 GB, at most 4 GB.*smaller size.*fewer words"
+        with pytest.raises(UsageError, match=says):
+            session.segment(picture, list("abcdefghij"), size=(11_000, 11_000), probabilities=True)
+    monkeypatch.setattr("fusioner_rt.session.KEPT_LIMIT", 2 * 3 * 61 * 93 * 4)
+    session.segment([picture] * 2, WORDS, probabilities=True)
+    with pytest.raises(UsageError, match="fewer pictures"):
+        session.segment([picture] * 3, WORDS, probabilities=True)
+
+
+def test_a_list_holds_a_bounded_number_of_inputs(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of many input sizes: their inputs are run before all are decoded."""
+    most = session.bundle.batch.max
+    monkeypatch.setattr("fusioner_rt.session._WAITING", most + 1)
+    sizes = [(side, 200 - side) for side in range(40, 120, 10)] * 3
+    events: list[str] = []
+    graph, prepare = session._graph("image_fusion"), session._prepare
+
+    def fuse(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        events.append("-" * len(inputs["pixels"]))
+        return graph(inputs)
+
+    def prepared(*arguments: Any) -> np.ndarray:
+        events.append("+")
+        return prepare(*arguments)
+
+    monkeypatch.setitem(session._graphs, "image_fusion", fuse)  # type: ignore[arg-type]
+    monkeypatch.setattr(session, "_prepare", prepared)
+    results = session.segment([scene(*size) for size in sizes], "cat")
+    assert [result.labels.shape for result in results] == sizes
+    story = "".join(events)
+    held = [story[:end].count("+") - story[:end].count("-") for end in range(len(story) + 1)]
+    assert max(held) == most + 1
+    assert held[-1] == 0
