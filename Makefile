@@ -6,7 +6,7 @@ WORDS ?= cat, sofa
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test bare lint clean
 
 demo: $(READY)  ## builds the demonstration engines and segments a photograph
 	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
@@ -14,6 +14,12 @@ demo: $(READY)  ## builds the demonstration engines and segments a photograph
 
 test: lint $(VENV)/.ready-tensorrt  ## every check that needs no GPU
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+bare:  ## the runtime alone, as an application installs it: its size, and the cost of a first picture
+	rm -rf .venv-bare
+	$(PYTHON) -m venv .venv-bare
+	.venv-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]'
+	.venv-bare/bin/python benchmarks/bare_environment.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -32,4 +38,4 @@ $(VENV)/.ready-tensorrt: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) engines output
+	rm -rf $(VENV) .venv-bare engines output

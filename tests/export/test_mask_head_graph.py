@@ -84,6 +84,8 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
 @example({"seed": 0, "pictures": 1, "words": 300, "low": (5, 123), "channels": 16, "kind": "random"}, (123, 37))
 @example({"seed": 0, "pictures": 1, "words": 1, "low": (1, 1), "channels": 16, "kind": "random"}, (1, 1))
 @example({"seed": 0, "pictures": 2, "words": 2, "low": (90, 61), "channels": 16, "kind": "zeros"}, (7, 3))
+@example({"seed": 1, "pictures": 1, "words": 20, "low": (13, 17), "channels": 192, "kind": "random"}, (101, 67))
+@example({"seed": 1, "pictures": 1, "words": 20, "low": (13, 17), "channels": 512, "kind": "random"}, (67, 101))
 @settings(max_examples=60, deadline=None)
 def test_probabilities_are_within_1e_5_of_upsample_normalise_multiply(shape, size):
     features, words = case(**shape)

@@ -1,0 +1,49 @@
+"""What an application installs, and what its first picture costs: run by `make bare` in an environment with `.[cpu]` alone.
+
+Fails where PyTorch or Triton can be imported, the environment holds more than 300 MB, or segmenting a photograph with
+words never seen takes more than 3 s of processor time, start-up included.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_MEGABYTES, MOST_SECONDS = 300, 3.0
+
+
+def main() -> int:
+    present = [name for name in ("torch", "triton", "onnx") if importlib.util.find_spec(name)]
+    prefix = Path(sys.prefix)
+    megabytes = (
+        sum(file.lstat().st_blocks * 512 for file in prefix.rglob("*") if file.is_file() and not file.is_symlink())
+        / 2**20
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [prefix / "bin" / "fusioner-rt", "segment", ROOT / "docs/pictures/cat.jpg", "--words", "cat, sofa"]
+        options = ["--engine", ROOT / "models/demo/bundle", "--out", folder, "--cache", f"{folder}/cache"]
+        seconds = []
+        for _ in range(2):  # words new, words cached
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([*command, *options], check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    print(
+        f"environment {megabytes:.0f} MB; processor time {seconds[0]:.2f} s with new words, {seconds[1]:.2f} s with cached ones"
+    )
+    if present or megabytes > MOST_MEGABYTES or seconds[0] > MOST_SECONDS:
+        print(
+            f"expected none of {present or 'torch, triton'}, {MOST_MEGABYTES} MB and {MOST_SECONDS} s at most",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
