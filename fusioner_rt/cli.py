@@ -128,14 +128,14 @@ def _open(options: argparse.Namespace) -> "Session":
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from .files import writable_folder
+    from .files import writable_folder, writable_place
     from .words import parse_words
 
     size = _parse_size(options.size)
     parse_words(options.words)
     out = writable_folder(options.out)
     if options.json:
-        writable_folder(options.json.parent)
+        writable_place(options.json)
     pictures = list(_expand(options.pictures, out))
     report = _Report(out, options.labels, bool(options.json))
     failures: list[FusionerError] = []
@@ -273,6 +273,10 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
 
     import onnxruntime
 
+    from .text_cache import TextCache
+
+    cache = TextCache(session.cache_folder)
+    cache.check_writable()
     bundle, backend, pre = session.bundle, session.backend, session.bundle.preprocessing
     megabytes = sum(entry["bytes"] for entry in bundle.manifest["files"].values()) / 1e6
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -298,7 +302,7 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
             "edges": f"{bundle.size.min} to {bundle.size.max} pixels",
             "plans": len(bundle.manifest.get("engines", [])) or "none",
         },
-        "cache": {"folder": str(session.cache_folder), "notes": "; ".join(session.notes) or "none"},
+        "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},
     }
 
 

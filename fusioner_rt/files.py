@@ -30,9 +30,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """`write_atomically` for what a user asked for. Raises OutputUnwritable."""
+    """`write_atomically` for what a user asked for: where a link leads, and into a pipe or device rather than over it.
+
+    Raises OutputUnwritable.
+    """
     try:
-        write_atomically(path, write)
+        if _is_special(path):
+            with open(path, "wb") as stream:
+                write(stream)
+        else:
+            write_atomically(Path(os.path.realpath(path)), write)
     except OSError as error:
         raise unwritable(path, error) from None
 
@@ -46,6 +53,18 @@ def writable_folder(folder: Path) -> Path:
     except OSError as error:
         raise unwritable(folder, error) from None
     return folder
+
+
+def writable_place(path: Path) -> Path:
+    """Prove that `write_result` may write this file. Raises OutputUnwritable."""
+    if not _is_special(path):
+        writable_folder(Path(os.path.realpath(path)).parent)
+    return path
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, a terminal, a device: something that is there and is neither file nor folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def unwritable(path: Path, error: OSError) -> OutputUnwritable:

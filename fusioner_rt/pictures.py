@@ -171,8 +171,7 @@ def _to_rgb(image: "Image") -> "Image":
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode == "I":  # Pillow keeps 16-bit values in both
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white")
     if image.mode == "La":  # premultiplied grey turns into nothing but plain grey with alpha
@@ -181,6 +180,16 @@ def _to_rgb(image: "Image") -> "Image":
         page = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(wide: np.ndarray) -> np.ndarray:
+    """(H, W) of 0..65535 in any integer type to uint8, rounded; in strips, which cost no memory worth naming."""
+    narrow = np.empty(wide.shape, np.uint8)
+    rows = max(1, (1 << 20) // max(1, wide.shape[1]))
+    for start in range(0, len(wide), rows):
+        part = np.clip(wide[start : start + rows], 0, 65407).astype(np.uint16)  # 65407 + 128 is the largest uint16
+        narrow[start : start + rows] = (part + np.uint16(128)) // np.uint16(257)
+    return narrow
 
 
 def _one_line(error: BaseException) -> str:

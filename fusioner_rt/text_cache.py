@@ -10,10 +10,12 @@ sha256, removed and encoded again.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import struct
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -29,6 +31,11 @@ from .files import TEMPORARY, write_atomically
 MAGIC = b"fusioner-rt word 1\n"
 SUFFIX = ".word"
 _STALE_SECONDS = 3600  # a temporary file older than this belongs to a process that died
+_REFUSALS = (
+    PermissionError,
+    NotADirectoryError,
+    FileExistsError,
+)  # the last two where a file lies in the folder's place
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class TextCache:
         self.note: str | None = None
         self._memory: OrderedDict[str, np.ndarray] = OrderedDict()
         self._memory_bytes, self._memory_limit = 0, memory_bytes
+        self._refused = False
         self._disk_bytes: int | None = None  # unknown until the folder is first written
         self._disk_limit = disk_bytes
         self._lock = threading.RLock()
@@ -88,6 +96,17 @@ class TextCache:
         with self._lock:
             self._remember(key, vector)
             self._write(key, encode_entry(header, vector))
+
+    def check_writable(self) -> None:
+        """Make the folder where it is missing and try to write to it; `note` says where that fails."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(prefix=TEMPORARY, dir=self.folder) as stream:
+                stream.write(b"word")
+        except OSError as error:
+            self._failed(error)
 
     def words(self) -> list[CachedWord]:
         """What is on disk, by word; damaged entries are left out."""
@@ -146,7 +165,7 @@ class TextCache:
         return vector
 
     def _write(self, key: str, content: bytes) -> None:
-        if self.folder is None or self.note:
+        if self.folder is None or self._refused:
             return
         try:
             if self._disk_bytes is None:
@@ -156,11 +175,18 @@ class TextCache:
             self._disk_bytes += len(content)
             if self._disk_bytes > self._disk_limit:
                 self._disk_bytes = self._evict()
+            self.note = None
         except OSError as error:
-            self.note = (
-                f"the cache folder {self.folder} cannot be written ({error.strerror or error}): words are kept in "
-                "memory alone and encoded again by the next process; set FUSIONER_CACHE to a writable folder"
-            )
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """A folder that refuses stays refused; a full disk or a folder removed by someone is tried again next time."""
+        self._refused = isinstance(error, _REFUSALS) or error.errno == errno.EROFS
+        self._disk_bytes = None
+        self.note = (
+            f"the cache folder {self.folder} cannot be written ({error.strerror or error}): words are kept in "
+            "memory alone and encoded again by the next process; set FUSIONER_CACHE to a writable folder"
+        )
 
     def _evict(self) -> int:
         """Where the folder is over its bound, remove the least recently used until a tenth is free. Returns bytes."""

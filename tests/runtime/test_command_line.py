@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from fusioner_rt.bundle import MANIFEST
 from fusioner_rt.cli import main
+from fusioner_rt.files import writable_place
 
 
 @pytest.fixture
@@ -208,6 +210,33 @@ def test_outputs_that_cannot_be_written(fails: Fails, photo: Path, tmp_path: Pat
     assert "choose a folder" in fails(photo, 50, out=tmp_path, json=tmp_path / "file" / "all.json")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_annotations_go_through_a_pipe_and_a_link(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link, target = (tmp_path / name for name in ("pipe", "link.json", "target.json"))
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    for place in (pipe, link):
+        command = ["segment", str(photo), "--words", "cat", "--engine", str(tiny_bundle), "--out", str(tmp_path)]
+        assert main([*command, "--json", str(place)]) == 0
+    reader.join(10)
+    assert read == [target.read_text()]
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+def test_a_device_is_written_to_wherever_its_folder_may_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(_: Path) -> Path:
+        raise AssertionError
+
+    monkeypatch.setattr("fusioner_rt.files.writable_folder", never)
+    assert writable_place(Path(os.devnull)) == Path(os.devnull)
+
+
 def test_bad_options(fails: Fails, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "within 0..1" in fails(photo, 2, threshold=3)
     assert "within 0..1" in fails(photo, 2, threshold="nan")
@@ -228,6 +257,15 @@ def test_info_tells_machine_backend_and_bundle(tiny_bundle: Path, capsys: pytest
     assert main(["info", "--engine", str(tiny_bundle), "--json", "--backend", "onnxruntime-cpu"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["backend"]["requested"] == facts["backend"]["effective"] == "onnxruntime-cpu"
+
+
+def test_info_says_that_the_cache_cannot_be_written(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for place, says in ((tmp_path / "cache", "none"), (tmp_path / "file" / "cache", "cannot be written")):
+        assert main(["info", "--engine", str(tiny_bundle), "--cache", str(place), "--json"]) == 0
+        assert says in json.loads(capsys.readouterr().out)["cache"]["notes"]
 
 
 def test_words_are_listed_and_cleared(

@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,24 @@ def test_16_bit_grey_keeps_its_range() -> None:
     for form in ("PNG", "TIFF"):
         content = encoded(Image.fromarray(wide), form)
         np.testing.assert_array_equal(decode(content)[0, :, 0], [0, 1, 128, 255])
+
+
+def test_every_16_bit_grey_is_rounded_to_the_nearest_of_8_bits() -> None:
+    wide = np.arange(65536).reshape(64, 1024)
+    expected = np.floor(wide / 257 + 0.5)
+    for kind in (np.uint16, np.int32):  # Pillow's modes I;16 and I
+        np.testing.assert_array_equal(decode(Image.fromarray(wide.astype(kind)))[:, :, 0], expected)
+    beyond = Image.fromarray(np.array([[-5, 70_000]], np.int32))
+    assert decode(beyond)[0, :, 0].tolist() == [0, 255]
+
+
+def test_16_bit_grey_costs_memory_as_its_pixels_do() -> None:
+    image = Image.fromarray(np.full((2000, 3000), 40_000, np.uint16))
+    tracemalloc.start()
+    decode(image)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 6_000_000  # bytes: 2 as read, 1 as grey, 3 as RGB, and what Pillow copies; 8 for each int64
 
 
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])

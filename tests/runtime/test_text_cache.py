@@ -1,5 +1,7 @@
+import errno
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -108,6 +110,49 @@ def test_a_folder_that_cannot_be_written_leaves_memory_and_a_note(tmp_path: Path
     assert "FUSIONER_CACHE" in cache.note
     assert cache.words() == []
     assert cache.clear() == 0
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fusioner_rt.text_cache.write_atomically", fail)
+
+
+@pytest.mark.parametrize(
+    ("code", "again"),
+    [(errno.ENOSPC, True), (errno.EIO, True), (errno.EMFILE, True), (errno.EACCES, False), (errno.EROFS, False)],
+)
+def test_a_passing_failure_costs_one_write_and_a_refusal_all(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, code: int, again: bool
+) -> None:
+    cache = TextCache(own_cache)
+    with monkeypatch.context() as patch:
+        failing(patch, code)
+        put(cache, "first", np.ones(3, np.float32))
+    assert cache.note
+    assert os.strerror(code) in cache.note
+    put(cache, "second", np.ones(3, np.float32))
+    assert [path.name for path in files(own_cache)] == ([f"second{SUFFIX}"] if again else [])
+    assert (cache.note is None) == again
+
+
+def test_a_folder_removed_meanwhile_is_made_again(tmp_path: Path) -> None:
+    cache = TextCache(tmp_path / "cache")
+    for key in ("first", "lost", "third"):
+        put(cache, key, np.ones(3, np.float32))
+        if key == "first":
+            shutil.rmtree(tmp_path / "cache")
+    assert [path.name for path in files(tmp_path / "cache")] == [f"third{SUFFIX}"]
+
+
+def test_whether_a_folder_can_be_written_can_be_asked_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, fine in ((None, True), (tmp_path / "new" / "cache", True), (tmp_path / "file" / "cache", False)):
+        cache = TextCache(folder)
+        cache.check_writable()
+        assert (cache.note is None) == fine
+    assert list((tmp_path / "new" / "cache").iterdir()) == []
 
 
 def test_vectors_cannot_be_changed_by_who_gets_them(own_cache: Path) -> None:
