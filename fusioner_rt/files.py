@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,11 @@ def writable_place(path: Path) -> Path:
 
 def _is_special(path: Path) -> bool:
     """A pipe, a terminal, a device: something that is there and is neither file nor folder."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def unwritable(path: Path, error: OSError) -> OutputUnwritable:
