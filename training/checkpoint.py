@@ -49,7 +49,8 @@ def save(model: Fusioner, folder: Path, training: dict[str, Any]) -> None:
         )
         document = {"format": FORMAT, "format_version": 1, "model": model.config.to_dict(), "training": training}
         (temporary / "config.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        temporary.chmod(0o755)
+        temporary.chmod(0o755)  # mkdtemp and safetensors make what they make private
+        (temporary / "weights.safetensors").chmod(0o644)
         replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
