@@ -115,6 +115,8 @@ class OutputUnwritable(FusionerError):
 class OverlayTooLarge(OutputUnwritable):
     """More pixels an edge than the overlay's file format holds; .overlay.png holds any."""
 
+    exit_code = 51
+
 
 class PicturesFailed(FusionerError):
     """Some pictures of a run failed, for different kinds of reasons."""

@@ -168,10 +168,11 @@ def test_gate_pictures_come_from_the_folder_or_are_said_to_be_missing(tmp_path, 
 def test_every_error_of_the_build_has_an_exit_code_of_its_own():
     import fusioner_rt.errors
     import training.checkpoint
+    import training.data
     import training.encoders
 
     modules = [importlib.import_module(f"export.{m.name}") for m in pkgutil.iter_modules(export.__path__)]
-    modules += [fusioner_rt.errors, training.checkpoint, training.encoders]
+    modules += [fusioner_rt.errors, training.checkpoint, training.data, training.encoders]
     errors = {
         c for module in modules for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, FusionerError)
     }

@@ -146,7 +146,10 @@ def test_the_cure_builds_the_users_model_again_as_it_was_but_for_what_is_cured(c
 
 
 @pytest.mark.parametrize("place", ["engines/demo", "models/demo/bundle", "models/demo"])
-def test_the_demonstration_alone_is_rebuilt_from_the_default_checkpoint(place: str, tmp_path: Path) -> None:
+def test_the_demonstration_alone_is_rebuilt_from_the_default_checkpoint(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no bundle is
     for folder in (Path(place), tmp_path / place):
         assert build_command(folder) == f"python export/build_engine.py --fp16 --out {folder}"
     assert "--checkpoint CHECKPOINT" in build_command(tmp_path / place / "mine")
