@@ -8,9 +8,11 @@ READY = $(VENV)/.ready
 
 .PHONY: demo test bare lint clean
 
-demo: $(READY)  ## builds the demonstration engines and segments a photograph
-	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
+demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
+
+engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors $(wildcard export/*.py training/*.py)
+	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
 
 test: lint $(VENV)/.ready-tensorrt  ## every check that needs no GPU
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2

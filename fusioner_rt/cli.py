@@ -133,6 +133,10 @@ def _segment(options: argparse.Namespace) -> int:
 
     size = _parse_size(options.size)
     parse_words(options.words)
+    if options.json and options.json.is_dir():
+        raise UsageError(
+            f"--json {options.json} is a folder; name a file in it, for example {options.json / 'masks.json'}"
+        )
     out = writable_folder(options.out)
     if options.json:
         writable_place(options.json)
@@ -160,7 +164,7 @@ def _segment(options: argparse.Namespace) -> int:
                 print(line, flush=True)
             bar.step()
         bar.clear()
-        if options.json:
+        if options.json and len(failures) < len(pictures):  # a run without a result replaces no earlier one
             report.write_json(options.json, session.words)
     if not failures:
         return 0

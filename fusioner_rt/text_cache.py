@@ -185,7 +185,7 @@ class TextCache:
         self._disk_bytes = None
         self.note = (
             f"the cache folder {self.folder} cannot be written ({error.strerror or error}): words are kept in "
-            "memory alone and encoded again by the next process; set FUSIONER_CACHE to a writable folder"
+            "memory alone and encoded again by the next process; name a writable folder with --cache, cache= or FUSIONER_CACHE"
         )
 
     def _evict(self) -> int:

@@ -1,11 +1,20 @@
 """What tests of several rooms share: a small model, and bundles built from it by the real export."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the cache of the user who runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSIONER_CACHE", str(tmp_path_factory.mktemp("words")))
+        yield
 
 
 @pytest.fixture(scope="session")

