@@ -203,3 +203,15 @@ def test_the_manifest_is_plain_json_that_names_what_was_proved(tiny_bundle_fp16)
     assert parity["pictures"] >= 1
     assert manifest["gates"]["batch"]["pictures"] == 3
     assert manifest["gates"]["words"]["mask_agreement"] >= 0.995
+
+
+def test_a_missing_library_is_one_line_with_the_command_that_installs_it(
+    tiny_checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    out = tmp_path / "engines" / "tiny"
+    assert build_engine.main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 90
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "onnx is not installed" in error
+    assert "-e '.[cpu,export,train]'" in error
+    assert list(out.parent.iterdir()) == []

@@ -335,3 +335,22 @@ def test_help_teaches_by_example(command: list[str], capsys: pytest.CaptureFixtu
         main([*command, "--help"])
     assert stop.value.code == 0
     assert 'fusioner-rt segment photo.jpg --words "cat, sofa"' in capsys.readouterr().out
+
+
+def test_a_run_without_a_result_keeps_the_annotations_of_an_earlier_one(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "masks.json"
+    command = ["segment", str(photo), "--words", "cat", "--engine", str(tiny_bundle), "--out", str(tmp_path / "out")]
+    assert main([*command, "--json", str(masks)]) == 0
+    capsys.readouterr()
+    before = masks.read_bytes()
+    fails(tmp_path / "nowhere.jpg", 10, json=masks)
+    assert masks.read_bytes() == before
+
+
+def test_a_folder_given_for_the_annotations_is_refused_before_any_work(
+    photo: Path, tmp_path: Path, fails: Fails
+) -> None:
+    assert "is a folder; name a file in it" in fails(photo, 2, json=tmp_path, out=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
