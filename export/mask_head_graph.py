@@ -112,8 +112,8 @@ def scores_graph(channels: int) -> onnx.ModelProto:
 def labels_graph(temperature: float) -> onnx.ModelProto:
     """mask_labels: `kernels.reference.resolve` for the output rows asked for.
 
-    The words are moved last before anything grows to output size: the best of K neighbours in memory is found four
-    times faster than the best of K planes, and the product that interpolates rows does not care.
+    The words are moved last before anything grows to output size: the best of K neighbours in memory is found
+    faster than the best of K planes, and the product that interpolates rows does not care.
     """
     graph = resolution_graph("mask_labels", {"threshold": (FLOAT, [])})
     width = graph.Slice("size", integer([1]), integer([2]), integer([0]))

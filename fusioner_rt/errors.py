@@ -10,6 +10,11 @@ class FusionerError(Exception):
     exit_code = 1
 
 
+def one_line(error: BaseException) -> str:
+    """Another library's message, fit to stand inside ours: one line, at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 class UsageError(FusionerError):
     """An argument outside its meaning: a threshold of 3, a size of 0, a closed session."""
 

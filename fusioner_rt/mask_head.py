@@ -12,7 +12,7 @@ import numpy as np
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 BAND_BYTES = 32 << 20
-"""Working memory of a band. Half of it is slower (every band repeats some work), twice is hardly faster."""
+"""Working memory of a band. Every band repeats some work, so that much smaller ones cost time."""
 
 
 def bands(height: int, row_bytes: int, budget: int = BAND_BYTES) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import build_command
-from .errors import BackendUnavailable, GraphUnusable
+from .errors import BackendUnavailable, GraphUnusable, one_line
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 REQUESTS = ("auto", "onnxruntime", "onnxruntime-cpu", "onnxruntime-cuda")
@@ -81,7 +81,7 @@ class OnnxRuntime:
             session = self._module.InferenceSession(content or str(path), options, providers=self._providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise GraphUnusable(
-                f"{path}: ONNX Runtime {self._module.__version__} cannot load it ({_one_line(error)}); "
+                f"{path}: ONNX Runtime {self._module.__version__} cannot load it ({one_line(error)}); "
                 f"rebuild the bundle: {build_command(path.parent)}"
             ) from None
         with self._lock:
@@ -116,10 +116,6 @@ class Graph:
         except Exception as error:
             shapes = ", ".join(f"{name} {value.shape}" for name, value in inputs.items())
             raise GraphUnusable(
-                f"{self._path}: failed on {shapes} ({_one_line(error)}); "
+                f"{self._path}: failed on {shapes} ({one_line(error)}); "
                 f"rebuild the bundle: {build_command(self._path.parent)}"
             ) from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 
-from .errors import PictureInvalid, PictureMissing, PictureTooLarge, PictureUnreadable
+from .errors import PictureInvalid, PictureMissing, PictureTooLarge, PictureUnreadable, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,7 +123,7 @@ def _from_stream(stream: Any, name: str) -> np.ndarray:
         raise PictureTooLarge(f"{name}: there is not enough memory to decode it; shrink the picture first") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on broken files
         raise PictureUnreadable(
-            f"{name}: the picture is broken or cut short ({_one_line(error)}); fetch or export it again"
+            f"{name}: the picture is broken or cut short ({one_line(error)}); fetch or export it again"
         ) from None
 
 
@@ -153,7 +153,7 @@ def _from_pillow(image: "Image", name: str) -> np.ndarray:
         return np.ascontiguousarray(np.asarray(_to_rgb(_upright(image))))
     except Exception as error:
         raise PictureUnreadable(
-            f"{name}: a picture of mode {image.mode} cannot be turned into RGB ({_one_line(error)}); "
+            f"{name}: a picture of mode {image.mode} cannot be turned into RGB ({one_line(error)}); "
             "convert it to 8-bit RGB and try again"
         ) from None
 
@@ -190,7 +190,3 @@ def _to_8_bits(wide: np.ndarray) -> np.ndarray:
         part = np.clip(wide[start : start + rows], 0, 65407).astype(np.uint16)  # 65407 + 128 is the largest uint16
         narrow[start : start + rows] = (part + np.uint16(128)) // np.uint16(257)
     return narrow
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

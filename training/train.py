@@ -154,7 +154,7 @@ def train(data: MaskFolder, config: FusionerConfig, plan: Plan, out: Path, cache
 def _loss(model: Fusioner, tokens: Tensor, words: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     """Binary cross entropy per word (paper 4.1), ignored pixels left out. targets (B, K, H, W), valid (B, 1, H, W).
 
-    Taken at the decoder's own resolution: going through the last upsampling costs half of a step's time on a CPU.
+    Taken at the decoder's own resolution: the last upsampling would cost a step much of its time on a CPU.
     """
     features, refined = model.fuse(tokens, words)
     h, w = features.shape[1:3]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import tempfile
 import warnings
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,17 @@ def digest(module: nn.Module) -> str:
     for name, value in module.state_dict().items():
         total.update(name.encode() + value.contiguous().numpy().tobytes())
     return total.hexdigest()
+
+
+def keep_tokenizer(tokenizer: Any) -> Path:
+    """A generated tokenizer as a tokenizer.json, in a temporary folder that lives as long as the process."""
+    _temporary.append(tempfile.TemporaryDirectory(prefix="fusioner-tokenizer-"))
+    file = Path(_temporary[-1].name) / "tokenizer.json"
+    tokenizer.save(str(file))
+    return file
+
+
+_temporary: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def warn_random(name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusioner_rt.errors import FusionerError
-from training.encoders import ImageEncoder, TextEncoder, WeightsNotFound, digest, sha256, warn_random
+from training.encoders import ImageEncoder, TextEncoder, WeightsNotFound, digest, keep_tokenizer, sha256, warn_random
 
 
 class OpenClipImage(nn.Module):
@@ -179,14 +178,7 @@ def clip_tokenizer_file() -> Path:
         "<start_of_text> $A <end_of_text>", special_tokens=[("<start_of_text>", start), ("<end_of_text>", end)]
     )
     tokenizer.enable_padding(pad_id=0, pad_token="!")
-    global _folder
-    _folder = tempfile.TemporaryDirectory(prefix="fusioner-clip-")
-    file = Path(_folder.name) / "tokenizer.json"
-    tokenizer.save(str(file))
-    return file
-
-
-_folder: tempfile.TemporaryDirectory[str] | None = None
+    return keep_tokenizer(tokenizer)
 
 
 def _byte_alphabet() -> list[str]:

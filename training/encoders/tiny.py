@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import string
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from training.encoders import digest
+from training.encoders import digest, keep_tokenizer
 from training.encoders.bert import Bert
 from training.encoders.efficientnet_lite import EfficientNetLite
 
@@ -44,7 +43,7 @@ def _vocabulary() -> dict[str, int]:
 
 @cache
 def _tokenizer_file() -> Path:
-    """A character-level WordPiece tokenizer, in a temporary folder that lives as long as the process."""
+    """A character-level WordPiece tokenizer."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
@@ -55,11 +54,4 @@ def _tokenizer_file() -> Path:
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    global _folder
-    _folder = tempfile.TemporaryDirectory(prefix="fusioner-tiny-")
-    file = Path(_folder.name) / "tokenizer.json"
-    tokenizer.save(str(file))
-    return file
-
-
-_folder: tempfile.TemporaryDirectory[str] | None = None
+    return keep_tokenizer(tokenizer)
