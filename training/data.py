@@ -1,7 +1,11 @@
-"""A folder of pictures, index masks and class names: `images/*.jpg`, `masks/*.png`, `classes.txt`, `train.txt`, `val.txt`."""
+"""Pictures with class masks: what training and evaluation need of a data set, and the plain folder that anyone can make.
+
+The paper's data sets are in training/datasets; each is a `PictureMasks`.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +16,8 @@ from PIL import Image
 from fusioner_rt.errors import FusionerError
 from fusioner_rt.pictures import SUFFIXES
 
-IGNORE = 255  # a mask value that belongs to no class: it counts neither in the loss nor in a score
+IGNORE = -1  # a mask value that belongs to no class: it counts neither in the loss nor in a score
+IGNORE_IN_FILE = 255  # the same in an 8-bit mask file (PASCAL VOC's convention)
 
 # Class lists often run words together; a text encoder knows them apart.
 SPOKEN = {
@@ -30,15 +35,53 @@ class DataError(FusionerError):
     exit_code = 72
 
 
+class PictureMasks(ABC):
+    """Pictures with index masks. Index 0 is the background; index n > 0 is `classes[n]`."""
+
+    root: Path
+
+    @property
+    @abstractmethod
+    def classes(self) -> list[str]:
+        """Names by index, the background's first. Raises DataError."""
+
+    @abstractmethod
+    def names(self, split: str) -> list[str]:
+        """Picture names of `train` or `val`. Raises DataError where a picture or mask is missing."""
+
+    @abstractmethod
+    def picture(self, name: str) -> Path:
+        """The picture's file."""
+
+    @abstractmethod
+    def mask(self, name: str) -> np.ndarray:
+        """(H, W) int16 class indices, IGNORE = ignore; H and W are the picture's. Raises DataError."""
+
+    @abstractmethod
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """Changes whenever the picture or its mask changes: what a feature cache goes by."""
+
+    @property
+    def words(self) -> list[str]:
+        """The classes as a text encoder should read them, the background's included."""
+        return [SPOKEN.get(name, name).replace("_", " ") for name in self.classes]
+
+    def index(self, name: str) -> int:
+        """The index of a class by its name or its spoken word. Raises DataError."""
+        for names in (self.classes, self.words):
+            if name in names[1:]:
+                return names.index(name, 1)
+        raise DataError(f"no class of {self.root} is called {name!r}; it has: {', '.join(self.classes[1:])}")
+
+
 @dataclass(frozen=True)
-class MaskFolder:
-    """Pictures with index masks. Index n is line n+1 of classes.txt, line 1 being the background."""
+class MaskFolder(PictureMasks):
+    """`images/*.jpg`, `masks/*.png` (8-bit, 255 = ignore), `classes.txt` (line n+1 = index n), `train.txt`, `val.txt`."""
 
     root: Path
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names by index, the background's first. Raises DataError."""
         names = [line.strip() for line in self._lines("classes.txt")]
         if len(names) < 2:
             raise DataError(
@@ -46,21 +89,7 @@ class MaskFolder:
             )
         return names
 
-    @cached_property
-    def words(self) -> list[str]:
-        """The classes as a text encoder should read them, the background's included."""
-        return [SPOKEN.get(name, name) for name in self.classes]
-
-    def index(self, name: str) -> int:
-        for names in (self.classes, self.words):
-            if name in names[1:]:
-                return names.index(name)
-        raise DataError(
-            f"no class is called {name!r} in {self.root / 'classes.txt'}; it has: {', '.join(self.classes[1:])}"
-        )
-
     def names(self, split: str) -> list[str]:
-        """Picture names (no suffix) of `train` or `val`. Raises DataError where a picture or mask is missing."""
         names = [line.strip() for line in self._lines(f"{split}.txt") if line.strip()]
         for name in names:
             self.picture(name)
@@ -83,19 +112,10 @@ class MaskFolder:
         return self.root / "masks" / f"{name}.png"
 
     def mask(self, name: str) -> np.ndarray:
-        """(H, W) uint8 class indices, 255 = ignore. Raises DataError for an index without a name."""
-        with Image.open(self.mask_file(name)) as image:
-            if image.mode not in ("L", "P"):
-                raise DataError(
-                    f"{self.mask_file(name)} is a {image.mode} picture; expected 8-bit class indices (mode L or P)"
-                )
-            mask = np.asarray(image)
-        largest = int(mask[mask != IGNORE].max(initial=0))
-        if largest >= len(self.classes):
-            raise DataError(
-                f"{self.mask_file(name)} holds index {largest}, but classes.txt ends at {len(self.classes) - 1}"
-            )
-        return mask
+        return read_index_mask(self.mask_file(name), len(self.classes))
+
+    def stamp(self, name: str) -> tuple[int, ...]:
+        return file_stamp(self.picture(name), self.mask_file(name))
 
     def _lines(self, name: str) -> list[str]:
         try:
@@ -104,3 +124,21 @@ class MaskFolder:
             raise DataError(
                 f"{self.root / name} cannot be read ({error.strerror}); a data folder holds images/, masks/, classes.txt, train.txt and val.txt"
             ) from None
+
+
+def read_index_mask(file: Path, classes: int) -> np.ndarray:
+    """An 8-bit mask file → (H, W) int16, 255 becoming IGNORE. Raises DataError for an index without a name."""
+    with Image.open(file) as image:
+        if image.mode not in ("L", "P"):
+            raise DataError(f"{file} is a {image.mode} picture; expected 8-bit class indices (mode L or P)")
+        mask = np.asarray(image).astype(np.int16)
+    mask[mask == IGNORE_IN_FILE] = IGNORE
+    largest = int(mask.max(initial=0))
+    if largest >= classes:
+        raise DataError(f"{file} holds index {largest}, but the class names end at {classes - 1}")
+    return mask
+
+
+def file_stamp(*files: Path) -> tuple[int, ...]:
+    """Sizes and times of change."""
+    return tuple(value for file in files for value in (file.stat().st_size, file.stat().st_mtime_ns))

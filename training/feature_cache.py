@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from fusioner_rt.files import write_atomically
 from fusioner_rt.pictures import decode
 from fusioner_rt.preprocess import Preprocessing
-from training.data import DataError, MaskFolder
+from training.data import DataError, PictureMasks
 from training.encoders import ImageEncoder
 from training.model import Fusioner
 
@@ -31,7 +30,7 @@ LABEL_STRIDE = 2  # masks are kept at half the network input's resolution: what 
 
 @dataclass(frozen=True)
 class CachedPicture:
-    """levels: the encoder's maps (1, c, h, w) float16; labels: (H/2, W/2) uint8 class indices."""
+    """levels: the encoder's maps (1, c, h, w) float16; labels: (H/2, W/2) int16 class indices."""
 
     levels: list[Tensor]
     labels: Tensor
@@ -54,7 +53,7 @@ def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
 
 class FeatureCache:
     def __init__(
-        self, folder: Path, data: MaskFolder, encoder: ImageEncoder, encoder_sha256: str, preprocessing: Preprocessing
+        self, folder: Path, data: PictureMasks, encoder: ImageEncoder, encoder_sha256: str, preprocessing: Preprocessing
     ) -> None:
         key = json.dumps([encoder_sha256, preprocessing.to_manifest(), LABEL_STRIDE, str(data.root.resolve())])
         self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -69,14 +68,11 @@ class FeatureCache:
             rgb, mask = decode(self.data.picture(name)), self.data.mask(name)
             if mask.shape != rgb.shape[:2]:
                 raise DataError(
-                    f"{self.data.mask_file(name)} has {mask.shape[1]}×{mask.shape[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
+                    f"the mask of {name} has {mask.shape[1]}×{mask.shape[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
                     "as a viewer shows it; they must agree"
                 )
             pixels = torch.from_numpy(self.preprocessing(rgb))[None]
-            height, width = pixels.shape[2] // LABEL_STRIDE, pixels.shape[3] // LABEL_STRIDE
-            small = torch.from_numpy(
-                np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)).copy()
-            )
+            small = torch.from_numpy(nearest(mask, (pixels.shape[2] // LABEL_STRIDE, pixels.shape[3] // LABEL_STRIDE)))
             for flip in flips:
                 with torch.no_grad():
                     levels = self.encoder.extract(pixels.flip(3) if flip else pixels)
@@ -101,11 +97,17 @@ class FeatureCache:
         )
 
     def _file(self, name: str, flip: bool) -> Path:
-        stamps = [
-            (s.st_size, s.st_mtime_ns) for s in (self.data.picture(name).stat(), self.data.mask_file(name).stat())
-        ]
-        stamp = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:12]
+        stamp = hashlib.sha256(json.dumps(self.data.stamp(name)).encode()).hexdigest()[:12]
         return self.folder / ("flipped" if flip else "plain") / f"{name}-{stamp}.safetensors"
+
+
+def nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) class indices at another size (height, width): at each cell's centre the pixel that holds it."""
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
+        for new, old in zip(size, mask.shape, strict=True)
+    )
+    return np.ascontiguousarray(mask[rows[:, None], columns])
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ class ClassIoU:
         self.pictures = np.zeros(classes, np.int64)
 
     def add(self, truth: np.ndarray, masks: np.ndarray, classes: list[int]) -> None:
-        """truth (H, W) class indices, 255 ignored; masks (K, H, W) bool, the prediction for each of `classes`."""
+        """truth (H, W) class indices, IGNORE counted nowhere; masks (K, H, W) bool, the prediction for each of `classes`."""
         valid = truth != IGNORE
         for mask, index in zip(masks, classes, strict=True):
             wanted = truth == index

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fusioner_rt import Session
 from kernels import reference
 from training.alignment import Alignment
-from training.data import IGNORE, MaskFolder
+from training.data import IGNORE, PictureMasks
 from training.feature_cache import FeatureCache
 from training.metrics import ClassIoU
 from training.model import Fusioner
@@ -23,7 +23,7 @@ Predictor = Callable[[str, list[int], tuple[int, int]], np.ndarray]
 
 
 @torch.no_grad()
-def score(predict: Predictor, data: MaskFolder, names: list[str], classes: list[int], label: str = "") -> ClassIoU:
+def score(predict: Predictor, data: PictureMasks, names: list[str], classes: list[int], label: str = "") -> ClassIoU:
     """Known-words protocol: each picture is asked for those of `classes` that its mask holds, and for nothing else.
 
     A progress bar is shown under `label`, where one is given.
@@ -48,7 +48,7 @@ def fusioner(model: Fusioner, cache: FeatureCache, vectors: Tensor, threshold: f
     return predict
 
 
-def deployed(session: Session, data: MaskFolder, threshold: float = 0.5) -> Predictor:
+def deployed(session: Session, data: PictureMasks, threshold: float = 0.5) -> Predictor:
     """An engine bundle, through the runtime: from the picture's file on, nothing is shared with training."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from training.alignment import Alignment
-from training.data import IGNORE, MaskFolder
+from training.data import IGNORE, PictureMasks
 from training.encoders import classifier_rows
 from training.feature_cache import FeatureCache, word_vectors
 from training.model import Fusioner
@@ -34,7 +34,7 @@ class Vocabulary:
 
     @classmethod
     def collect(
-        cls, model: Fusioner, data: MaskFolder, cache: FeatureCache, pictures: list[str], aligned: Alignment | None
+        cls, model: Fusioner, data: PictureMasks, cache: FeatureCache, pictures: list[str], aligned: Alignment | None
     ) -> Vocabulary:
         """Reads every mask once; with `aligned`, names its regions by the classifier too."""
         words = list(data.words)
@@ -49,8 +49,7 @@ class Vocabulary:
         frequency = np.zeros(len(words))
         for picture in tqdm(pictures, desc="words", unit="picture"):
             cached = cache.get(picture)
-            shares = torch.bincount(cached.labels.flatten().long(), minlength=256)
-            present[picture] = [i for i in range(1, len(data.classes)) if shares[i] > 0]
+            present[picture] = [i for i in cached.labels.unique().tolist() if i > 0]
             for index in present[picture]:
                 frequency[index] += 1
             if aligned is None:
@@ -79,7 +78,7 @@ class WordSampler:
         self.frequency = vocabulary.frequency[:classes]
 
     def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """labels (B, H, W) uint8 → words (B, K, t), targets (B, K, H, W) float32, valid (B, 1, H, W) float32.
+        """labels (B, H, W) int16 → words (B, K, t), targets (B, K, H, W) float32, valid (B, 1, H, W) float32.
 
         The first word is present, wherever a picture has any class; each of the others is absent with the chance
         `absent`, and also where the picture has no more classes. No two words of a picture stand for one region.

@@ -109,7 +109,7 @@ def test_a_changed_mask_is_read_again(shapes: Path, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "cache", data, model.image_encoder, "x", model.preprocessing())
     cache.fill(["shape00"])
     before = cache.get("shape00").labels
-    Image.fromarray(np.full_like(data.mask("shape00"), 3)).save(data.mask_file("shape00"))
+    Image.fromarray(np.full(data.mask("shape00").shape, 3, np.uint8)).save(data.mask_file("shape00"))
     cache.fill(["shape00"])
     assert before.unique().tolist() != [3]
     assert cache.get("shape00").labels.unique().tolist() == [3]
