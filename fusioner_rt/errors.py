@@ -63,6 +63,12 @@ class TemplatesInvalid(FusionerError):
     exit_code = 22
 
 
+class WordUnreadable(FusionerError):
+    """A word of which the text encoder's tokenizer knows no part: its vector would mean nothing."""
+
+    exit_code = 23
+
+
 class BundleMissing(FusionerError):
     """No bundle where one was looked for."""
 

@@ -44,7 +44,8 @@ class TextEncoder:
         """The words as a vocabulary.
 
         Raises WordsInvalid where two words are the same tokens to this bundle's encoder: the first would take every
-        pixel of both, whatever they look like. Raises GraphUnusable.
+        pixel of both, whatever they look like. Raises WordUnreadable where a word is unknown tokens alone, and
+        GraphUnusable.
         """
         with self._lock:  # two threads wanting one new word encode it once
             known: dict[str, str] = {}
@@ -69,7 +70,9 @@ class TextEncoder:
 
     def _key(self, word: str, templates: tuple[str, ...]) -> str:
         if (key := self._keys.get((word, templates))) is None:
-            ids = self._tokens().ids(fill(templates, word))
+            prompts = fill(templates, word)
+            self._tokens().check(word, prompts)
+            ids = self._tokens().ids(prompts)
             key = cache_key(ids, self._bundle.text_sha256, self._bundle.precision)
             self._keys[word, templates] = key
             if len(self._keys) > _KEYS_REMEMBERED:

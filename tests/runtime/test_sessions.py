@@ -200,7 +200,7 @@ def test_known_words_never_reach_the_text_encoder_again(tiny_bundle: Path, pictu
     np.testing.assert_array_equal(one.confidence, two.confidence)
 
 
-@pytest.mark.parametrize("words", [["cat", "cat\u200b"], ["tree", "café", "cafe"], ["🦄", "tree", "🐙"]])
+@pytest.mark.parametrize("words", [["cat", "cat\u200b"], ["tree", "café", "cafe"], ["🦄 cat", "tree", "🐙 cat"]])
 def test_words_that_the_text_encoder_cannot_tell_apart_are_refused(session: Session, words: list[str]) -> None:
     before = session.text_encoder_calls
     one, other = (repr(word) for word in words if word != "tree")
