@@ -1,312 +1,357 @@
-"""Trains fusion and decoder on a folder of pictures and index masks; the encoders stay frozen.
-
-  python -m training.train --data DIR --out models/mine            # every class of the folder
-  python -m training.train --data DIR --out runs/fold1 --holdout cat,chair,cow   # a fold: no picture of these is seen
-
-The folder holds images/*.jpg, masks/*.png (8-bit class indices, 255 = ignored), classes.txt (a name a line, the
-background's first), train.txt and val.txt (picture names). Frozen features are cached on disk once. After every epoch
-the whole state is written; the same command started again goes on from there.
-"""
+"""Trains the fusion and the decoder by a recipe; `python -m training.train` says how it is used."""
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import math
-import shutil
+import platform
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from fusioner_rt.errors import FusionerError
-from training import alignment, checkpoint, scoring
-from training.data import DataError, MaskFolder
+import fusioner_rt
+from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.files import writable_folder
+from training import alignment, arguments, checkpoint, encoders, recipe, scoring
+from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
+from training.data import DataError, PictureMasks
+from training.datasets import open_dataset
+from training.datasets.splits import held_out_indices
+from training.distributed import Processes, processes
 from training.feature_cache import FeatureCache
-from training.model import Fusioner, FusionerConfig
+from training.model import Fusioner
+from training.optimisation import Optimiser
+from training.progress import Progress
+from training.recipe import Choice, Recipe
 from training.words import Vocabulary, WordSampler
 
 
+class TrainingFailed(FusionerError):
+    """A loss that is no number: what was learnt since the last epoch is lost."""
+
+    exit_code = 77
+
+
 @dataclass(frozen=True)
-class Plan:
-    """How to train; what it is stays in FusionerConfig. Epochs count pictures seen once, in a random flip."""
+class Task:
+    """A model, and all that it is trained and scored on."""
 
-    epochs: int = 12
-    batch: int = 8
-    rate: float = 1e-3  # paper 4.1: warmed up to 0.001, then a cosine
-    warmup: float = 0.1  # share of all steps
-    weight_decay: float = 0.05
-    words: int = 4  # per picture, 1..words, present and absent
-    absent: float = 0.5  # share of the absent words among those after the first
-    word_noise: float = 0.0  # standard deviation added to unit word vectors
-    word_rate: float = 0.0  # learning rate of the words' projection, relative; 0 keeps the alignment it starts from
-    names: float = 0.5  # chance that a class goes by the classifier's name for what its mask shows
-    holdout: tuple[str, ...] = ()
-    seed: int = 0
+    data: PictureMasks
+    model: Fusioner
+    aligned: bool  # its words start in the pictures' space
+    batches: Batches
+    cache: FeatureCache  # of the validation pictures
+    vectors: Tensor  # a word vector for every class
+    validation: list[str]
+    seen: list[int]  # classes that are trained on
+    held_out: list[int]
 
 
-def train(data: MaskFolder, config: FusionerConfig, plan: Plan, out: Path, cache_folder: Path) -> None:
-    """Trains into `out`: out/checkpoint, out/log.jsonl, and out/state while it runs. Resumes where `out` has a state."""
-    torch.manual_seed(plan.seed)
-    model = checkpoint.build(config)
-    cache = FeatureCache(
-        cache_folder, data, model.image_encoder, model.config.encoder_sha256["image"], model.preprocessing()
-    )
-    holdout = [data.index(name) for name in plan.holdout]
-    names, validation = data.names("train"), data.names("val")
-    cache.fill(validation, (False,))
-    if holdout:
-        names = [
-            name
-            for name in tqdm(names, desc="holding out", unit="picture")
-            if not set(holdout) & set(scoring.present(data.mask(name)))
-        ]
-        if not names:
-            raise DataError(f"every training picture shows one of {', '.join(plan.holdout)}; hold out fewer classes")
-    cache.fill(names)
-
-    aligned = alignment.ridge(model, cache_folder) if config.image_encoder.startswith("efficientnet-lite") else None
-    vocabulary = Vocabulary.collect(model, data, cache, names, aligned if plan.names else None)
-    if aligned is not None:
-        sample = torch.cat(
-            [cache.tokens([cache.get(name)]).flatten(0, 2) for name in names[:: max(1, len(names) // 64)]]
-        )
-        alignment.initialise(model, aligned, sample)
-    sampler = WordSampler(vocabulary, plan.words, plan.absent, plan.names)
-    word_projection = list(model.project_words.parameters())
-    others = [p for p in model.parameters() if p.requires_grad and not any(p is q for q in word_projection)]
-    groups = [
-        {"params": others, "lr": plan.rate, "weight_decay": plan.weight_decay},
-        {
-            "params": word_projection,
-            "lr": plan.rate * (plan.word_rate if aligned is not None else 1.0),
-            "weight_decay": plan.weight_decay,
-        },
-    ]
-    optimiser = torch.optim.AdamW(groups)
-    steps = len(_batches(cache, names, plan.batch, np.random.default_rng(0)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, plan.epochs * steps, plan.warmup))
-    seen = [index for index in vocabulary.classes if index not in holdout]
-
-    progress = _Progress(out, {"plan": asdict(plan), "model": model.config.to_dict(), "data": data.root.name})
-    first, history = progress.resume(model, optimiser, schedule)
-    for epoch in range(first, plan.epochs):
-        random = np.random.default_rng([plan.seed, epoch])  # an epoch's draws depend on its number alone
-        model.train()
-        losses: list[float] = []
+def train(chosen: Recipe, data: PictureMasks, out: Path, cache: Path, processes: Processes, workers: int = 4) -> None:
+    """Trains into `out`: OUT/checkpoint and the files of training.progress. Goes on where `out` holds a state."""
+    plan = chosen.training
+    progress = Progress(out, _settings(chosen, data))
+    if _complete(progress):
+        _say(processes, f"{out / 'checkpoint'} is complete, from these settings; remove it to train again")
+        return
+    task = _prepare(chosen, data, cache, processes)
+    model, each = task.model.to(processes.device), task.batches.steps()
+    total = plan.steps or plan.epochs * each
+    warmup = max(1, min(int(plan.warmup * each), total // 2))
+    optimiser = Optimiser(model, plan, task.aligned, total, warmup, processes.device)
+    if progress.resume(optimiser):
+        _say(processes, f"resuming after epoch {progress.epoch}")
+    _say(processes, _summary(task, optimiser, processes, total, each))
+    forward = _Forward(model, optimiser, processes)
+    while optimiser.steps < total and not progress.exhausted(plan.patience):
         started = time.monotonic()
-        bar = tqdm(_batches(cache, names, plan.batch, random), desc=f"epoch {epoch + 1}/{plan.epochs}", unit="step")
-        for batch in bar:
-            pictures = [cache.get(name, bool(random.integers(2))) for name in batch]
-            words, targets, valid = sampler.draw(batch, torch.stack([p.labels for p in pictures]), random)
-            if plan.word_noise:
-                noise = torch.from_numpy(random.standard_normal(words.shape).astype(np.float32))
-                words = F.normalize(words + plan.word_noise * noise / math.sqrt(words.shape[-1]), dim=-1)
-            loss = _loss(model, cache.tokens(pictures), words, targets, valid)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(others + word_projection, 1.0)
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
-        model.eval()
-        iou = scoring.score(scoring.fusioner(model, cache, vocabulary.vectors), data, validation, seen, "validation")
-        shown = [index for index in seen if iou.union[index]]
-        scored = [index for index in shown if iou.pictures[index] >= 15] or shown  # rare classes are noise
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "loss": float(np.mean(losses)),
-                "miou_trained_classes": iou.mean(scored),
-                "seconds": time.monotonic() - started,
-            }
+        loss = _epoch(
+            forward,
+            optimiser,
+            task.batches,
+            progress,
+            min(each, total - optimiser.steps),
+            math.ceil(total / each),
+            workers,
         )
-        print(
-            f"epoch {epoch + 1}: loss {history[-1]['loss']:.4f}, mIoU of {len(scored)} trained classes {history[-1]['miou_trained_classes']:.1f}",
-            flush=True,
-        )
-        progress.save(model, optimiser, schedule, epoch + 1, history)
-    checkpoint.save(
-        model,
-        out / "checkpoint",
-        {
-            "data": data.root.name,
-            "pictures": len(names),
-            "classes": [data.words[i] for i in seen],
-            "plan": asdict(plan),
-            "history": history,
-        },
-    )
-    progress.finish()
-    print(f"checkpoint: {out / 'checkpoint'}")
-
-
-def _loss(model: Fusioner, tokens: Tensor, words: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Binary cross entropy per word (paper 4.1), ignored pixels left out. targets (B, K, H, W), valid (B, 1, H, W).
-
-    Taken at the decoder's own resolution: the last upsampling would cost a step much of its time on a CPU.
-    """
-    features, refined = model.fuse(tokens, words)
-    h, w = features.shape[1:3]
-    # Labels of the pixels nearest to the cells' centres.
-    rows, columns = (((torch.arange(n) + 0.5) * m / n).long() for n, m in zip((h, w), targets.shape[2:], strict=True))
-    targets, valid = targets[:, :, rows][..., columns], valid[:, :, rows][..., columns]
-    cosine = torch.einsum("bhwd,bkd->bkhw", F.normalize(features, dim=-1), F.normalize(refined, dim=-1))
-    loss = F.binary_cross_entropy_with_logits(cosine / model.config.temperature, targets, reduction="none")
-    return (loss * valid).sum() / (valid.sum() * targets.shape[1]).clamp(min=1)
-
-
-def _batches(cache: FeatureCache, names: list[str], size: int, random: np.random.Generator) -> list[list[str]]:
-    """Pictures of one network size together, in random order."""
-    buckets: dict[tuple[int, ...], list[str]] = {}
-    for name in names:
-        buckets.setdefault(cache.size(name), []).append(name)
-    batches = []
-    for bucket in buckets.values():
-        order = random.permutation(len(bucket))
-        batches += [[bucket[i] for i in order[start : start + size]] for start in range(0, len(bucket), size)]
-    return [batches[i] for i in random.permutation(len(batches))]
-
-
-def _rate(step: int, steps: int, warmup: float) -> float:
-    ramp = max(1, int(steps * warmup))
-    return (
-        (step + 1) / ramp
-        if step < ramp
-        else 0.5 * (1 + math.cos(math.pi * min(1, (step - ramp) / max(1, steps - ramp))))
-    )
-
-
-class _Progress:
-    """The state after the last whole epoch, so that a kill costs at most one."""
-
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.out, self.folder = out, out / "state"
-        self.settings = json.loads(json.dumps(settings))
-
-    def resume(
-        self, model: Fusioner, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
-    ) -> tuple[int, list[dict[str, Any]]]:
-        if not (self.folder / "state.json").is_file():
-            return 0, []
-        state = json.loads((self.folder / "state.json").read_text())
-        if state["settings"] != self.settings:
-            raise FusionerError(
-                f"{self.out} holds a run with other settings; give its settings, another --out, or remove it"
+        with optimiser.averaged():
+            score = processes.agree(_validate(task, processes, plan.least) if processes.first else math.nan)
+            progress.history.append(
+                {
+                    "epoch": progress.epoch + 1,
+                    "steps": optimiser.steps,
+                    "loss": loss,
+                    "miou": None if math.isnan(score) else score,
+                    "rate": progress.steps[-1][2],
+                    "seconds": time.monotonic() - started,
+                }
             )
-        tensors = load_file(self.folder / "tensors.safetensors")
-        model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")}, strict=False)
-        saved = optimiser.state_dict()
-        saved["state"] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimiser."):
-                _, index, key = name.split(".")
-                saved["state"].setdefault(int(index), {})[key] = value
-        optimiser.load_state_dict(saved)
-        schedule.last_epoch = state["steps"]
-        for group, rate, factor in zip(optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group["lr"] = rate * factor(state["steps"])
-        print(f"resuming after epoch {state['epoch']}")
-        return state["epoch"], state["history"]
-
-    def save(
-        self,
-        model: Fusioner,
-        optimiser: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LambdaLR,
-        epoch: int,
-        history: list[dict[str, Any]],
-    ) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".state.", dir=self.out))
-        try:
-            tensors = {f"model.{n}": v.contiguous() for n, v in model.trained_state().items()}
-            for index, values in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{index}.{key}": value for key, value in values.items()}
-            save_file(tensors, temporary / "tensors.safetensors")
-            state = {"settings": self.settings, "epoch": epoch, "steps": schedule.last_epoch, "history": history}
-            (temporary / "state.json").write_text(json.dumps(state, indent=1))
-            checkpoint.replace_folder(temporary, self.folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        (self.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
-
-    def finish(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+            if plan.patience and progress.best_epoch == progress.epoch:
+                progress.best = {name: value.clone() for name, value in optimiser.trained.state_dict().items()}
+        _say(processes, f"epoch {progress.epoch}: loss {loss:.4f}, mIoU of trained classes {score:.1f}")
+        if processes.first:
+            progress.save(optimiser)
+        processes.wait()
+    if processes.first:
+        _keep(chosen, task, optimiser, progress)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of pictures, index masks and class names")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="where the checkpoint goes (OUT/checkpoint), and the run's state while it lasts",
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("runs/features"),
-        help="where frozen features are kept (default: %(default)s; about 1 MB a picture)",
-    )
-    model = parser.add_argument_group("model (paper 3.1, table 7; the defaults are the demonstration model's)")
-    model.add_argument("--image-encoder", default="efficientnet-lite0", help="default: %(default)s")
-    model.add_argument("--text-encoder", default="minilm-l6", help="default: %(default)s")
-    model.add_argument("--width", type=int, default=192, help="fused channels d (paper: 512)")
-    model.add_argument("--layers", type=int, default=4, help="fusion layers (paper: 12)")
-    model.add_argument("--heads", type=int, default=6, help="attention heads (paper: 8)")
-    model.add_argument(
-        "--decoder",
-        type=_channels,
-        default=(192, 96, 64),
-        help="channels of each decoder stage, comma separated; 0 = no decoder (default: 192,96,64)",
-    )
-    model.add_argument("--fusion", choices=("early", "late", "none"), default="early", help="default: %(default)s")
-    model.add_argument("--temperature", type=float, default=0.07, help="of the sigmoid (default: %(default)s)")
-    training = parser.add_argument_group("training (paper 4.1)")
-    for name, text in (
-        ("epochs", "passes over the pictures"), ("batch", "pictures a step"), ("rate", "largest learning rate"),
-        ("warmup", "share of the steps in which the rate grows"), ("weight_decay", "of AdamW"), ("words", "most words per picture"),
-        ("absent", "share of absent words after the first"), ("word_noise", "noise on the word vectors, relative to their length"),
-        ("word_rate", "learning rate of the words' projection, relative (0: as aligned; without an alignment, 1)"),
-        ("names", "chance of a class going by an ImageNet name for it"), ("seed", "of everything random"),
-    ):  # fmt: skip
-        default = getattr(Plan, name)
-        training.add_argument(
-            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} (default: %(default)s)"
+class _Forward:
+    """A step's loss and gradients, as one process's or its share of several's."""
+
+    def __init__(self, model: Fusioner, optimiser: Optimiser, processes: Processes) -> None:
+        self.model, self.optimiser, self.processes = model, optimiser, processes
+        self.loss: nn.Module = _SummedLoss(model, optimiser.plan.positive_weight, optimiser)
+        if processes.count > 1:
+            self.loss = DistributedDataParallel(
+                self.loss, broadcast_buffers=False, find_unused_parameters=model.config.fusion == "none"
+            )
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Leaves the gradients of the mean over the whole batch, all processes' and all parts', and returns that mean."""
+        batch, total = batch.to(self.processes.device), torch.zeros((), device=self.processes.device)
+        weight = self.processes.sum(batch.weight()).clamp(min=1)
+        parts = batch.parts(self.optimiser.plan.accumulate)
+        for number, part in enumerate(parts):
+            with self._without_exchange() if number + 1 < len(parts) else contextlib.nullcontext():
+                with self.optimiser.autocast():
+                    tokens = part.tokens(self.model.image_encoder)
+                loss = self.loss(tokens, part.words, part.targets, part.valid) / weight
+                self.optimiser.backward(loss * self.processes.count)  # gradients are averaged over the processes
+            total += loss.detach()
+        return self.processes.sum(total)
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged once a step, with the last part's."""
+        return self.loss.no_sync() if isinstance(self.loss, DistributedDataParallel) else contextlib.nullcontext()
+
+
+class _SummedLoss(nn.Module):
+    def __init__(self, model: Fusioner, positive_weight: float, optimiser: Optimiser) -> None:
+        super().__init__()
+        self.model, self.autocast = model, optimiser.autocast
+        self.positive_weight = torch.tensor(positive_weight)
+
+    def forward(self, tokens: Tensor, words: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+        """Binary cross entropy per word (paper 4.1), summed over the pixels that are not ignored; float32.
+
+        tokens (b, h, w, c), words (b, K, t), targets (b, K, h', w') and valid (b, 1, h', w') at the decoder's resolution.
+        """
+        with self.autocast():
+            features, refined = self.model.fuse(tokens, words)
+        features, refined = (F.normalize(x.float(), dim=-1) for x in (features, refined))
+        logits = torch.einsum("bhwd,bkd->bkhw", features, refined) / self.model.config.temperature
+        weight = self.positive_weight.to(logits.device)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weight)
+        return (loss * valid).sum()
+
+
+def _epoch(
+    forward: _Forward, optimiser: Optimiser, batches: Batches, progress: Progress, steps: int, epochs: int, workers: int
+) -> float:
+    """Trains on an epoch's first `steps` batches, and returns their mean loss. Raises TrainingFailed."""
+    forward.model.train()
+    losses: list[Tensor] = []
+    rates: list[float] = []
+    first = forward.processes.first
+    title = f"epoch {progress.epoch + 1}/{epochs}"
+    with tqdm(total=steps, desc=title, unit="step", disable=not first) as bar:
+        for batch in batches.epoch(progress.epoch, steps, workers):
+            rates.append(optimiser.rate)
+            losses.append(forward(batch))
+            optimiser.step()
+            bar.update()
+            if len(losses) % 10 == 0:  # reading a loss waits for the device
+                bar.set_postfix(loss=f"{float(torch.stack(losses[-10:]).mean()):.3f}")
+    values = torch.stack(losses).double().tolist()
+    start = optimiser.steps - steps
+    for number, value in enumerate(values):
+        if not math.isfinite(value):
+            raise TrainingFailed(
+                f"the loss of step {start + number + 1} is {value}; train with a lower --rate, a smaller --clip or --precision fp32"
+            )
+    progress.steps += [(start + n + 1, loss, rate) for n, (loss, rate) in enumerate(zip(values, rates, strict=True))]
+    return float(np.mean(values))
+
+
+def _validate(task: Task, processes: Processes, least: int) -> float:
+    """mIoU in percent over the trained classes that at least `least` validation pictures show; NaN where there is none."""
+    task.model.eval()
+    predict = scoring.fusioner(task.model, task.cache, task.vectors.to(processes.device))
+    iou = scoring.score(predict, task.data, task.validation, task.seen, "validation")
+    shown = [index for index in task.seen if iou.union[index]]
+    return iou.mean([index for index in shown if iou.pictures[index] >= least] or shown)  # rare classes are noise
+
+
+def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Processes) -> Task:
+    """Everything before the first step; features and word vectors are computed once and found again on disk."""
+    plan = chosen.training
+    torch.manual_seed(plan.seed)
+    model = checkpoint.build(chosen.model)
+    cast(nn.Module, model.image_encoder).to(processes.device)
+    cache, live = feature_cache(folder, data, model, processes.device), plan.augment == "full"
+    has_alignment = chosen.model.image_encoder.startswith("efficientnet-lite")
+    held_out = _held_out(data, chosen.data)
+    with processes.quiet():
+        names, validation = _without(data, data.names("train"), held_out), data.names("val")
+        _fill(cache, validation, (False,), processes)
+        if not live or has_alignment:
+            _fill(cache, names, (False, True) if plan.augment == "flip" else (False,), processes)
+        processes.wait()
+        features = (
+            cache if not live or has_alignment else feature_cache(folder, data, model, processes.device, live=True)
         )
-    training.add_argument("--holdout", default="", help="classes whose pictures are left out, comma separated")
-    given = parser.parse_args(arguments)
+        with processes.in_turn():
+            aligned = alignment.ridge(model, folder) if has_alignment else None
+            vocabulary = Vocabulary.collect(model, data, features, names, aligned if plan.names else None)
+    if not vocabulary.classes:
+        raise DataError(f"no training picture of {data.root} shows any class; expected masks with indices above 0")
+    if aligned is not None:
+        sample = [cache.tokens([cache.get(name)]).flatten(0, 2).cpu() for name in names[:: max(1, len(names) // 64)]]
+        alignment.initialise(model, aligned, torch.cat(sample))
+    sampler = WordSampler(vocabulary, plan.words, plan.absent, plan.names)
+    batches = (
+        LiveBatches(data, names, model, sampler, plan, processes)
+        if live
+        else CachedBatches(cache, names, model, sampler, plan, processes)
+    )
+    seen = [index for index in vocabulary.classes if index not in held_out]
+    return Task(data, model, aligned is not None, batches, cache, vocabulary.vectors, validation, seen, held_out)
+
+
+def _held_out(data: PictureMasks, choice: Choice) -> list[int]:
+    """The indices of the classes that no training picture may show."""
+    found = {data.index(name) for name in choice.holdout}
+    if choice.folds:
+        if choice.fold is None:
+            raise UsageError(
+                f"the classes are split into folds ({choice.folds}), but no fold was chosen; give --fold N"
+            )
+        found |= set(held_out_indices(data, choice.folds, choice.fold))
+    return sorted(found)
+
+
+def _without(data: PictureMasks, names: list[str], held_out: list[int]) -> list[str]:
+    if not held_out:
+        return names
+    kept = [
+        name
+        for name in tqdm(names, desc="holding out", unit="picture")
+        if not set(held_out) & set(scoring.present(data.mask(name)))
+    ]
+    if not kept:
+        raise DataError(
+            f"every training picture shows one of {', '.join(data.words[i] for i in held_out)}; hold out fewer classes"
+        )
+    return kept
+
+
+def _fill(cache: FeatureCache, names: list[str], flips: tuple[bool, ...], processes: Processes) -> None:
+    """Each process computes its share of the features."""
+    share = [names[row] for row in processes.rows(len(names))]
+    if share:
+        cache.fill(share, flips)
+
+
+def _settings(chosen: Recipe, data: PictureMasks) -> dict[str, Any]:
+    """What the result depends on, in plain JSON."""
+    model = {name: value for name, value in chosen.model.to_dict().items() if name != "encoder_sha256"}
+    return {"model": model, "plan": asdict(chosen.training), "data": data.root.name, **asdict(chosen.data)}
+
+
+def _complete(progress: Progress) -> bool:
+    """Whether `out` holds the checkpoint of this very run. Raises UsageError where it holds another's."""
+    folder = progress.out / "checkpoint"
+    if not folder.exists() or (progress.folder / "state.json").is_file():
+        return False
+    config, record = checkpoint.read_config(folder)
+    model = {name: value for name, value in config.to_dict().items() if name != "encoder_sha256"}
+    return progress.complete({**record, "model": model})
+
+
+def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) -> None:
+    """Writes the checkpoint, with a record of what it was trained on."""
+    with optimiser.averaged():
+        if progress.best:
+            optimiser.trained.load_state_dict(progress.best)
+            print(f"kept: epoch {progress.best_epoch} of {progress.epoch}, the one with the best validation score")
+        record = {name: value for name, value in progress.settings.items() if name != "model"} | {
+            "recipe": chosen.name,
+            "pictures": len(task.batches.names),
+            "classes": [task.data.words[index] for index in task.seen],
+            "held_out": [task.data.words[index] for index in task.held_out],
+            "history": progress.history,
+            "kept_epoch": progress.best_epoch if progress.best else progress.epoch,
+            "seconds": sum(row["seconds"] for row in progress.history),
+            "versions": {
+                "fusioner-rt": fusioner_rt.__version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        checkpoint.save(task.model, progress.out / "checkpoint", record)
+    progress.finish()
+    print(f"checkpoint: {progress.out / 'checkpoint'}")
+
+
+def _summary(task: Task, optimiser: Optimiser, processes: Processes, total: int, each: int) -> str:
+    plan, parameters = optimiser.plan, sum(p.numel() for p in optimiser.parameters)
+    device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
+    held_out = ", ".join(task.data.words[index] for index in task.held_out) or "none"
+    return "\n".join(
+        (
+            f"device              {device}, {processes.count} process{'es' if processes.count > 1 else ''}, {plan.precision}",
+            f"pictures            {len(task.batches.names)} to train on, {len(task.validation)} to validate",
+            f"classes             {len(task.seen)} trained; held out: {held_out}",
+            f"trained parameters  {parameters:,}",
+            f"steps               {total} of {plan.batch} pictures, {each} an epoch",
+        )
+    )
+
+
+def _say(processes: Processes, text: str) -> None:
+    if processes.first:
+        print(text, flush=True)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    command = arguments.parser()
+    given = sys.argv[1:] if given is None else list(given)
+    if not given:
+        command.print_help()
+        return 0
     try:
-        config = FusionerConfig(
-            image_encoder=given.image_encoder, text_encoder=given.text_encoder, width=given.width, layers=given.layers,
-            heads=given.heads, fusion=given.fusion, decoder=given.decoder, temperature=given.temperature,
-        )  # fmt: skip
-        chosen = {name: getattr(given, name) for name in Plan.__dataclass_fields__ if name != "holdout"}
-        plan = Plan(**chosen, holdout=tuple(word.strip() for word in given.holdout.split(",") if word.strip()))
-        train(MaskFolder(given.data), config, plan, given.out, given.cache)
-    except (FusionerError, ValueError) as error:
+        options = command.parse_args(given)
+        if options.list:
+            print(arguments.listing())
+            return 0
+        if options.recipe is None or options.data is None:
+            raise UsageError("a recipe and --data DIR are needed; without arguments, this command explains both")
+        chosen = recipe.read(options.recipe, arguments.overrides(options))
+        if options.download:
+            encoders.allow_download()
+        out = options.out or arguments.default_out(chosen, seeded=getattr(options, "training.seed") is not None)
+        with processes(options.device) as group:
+            data = open_dataset(chosen.data.dataset, options.data)
+            train(chosen, data, writable_folder(out), options.cache, group, options.workers)
+    except FusionerError as error:
         print(f"training.train: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("training.train: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
+        return 130
     return 0
-
-
-def _channels(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if int(part))
 
 
 if __name__ == "__main__":

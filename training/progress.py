@@ -1,0 +1,181 @@
+"""What a run leaves while it lasts: its state after every epoch, its log as CSV, and a picture of its learning curves.
+
+OUT/log.csv    a row per epoch: epoch, steps, loss, validation mIoU, learning rate, seconds
+OUT/steps.csv  a row per step: step, loss, learning rate
+OUT/curve.png  the loss per step, the learning rate and the validation score
+OUT/state      what the same command goes on from; gone once the run is complete
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fusioner_rt.errors import UsageError
+from fusioner_rt.files import write_atomically
+from training.checkpoint import CheckpointError, replace_folder
+from training.optimisation import Optimiser
+
+EPOCH_COLUMNS = ("epoch", "steps", "loss", "miou", "rate", "seconds")
+STEP_COLUMNS = ("step", "loss", "rate")
+
+
+class Progress:
+    """The record of a run, whole epochs at a time: a kill costs at most one.
+
+    settings: plain JSON of everything that the run's result depends on.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.out, self.folder = out, out / "state"
+        self.settings = json.loads(json.dumps(settings))
+        self.history: list[dict[str, Any]] = []  # a dict of EPOCH_COLUMNS for each epoch
+        self.steps: list[tuple[int, float, float]] = []  # STEP_COLUMNS
+        self.best: dict[str, Tensor] = {}  # trained weights after the best epoch, where a run may stop early
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done."""
+        return len(self.history)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first with the highest validation score, counted from 1; the last epoch where none has a score."""
+        scores = [-math.inf if row["miou"] is None else row["miou"] for row in self.history]
+        return scores.index(max(scores)) + 1 if scores and max(scores) > -math.inf else self.epoch
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether the validation score has not improved for `patience` epochs (0: never)."""
+        return bool(patience) and self.epoch - self.best_epoch >= patience
+
+    def resume(self, optimiser: Optimiser) -> bool:
+        """Goes on from OUT/state, where there is one. Raises UsageError for a run with other settings, CheckpointError."""
+        if not (self.folder / "state.json").is_file():
+            return False
+        try:
+            state = json.loads((self.folder / "state.json").read_text())
+            self._same(state["settings"], "an unfinished run")
+            tensors = load_file(self.folder / "tensors.safetensors")
+            optimiser.restore(tensors, state)
+            self.history = state["history"]
+            self.best = {n.removeprefix("best."): v for n, v in tensors.items() if n.startswith("best.")}
+            self.steps = self._read_steps(state["steps"])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be resumed from ({' '.join(str(error).split())[:200]}); remove it to start again"
+            ) from None
+        return True
+
+    def complete(self, record: dict[str, Any]) -> bool:
+        """Whether a finished run's settings are these. Raises UsageError where they are others."""
+        self._same(record, "a finished run")
+        return True
+
+    def _same(self, found: dict[str, Any], what: str) -> None:
+        differing = _differences(found, self.settings)
+        if differing:
+            raise UsageError(
+                f"{self.out} holds {what} with other settings ({differing}); give its settings, another --out, or remove it"
+            )
+
+    def save(self, optimiser: Optimiser) -> None:
+        """Writes the log, then the state, each whole or not at all."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        _write(self.out / "steps.csv", _csv(STEP_COLUMNS, self.steps))
+        _write(self.out / "log.csv", _csv(EPOCH_COLUMNS, [[row[c] for c in EPOCH_COLUMNS] for row in self.history]))
+        _write(self.out / "curve.png", curve(self.steps, self.history))
+        temporary = Path(tempfile.mkdtemp(prefix=".state.", dir=self.out))
+        try:
+            tensors, values = optimiser.state()
+            tensors |= {f"best.{name}": value for name, value in self.best.items()}
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+                temporary / "tensors.safetensors",
+            )
+            state = {"settings": self.settings, "history": self.history, **values}
+            (temporary / "state.json").write_text(json.dumps(state, indent=1))
+            replace_folder(temporary, self.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def finish(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read_steps(self, count: int) -> list[tuple[int, float, float]]:
+        """The first `count` rows of steps.csv: a kill between the log and the state leaves more."""
+        with (self.out / "steps.csv").open(newline="") as file:
+            rows = list(csv.reader(file))[1 : count + 1]
+        return [(int(step), float(loss), float(rate)) for step, loss, rate in rows]
+
+
+def curve(steps: list[tuple[int, float, float]], history: list[dict[str, Any]]) -> bytes:
+    """A PNG: loss per step, raw and smoothed, beside the validation score per epoch, and the learning rate below."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    numbers, losses, rates = ([row[column] for row in steps] for column in range(3))
+    above.plot(numbers, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="loss of a step")
+    above.plot(numbers, smoothed(losses), color="tab:blue", label="loss, smoothed")
+    above.set_ylabel("loss")
+    scores = above.twinx()
+    shown = [row for row in history if row["miou"] is not None]
+    scores.plot(
+        [row["steps"] for row in shown],
+        [row["miou"] for row in shown],
+        "o-",
+        color="tab:orange",
+        label="validation mIoU",
+    )
+    scores.set_ylabel("validation mIoU (%)")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    below.plot(numbers, rates, color="tab:green")
+    below.set_ylabel("learning rate")
+    below.set_xlabel("step")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    return content.getvalue()
+
+
+def smoothed(values: list[float], share: float = 0.05) -> list[float]:
+    """An exponential average over about `share` of the values, unbiased at the start."""
+    keep = 1 - 1 / max(1.0, share * len(values))
+    total = weight = 0.0
+    result = []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        result.append(total / weight)
+    return result
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The names that differ with both values, at most three of them."""
+    found = []
+    for section in new:
+        was, now = json.loads(json.dumps(old.get(section))), new[section]
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += [f"{key} {was.get(key)!r} there, {now[key]!r} here" for key in now if was.get(key) != now[key]]
+        elif was != now:
+            found.append(f"{section} {was!r} there, {now!r} here")
+    return "; ".join(found[:3])
+
+
+def _csv(columns: tuple[str, ...], rows: list[Any]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)  # floats by repr: they read back equal
+    return text.getvalue().encode()
+
+
+def _write(file: Path, content: bytes) -> None:
+    write_atomically(file, lambda stream: stream.write(content))
