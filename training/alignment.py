@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.encoders import classifier_rows
+from fusioner_rt.errors import FusionerError
+from training.encoders import classifier_rows, readable_words
 from training.feature_cache import word_vectors
 from training.model import Fusioner
+
+LEAST_NAMES = 100  # fewer names than this do not span what pictures show
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Alignment:
     text_mean: Tensor  # (t,)
     map: Tensor  # (t, head width)
     axes: Tensor  # (head width, r): orthonormal, the directions in which class rows differ, largest first
-    names: list[str]
-    name_vectors: Tensor  # (1000, t)
+    names: list[str]  # the ImageNet names that the text encoder can read: all 1000, or those a table has
+    name_vectors: Tensor  # (names, t)
+    rows: Tensor  # (names, head width): the classifier's
 
     def words(self, vectors: Tensor) -> Tensor:
         """(K, t) → (K, head width) unit directions."""
@@ -42,6 +46,14 @@ def ridge(model: Fusioner, cache_folder: Path, strength: float = 30.0) -> Alignm
     """The map for this model's encoders (EfficientNet-Lite only: it has public classifier rows)."""
     names, rows = classifier_rows(model.config.image_encoder)
     spoken = [name.split(" (")[0] for name in names]
+    known = set(readable_words(model.text_encoder, spoken))
+    kept = [i for i, name in enumerate(spoken) if name in known]
+    if len(kept) < LEAST_NAMES:
+        raise FusionerError(
+            f"{model.config.text_encoder} knows {len(kept)} of ImageNet's 1000 class names; aligning it with "
+            f"{model.config.image_encoder} needs {LEAST_NAMES} or more: take a text encoder with more words"
+        )
+    spoken, rows = [spoken[i] for i in kept], rows[kept]
     vectors = word_vectors(cache_folder, model, spoken)
     text_mean = vectors.mean(0)
     x = (vectors - text_mean).double()
@@ -49,9 +61,8 @@ def ridge(model: Fusioner, cache_folder: Path, strength: float = 30.0) -> Alignm
     gram = x.T @ x
     regularised = gram + strength * gram.diagonal().mean() * 0.01 * torch.eye(len(gram), dtype=gram.dtype)
     _, _, axes = torch.linalg.svd(y, full_matrices=False)
-    return Alignment(
-        text_mean, torch.linalg.solve(regularised, x.T @ y).float(), axes.T.float().contiguous(), spoken, vectors
-    )
+    map_ = torch.linalg.solve(regularised, x.T @ y).float()
+    return Alignment(text_mean, map_, axes.T.float().contiguous(), spoken, vectors, rows)
 
 
 @torch.no_grad()

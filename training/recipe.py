@@ -59,6 +59,7 @@ class Plan:
     word_noise: float = 0.0  # standard deviation added to unit word vectors
     word_rate: float = 0.0  # learning rate of the words' projection, relative; 0 keeps the alignment it starts from
     names: float = 0.5  # chance that a class goes by the classifier's name for what its mask shows
+    strangers: float = 0.0  # chance that it goes by any name: a word never seen is then looked for, not refused
     augment: str = "flip"  # "none"; "flip"; "full": crop, scale, affine, colour and noise too, without a feature cache
     patience: int = 0  # epochs without a better validation score before the run stops; 0 = never
     least: int = 15  # pictures that a class needs to count in the validation score
@@ -71,7 +72,7 @@ class Plan:
         for name in ("epochs", "batch", "accumulate", "words"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("absent", "names", "ema"):
+        for name in ("absent", "names", "strangers", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected a number from 0 to 1")
         for name in ("rate", "clip", "positive_weight"):

@@ -219,7 +219,7 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
     if aligned is not None:
         sample = [cache.tokens([cache.get(name)]).flatten(0, 2).cpu() for name in names[:: max(1, len(names) // 64)]]
         alignment.initialise(model, aligned, torch.cat(sample))
-    sampler = WordSampler(vocabulary, plan.words, plan.absent, plan.names)
+    sampler = WordSampler(vocabulary, plan)
     batches = (
         LiveBatches(data, names, model, sampler, plan, processes)
         if live

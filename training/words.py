@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from tqdm import tqdm
 
 from training.alignment import Alignment
 from training.data import IGNORE, PictureMasks
-from training.encoders import classifier_rows
+from training.encoders import readable_words
 from training.feature_cache import FeatureCache, word_vectors
 from training.model import Fusioner
+from training.recipe import Plan
 
 
 @dataclass
@@ -26,11 +28,12 @@ class Vocabulary:
     """
 
     words: list[str]
-    vectors: Tensor  # (V, t)
+    vectors: Tensor  # (V, t); zeros for a class whose word the text encoder cannot read: it is never asked for
     classes: list[int]  # mask indices that occur in training
     present: dict[str, list[int]]  # picture → mask indices in it
     names: dict[tuple[str, int], list[int]]  # picture and class → other words for it
     frequency: np.ndarray  # (V,) how often each word is present: absent words are drawn from it
+    first_name: int  # where the further names begin
 
     @classmethod
     def collect(
@@ -38,18 +41,18 @@ class Vocabulary:
     ) -> Vocabulary:
         """Reads every mask once; with `aligned`, names its regions by the classifier too."""
         words = list(data.words)
-        vectors = word_vectors(cache.folder.parent, model, words)
+        vectors, readable = class_vectors(cache.folder.parent, model, data)
         names: dict[tuple[str, int], list[int]] = {}
         present: dict[str, list[int]] = {}
         if aligned is not None:
             offset = len(words)
             words += aligned.names
             vectors = torch.cat([vectors, aligned.name_vectors])
-            rows = F.normalize(classifier_rows(model.config.image_encoder)[1], dim=1)
+            rows = F.normalize(aligned.rows, dim=1)
         frequency = np.zeros(len(words))
         for picture in tqdm(pictures, desc="words", unit="picture"):
             cached = cache.get(picture)
-            present[picture] = [i for i in cached.labels.unique().tolist() if i > 0]
+            present[picture] = [i for i in cached.labels.unique().tolist() if i in readable]
             for index in present[picture]:
                 frequency[index] += 1
             if aligned is None:
@@ -64,46 +67,67 @@ class Vocabulary:
                 names[picture, index] = [offset + i for i in best]
                 frequency[names[picture, index]] += 1 / len(best)
         seen = sorted({index for indices in present.values() for index in indices})
-        return cls(words, vectors, seen, present, names, frequency)
+        return cls(words, vectors, seen, present, names, frequency, len(data.words))
+
+
+def class_vectors(folder: Path, model: Fusioner, data: PictureMasks) -> tuple[Tensor, set[int]]:
+    """A word vector for every class (classes, t), and the indices above 0 of those whose word can be read.
+
+    A table of names may lack some of them: their rows are zeros.
+    """
+    known = set(readable_words(model.text_encoder, data.words))
+    indices = [index for index, word in enumerate(data.words) if word in known]
+    vectors = torch.zeros(len(data.words), model.text_encoder.width)
+    vectors[indices] = word_vectors(folder, model, [data.words[index] for index in indices])
+    return vectors, set(indices) - {0}
 
 
 class WordSampler:
     """Draws words and their target maps for a batch; the same K for all of its pictures."""
 
-    def __init__(self, vocabulary: Vocabulary, most: int, absent: float, names: float) -> None:
-        self.vocabulary, self.most, self.absent, self.named = vocabulary, most, absent, names
-        classes = len(vocabulary.words) if names else max(vocabulary.classes) + 1
+    def __init__(self, vocabulary: Vocabulary, plan: Plan) -> None:
+        self.vocabulary, self.plan = vocabulary, plan
+        own = max(vocabulary.classes) + 1
+        classes = len(vocabulary.words) if plan.names else own
         # In proportion, so that every word is absent as often for each time it is present. Words that are hardly ever
         # present would otherwise be learnt as "never", and with them their unseen neighbours.
         self.frequency = vocabulary.frequency[:classes]
+        self.strangers = np.arange(vocabulary.first_name, len(vocabulary.words))
 
     def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """labels (B, H, W) int16 → words (B, K, t), targets (B, K, H, W) float32, valid (B, 1, H, W) float32.
 
         The first word is present, wherever a picture has any class; each of the others is absent with the chance
-        `absent`, and also where the picture has no more classes. No two words of a picture stand for one region.
+        `Plan.absent`, and also where the picture has no more classes. No two words of a picture stand for one region.
+        Their order carries nothing: words have no positions, so a permutation of them permutes the masks.
         """
-        count = int(random.integers(1, self.most + 1))
+        most = self.plan.words
+        count = most if self.plan.exact_words else int(random.integers(1, most + 1))
         words, targets = [], []
         for picture, map_ in zip(pictures, labels, strict=True):
             left = list(random.permutation(self.vocabulary.present[picture]))
             excluded = {w for i in left for w in (i, *self.vocabulary.names.get((picture, int(i)), ()))}
             for position in range(count):
-                if left and (position == 0 or random.random() >= self.absent):
+                if left and (position == 0 or random.random() >= self.plan.absent):
                     index = int(left.pop())
-                    words.append(self._name(picture, index, random))
+                    words.append(self._name(picture, index, excluded, random))
                     targets.append(map_ == index)
                 else:
                     words.append(self._absent(excluded, random))
-                    excluded.add(words[-1])
                     targets.append(torch.zeros_like(map_, dtype=torch.bool))
+                excluded.add(words[-1])
         shape = (len(pictures), count)
         vectors = self.vocabulary.vectors[words].unflatten(0, shape)
         return vectors, torch.stack(targets).unflatten(0, shape).float(), (labels != IGNORE)[:, None].float()
 
-    def _name(self, picture: str, index: int, random: np.random.Generator) -> int:
+    def _name(self, picture: str, index: int, excluded: set[int], random: np.random.Generator) -> int:
+        """The word that a region goes by: its class, a name the classifier gives it, or a stranger."""
+        if len(self.strangers) and random.random() < self.plan.strangers:
+            word = int(random.choice(self.strangers))
+            if word not in excluded:
+                return word
         names = self.vocabulary.names.get((picture, index))
-        return int(random.choice(names)) if names and random.random() < self.named else index
+        return int(random.choice(names)) if names and random.random() < self.plan.names else index
 
     def _absent(self, excluded: set[int], random: np.random.Generator) -> int:
         chances = self.frequency.copy()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from training.data import IGNORE
 from training.metrics import ClassIoU
+from training.recipe import Plan
 from training.words import Vocabulary, WordSampler
 
 
@@ -19,20 +20,19 @@ def vocabulary() -> Vocabulary:
         present={"a": [1, 2], "b": [3], "c": []},
         names={("a", 2): [5]},
         frequency=np.array([0.0, 1, 1, 1, 1, 1]),
+        first_name=4,
     )
 
 
-LABELS = torch.tensor([[[0, 1], [2, IGNORE]], [[3, 3], [0, 0]], [[0, 0], [0, 0]]], dtype=torch.uint8)
+LABELS = torch.tensor([[[0, 1], [2, IGNORE]], [[3, 3], [0, 0]], [[0, 0], [0, 0]]], dtype=torch.int16)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4), st.floats(0, 1), st.floats(0, 1))
 def test_every_target_is_its_words_region_and_no_word_is_drawn_twice(
     seed: int, most: int, absent: float, names: float
 ) -> None:
-    table = vocabulary()
-    words, targets, valid = WordSampler(table, most, absent, names).draw(
-        ["a", "b", "c"], LABELS, np.random.default_rng(seed)
-    )
+    plan = Plan(words=most, absent=absent, names=names)
+    words, targets, valid = WordSampler(vocabulary(), plan).draw(["a", "b", "c"], LABELS, np.random.default_rng(seed))
     assert torch.equal(valid[:, 0].bool(), LABELS != IGNORE)
     for row, picture in enumerate(("a", "b", "c")):
         drawn = words[row].argmax(-1).tolist()
@@ -46,13 +46,31 @@ def test_every_target_is_its_words_region_and_no_word_is_drawn_twice(
             assert drawn[0] in meaning
 
 
+@given(st.integers(0, 10_000))
+def test_a_stranger_stands_for_a_region_of_its_picture(seed: int) -> None:
+    plan = Plan(words=1, names=0.0, strangers=1.0)
+    words, targets, _ = WordSampler(vocabulary(), plan).draw(["a", "b"], LABELS[:2], np.random.default_rng(seed))
+    first, second = words[:, 0].argmax(-1).tolist()
+    # Picture a is asked for 4, or for its own class where 5, a name of it, was drawn; b for 4 or 5.
+    assert first in (4, 1, 2)
+    assert second in (4, 5)
+    assert torch.equal(targets[1, 0].bool(), LABELS[1] == 3)
+
+
+def test_exactly_as_many_words_are_drawn_as_are_asked_for() -> None:
+    plan = Plan(words=3, exact_words=True)
+    for seed in range(20):
+        words, _, _ = WordSampler(vocabulary(), plan).draw(["a", "b"], LABELS[:2], np.random.default_rng(seed))
+        assert words.shape[1] == 3
+
+
 @given(st.integers(0, 10_000), st.integers(1, 5))
 def test_iou_is_the_plain_definition_summed_over_pictures(seed: int, pictures: int) -> None:
     random = np.random.default_rng(seed)
     result = ClassIoU(4)
     wanted, found = [], []
     for _ in range(pictures):
-        truth = random.choice([0, 1, 2, 3, IGNORE], size=(5, 7)).astype(np.uint8)
+        truth = random.choice([0, 1, 2, 3, IGNORE], size=(5, 7)).astype(np.int16)
         masks = random.random((2, 5, 7)) > 0.5
         result.add(truth, masks, [1, 3])
         wanted.append((truth == 3)[truth != IGNORE])
