@@ -20,6 +20,7 @@ column = "early"
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 import typing
 from dataclasses import dataclass, field, fields
@@ -29,6 +30,8 @@ from typing import Any
 from fusioner_rt.errors import FusionerError
 from training.model import FusionerConfig
 
+SECTIONS = ("model", "training", "data", "evaluation", "table", "paper")
+LEAST = {"width": 1, "layers": 0, "heads": 1, "decoder": 1}  # of a model's fields
 FOLDER = Path(__file__).with_name("recipes")
 
 
@@ -72,9 +75,14 @@ class Plan:
         for name in ("epochs", "batch", "accumulate", "words"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected 1 or more")
+        for name in ("steps", "warmup", "weight_decay", "word_noise", "word_rate", "patience", "least", "seed"):
+            if not getattr(self, name) >= 0:
+                raise RecipeError(f"training.{name} is {getattr(self, name)}; expected 0 or more")
         for name in ("absent", "names", "strangers", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected a number from 0 to 1")
+        if self.ema == 1:
+            raise RecipeError("training.ema is 1, which keeps the first weights for ever; expected below 1, such as 0.999")
         for name in ("rate", "clip", "positive_weight"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected a number above 0")
@@ -133,11 +141,11 @@ def names() -> list[str]:
 def read(name: str, overrides: dict[str, dict[str, Any]] | None = None) -> Recipe:
     """A recipe by its name or its file's path. `overrides`: section → field → value. Raises RecipeError."""
     document = _merged(name, ())
-    for section, values in (overrides or {}).items():
-        document[section] = {**document.get(section, {}), **values}
-    unknown = set(document) - {"about", "model", "training", "data", "evaluation", "table", "paper", "seeds", "folds"}
+    unknown = set(document) - {*SECTIONS, "about", "seeds", "folds"} | set(overrides or ()) - set(SECTIONS)
     if unknown:
         raise RecipeError(f"recipe {name}: no recipe has {', '.join(sorted(unknown))}; see training/recipe.py")
+    for section, values in (overrides or {}).items():
+        document[section] = {**document.get(section, {}), **values}
     data = document.get("data", {})
     protocol_fields = {f.name for f in fields(Protocol)}
     evaluation = {**data, **document.get("evaluation", {})}
@@ -171,15 +179,24 @@ def _merged(name: str, below: tuple[str, ...]) -> dict[str, Any]:
     try:
         document = tomllib.loads(file.read_text())
     except FileNotFoundError:
-        raise RecipeError(f"no recipe is called {name!r}; give a .toml file, or one of: {', '.join(names())}") from None
+        near = difflib.get_close_matches(name, names(), 3, 0.4)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ";"
+        raise RecipeError(
+            f"no recipe is called {name!r}{meant} `python -m training.train --list` prints those there are; a .toml file will do, too"
+        ) from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{file} cannot be read as TOML ({error})") from None
+    for section in SECTIONS:
+        if not isinstance(document.get(section, {}), dict):
+            raise RecipeError(f"{file}: {section} is {document[section]!r}; expected a section, [{section}]")
     parent = document.pop("extends", None)
     if parent is None:
         return document
+    if str(parent).endswith(".toml"):
+        parent = file.parent / str(parent)  # beside the recipe that names it, wherever the command runs
     merged = _merged(str(parent), (*below, str(file)))
     for key, value in document.items():
-        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+        merged[key] = {**merged.get(key, {}), **value} if key in SECTIONS else value
     return merged
 
 
@@ -191,6 +208,10 @@ def _section(kind: Any, values: dict[str, Any], recipe: str, section: str) -> An
         if key not in types:
             raise RecipeError(f"recipe {recipe}: [{section}] has no field {key!r}; it has: {', '.join(types)}")
         checked[key] = _typed(types[key], value, f"recipe {recipe}: {section}.{key}")
+    for key, least in LEAST.items() if kind is FusionerConfig else ():
+        value = checked.get(key, least)
+        if min(value if isinstance(value, tuple) else (value,), default=least) < least:
+            raise RecipeError(f"recipe {recipe}: {section}.{key} is {value!r}; expected {least} or more")
     return kind(**checked)
 
 
@@ -202,6 +223,8 @@ def _typed(wanted: Any, value: Any, where: str) -> Any:
     accepted = [typing.get_origin(t) or t for t in (typing.get_args(wanted) if _is_union(wanted) else (wanted,))]
     if type(value) not in accepted:
         raise RecipeError(f"{where} is {value!r}; expected {' or '.join(t.__name__ for t in accepted)}")
+    if type(value) is tuple and not all(type(item) is typing.get_args(wanted)[0] for item in value):
+        raise RecipeError(f"{where} is {list(value)!r}; expected a list of {typing.get_args(wanted)[0].__name__}")
     return value
 
 
