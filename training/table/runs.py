@@ -1,0 +1,197 @@
+"""Trains and scores what a table lacks, each run as two subprocesses of the ordinary commands, with a log beside its folder.
+
+Nothing is kept here between calls: a run with scores is done, one with a checkpoint is only scored, and one that was
+interrupted is continued by training.train itself.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fusioner_rt.errors import FusionerError, OutputUnwritable
+from fusioner_rt.files import writable_folder
+from training.recipe import Protocol, Recipe, RecipeError
+from training.table.cells import Runs, scored_as, trained_as
+from training.table.scores import run_name
+
+_PATIENCE = 30  # seconds that a run has to end in after an interrupt; training keeps its last whole epoch
+
+
+class RunsFailed(FusionerError):
+    """Some of a table's runs failed; the others went on."""
+
+    exit_code = 75
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the commands are given beside the recipe."""
+
+    runs: Path
+    data: dict[str, Path]  # by data set, "" for any other
+    evaluation_data: Path | None = None
+    cache: Path | None = None
+    flags: tuple[str, ...] = ()  # further ones of training.train
+    baselines: bool = False
+
+    def of(self, dataset: str) -> Path:
+        """Raises RecipeError where no folder was given for this data set."""
+        folder = self.data.get(dataset, self.data.get(""))
+        if folder is None:
+            raise RecipeError(
+                f"no folder was given for data set {dataset}; add --data {dataset}=DIR (given: {', '.join(self.data) or 'none'})"
+            )
+        return folder
+
+
+@dataclass
+class Run:
+    """One training and the scores taken from it."""
+
+    name: str
+    commands: list[list[str]] = field(default_factory=list)
+
+
+def missing(found: dict[str, Recipe], scored: dict[str, Runs], places: Places, known: dict[str, Recipe]) -> list[Run]:
+    """The runs without scores, seed by seed and in each fold by fold: all rows have fold 0 before one has fold 1.
+
+    known: all recipes; the first that comes to the same training gives the run its name. Raises RecipeError.
+    """
+    owners: dict[str, str] = {}
+    for key, recipe in known.items():
+        if recipe.place.table:
+            owners.setdefault(trained_as(recipe), key)
+            owners.setdefault(scored_as(recipe), key)
+    wanted = [
+        (seed, -1 if fold is None else fold, fold, recipe)
+        for recipe in found.values()
+        for seed in recipe.seeds
+        for fold in (recipe.scored_folds or (None,))
+        if (fold, seed) not in scored.get(scored_as(recipe), {})
+    ]
+    runs: dict[str, Run] = {}
+    planned: set[Path] = set()
+    for seed, _, fold, recipe in sorted(wanted, key=lambda item: item[:2]):
+        trainer, scorer = owners[trained_as(recipe)], owners[scored_as(recipe)]
+        out = places.runs / run_name(known[trainer].name, fold, seed)
+        scores = places.runs / run_name(known[scorer].name, fold, seed) / "scores.json"
+        if scores in planned:
+            continue
+        planned.add(scores)
+        run = runs.setdefault(out.name, Run(out.name))
+        chosen = [] if fold is None else ["--fold", str(fold)]
+        cache = [] if places.cache is None else ["--cache", str(places.cache)]
+        if not run.commands and not (out / "checkpoint" / "config.json").is_file():
+            command = [sys.executable, "-m", "training.train", trainer, *chosen, "--seed", str(seed), "--out", str(out)]
+            command += ["--data", str(places.of(recipe.data.dataset)), *cache]
+            run.commands.append([*command, *places.flags])
+        data = places.evaluation_data or places.of(recipe.evaluation.dataset)
+        command = [sys.executable, "-m", "training.evaluate", str(out / "checkpoint"), "--data", str(data), *chosen]
+        extra = ["--baselines"] if places.baselines and seed == recipe.seeds[0] else []
+        run.commands.append([*command, *_protocol(recipe), *extra, *cache, "--json", str(scores)])
+    return list(runs.values())
+
+
+def _protocol(recipe: Recipe) -> list[str]:
+    """Flags of training.evaluate: what the checkpoint's own record does not say."""
+    flags = []
+    for name in ("dataset", "folds"):
+        if getattr(recipe.evaluation, name) != getattr(recipe.data, name):
+            flags += [f"--{name}", getattr(recipe.evaluation, name)]
+    for field_ in fields(Protocol):
+        value = getattr(recipe.protocol, field_.name)
+        if value != field_.default:
+            flags += [f"--{field_.name}", str(value)]
+    return flags
+
+
+def listing(runs: list[Run]) -> str:
+    """The commands, as a shell takes them."""
+    return "\n".join(shlex.join(["python", *command[1:]]) for run in runs for command in run.commands)
+
+
+def start(runs: list[Run], places: Places, jobs: int = 1) -> None:
+    """Runs them, `jobs` at a time, under a progress bar. Raises RunsFailed after the last one, KeyboardInterrupt at once."""
+    writable_folder(places.runs)
+    failures: list[str] = []
+    children = _Children()
+    bar = tqdm(total=len(runs), desc="runs", unit="run")
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        results = {pool.submit(_perform, run, places.runs / f"{run.name}.log", children): run for run in runs}
+        for result in as_completed(results):
+            run = results[result]
+            if failure := result.result():
+                failures.append(f"{run.name}: {failure}")
+                bar.write(f"failed: {failures[-1]}", file=sys.stderr)
+            bar.update()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        children.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+    if failures:
+        raise RunsFailed(
+            f"{len(failures)} of {len(runs)} runs failed; the same command starts them again:\n  "
+            + "\n  ".join(failures)
+        )
+
+
+def _perform(run: Run, log: Path, children: _Children) -> str:
+    """'' or why it failed."""
+    try:
+        with log.open("ab") as stream:
+            for command in run.commands:
+                if "--json" in command:
+                    Path(command[-1]).parent.mkdir(parents=True, exist_ok=True)
+                stream.write(f"$ {shlex.join(command)}\n".encode())
+                stream.flush()
+                status = children.call(command, stream)
+                if status:
+                    return f"{command[2]} exited with {status}; see {log}"
+    except OSError as error:
+        return str(OutputUnwritable(f"{log} cannot be written ({error.strerror})"))
+    return ""
+
+
+class _Children:
+    """The subprocesses that are running, so that an interrupt ends them too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def call(self, command: list[str], log: object) -> int:
+        with self._lock:
+            if self._stopped:
+                return 130
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)  # type: ignore[call-overload]
+            self._running.add(child)
+        try:
+            return int(child.wait())
+        finally:
+            with self._lock:
+                self._running.discard(child)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for child in running:
+            child.terminate()
+        for child in running:
+            try:
+                child.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.kill()
