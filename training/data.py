@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.errors import FusionerError, one_line
 from fusioner_rt.pictures import SUFFIXES
 
 IGNORE = -1  # a mask value that belongs to no class: it counts neither in the loss nor in a score
@@ -27,6 +27,9 @@ SPOKEN = {
     "tv/monitor": "tv monitor",
     "aeroplane": "airplane",
 }
+
+# One class under the names of PASCAL VOC and of COCO; spaces, case and punctuation do not count.
+SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}
 
 
 class DataError(FusionerError):
@@ -66,11 +69,19 @@ class PictureMasks(ABC):
         """The classes as a text encoder should read them, the background's included."""
         return [SPOKEN.get(name, name).replace("_", " ") for name in self.classes]
 
+    def present(self, name: str) -> list[int]:
+        """Class indices in a picture, without background and ignored pixels. Raises DataError.
+
+        A data set that knows them from its annotations says so without opening the mask.
+        """
+        return [int(index) for index in np.unique(self.mask(name)) if index not in (0, IGNORE)]
+
     def index(self, name: str) -> int:
-        """The index of a class by its name or its spoken word. Raises DataError."""
-        for names in (self.classes, self.words):
-            if name in names[1:]:
-                return names.index(name, 1)
+        """The index of a class by its name, its spoken word, or another data set's name for it. Raises DataError."""
+        wanted = same_class(name)
+        for names, asked in ((self.classes, name), (self.words, name), ([*map(same_class, self.classes)], wanted)):
+            if asked in names[1:]:
+                return names.index(asked, 1)
         raise DataError(f"no class of {self.root} is called {name!r}; it has: {', '.join(self.classes[1:])}")
 
 
@@ -128,15 +139,34 @@ class MaskFolder(PictureMasks):
 
 def read_index_mask(file: Path, classes: int) -> np.ndarray:
     """An 8-bit mask file → (H, W) int16, 255 becoming IGNORE. Raises DataError for an index without a name."""
-    with Image.open(file) as image:
-        if image.mode not in ("L", "P"):
-            raise DataError(f"{file} is a {image.mode} picture; expected 8-bit class indices (mode L or P)")
-        mask = np.asarray(image).astype(np.int16)
+    mask = open_mask(file, ("L", "P")).astype(np.int16)
     mask[mask == IGNORE_IN_FILE] = IGNORE
     largest = int(mask.max(initial=0))
     if largest >= classes:
         raise DataError(f"{file} holds index {largest}, but the class names end at {classes - 1}")
     return mask
+
+
+def open_mask(file: Path, modes: tuple[str, ...]) -> np.ndarray:
+    """A mask file's values, as Pillow gives them. Raises DataError where it is missing, broken or of another mode."""
+    try:
+        with Image.open(file) as image:
+            if image.mode not in modes:
+                raise DataError(
+                    f"{file} is a {image.mode} picture; expected 8-bit class indices (mode L or P): a palette's colours are "
+                    "no indices once they are saved as RGB"
+                )
+            return np.asarray(image)
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing; expected a mask of that name") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
+        raise DataError(f"{file} cannot be read as a mask ({one_line(error)}); fetch it again") from None
+
+
+def same_class(name: str) -> str:
+    """What two spellings of one class have in common: "TV/monitor" and "tv" are both "tvmonitor"."""
+    letters = "".join(c for c in name.lower() if c.isalnum())
+    return SYNONYMS.get(letters, letters)
 
 
 def file_stamp(*files: Path) -> tuple[int, ...]:

@@ -1,0 +1,57 @@
+"""The paper's data sets (section 4.1), each a `training.data.PictureMasks`, opened by name.
+
+python -m training.datasets check KIND --data DIR    what is there, what is missing, where it comes from
+training.datasets.splits                             which classes are held out (table 6)
+
+"coco-20i-to-voc" is no kind of its own: train on coco-20i, score on pascal-5i with that split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.data import DataError, MaskFolder, PictureMasks
+from training.datasets import coco, fss, mosaic, voc
+
+__all__ = ["KINDS", "Kind", "open_dataset"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a data set is opened, and what its folder looks like."""
+
+    open: Callable[[Path], PictureMasks]
+    layout: str
+    source: str
+    splits: tuple[str, ...] = ("train", "val")
+    folds: str = ""  # its own split of training.datasets.splits
+    counts: dict[str, int] | None = None  # pictures of the complete data set, by split
+
+
+_FOLDER_LAYOUT = """\
+DIR/
+  images/NAME.jpg                            or another picture format
+  masks/NAME.png                             8-bit class indices, 255 = ignored; as large as the picture
+  classes.txt                                a name a line, the background's first: line n + 1 is index n
+  train.txt, val.txt                         picture names, a line each"""
+
+KINDS: dict[str, Kind] = {
+    "folder": Kind(MaskFolder, _FOLDER_LAYOUT, "Yours."),
+    "pascal-5i": Kind(voc.PascalVoc, voc.LAYOUT, voc.SOURCE, folds="pascal-5i", counts={"train": 10_582, "val": 1_449}),
+    "coco-20i": Kind(coco.Coco, coco.LAYOUT, coco.SOURCE, folds="coco-20i"),
+    "fss-1000": Kind(fss.Fss1000, fss.LAYOUT, fss.SOURCE, counts={"train": 7_600, "val": 2_400}),
+    "mosaic-4": Kind(mosaic.Mosaic, mosaic.LAYOUT, mosaic.SOURCE, splits=("val",), counts={"val": 600}),
+}
+
+
+def open_dataset(kind: str, root: Path) -> PictureMasks:
+    """A data set of one of KINDS in a folder. Files are looked for when they are asked for. Raises DataError."""
+    if kind not in KINDS:
+        raise DataError(f"there is no kind of data set called {kind!r}; expected one of {', '.join(KINDS)}")
+    if not root.is_dir():
+        raise DataError(
+            f"{root} is no folder; expected {kind}: python -m training.datasets check {kind} --data DIR shows the layout"
+        )
+    return KINDS[kind].open(root)

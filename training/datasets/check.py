@@ -1,0 +1,162 @@
+"""Says whether a data set is complete: what is missing and where it belongs, and how many pictures show each class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fusioner_rt.errors import FusionerError
+from fusioner_rt.pictures import decode
+from training.data import IGNORE, DataError, PictureMasks
+from training.datasets import KINDS, fss, open_dataset, splits
+
+SAMPLE = 20_000  # masks opened per split without --thorough, where the annotations do not tell what they show
+SHOWN = 10  # problems and unusual classes that are listed
+
+
+def check(
+    kind: str,
+    root: Path,
+    chosen: tuple[str, ...] = (),
+    folds: str = "",
+    fold: int | None = None,
+    thorough: bool = False,
+) -> bool:
+    """Prints a report on stdout; True where the data set is usable. chosen: splits to look at, all by default.
+
+    Raises DataError for an unknown kind, split or fold.
+    """
+    if kind not in KINDS:
+        open_dataset(kind, root)
+    if folds:
+        splits.held_out(folds, fold or 0)
+    about = KINDS[kind]
+    unknown = set(chosen) - set(about.splits)
+    if unknown:
+        raise DataError(f"{kind} has no split {', '.join(sorted(unknown))}; expected {' or '.join(about.splits)}")
+    problems: list[str] = []
+    shown: dict[str, dict[str, list[int]]] = {}
+    print(f"{kind} in {root}")
+    try:
+        data = open_dataset(kind, root)
+        print(f"  classes: {len(data.classes) - 1} and the background")
+        for split in chosen or about.splits:
+            try:
+                shown[split] = _look(data, split, thorough, problems, (about.counts or {}).get(split))
+            except FusionerError as error:
+                problems.append(f"{split}: {error}")
+        if shown:
+            _print_classes(data, shown)
+            if isinstance(data, fss.Fss1000) and data.missing_test_classes:
+                missing = data.missing_test_classes
+                print(f"  of the 240 test classes {len(missing)} are missing: {_few(missing)}")
+            _print_folds(data, shown, folds or about.folds, fold, problems)
+    except FusionerError as error:
+        problems.append(str(error))
+    if not problems:
+        print("usable")
+        return True
+    print(f"not usable: {len(problems)} problem{'s' * (len(problems) > 1)}")
+    for problem in problems[:SHOWN]:
+        print(f"  - {problem}")
+    if len(problems) > SHOWN:
+        print(f"  … and {len(problems) - SHOWN} more")
+    print(f"\nexpected layout:\n{about.layout}\n\nwhere it comes from:\n{about.source}")
+    return False
+
+
+def _look(
+    data: PictureMasks, split: str, thorough: bool, problems: list[str], complete: int | None
+) -> dict[str, list[int]]:
+    """Prints a split's size; picture → classes it shows. What cannot be read goes to `problems`."""
+    names = data.names(split)
+    told = type(data).present is not PictureMasks.present and not getattr(data, "is_prepared", lambda split: False)(
+        split
+    )
+    looked = names
+    if not thorough and not told and len(names) > SAMPLE:
+        looked = [names[i] for i in np.linspace(0, len(names) - 1, SAMPLE).astype(int)]
+    note = f" (the complete data set has {complete:,})" if complete not in (None, len(names)) else ""
+    how = (
+        "every mask opened"
+        if thorough or (not told and looked is names)
+        else f"{len(looked):,} masks opened, which the counts below are of"
+    )
+    print(
+        f"  {split}: {len(names):,} pictures{note}; {'classes from the annotations' if told and not thorough else how}"
+    )
+    shown = {}
+    for name in tqdm(looked, desc=f"{split} masks", unit="mask", leave=False):
+        try:
+            shown[name] = _opened(data, name) if thorough else data.present(name)
+        except FusionerError as error:
+            problems.append(f"{split} {name}: {error}")
+    return shown
+
+
+def _opened(data: PictureMasks, name: str) -> list[int]:
+    """The classes of a mask that fits its picture. Raises FusionerError."""
+    height, width = decode(data.picture(name)).shape[:2]
+    mask = data.mask(name)
+    if mask.shape != (height, width):
+        raise DataError(
+            f"the mask has {mask.shape[1]}×{mask.shape[0]} pixels, the picture {width}×{height}; they must agree"
+        )
+    if not (mask > 0).any() and isinstance(data, fss.Fss1000):
+        raise DataError("the mask marks no pixel; expected white where the class is")
+    return [int(index) for index in np.unique(mask) if index not in (0, IGNORE)]
+
+
+def _print_classes(data: PictureMasks, shown: dict[str, dict[str, list[int]]]) -> None:
+    """Pictures per class; of more than a hundred classes, those alone that have fewer than the most common number."""
+    counts = {split: Counter(i for classes in pictures.values() for i in classes) for split, pictures in shown.items()}
+    indices = range(1, len(data.classes))
+    if len(indices) <= 100:
+        width = max(len(name) for name in data.classes)
+        print(f"  {'pictures that show':<{width + 5}}" + "".join(f"{split:>8}" for split in shown))
+        for index in indices:
+            line = "".join(f"{counts[split][index]:>8,}" for split in shown)
+            print(f"  {index:>4} {data.classes[index]:<{width}}{line}")
+        return
+    for split, count in counts.items():
+        if not count:
+            continue
+        usual = Counter(count.values()).most_common(1)[0][0]
+        fewer = [f"{data.classes[i]} {n}" for i, n in sorted(count.items()) if n < usual]
+        print(
+            f"  {split}: {len(count)} classes, most with {usual} pictures{'; fewer: ' + _few(fewer) if fewer else ''}"
+        )
+
+
+def _print_folds(
+    data: PictureMasks, shown: dict[str, dict[str, list[int]]], split: str, fold: int | None, problems: list[str]
+) -> None:
+    """Per fold what is left to train on, and what is scored."""
+    if not split:
+        return
+    print(f"  folds of {split}")
+    found = 0
+    for number in range(len(splits.FOLDS[split])) if fold is None else (fold,):
+        try:
+            held = splits.held_out_indices(data, split, number)
+        except DataError:
+            print(f"    {number}: none of its classes is here")
+            continue
+        found += 1
+        parts = []
+        for name, pictures in shown.items():
+            with_held = sum(bool(set(held) & set(classes)) for classes in pictures.values())
+            if name == "train":
+                parts.append(f"{len(pictures) - with_held:,} training pictures show none of them")
+            else:
+                parts.append(f"{with_held:,} validation pictures show one")
+        print(f"    {number}: {', '.join(data.classes[i] for i in held)}: {'; '.join(parts)}")
+    if not found:
+        problems.append(f"no class of {split} is here; give --folds a split that fits the data set")
+
+
+def _few(items: list[str]) -> str:
+    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")

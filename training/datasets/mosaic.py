@@ -1,0 +1,127 @@
+"""Mosaic-4 (paper 4.1, 4.4): four pictures of different classes in one, so that a model must heed the words.
+
+Made from FSS-1000's test split: its 2,400 pictures, each used once, give 600 mosaics.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from fusioner_rt.files import writable_folder
+from fusioner_rt.pictures import decode
+from training.data import DataError, MaskFolder
+from training.datasets.fss import Fss1000
+from training.feature_cache import nearest
+
+LAYOUT = """\
+DIR/  (written by python -m training.datasets mosaic-4 --data FSS-1000 --out DIR)
+  images/mosaic000.png …                     600 pictures of four tiles
+  masks/mosaic000.png …                      index masks
+  classes.txt                                the background and FSS-1000's 240 test classes
+  val.txt, list.csv                          the names; which four pictures each is made of"""
+
+SOURCE = "Made from FSS-1000, whose terms hold for it."
+
+TILES = ("top left", "top right", "bottom left", "bottom right")
+
+
+@dataclass(frozen=True)
+class Mosaic(MaskFolder):
+    """A written Mosaic-4: a folder with a val split alone."""
+
+    def names(self, split: str) -> list[str]:
+        if split != "val":
+            raise DataError(f"mosaic-4 is for scoring and has no split {split!r}; train on fss-1000")
+        return super().names(split)
+
+
+def arrange(classes: list[str], random: np.random.Generator) -> np.ndarray:
+    """Which pictures share a mosaic: (N // 4, 4) positions in `classes`, the class of each of N pictures.
+
+    No position occurs twice, and the four classes of a row differ; N % 4 random pictures are left over. Raises
+    DataError where a class has more pictures than there are mosaics, for then two of them must meet.
+    """
+    count = len(classes) // 4
+    kept = np.sort(random.permutation(len(classes))[: 4 * count])
+    names, labels = np.unique(np.asarray(classes)[kept], return_inverse=True)
+    sizes = np.bincount(labels, minlength=1)
+    if not count or sizes.max() > count:
+        largest = f"{names[sizes.argmax()]} alone has {sizes.max()}" if count else "none can be made"
+        raise DataError(
+            f"{len(classes)} pictures make {count} mosaics of four classes, but {largest}; expected at least 4 classes of "
+            "equal size, as FSS-1000's test split has"
+        )
+    # One class after another, dealt to the mosaics in turn: a class has no more pictures than there are mosaics, so no
+    # mosaic gets two of it. That is valid but regular; exchanges that keep it valid then make it random.
+    dealt = np.argsort(labels, kind="stable").reshape(4, count).T.tolist()
+    label = labels.tolist()
+    for a, b in random.integers(0, 4 * count, (200 * count, 2)).tolist():
+        (i, p), (j, q) = divmod(a, 4), divmod(b, 4)
+        first, second = dealt[i], dealt[j]
+        mine, theirs = label[first[p]], label[second[q]]
+        if i == j or not (
+            any(label[x] == theirs for k, x in enumerate(first) if k != p)
+            or any(label[x] == mine for k, x in enumerate(second) if k != q)
+        ):
+            first[p], second[q] = second[q], first[p]
+    return kept[np.array(dealt)]
+
+
+def write(data: Fss1000, out: Path, seed: int = 0, side: int = 224) -> int:
+    """Writes the data set, whole or not at all; returns the number of mosaics. side: of a tile, in pixels.
+
+    The same pictures and seed give the same mosaics. Raises DataError, and where `out` holds something already.
+    """
+    if side < 1:
+        raise DataError(f"a tile's side is {side}; expected 1 or more pixels")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists already; choose another place, or remove it first")
+    names = data.names("val")
+    classes = [name.rpartition("-")[0] for name in names]
+    rows = arrange(classes, np.random.default_rng(seed))
+    found = sorted(set(classes))
+    if len(found) > 254:
+        raise DataError(f"{len(found)} classes do not fit an 8-bit mask; expected at most 254")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=writable_folder(out.parent)))
+    try:
+        new = temporary / "new"
+        (new / "images").mkdir(parents=True)
+        (new / "masks").mkdir()
+        table = io.StringIO()
+        lines = csv.writer(table, lineterminator="\n")
+        lines.writerow(["mosaic", *(f"{tile} {what}" for tile in TILES for what in ("class", "picture"))])
+        digits = max(3, len(str(len(rows) - 1)))
+        for number, row in enumerate(tqdm(rows, desc="mosaics", unit="mosaic")):
+            rgb, mask = _compose(data, [names[i] for i in row], [1 + found.index(classes[i]) for i in row], side)
+            name = f"mosaic{number:0{digits}}"
+            Image.fromarray(rgb).save(new / "images" / f"{name}.png")  # lossless: no encoder has a say in the scores
+            Image.fromarray(mask).save(new / "masks" / f"{name}.png")
+            lines.writerow([name, *(part for i in row for part in (classes[i], data.picture(names[i]).name))])
+        (new / "classes.txt").write_text("\n".join(["background", *found]) + "\n")
+        (new / "val.txt").write_text("".join(f"mosaic{n:0{digits}}\n" for n in range(len(rows))))
+        (new / "list.csv").write_text(table.getvalue())
+        new.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return len(rows)
+
+
+def _compose(data: Fss1000, names: list[str], indices: list[int], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """(2·side, 2·side, 3) uint8 and (2·side, 2·side) uint8 of four pictures, row by row."""
+    rgb = np.empty((2 * side, 2 * side, 3), np.uint8)
+    mask = np.empty((2 * side, 2 * side), np.uint8)
+    for tile, (name, index) in enumerate(zip(names, indices, strict=True)):
+        place = tuple(slice(k * side, (k + 1) * side) for k in divmod(tile, 2))
+        picture = Image.fromarray(decode(data.picture(name)))
+        rgb[place] = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
+        mask[place] = np.where(nearest(data.mask(name), (side, side)) > 0, index, 0)
+    return rgb, mask
