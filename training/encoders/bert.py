@@ -1,4 +1,9 @@
-"""BERT-shaped text encoders (MiniLM-L6, BERT-base, BERT-large), frozen, read from a safetensors file."""
+"""BERT-shaped text encoders (MiniLM-L6, BERT-base, BERT-large), frozen: `bert:NAME_OR_FOLDER[:cls|mean]`.
+
+A folder holds config.json, model.safetensors and tokenizer.json; a name is a hub repository that does, such as
+bert-base-uncased. `mean` (the default) averages the last layer over all tokens, `cls` takes its first token: the paper
+does not say how it pools BERT, and the average is what sentence encoders of this shape were trained with.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.encoders.released import WeightsUnfit, fit, read_state
+
+POOLINGS = ("mean", "cls")
+HEADS = ("pooler.", "cls.")
+"""Beginnings of names that serve pretraining: next-sentence prediction and the masked words. Not of the encoder."""
+
 
 class Bert(nn.Module):
-    """Token ids → one unit vector per prompt by mean pooling over the tokens (sentence-transformers' rule for MiniLM).
+    """Token ids → one unit vector per prompt: the mean over its tokens (sentence-transformers' rule), or its first token.
 
     Attention is plain MatMul and Softmax, so the graph exports to operators every backend has.
-    Parameter names are those of the released files, so loading is a plain strict load_state_dict.
+    Parameter names are those of the released files.
     """
+
+    templates = None  # the paper's
 
     def __init__(
         self,
@@ -29,8 +42,12 @@ class Bert(nn.Module):
         eps: float,
         tokenizer_file: Path,
         max_tokens: int = 64,
+        pooling: str = "mean",
     ) -> None:
         super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
+        self.pooling = pooling
         self.width, self.heads = width, heads
         self.tokenizer_file, self.max_tokens = tokenizer_file, max_tokens
         self.embeddings = nn.ModuleDict(
@@ -44,26 +61,27 @@ class Bert(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(width, heads, inner, eps) for _ in range(layers))})
 
     @classmethod
-    def from_folder(cls, folder: Path, weights: bool = True) -> Bert:
+    def from_folder(cls, folder: Path, weights: bool = True, pooling: str = "mean") -> Bert:
         """A folder as Hugging Face lays it out: config.json, model.safetensors, tokenizer.json."""
-        from safetensors.torch import load_file
+        file = folder / "model.safetensors" if weights else None
+        return cls.from_files(folder / "config.json", file, folder / "tokenizer.json", pooling)
 
-        c = json.loads((folder / "config.json").read_text())
-        model = cls(
-            c["vocab_size"], c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"], c["intermediate_size"],
-            c["max_position_embeddings"], c["layer_norm_eps"], folder / "tokenizer.json",
-        )  # fmt: skip
-        if weights:
-            state = {
-                name.removeprefix("bert."): value for name, value in load_file(folder / "model.safetensors").items()
-            }
-            # The pooler serves next-sentence prediction and the ids are a constant: neither is part of the encoder.
-            state = {
-                n: v
-                for n, v in state.items()
-                if not n.startswith(("pooler.", "cls.")) and not n.endswith("position_ids")
-            }
-            model.load_state_dict(state, strict=True)
+    @classmethod
+    def from_files(cls, config: Path, weights: Path | None, tokenizer: Path, pooling: str = "mean") -> Bert:
+        """Raises WeightsUnfit where the files are not those of a BERT."""
+        try:
+            c = json.loads(config.read_text())
+            if c.get("hidden_act", "gelu") != "gelu" or c.get("position_embedding_type", "absolute") != "absolute":
+                raise ValueError("its activation or its positions are not BERT's")
+            model = cls(
+                c["vocab_size"], c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"],
+                c["intermediate_size"], c["max_position_embeddings"], c["layer_norm_eps"], tokenizer,
+                max_tokens=min(64, c["max_position_embeddings"]), pooling=pooling,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsUnfit(f"{config} does not describe a BERT ({error!r}); name another folder") from None
+        if weights is not None:
+            fit(model, encoder_state(read_state(weights)), str(weights))
         return model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -75,8 +93,21 @@ class Bert(nn.Module):
         bias = (1 - mask)[:, None, None, :] * -1e4  # fits float16, and exp(-1e4) is 0 in every precision
         for layer in self.encoder["layer"]:
             x = layer(x, bias)
-        pooled = (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        pooled = x[:, 0] if self.pooling == "cls" else (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         return F.normalize(pooled, dim=-1)
+
+
+def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's names out of a release: prefix `bert.` off, heads left out, LayerNorm.gamma and .beta (the names of
+    the first releases) called weight and bias.
+    """
+    own = {name.removeprefix("bert."): value for name, value in state.items()}
+    renamed = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
+        for name, value in own.items()
+    }
+    # The ids are a constant that some releases hold as a buffer.
+    return {n: v for n, v in renamed.items() if not n.startswith(HEADS) and not n.endswith("embeddings.position_ids")}
 
 
 class _Layer(nn.Module):

@@ -1,0 +1,219 @@
+"""A fixed vocabulary as a text encoder: one given vector per name, `table:FILE.safetensors`.
+
+  python -m training.encoders.table OUT.safetensors --names NAMES --vectors VECTORS.npy [--names ... --vectors ...]
+
+The file holds `vectors` (N, t) and, in its metadata, `names`: JSON from each name to its row; synonyms share a row.
+Names are lower case with single spaces, underscores read as spaces, and looked up whole: no template is put around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusioner_rt.errors import FusionerError
+from fusioner_rt.files import write_atomically
+from fusioner_rt.templates import PLACE
+from training.encoders.released import WeightsNotFound, WeightsUnfit
+
+UNKNOWN = "[UNK]"  # no name: names are lower case
+
+
+class TableInvalid(FusionerError):
+    """Names and vectors that do not make a table."""
+
+    exit_code = 79
+
+
+class Table(nn.Module):
+    """The id of a whole name → its vector. Every other text is the id 0, whose vector is 0; the runtime refuses it."""
+
+    max_tokens = 1
+    templates = (PLACE,)
+
+    def __init__(self, names: dict[str, int], vectors: Tensor) -> None:
+        """names: normalised name → row of vectors (N, t)."""
+        super().__init__()
+        self.width = vectors.shape[1]
+        self.names = names
+        unit = F.normalize(vectors.float(), dim=-1)
+        self.rows = nn.Embedding.from_pretrained(torch.cat([torch.zeros(1, self.width), unit]))
+        self.tokenizer_file = _tokenizer_file(names)
+
+    @classmethod
+    def from_file(cls, file: Path) -> Table:
+        """Raises WeightsNotFound, WeightsUnfit."""
+        from safetensors import safe_open
+
+        if not file.is_file():
+            raise WeightsNotFound(f"{file} is not a file; build a table: python -m training.encoders.table --help")
+        try:
+            with safe_open(file, "pt") as opened:
+                names, vectors = json.loads(opened.metadata()["names"]), opened.get_tensor("vectors")
+            if vectors.ndim != 2 or not names or sorted(set(names.values())) != list(range(len(vectors))):
+                raise ValueError(f"{len(names)} names do not fit vectors of shape {tuple(vectors.shape)}")
+        except Exception as error:  # safetensors raises its own class
+            raise WeightsUnfit(
+                f"{file} is not a table of names ({error!r}); build one: python -m training.encoders.table --help"
+            ) from None
+        return cls(names, vectors)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids, attention_mask (N, L) int64 → (N, t) float32, unit length; L is 1 wherever prompts are names."""
+        x = self.rows(input_ids)
+        return F.normalize((x * attention_mask.to(x.dtype)[:, :, None]).sum(1), dim=-1)
+
+
+def normalised(name: str) -> str:
+    """How a name is looked up: lower case, single spaces, an underscore is a space."""
+    return _normaliser().normalize_str(name)
+
+
+def _normaliser() -> Any:
+    from tokenizers import Regex, normalizers
+
+    spaces = normalizers.Replace(Regex(r"[\s_]+"), " ")
+    return normalizers.Sequence([normalizers.NFKC(), spaces, normalizers.Strip(), normalizers.Lowercase()])
+
+
+def _tokenizer_file(names: dict[str, int]) -> Path:
+    """A tokenizer.json that knows whole names. Written as JSON: the library's own saving loses names that share an id."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    from training.encoders import keep_tokenizer_json
+
+    tokenizer = Tokenizer(WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
+    tokenizer.normalizer = _normaliser()
+    content = json.loads(tokenizer.to_str())
+    content["model"]["vocab"] = {UNKNOWN: 0, **{name: row + 1 for name, row in names.items()}}
+    return keep_tokenizer_json(json.dumps(content, ensure_ascii=False))
+
+
+def read_names(file: Path) -> list[list[str]]:
+    """What each row of a vectors file is called: its name, then its synonyms. Raises TableInvalid.
+
+    .txt  one name a line
+    .json a list of names, or of objects with `name` and, if any, `synonyms` and `id` (as LVIS has them), in the ids' order
+    .csv  an id, then one or more names a line, the last of them the corrected one, which was encoded (Objects365's list)
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix == ".json":
+            rows = json.loads(text)
+            if all(isinstance(row, dict) for row in rows):
+                rows = sorted(rows, key=lambda row: row.get("id", 0))
+                rows = [[row["name"], *row.get("synonyms", ())] for row in rows]
+            else:
+                rows = [[row] for row in rows]
+        elif file.suffix == ".csv":
+            lines = sorted((line for line in csv.reader(text.splitlines()) if line), key=lambda line: int(line[0]))
+            rows = [line[:0:-1] for line in lines]
+        else:
+            rows = [[line] for line in text.splitlines() if line.strip()]
+        if not all(row and all(isinstance(name, str) for name in row) for row in rows):
+            raise ValueError("a row without a name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TableInvalid(
+            f"{file} is no list of names ({error!r}); expected .txt with a name a line, .json, or .csv"
+        ) from None
+    return rows
+
+
+def merge(sources: Sequence[tuple[list[list[str]], np.ndarray]]) -> tuple[dict[str, int], np.ndarray]:
+    """Several lists of names with their vectors (N, t) → one: names to rows, and the rows that any name leads to.
+
+    A name's own row goes before a row that has it as a synonym, and that before a row that has it as a variant: a part
+    of "cabinet/shelf", or "mouse (computer equipment)" without its note where one row alone comes to that. Among equals
+    the first source wins.
+    """
+    owners: dict[str, tuple[int, int]] = {}
+    for rank in (_own, _synonyms, _variants):
+        for number, (rows, _) in enumerate(sources):
+            for row, name in rank(rows):
+                if name := normalised(name):
+                    owners.setdefault(name, (number, row))
+    used = sorted(set(owners.values()))
+    place = {owner: index for index, owner in enumerate(used)}
+    vectors = np.stack([sources[number][1][row].astype(np.float32) for number, row in used])
+    return {name: place[owner] for name, owner in sorted(owners.items())}, vectors
+
+
+def _own(rows: list[list[str]]) -> Iterable[tuple[int, str]]:
+    return ((row, names[0]) for row, names in enumerate(rows))
+
+
+def _synonyms(rows: list[list[str]]) -> Iterable[tuple[int, str]]:
+    return ((row, name) for row, names in enumerate(rows) for name in names[1:])
+
+
+def _variants(rows: list[list[str]]) -> Iterable[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    for row, names in enumerate(rows):
+        for name in names:
+            plain = normalised(re.sub(r"[\s_]*\([^)]*\)", "", name))
+            found += [(row, part) for part in dict.fromkeys((plain, *(normalised(p) for p in plain.split("/"))))]
+    rows_of = Counter(name for _, name in set(found))
+    return [(row, name) for row, name in found if rows_of[name] == 1]
+
+
+def build(out: Path, sources: Sequence[tuple[Path, Path]]) -> tuple[int, int]:
+    """Writes the table of (names file, vectors file) pairs; returns how many names and rows it has. Raises TableInvalid."""
+    from safetensors.numpy import save
+
+    read = []
+    for names_file, vectors_file in sources:
+        rows = read_names(names_file)
+        try:
+            vectors = np.load(vectors_file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise TableInvalid(f"{vectors_file} cannot be read as an array ({error}); expected .npy, (N, t)") from None
+        if vectors.ndim != 2 or len(vectors) != len(rows) or not np.isfinite(vectors).all():
+            raise TableInvalid(
+                f"{vectors_file} has shape {vectors.shape}; expected finite numbers, a row for each of the {len(rows)} "
+                f"names in {names_file}"
+            )
+        read.append((rows, vectors))
+    if len({vectors.shape[1] for _, vectors in read}) != 1:
+        raise TableInvalid("the vectors files differ in width; expected vectors of one text encoder")
+    names, merged = merge(read)
+    content = save({"vectors": merged}, {"names": json.dumps(names, ensure_ascii=False)})
+    write_atomically(out, lambda stream: stream.write(content))
+    return len(names), len(merged)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.encoders.table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, help="the table to write, .safetensors")
+    parser.add_argument("--names", type=Path, action="append", required=True, help=".txt, .json or .csv; once a source")
+    parser.add_argument("--vectors", type=Path, action="append", required=True, help=".npy (N, t), beside each --names")
+    given = parser.parse_args(arguments)
+    if len(given.names) != len(given.vectors):
+        parser.error(f"{len(given.names)} --names and {len(given.vectors)} --vectors were given; give them in pairs")
+    try:
+        names, rows = build(given.out, list(zip(given.names, given.vectors, strict=True)))
+    except FusionerError as error:
+        print(f"training.encoders.table: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{given.out}: {names} names for {rows} vectors; use it as --text-encoder table:{given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
