@@ -1,140 +1,414 @@
-"""Scores a checkpoint or an engine bundle on pictures with masks: intersection over union per class.
+"""Scores a checkpoint, or an engine bundle through the runtime, on pictures with masks (paper 4.1).
 
+examples:
   python -m training.evaluate models/demo/checkpoint --data DIR
-  python -m training.evaluate models/demo/bundle --data DIR            # the deployed thing, through fusioner_rt.Session
-  python -m training.evaluate runs/fold1/checkpoint --data DIR --classes cat,chair,cow --baselines
+      every class, the paper's protocol: each picture is asked for the classes that it shows
+  python -m training.evaluate models/demo/bundle --data DIR
+      the same of the deployed thing: pictures go through fusioner_rt.Session
+  python -m training.evaluate runs/fold1/checkpoint --data DIR --baselines --json scores.json --sheet sheet.png
+      a model of a fold: by its training record, the classes that it never saw; beside it, what needs no training
+  python -m training.evaluate runs/fold1/checkpoint --data DIR --classes seen --words all
+      the other classes, all of them asked for in every picture
+  python -m training.evaluate models/demo/checkpoint --data DIR --folds pascal-5i
+      every class, with a mean for each fold
 
-Known-words protocol (the paper's): each picture is asked for the classes its mask holds. --baselines adds, on the same
-pictures, "everything is foreground" and the aligned cosine without fusion, at the best of several thresholds.
+protocols:
+  --words known   the paper's. Of the scored classes, a picture is asked for those that it shows.
+  --words all     every picture is asked for every scored class, also where it shows none: a wrong word costs IoU.
+  --mode          joint: one pass for all words of a picture; independent: each word alone.
+  --window        whole: the picture as one input; sliding: overlapping windows of 1/SCALE of its edges, each enlarged
+                  to the network's input, probabilities averaged where they overlap. Costs about (2 SCALE - 1)² passes.
+
+figures, in percent; pixels marked "ignore" count nowhere:
+  IoU        of a class, over the pixels of all pictures that were asked for it; mIoU: its mean over classes
+  FB-IoU     every (picture, word) pair as two classes, the word and the rest, whatever the word: the mean of both IoUs
+  confusion  where the pixels of each word went; "background" is what belongs to no word that was asked for
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import datetime
+import importlib.metadata
 import sys
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
+from tqdm import tqdm
 
 from fusioner_rt import Session
-from fusioner_rt.errors import FusionerError
-from training import alignment, checkpoint, scoring
-from training.data import DataError, MaskFolder
+from fusioner_rt.bundle import MANIFEST, read_manifest
+from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.files import writable_place, write_result
+from training import alignment, checkpoint, scorecard, scoring, sheet
+from training.data import DataError, PictureMasks
+from training.datasets import KINDS, open_dataset
+from training.datasets.splits import FOLDS, held_out_indices
 from training.feature_cache import FeatureCache, word_vectors
 from training.metrics import ClassIoU
+from training.model import Fusioner
+from training.recipe import Choice, Protocol
 
 COSINE_THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(-0.06, 0.20, 0.02))
+RECORDED = ("recipe", "seed", "dataset", "folds", "fold", "holdout", "pictures")
+PACKAGES = ("fusioner-rt", "numpy", "torch", "onnxruntime", "onnxruntime-gpu", "pillow")
+
+
+class Target:
+    """What is scored: a checkpoint's model or a bundle's session, behind one predictor. `with` closes it."""
+
+    def __init__(self, folder: Path, data: PictureMasks, cache_folder: Path) -> None:
+        """Raises CheckpointError, WeightsNotFound, and what opening a bundle raises."""
+        self.folder, self.data, self.cache_folder = folder, data, cache_folder
+        self.kind = kind(folder)
+        self._session = Session(folder) if self.kind == "bundle" else None
+        self._model = checkpoint.load(folder) if self.kind == "checkpoint" else None
+        self._vectors: Tensor | None = None
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._session:
+            self._session.close()
+
+    def predictor(self, protocol: Protocol, names: list[str], scale: float = 2.0) -> scoring.Predictor:
+        """names: the pictures it will be asked for; a checkpoint's features of them are computed where none are kept."""
+        how: Any = protocol.mode
+        if self._session is not None:
+            if protocol.window == "whole":
+                return scoring.deployed(self._session, self.data, protocol.threshold, how)
+            crops = scoring.deployed_crops(self._session, self.data, how)
+        else:
+            if protocol.window == "whole":
+                cache = self.features(names)
+                return scoring.fusioner(self.model, cache, self.vectors, protocol.threshold, how)
+            crops = scoring.fusioner_crops(self.model, self.vectors, how)
+        return scoring.sliding(crops, self.data, protocol.threshold, scale)
+
+    @property
+    def model(self) -> Fusioner:
+        if self._model is None:
+            raise UsageError(
+                f"{self.folder} is an engine bundle, and --baselines needs a checkpoint: the aligned cosine is computed "
+                "from the PyTorch encoders; name the checkpoint it was built from, or leave --baselines out"
+            )
+        return self._model
+
+    @property
+    def vectors(self) -> Tensor:
+        """(classes, t), by class index."""
+        if self._vectors is None:
+            self._vectors = word_vectors(self.cache_folder, self.model, self.data.words)
+        return self._vectors
+
+    def features(self, names: list[str]) -> FeatureCache:
+        model = self.model
+        cache = FeatureCache(
+            self.cache_folder,
+            self.data,
+            model.image_encoder,
+            model.config.encoder_sha256["image"],
+            model.preprocessing(),
+        )
+        cache.fill(names, (False,))
+        return cache
 
 
 def evaluate(
-    target: Path,
-    data: MaskFolder,
-    split: str,
+    target: Target,
+    names: list[str],
     classes: list[int],
-    baselines: bool,
-    cache_folder: Path,
-    threshold: float,
+    protocol: Protocol,
+    scale: float = 2.0,
+    baselines: bool = False,
 ) -> dict[str, ClassIoU]:
     """One ClassIoU per candidate: "model", and with `baselines` "everything" and "aligned cosine > T"."""
-    names = data.names(split)
-    results: dict[str, ClassIoU] = {}
-    if (target / "manifest.json").is_file():
-        if baselines:
-            raise FusionerError(
-                "--baselines needs a checkpoint: the aligned cosine is computed from the PyTorch encoders"
-            )
-        with Session(target) as session:
-            results["model"] = scoring.score(scoring.deployed(session, data, threshold), data, names, classes, "bundle")
-        return results
-    model = checkpoint.load(target)
-    cache = FeatureCache(
-        cache_folder, data, model.image_encoder, model.config.encoder_sha256["image"], model.preprocessing()
-    )
-    cache.fill(names, (False,))
-    vectors = word_vectors(cache_folder, model, data.words)
-    results["model"] = scoring.score(scoring.fusioner(model, cache, vectors, threshold), data, names, classes, "model")
     if baselines:
-        results["everything"] = scoring.score(scoring.everything, data, names, classes, "everything")
-        aligned = alignment.ridge(model, cache_folder)
-        candidates = {
-            f"aligned cosine > {t}": scoring.score(
-                scoring.aligned_cosine(aligned, cache, vectors, t), data, names, classes, f"cosine > {t}"
-            )
-            for t in COSINE_THRESHOLDS
-        }
-        best = max(
-            candidates, key=lambda label: candidates[label].mean([i for i in classes if candidates[label].union[i]])
+        check_baselines(target)
+    data = target.data
+    if protocol.words == "known":  # what shows none of the classes is not asked for anything
+        wanted = set(classes)
+        names = [name for name in tqdm(names, "masks", unit="picture", leave=False) if wanted & set(data.present(name))]
+    if not names:
+        raise DataError(f"no picture of {data.root} shows any of the classes that are to be scored")
+    predict = target.predictor(protocol, names, scale)
+    results = {"model": scoring.score(predict, data, names, classes, target.kind, protocol.words)}
+    if baselines:
+        results["everything"] = scoring.score(scoring.everything, data, names, classes, "everything", protocol.words)
+        aligned = alignment.ridge(target.model, target.cache_folder)
+        cosine = scoring.aligned_cosine(aligned, target.features(names), target.vectors, COSINE_THRESHOLDS)
+        candidates = scoring.score_each(
+            cosine, len(COSINE_THRESHOLDS), data, names, classes, "aligned cosine", protocol.words
         )
-        results[best] = candidates[best]
+
+        def worth(index: int) -> float:
+            result = candidates[index]
+            return result.mean([i for i in classes if result.pictures[i]])
+
+        best = max(range(len(candidates)), key=worth)
+        results[f"aligned cosine > {COSINE_THRESHOLDS[best]}"] = candidates[best]
     return results
 
 
-def table(results: dict[str, ClassIoU], data: MaskFolder, classes: list[int], least: int) -> str:
-    """Markdown: a row per class; the mean over classes with at least `least` pictures."""
-    lines = ["| class | pictures | " + " | ".join(results) + " |", "|---|---|" + "---|" * len(results)]
-    pictures = next(iter(results.values())).pictures
-    shown = [index for index in classes if pictures[index]]
-    for index in shown:
-        lines.append(
-            f"| {data.words[index]} | {pictures[index]} | "
-            + " | ".join(f"{r.iou(index):.1f}" for r in results.values())
-            + " |"
+def check_baselines(target: Target) -> None:
+    """Raises UsageError where there is nothing to compute the aligned cosine from."""
+    encoder = target.model.config.image_encoder
+    if not encoder.startswith("efficientnet-lite"):
+        raise UsageError(
+            f"--baselines needs the image encoder's own ImageNet classifier, which efficientnet-lite has; this checkpoint "
+            f"has {encoder}; leave --baselines out"
         )
-    counted = [index for index in shown if pictures[index] >= least]
-    if counted:
-        lines.append(
-            f"| mean of {len(counted)} with {least}+ pictures | | "
-            + " | ".join(f"{r.mean(counted):.1f}" for r in results.values())
-            + " |"
-        )
-    return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def kind(folder: Path) -> str:
+    """ "checkpoint" or "bundle". Raises DataError."""
+    if (folder / MANIFEST).is_file():
+        return "bundle"
+    if (folder / "config.json").is_file():
+        return "checkpoint"
+    raise DataError(
+        f"{folder} holds neither config.json nor {MANIFEST}; expected a checkpoint folder or an engine bundle"
+    )
+
+
+def display(folder: Path) -> str:
+    """A name that tells runs apart: most checkpoints lie in a folder called just that."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name in ("checkpoint", "bundle") else folder.name
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What the target says of its training, {} where it says nothing. Raises CheckpointError, ManifestInvalid."""
+    if kind(folder) == "bundle":
+        found = read_manifest(folder).get("training")
+        return found if isinstance(found, dict) else {}
+    return checkpoint.read_config(folder)[1]
+
+
+def choice(recorded: dict[str, Any], dataset: str | None, folds: str | None, fold: int | None) -> Choice:
+    """What to score: what was asked for, completed by the training record."""
+    if folds is None:
+        folds = recorded.get("folds") or ""
+    if fold is None and folds:
+        fold = recorded.get("fold")
+    holdout = recorded.get("holdout") or recorded.get("plan", {}).get("holdout") or ()
+    return Choice(dataset or recorded.get("dataset") or "folder", folds, fold if folds else None, tuple(holdout))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """classes: indices, each once. what: in words. folds: those of each fold, where no single one was chosen."""
+
+    classes: list[int]
+    what: str
+    folds: dict[str, list[int]]
+
+
+def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
+    """wanted: "" for the classes held out of training, or every class where none were; "unseen", "seen", "all"; or names.
+
+    Raises DataError, UsageError.
+    """
+    everyone = list(range(1, len(data.classes)))
+    unseen: list[int] = []
+    if chosen.folds and chosen.fold is not None:
+        unseen = held_out_indices(data, chosen.folds, chosen.fold)
+    for name in chosen.holdout:
+        if name in (*data.classes, *data.words):
+            unseen.append(data.index(name))
+    unseen = list(dict.fromkeys(unseen))
+    fold = f"fold {chosen.fold} of {chosen.folds}" if chosen.folds and chosen.fold is not None else "training"
+    if wanted in ("unseen", "seen") and not unseen:
+        raise UsageError(
+            f"--classes {wanted} needs to know what was held out, and the target's training record names neither a fold nor "
+            "classes; give --folds and --fold, or the classes' names"
+        )
+    if wanted == "unseen" or (not wanted and unseen):
+        return Scored(unseen, f"{len(unseen)} classes held out of {fold}", {})
+    if wanted == "seen":
+        seen = [index for index in everyone if index not in unseen]
+        return Scored(seen, f"{len(seen)} classes not held out of {fold}", {})
+    if wanted and wanted != "all":
+        classes = [data.index(word.strip()) for word in wanted.split(",") if word.strip()]
+        return Scored(list(dict.fromkeys(classes)), "the classes asked for", {})
+    folds = (
+        {str(n): held_out_indices(data, chosen.folds, n) for n in range(len(FOLDS[chosen.folds]))}
+        if chosen.folds
+        else {}
+    )
+    return Scored(everyone, f"all {len(everyone)} classes", folds)
+
+
+def document(
+    target: Target, recorded: dict[str, Any], chosen: Choice, split: str, scored: Scored, protocol: Protocol, scale: float,
+    results: dict[str, ClassIoU], seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The JSON document (training/scorecard.py)."""
+    words, least = target.data.words, protocol.least
+    training = {**recorded.get("plan", {}), **recorded}
+    made = {
+        name: scorecard.figures(result, words, scored.classes, least, scored.folds) for name, result in results.items()
+    }
+    shared = ("classes", "miou", "fb_iou", "miou_per_fold")
+    return {
+        "format": scorecard.FORMAT,
+        "format_version": 1,
+        "target": display(target.folder),
+        "kind": target.kind,
+        "training": {name: training[name] for name in RECORDED if name in training},
+        "dataset": chosen.dataset,
+        "folds": chosen.folds or None,
+        "fold": chosen.fold,
+        "split": split,
+        "protocol": {**asdict(protocol), "scale": scale if protocol.window == "sliding" else None},
+        "seconds": round(seconds, 1),
+        **made["model"],
+        "confusion": scorecard.confusion(results["model"], words, scored.classes),
+        "baselines": {name: {key: part[key] for key in shared} for name, part in made.items() if name != "model"},
+        "versions": _versions(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def run(given: argparse.Namespace) -> None:
+    """What the command line asks for. Raises FusionerError."""
+    recorded = record(given.target)
+    chosen = choice(recorded, given.dataset, given.folds, given.fold)
+    data = open_dataset(chosen.dataset, given.data)
+    what = scored(data, chosen, given.classes.strip())
+    protocol = Protocol(given.words, given.mode, given.window, given.least, given.threshold)
+    for file in (given.json, given.csv, given.confusion, given.sheet):
+        if file:
+            writable_place(file)
+    names, words = data.names(given.split), data.words
+    title = f"{display(given.target)}: {what.what}"
+    how = (
+        f"{protocol.words} words, {protocol.mode}, {protocol.window} picture{'s' if protocol.window == 'whole' else ''}"
+    )
+    if protocol.window == "sliding":
+        how = f"{protocol.words} words, {protocol.mode}, sliding windows at scale {given.scale:g}"
+    with Target(given.target, data, given.cache) as target:
+        print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {how}.")
+        print(f"Scored: {', '.join(words[index] for index in what.classes)}.\n", flush=True)
+        start = time.perf_counter()
+        results = evaluate(target, names, what.classes, protocol, given.scale, given.baselines)
+        seconds = time.perf_counter() - start
+        made = document(target, recorded, chosen, given.split, what, protocol, given.scale, results, seconds)
+        print(scorecard.markdown(made))
+        if given.baselines:
+            print(
+                "\nThe cosine's threshold is the best of several on these very pictures, which favours that baseline."
+            )
+        if pairs := scorecard.confused(results["model"], words, what.classes):
+            print(f"\n{pairs}")
+        if given.json:
+            write_result(given.json, lambda stream: scorecard.write_json(made, stream))
+        if given.csv:
+            write_result(given.csv, lambda stream: scorecard.write_csv(made, stream))
+        if given.confusion:
+            caption = f"{title}\n{how}"
+            write_result(
+                given.confusion,
+                lambda stream: scorecard.draw_confusion(results["model"], words, what.classes, caption, stream),
+            )
+        if given.sheet:
+            asked = [name.strip() for name in given.sheet_pictures.split(",") if name.strip()]
+            shown = asked or sheet.choose(data, names, what.classes, given.sheet_rows)
+            predict = target.predictor(protocol, [name for name in shown if name in names], given.scale)
+            rows = sheet.rows(predict, data, shown, names, what.classes, protocol.words)
+            picture = sheet.draw(rows, words, f"{display(given.target)} · {how}")
+            write_result(given.sheet, lambda stream: picture.save(stream, "PNG"))
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "target", type=Path, help="a checkpoint folder, or an engine bundle (then nothing of PyTorch computes)"
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of pictures, index masks and class names")
-    parser.add_argument("--split", default="val", help="which list of pictures (default: %(default)s)")
-    parser.add_argument("--classes", default="", help="score only these, comma separated (default: every class)")
-    parser.add_argument(
-        "--least", type=int, default=15, help="pictures a class needs to count in the mean (default: %(default)s)"
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    what = parser.add_argument_group("what is scored (defaults: what the checkpoint's training record says)")
+    what.add_argument("--dataset", choices=tuple(KINDS), help="kind of data set (last default: folder)")
+    what.add_argument("--folds", metavar="SPLIT", help=f"split of the classes: {', '.join(FOLDS)}")
+    what.add_argument("--fold", type=int, metavar="N", help="the fold whose classes were held out")
+    what.add_argument(
+        "--classes",
+        default="",
+        metavar="NAMES",
+        help="score these, comma separated, or: unseen (held out), seen (the others), all (default: unseen, or all where "
+        "nothing was held out)",
     )
-    parser.add_argument("--threshold", type=float, default=0.5, help="on the probability (default: %(default)s)")
-    parser.add_argument("--baselines", action="store_true", help="score two baselines on the same pictures")
-    parser.add_argument(
+    what.add_argument("--split", default="val", help="which list of pictures (default: %(default)s)")
+    how = parser.add_argument_group("protocol")
+    how.add_argument("--words", choices=("known", "all"), default="known", help="default: %(default)s")
+    how.add_argument("--mode", choices=("joint", "independent"), default="joint", help="default: %(default)s")
+    how.add_argument("--window", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
+    how.add_argument(
+        "--scale", type=_scale, default=2.0, help="of sliding windows: how much larger they see (default: %(default)s)"
+    )
+    how.add_argument(
+        "--threshold", type=float, default=0.5, metavar="P", help="on the probability (default: %(default)s)"
+    )
+    how.add_argument(
+        "--least",
+        type=int,
+        default=15,
+        metavar="N",
+        help="pictures a class needs to count in mIoU (default: %(default)s)",
+    )
+    how.add_argument(
+        "--baselines",
+        action="store_true",
+        help='beside it, "everything is foreground" and the aligned cosine without fusion at its best threshold '
+        "(efficientnet-lite checkpoints)",
+    )
+    out = parser.add_argument_group("output (a Markdown table is printed)")
+    out.add_argument("--json", type=Path, metavar="FILE", help="every figure; the schema is in training/scorecard.py")
+    out.add_argument("--csv", type=Path, metavar="FILE", help="a line per class")
+    out.add_argument("--confusion", type=Path, metavar="FILE.png", help="picture of the confusion matrix")
+    out.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures, truth and prediction side by side")
+    out.add_argument("--sheet-rows", type=int, default=12, metavar="N", help="pictures on it (default: %(default)s)")
+    out.add_argument("--sheet-pictures", default="", metavar="NAMES", help="these pictures, comma separated")
+    out.add_argument(
         "--cache",
         type=Path,
         default=Path("runs/features"),
+        metavar="DIR",
         help="where frozen features are kept (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
     try:
-        data = MaskFolder(given.data)
-        chosen = [word.strip() for word in given.classes.split(",") if word.strip()]
-        classes = [data.index(name) for name in chosen] or list(range(1, len(data.classes)))
-        if not given.target.is_dir():
-            raise DataError(
-                f"{given.target} is no folder; expected a checkpoint (config.json) or an engine bundle (manifest.json)"
-            )
-        results = evaluate(given.target, data, given.split, classes, given.baselines, given.cache, given.threshold)
+        run(given)
     except FusionerError as error:
         print(f"training.evaluate: {error}", file=sys.stderr)
         return error.exit_code
-    print(table(results, data, classes, given.least))
-    if given.json:
-        figures = {
-            label: {data.words[i]: round(r.iou(i), 2) for i in classes if r.union[i]} for label, r in results.items()
-        }
-        given.json.write_text(
-            json.dumps({"target": given.target.name, "split": given.split, "iou": figures}, indent=1) + "\n"
-        )
     return 0
+
+
+def _scale(text: str) -> float:
+    scale = float(text)
+    if not 1 <= scale <= 16:
+        raise argparse.ArgumentTypeError(f"{text}; give a number from 1 to 16")
+    return scale
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
-"""Scores masks on validation pictures with the paper's protocol: the words are the classes in the picture."""
+"""Asks a predictor for masks and counts them against the truth (paper 4.1).
+
+A predictor is one function, whatever computes it: the PyTorch model, an engine bundle, a baseline. Two protocols say
+which words a picture is asked for:
+  known   the paper's: of the scored classes those that the picture shows. Tells shapes from the background.
+  all     every scored class in every picture, also in those that show none: naming the wrong class costs, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,61 +17,155 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fusioner_rt import Session
+from fusioner_rt.pictures import decode
+from fusioner_rt.session import Mode
 from kernels import reference
+from training import windows
 from training.alignment import Alignment
-from training.data import IGNORE, PictureMasks
+from training.data import IGNORE, DataError, PictureMasks
 from training.feature_cache import FeatureCache
 from training.metrics import ClassIoU
 from training.model import Fusioner
 
-# A picture's name, its words' class indices, and the size (H, W) of the truth → masks (K, H, W) bool.
 Predictor = Callable[[str, list[int], tuple[int, int]], np.ndarray]
+"""A picture's name, its words' class indices, the truth's size (H, W) → labels (H, W), n for word n and 0 for none; or
+masks (K, H, W) bool where words may overlap."""
+
+CropPredictor = Callable[[np.ndarray, list[int]], np.ndarray]
+"""A crop (h, w, 3) uint8 RGB, its words' class indices → probabilities (K, h, w) float32."""
+
+TOGETHER = 8  # words that are fused at a time in independent mode
 
 
-@torch.no_grad()
-def score(predict: Predictor, data: PictureMasks, names: list[str], classes: list[int], label: str = "") -> ClassIoU:
-    """Known-words protocol: each picture is asked for those of `classes` that its mask holds, and for nothing else.
-
-    A progress bar is shown under `label`, where one is given.
-    """
+def score(
+    predict: Predictor, data: PictureMasks, names: list[str], classes: list[int], label: str = "", words: str = "known"
+) -> ClassIoU:
+    """words: the protocol, "known" or "all". A progress bar is shown under `label`, where one is given."""
     result = ClassIoU(len(data.classes))
-    for name in tqdm(names, desc=label, unit="picture", leave=False, disable=not label):
-        truth = data.mask(name)
-        asked = [index for index in present(truth) if index in classes]
-        if asked:
-            result.add(truth, predict(name, asked, (truth.shape[0], truth.shape[1])), asked)
+    for name, truth, asked in questions(data, names, classes, words, label):
+        _add(result, truth, predict(name, asked, (truth.shape[0], truth.shape[1])), asked)
     return result
 
 
-def fusioner(model: Fusioner, cache: FeatureCache, vectors: Tensor, threshold: float = 0.5) -> Predictor:
-    """The PyTorch model; vectors (classes, t)."""
+def score_each(
+    predict: Callable[[str, list[int], tuple[int, int]], Sequence[np.ndarray]],
+    candidates: int,
+    data: PictureMasks,
+    names: list[str],
+    classes: list[int],
+    label: str = "",
+    words: str = "known",
+) -> list[ClassIoU]:
+    """As `score`, for a predictor that gives as many label maps a picture as there are candidates."""
+    results = [ClassIoU(len(data.classes)) for _ in range(candidates)]
+    for name, truth, asked in questions(data, names, classes, words, label):
+        maps = predict(name, asked, (truth.shape[0], truth.shape[1]))
+        for result, labels in zip(results, maps, strict=True):
+            _add(result, truth, labels, asked)
+    return results
+
+
+def questions(
+    data: PictureMasks, names: list[str], classes: list[int], words: str, label: str = ""
+) -> Iterator[tuple[str, np.ndarray, list[int]]]:
+    """Each picture that is asked for anything: its name, its truth (H, W), and the class indices it is asked for."""
+    wanted = set(classes)
+    for name in tqdm(names, desc=label, unit="picture", leave=False, disable=not label):
+        truth = data.mask(name)
+        asked = classes if words == "all" else [index for index in present(truth) if index in wanted]
+        if asked:
+            yield name, truth, asked
+
+
+def fusioner(
+    model: Fusioner, cache: FeatureCache, vectors: Tensor, threshold: float = 0.5, mode: Mode = "joint"
+) -> Predictor:
+    """The PyTorch model over cached features of whole pictures; vectors (classes, t)."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
-        features, words = model.fuse(cache.tokens([cache.get(name)]), vectors[asked][None])
-        labels, _ = reference.resolve(*reference.score_maps(features, words), size, model.config.temperature, threshold)
-        return _masks(labels[0].numpy(), len(asked))
+        tokens = cache.tokens([cache.get(name)])
+        best, labels = None, torch.zeros(1, *size, dtype=torch.int64)
+        for first, scores, gram in _maps(model, tokens, vectors[asked], mode):
+            if mode == "joint":
+                found, _ = reference.resolve(scores, gram, size, model.config.temperature, threshold)
+                return found[0].numpy()
+            # Words that were fused alone do not share their pixels' lengths: compared by cosine, as the runtime does.
+            cosine = reference.upsample(scores, size)[:, 0] / reference.squared_length(gram, size).sqrt()
+            highest, index = cosine.amax(0, keepdim=True), cosine.argmax(0, keepdim=True) + 1 + first
+            better = highest > best if best is not None else torch.ones_like(highest, dtype=torch.bool)
+            best = torch.where(better, highest, best) if best is not None else highest
+            labels = torch.where(better, index, labels)
+        assert best is not None
+        return torch.where(torch.sigmoid(best / model.config.temperature) > threshold, labels, 0)[0].numpy()
 
-    return predict
+    return torch.no_grad()(predict)
 
 
-def deployed(session: Session, data: PictureMasks, threshold: float = 0.5) -> Predictor:
+def fusioner_crops(model: Fusioner, vectors: Tensor, mode: Mode = "joint") -> CropPredictor:
+    """The PyTorch model on any part of a picture, encoder included."""
+    preprocessing = model.preprocessing()
+
+    def predict(rgb: np.ndarray, asked: list[int]) -> np.ndarray:
+        pixels = torch.from_numpy(preprocessing(rgb))[None].to(_device(model))
+        size = (rgb.shape[0], rgb.shape[1])
+        parts = [
+            reference.probabilities(scores, gram, size, model.config.temperature).flatten(0, 1)
+            for _, scores, gram in _maps(model, model.encode(pixels), vectors[asked], mode)
+        ]
+        return torch.cat(parts).numpy()
+
+    return torch.no_grad()(predict)
+
+
+def deployed(session: Session, data: PictureMasks, threshold: float = 0.5, mode: Mode = "joint") -> Predictor:
     """An engine bundle, through the runtime: from the picture's file on, nothing is shared with training."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
-        result = session.segment(data.picture(name), [data.words[i] for i in asked], size=size, threshold=threshold)
-        return _masks(result.labels, len(asked))
+        words = [data.words[i] for i in asked]
+        return session.segment(data.picture(name), words, size=size, threshold=threshold, mode=mode).labels
 
     return predict
 
 
-def aligned_cosine(alignment: Alignment, cache: FeatureCache, vectors: Tensor, threshold: float) -> Predictor:
-    """No fusion, no decoder: the ridge-aligned cosine of the image head's features, upsampled (table 4, row B3)."""
+def deployed_crops(session: Session, data: PictureMasks, mode: Mode = "joint") -> CropPredictor:
+    """An engine bundle on any part of a picture."""
+
+    def predict(rgb: np.ndarray, asked: list[int]) -> np.ndarray:
+        result = session.segment(rgb, [data.words[i] for i in asked], mode=mode, probabilities=True)
+        assert result.probabilities is not None
+        return result.probabilities
+
+    return predict
+
+
+def sliding(crops: CropPredictor, data: PictureMasks, threshold: float = 0.5, scale: float = 2.0) -> Predictor:
+    """Overlapping windows (training/windows.py), the same for a model's crops and a bundle's."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
+        rgb = decode(data.picture(name))
+        if rgb.shape[:2] != size:
+            raise DataError(
+                f"the mask of {name} has {size[1]}×{size[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
+                "as a viewer shows it; they must agree"
+            )
+        return windows.label(rgb, len(asked), lambda crop: crops(crop, asked), threshold, scale)
+
+    return predict
+
+
+def aligned_cosine(
+    alignment: Alignment, cache: FeatureCache, vectors: Tensor, thresholds: Sequence[float]
+) -> Callable[[str, list[int], tuple[int, int]], list[np.ndarray]]:
+    """No fusion, no decoder: the ridge-aligned cosine of the image head's features, upsampled (table 4, row B3).
+
+    One label map for each threshold on the cosine.
+    """
+
+    def predict(name: str, asked: list[int], size: tuple[int, int]) -> list[np.ndarray]:
         cosine = alignment.cosine(cache.get(name).levels[0].float(), vectors[asked])
         cosine = F.interpolate(cosine, size=size, mode="bilinear", align_corners=False)[0]
-        labels = torch.where(cosine.amax(0) > threshold, cosine.argmax(0) + 1, 0)
-        return _masks(labels.numpy(), len(asked))
+        highest, labels = cosine.amax(0), cosine.argmax(0) + 1
+        return [torch.where(highest > threshold, labels, 0).numpy() for threshold in thresholds]
 
     return predict
 
@@ -80,5 +180,27 @@ def present(mask: np.ndarray) -> list[int]:
     return [int(index) for index in np.unique(mask) if index not in (0, IGNORE)]
 
 
-def _masks(labels: np.ndarray, count: int) -> np.ndarray:
-    return labels[None] == np.arange(1, count + 1)[:, None, None]
+def _add(result: ClassIoU, truth: np.ndarray, prediction: np.ndarray, asked: list[int]) -> None:
+    (result.add if prediction.ndim == 3 else result.add_labels)(truth, prediction, asked)
+
+
+def _maps(model: Fusioner, tokens: Tensor, words: Tensor, mode: Mode) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """tokens (1, h, w, c), words (K, t) → the first word's position, and the mask head's scores and gram on the CPU.
+
+    Joint: once, scores (1, K, h', w'), gram (1, 5, h', w'). Independent: scores (n, 1, h', w'), gram (n, 5, h', w') for
+    TOGETHER words at a time.
+    """
+    words = words.to(_device(model))
+    tokens = tokens.to(_device(model))
+    for first, batch in [(0, words[None])] if mode == "joint" else _parts(words[:, None]):
+        scores, gram = reference.score_maps(*model.fuse(tokens, batch))
+        yield first, scores.cpu(), gram.cpu()
+
+
+def _parts(words: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for first in range(0, len(words), TOGETHER):
+        yield first, words[first : first + TOGETHER]
+
+
+def _device(model: Fusioner) -> torch.device:
+    return model.norm.weight.device
