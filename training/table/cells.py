@@ -73,22 +73,22 @@ def values(recipe: Recipe, runs: Runs, keys: tuple[str, ...]) -> dict[str, Value
     return found
 
 
-def baselines(found: dict[str, Recipe], scored: dict[str, Runs], keys: tuple[str, ...]) -> dict[str, dict[str, Value]]:
-    """Baselines that were scored beside the runs, as further rows. They do not depend on the model, but on its encoders."""
-    rows: dict[str, dict[str, Value]] = {}
+def baselines(found: dict[str, Recipe], scored: dict[str, Runs]) -> dict[str, tuple[Recipe, Runs]]:
+    """Baselines that were scored beside the runs, as further rows: name → a recipe that has it, and its scores as runs of
+    seed 0. They do not depend on the trained model, but on its encoders; where those make no difference, it is one row.
+    """
+    gathered: dict[tuple[str, str], tuple[Recipe, Runs]] = {}
     for recipe in found.values():
-        runs = scored.get(scored_as(recipe), {})
-        labels = dict.fromkeys(label.partition(" > ")[0] for s in runs.values() for label in s.baselines)
-        for label in labels:
-            standing: Runs = {}
-            for (fold, _), run in sorted(runs.items(), key=lambda item: item[0][1], reverse=True):
-                for name, classes in run.baselines.items():
-                    if name.partition(" > ")[0] == label:
-                        standing[fold, 0] = replace(run, classes=classes, fb_iou=None)
-            row = values(recipe, standing, keys)
-            name = f"{label} ({recipe.model.image_encoder}, {recipe.model.text_encoder})"
-            if row and row not in rows.values():
-                rows.setdefault(label if label not in rows else name, row)
+        encoders = f"{recipe.model.image_encoder}, {recipe.model.text_encoder}"
+        for (fold, _), run in sorted(scored.get(scored_as(recipe), {}).items(), key=lambda item: item[0][1]):
+            for label, classes in run.baselines.items():
+                name = label.partition(" > ")[0]  # of "aligned cosine > 0.04": a threshold for each fold
+                plain = replace(run, seed=0, classes=classes, fb_iou=None, baselines={}, recipe="", seconds=None)
+                gathered.setdefault((name, encoders), (recipe, {}))[1].setdefault((fold, 0), plain)
+    rows: dict[str, tuple[Recipe, Runs]] = {}
+    for (name, encoders), (recipe, runs) in gathered.items():
+        if all(runs != others for _, others in rows.values()):
+            rows[name if name not in rows else f"{name} ({encoders})"] = recipe, runs
     return rows
 
 

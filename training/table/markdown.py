@@ -21,8 +21,12 @@ def render(layout: Layout, found: dict[str, Recipe], scored: dict[str, Runs]) ->
     notes = [*layout.notes]
     if paper:
         notes.insert(0, "Each cell: paper / ours, in percent; nothing after the slash: not run.")
-    if any(len(runs) > len({fold for fold, _ in runs}) for runs in _runs(found, scored)):
-        notes.append("±: sample standard deviation over the seeds.")
+    runs = [scored.get(cells.scored_as(recipe), {}) for recipe in found.values()]
+    seeds = sorted({len({seed for _, seed in one}) for one in runs} - {0, 1})
+    if seeds:
+        notes.append(f"±: sample standard deviation over {' or '.join(map(str, seeds))} seeds; without it: one seed.")
+    if any(" > " in label for one in runs for run in one.values() for label in run.baselines):
+        notes.append("A baseline with a threshold has the best of several on the very pictures that are scored.")
     notes += _counts(layout, found, scored)
     return "\n".join([*lines, "", *(f"* {note}" for note in notes)])
 
@@ -60,7 +64,8 @@ def _baseline_rows(
     rows: dict[str, dict[tuple[str, str], Value]] = {}
     for column, keys in layout.columns.items():
         inside = {name: recipe for name, recipe in found.items() if recipe.place.column == column}
-        for name, values in cells.baselines(inside, scored, keys).items():
+        for name, (recipe, runs) in cells.baselines(inside, scored).items():
+            values = cells.values(recipe, runs, keys)
             rows.setdefault(f"baseline: {name}", {}).update({(column, key): value for key, value in values.items()})
     return rows
 
@@ -82,10 +87,6 @@ def _counts(layout: Layout, found: dict[str, Recipe], scored: dict[str, Runs]) -
                     f" in {masks} masks" + (f" ({named})" if len(classes) <= 20 else "")
                 ] = None
     return sorted(counts)
-
-
-def _runs(found: dict[str, Recipe], scored: dict[str, Runs]) -> list[Runs]:
-    return [scored.get(cells.scored_as(recipe), {}) for recipe in found.values()]
 
 
 def _names(row: str, layout: Layout) -> list[str]:

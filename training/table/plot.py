@@ -12,6 +12,8 @@ from training.table import cells, markdown
 from training.table.cells import Runs
 from training.table.layout import Layout
 
+_TOLD_APART = 10  # classes that have a colour each
+
 
 class NothingToPlot(FusionerError):
     """No row of the table has been run, or the plotting library is not installed."""
@@ -37,27 +39,46 @@ def write(file: Path, layout: Layout, found: dict[str, Recipe], scored: dict[str
             recipe = cells.recipe_of(found, name, column)
             if value is not None and recipe is not None:
                 label = f"{name}, {column}" if column else name
-                bars.append((label, value, recipe.paper.get(key), _per_class(recipe, scored), key))
+                bars.append(
+                    (
+                        label,
+                        value,
+                        recipe.paper.get(key),
+                        _per_class(recipe, scored.get(cells.scored_as(recipe), {})),
+                        key,
+                    )
+                )
         inside = {name: recipe for name, recipe in found.items() if recipe.place.column == column}
-        for label, values in cells.baselines(inside, scored, keys).items():
-            if key in values:
-                bars.append((f"baseline: {label}", values[key], None, {}, key))
+        for label, (recipe, runs) in cells.baselines(inside, scored).items():
+            if value := cells.values(recipe, runs, keys).get(key):
+                bars.append((f"baseline: {label}", value, None, _per_class(recipe, runs), key))
     if not bars:
         raise NothingToPlot(f"{layout.title}: no row has all of its folds yet; run the table first")
-    figure = Figure(figsize=(9, 1.2 + 0.4 * len(bars)), layout="constrained")
+    classes = sorted({word for *_, points, _ in bars for word in points})
+    colours = {word: f"C{number}" for number, word in enumerate(classes)} if len(classes) <= _TOLD_APART else {}
+    figure = Figure(figsize=(9, 1.4 + 0.45 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
-    places = range(len(bars))
-    axes.barh(
-        places, [v.mean for _, v, *_ in bars], xerr=[v.spread or 0.0 for _, v, *_ in bars], color="#9ecae1", capsize=3
-    )
-    for place, (_, _, paper, points, _) in enumerate(bars):
-        axes.scatter(list(points.values()), [place] * len(points), s=12, color="#444444", zorder=3, alpha=0.7)
+    for place, (label, value, paper, points, _) in enumerate(bars):
+        axes.barh(place, value.mean, color="#dddddd" if label.startswith("baseline: ") else "#c6dbef")
+        if value.spread is not None:
+            axes.errorbar(value.mean, place - 0.2, xerr=value.spread, color="#333333", capsize=3)
+        for word, number in points.items():  # below the line, so that both can be read
+            axes.scatter(number, place + 0.15, s=16, color=colours.get(word, "#444444"), zorder=3, alpha=0.8)
         if paper is not None:
-            axes.scatter([paper], [place], s=40, color="#d62728", marker="D", zorder=4)
-    axes.set_yticks(list(places), [label for label, *_ in bars])
+            axes.scatter(paper, place, s=40, color="#d62728", marker="D", zorder=4)
+    for word, colour in colours.items():
+        axes.scatter([], [], s=16, color=colour, label=word)
+    if colours:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel(f"IoU in percent; bar: {bars[0][4]}, points: classes, line: standard deviation over seeds, ◆ paper")
+    told = [f"bar: {bars[0][4]}", "points: its classes"]
+    if any(value.spread is not None for _, value, *_ in bars):
+        told.append("line: ± standard deviation over seeds")
+    if any(paper is not None for _, _, paper, *_ in bars):
+        told.append("red: paper")
+    axes.set_xlabel(f"IoU in percent ({', '.join(told)})")
     axes.set_title(layout.title)
     suffix = file.suffix.lstrip(".").lower() or "png"
     if suffix not in figure.canvas.get_supported_filetypes():
@@ -65,10 +86,10 @@ def write(file: Path, layout: Layout, found: dict[str, Recipe], scored: dict[str
     write_result(file, lambda stream: figure.savefig(stream, format=suffix, dpi=120))
 
 
-def _per_class(recipe: Recipe, scored: dict[str, Runs]) -> dict[str, float]:
+def _per_class(recipe: Recipe, runs: Runs) -> dict[str, float]:
     """The mean over seeds of each counted class."""
     numbers: dict[str, list[float]] = {}
-    for run in scored.get(cells.scored_as(recipe), {}).values():
+    for run in runs.values():
         for word, score in run.counted(recipe.protocol.least).items():
             numbers.setdefault(word, []).append(score.iou)
     return {word: statistics.fmean(values) for word, values in numbers.items()}

@@ -161,11 +161,11 @@ def _classes(values: dict[str, Any]) -> Classes:
 
 
 def _plain(classes: Classes) -> dict[str, dict[str, float]]:
-    return {word: {"iou": round(score.iou, 2), "pictures": score.pictures} for word, score in classes.items()}
+    return {word: {"iou": round(score.iou, 3), "pictures": score.pictures} for word, score in classes.items()}
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
+    return None if value is None else round(value, 3)
 
 
 def _seconds(log: Path) -> float | None:
