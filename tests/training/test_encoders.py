@@ -92,7 +92,8 @@ def test_the_real_text_encoder_knows_a_kitten_from_a_truck_and_padding_changes_n
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet-lite9", "resnet-1", "open_clip:no-such-model", "open_clip:ViT-B-32:no-such-weights"]
+    "name",
+    ["efficientnet-lite9", "resnet-1", "dino-vitg16", "open_clip:no-such-model", "open_clip:ViT-B-32:no-such-weights"],
 )
 def test_an_unknown_image_encoder_is_named(name: str) -> None:
     with pytest.raises(WeightsNotFound, match=r"no .*model|no image encoder|neither a file"):
@@ -104,6 +105,8 @@ def test_an_unknown_text_encoder_is_named(tmp_path: Path) -> None:
         text_encoder("word2vec")
     with pytest.raises(WeightsNotFound, match="does not hold a text encoder"):
         text_encoder(f"bert:{tmp_path}")
+    with pytest.raises(WeightsNotFound, match=r"no\.safetensors is not a file"):
+        text_encoder(f"table:{tmp_path / 'no.safetensors'}")
 
 
 class TestOpenClip:
@@ -123,7 +126,7 @@ class TestOpenClip:
         from training.encoders.open_clip import OpenClipImage
 
         encoder = OpenClipImage(clip.visual, (0.5,) * 3, (0.5,) * 3)
-        pixels = torch.randn(2, 3, 64, 64)
+        pixels = torch.randn(2, 3, 64, 64)  # positions are the table's own at this size
         clip.visual.output_tokens = True  # type: ignore[union-attr]
         expected = F.normalize(clip.visual(pixels)[1], dim=-1)  # type: ignore[operator]
         torch.testing.assert_close(encoder(pixels).flatten(1, 2), expected, atol=1e-5, rtol=0)

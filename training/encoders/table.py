@@ -85,7 +85,8 @@ def _normaliser() -> Any:
     from tokenizers import Regex, normalizers
 
     spaces = normalizers.Replace(Regex(r"[\s_]+"), " ")
-    return normalizers.Sequence([normalizers.NFKC(), spaces, normalizers.Strip(), normalizers.Lowercase()])
+    form = normalizers.NFKC()  # twice: lower case may leave it
+    return normalizers.Sequence([form, normalizers.Lowercase(), form, spaces, normalizers.Strip()])
 
 
 def _tokenizer_file(names: dict[str, int]) -> Path:
