@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tomllib
 import typing
 from dataclasses import fields
@@ -110,7 +111,10 @@ def parser() -> argparse.ArgumentParser:
         "--download", action="store_true", help="fetch encoder weights that are not on this machine yet"
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=4, help="threads that read ahead (default: %(default)s)")
+    command.add_argument(
+        "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
+        help="threads that read features ahead, or processes that augment pictures (default: %(default)s)",
+    )  # fmt: skip
     command.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE",
         help='any value of the recipe in TOML, e.g. data.fold=2 or model.text_encoder="bert:FOLDER"',

@@ -1,7 +1,7 @@
 """Which pictures make a batch, and how a batch is read: cached features in a random flip, or augmented pictures.
 
-A step's draws depend on the run's seed, the epoch and the step alone. So batches are read ahead, by threads, and come out
-the same however many there are; and an epoch that a kill cut short is repeated exactly.
+A step's draws depend on the run's seed, the epoch and the step alone. So batches can be read ahead, and come out the same
+whoever reads them; and an epoch that a kill cut short is repeated exactly.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
+from fusioner_rt.errors import FusionerError
 from fusioner_rt.pictures import decode
+from fusioner_rt.preprocess import Preprocessing
 from training.data import IGNORE, DataError, PictureMasks
 from training.distributed import Processes
 from training.encoders import ImageEncoder
@@ -27,6 +30,9 @@ from training.feature_cache import LABEL_STRIDE, CachedPicture, FeatureCache, ne
 from training.model import Fusioner
 from training.recipe import Plan
 from training.words import WordSampler
+
+# The encoder's inputs or maps of a picture, (1, c, ·, ·) each, and its labels (H/2, W/2) int16.
+Picture = tuple[list[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,19 @@ class Batch:
         ]
 
 
+@dataclass(frozen=True)
+class Job:
+    """A batch that is to be read."""
+
+    names: list[str]
+    epoch: int
+    step: int
+
+    def seed(self, plan: Plan, row: int) -> list[int]:
+        """Of a picture's own draws."""
+        return [plan.seed, self.epoch, self.step, row]
+
+
 class Batches:
     """The batches of every epoch, for one process. Subclasses say how a picture is read."""
 
@@ -86,8 +105,7 @@ class Batches:
         """Pictures that can share a batch."""
         raise NotImplementedError
 
-    def read(self, name: str, random: np.random.Generator) -> tuple[list[Tensor], Tensor]:
-        """The encoder's inputs or maps of a picture, (1, c, ·, ·) each, and its labels (H/2, W/2) int16."""
+    def read(self, name: str, seed: list[int]) -> Picture:
         raise NotImplementedError
 
     def plan_epoch(self, epoch: int) -> list[list[str]]:
@@ -104,16 +122,17 @@ class Batches:
         return sum(math.ceil(len(bucket) / self.plan.batch) for bucket in self.buckets())
 
     def epoch(self, epoch: int, steps: int, workers: int) -> Iterator[Batch]:
-        """The first `steps` batches of an epoch, read ahead by `workers` threads (0: read when asked for)."""
-        jobs = list(enumerate(self.plan_epoch(epoch)[:steps]))
-        if not workers:
-            yield from (self.load(names, epoch, step) for step, names in jobs)
-            return
+        """The first `steps` batches of an epoch, read ahead by `workers` threads or processes (0: read when asked for)."""
+        jobs = [Job(names, epoch, step) for step, names in enumerate(self.plan_epoch(epoch)[:steps])]
+        return self.read_ahead(jobs, workers) if workers else map(self.load, jobs)
+
+    def read_ahead(self, jobs: list[Job], workers: int) -> Iterator[Batch]:
+        """By threads: reading a file and joining tensors need no lock of the interpreter."""
         pool = ThreadPoolExecutor(workers, thread_name_prefix="batch")
         waiting: deque[Future[Batch]] = deque()
         try:
-            for step, names in jobs:
-                waiting.append(pool.submit(self.load, names, epoch, step))
+            for job in jobs:
+                waiting.append(pool.submit(self.load, job))
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -121,21 +140,27 @@ class Batches:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def load(self, names: list[str], epoch: int, step: int) -> Batch:
-        """This process's rows. Every process draws for the whole batch, and reads its own pictures only."""
-        random = np.random.default_rng([self.plan.seed, epoch, step])
-        children = random.spawn(len(names))  # a generator a picture
-        own = self.processes.rows(len(names))
-        rows = list(own) or [0]  # a process without rows computes one that does not count: all must take part in a step
-        pictures = {row: self.read(names[row], children[row]) for row in rows}
-        inputs = [torch.cat(levels) for levels in zip(*(pictures[row][0] for row in rows), strict=True)]
-        elsewhere = torch.full_like(pictures[rows[0]][1], IGNORE)
-        labels = torch.stack([pictures[row][1] if row in pictures else elsewhere for row in range(len(names))])
-        words, targets, valid = self.sampler.draw(names, self._at_cells(labels), random)
+    def load(self, job: Job) -> Batch:
+        """This process's rows of a batch."""
+        return self.join(job, [self.read(job.names[row], job.seed(self.plan, row)) for row in self.rows(job)])
+
+    def rows(self, job: Job) -> list[int]:
+        """The rows that this process computes: where it has none, one that does not count. All take part in a step."""
+        return list(self.processes.rows(len(job.names))) or [0]
+
+    def join(self, job: Job, pictures: list[Picture]) -> Batch:
+        """Pictures of `rows` with their words. Every process draws for the whole batch."""
+        rows, own = self.rows(job), bool(self.processes.rows(len(job.names)))
+        labels = torch.full((len(job.names), *pictures[0][1].shape), IGNORE, dtype=pictures[0][1].dtype)
+        for row, (_, known) in zip(rows, pictures, strict=True):
+            labels[row] = known
+        random = np.random.default_rng([self.plan.seed, job.epoch, job.step])
+        words, targets, valid = self.sampler.draw(job.names, self._at_cells(labels), random)
         if self.plan.word_noise:
             noise = torch.from_numpy(random.standard_normal(words.shape).astype(np.float32))
             words = F.normalize(words + self.plan.word_noise * noise / math.sqrt(words.shape[-1]), dim=-1)
-        return Batch(inputs, words[rows], targets[rows], valid[rows] * bool(own), self.encoded)
+        inputs = [torch.cat(levels) for levels in zip(*(inputs for inputs, _ in pictures), strict=True)]
+        return Batch(inputs, words[rows], targets[rows], valid[rows] * own, self.encoded)
 
     def _at_cells(self, labels: Tensor) -> Tensor:
         """(B, H/2, W/2) → labels at the centres of the decoder's cells.
@@ -174,13 +199,17 @@ class CachedBatches(Batches):
     def buckets(self) -> list[list[str]]:
         return self._buckets
 
-    def read(self, name: str, random: np.random.Generator) -> tuple[list[Tensor], Tensor]:
-        picture = self.cache.get(name, self.plan.augment == "flip" and bool(random.integers(2)))
+    def read(self, name: str, seed: list[int]) -> Picture:
+        flip = self.plan.augment == "flip" and bool(np.random.default_rng(seed).integers(2))
+        picture = self.cache.get(name, flip)
         return picture.levels, picture.labels
 
 
 class LiveBatches(Batches):
-    """From pictures, augmented and encoded in every step (augment "full"), at one network size: square."""
+    """From pictures, augmented and encoded in every step (augment "full"), at one network size: square.
+
+    Read ahead by processes: augmentation keeps the interpreter busy, and seeds torch's one generator of a process.
+    """
 
     encoded = False
 
@@ -194,18 +223,57 @@ class LiveBatches(Batches):
         processes: Processes,
     ) -> None:
         super().__init__(names, model, sampler, plan, processes)
-        self.data, self.preprocessing = data, model.preprocessing()
-        self.size = self.preprocessing.input_size(self.preprocessing.side, self.preprocessing.side)
+        self.pictures = AugmentedPictures(data, model.preprocessing())
+        self._loader: DataLoader[Any] | None = None
 
     def buckets(self) -> list[list[str]]:
         return [self.names]
 
-    def read(self, name: str, random: np.random.Generator) -> tuple[list[Tensor], Tensor]:
+    def read(self, name: str, seed: list[int]) -> Picture:
+        return _picture(self.pictures[name, seed])
+
+    def read_ahead(self, jobs: list[Job], workers: int) -> Iterator[Batch]:
+        if self._loader is None:  # its processes live as long as the run
+            self._keys: list[tuple[str, list[int]]] = []
+            self._loader = DataLoader(
+                self.pictures, batch_size=None, sampler=cast(Any, self._keys), num_workers=workers, collate_fn=_as_it_is,
+                persistent_workers=True, prefetch_factor=math.ceil(2 * self.plan.batch / workers),
+            )  # fmt: skip
+        self._keys[:] = [(job.names[row], job.seed(self.plan, row)) for job in jobs for row in self.rows(job)]
+        pictures = iter(self._loader)
+        for job in jobs:
+            yield self.join(job, [_picture(next(pictures)) for _ in self.rows(job)])
+
+
+@dataclass(frozen=True)
+class AugmentedPictures(Dataset[Any]):
+    """(name, seed) → normalised pixels (1, 3, H, W) and labels (H/2, W/2), or the error that there was."""
+
+    data: PictureMasks
+    preprocessing: Preprocessing
+
+    def __getitem__(self, key: tuple[str, list[int]]) -> tuple[np.ndarray, np.ndarray] | FusionerError:
         from training.augment import augment
 
-        rgb, mask = augment(*read_picture(self.data, name), self.size, random)
-        pixels = torch.from_numpy(self.preprocessing(rgb, self.size))[None]
-        return [pixels], _labels(mask, self.size)
+        name, seed = key
+        size = self.preprocessing.input_size(self.preprocessing.side, self.preprocessing.side)
+        try:
+            rgb, mask = read_picture(self.data, name)
+            rgb, mask = augment(rgb.copy(), mask, size, np.random.default_rng(seed))
+        except FusionerError as error:  # raised, it would come out of a process as its traceback's text
+            return error
+        return self.preprocessing(rgb, size)[None], labels_of(mask, size)
+
+
+def _as_it_is(read: Any) -> Any:
+    return read
+
+
+def _picture(read: tuple[np.ndarray, np.ndarray] | FusionerError) -> Picture:
+    if isinstance(read, FusionerError):
+        raise read
+    pixels, labels = read
+    return [torch.from_numpy(pixels)], torch.from_numpy(labels)
 
 
 class MaskLabels(FeatureCache):
@@ -213,7 +281,7 @@ class MaskLabels(FeatureCache):
 
     def get(self, name: str, flip: bool = False) -> CachedPicture:
         mask = self.data.mask(name)
-        labels = _labels(mask, self.preprocessing.input_size(*mask.shape))
+        labels = torch.from_numpy(labels_of(mask, self.preprocessing.input_size(*mask.shape)))
         return CachedPicture([], labels.flip(1) if flip else labels)
 
 
@@ -250,6 +318,6 @@ def read_picture(data: PictureMasks, name: str) -> tuple[np.ndarray, np.ndarray]
     return rgb, mask
 
 
-def _labels(mask: np.ndarray, size: tuple[int, int]) -> Tensor:
+def labels_of(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A mask at LABEL_STRIDE of a network input's size (H, W)."""
-    return torch.from_numpy(nearest(mask, (size[0] // LABEL_STRIDE, size[1] // LABEL_STRIDE)))
+    return nearest(mask, (size[0] // LABEL_STRIDE, size[1] // LABEL_STRIDE))

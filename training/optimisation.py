@@ -28,8 +28,6 @@ class Optimiser:
     def __init__(
         self, model: Fusioner, plan: Plan, aligned: bool, steps: int, warmup: int, device: torch.device
     ) -> None:
-        if plan.precision == "fp16" and device.type != "cuda":
-            raise UsageError("precision fp16 needs a CUDA device to train on; on a CPU use --precision bf16 or fp32")
         self.plan, self.device = plan, device
         self.trained = nn.ModuleDict({name: part for name, part in model.named_children() if name not in ENCODERS})
         word_projection = list(model.project_words.parameters())
@@ -112,6 +110,14 @@ class Optimiser:
             self.adamw.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
         ):
             group["lr"] = largest * factor(values["steps"])
+
+
+def check_precision(plan: Plan, device: torch.device) -> None:
+    """Raises UsageError where a device cannot train in a plan's precision."""
+    if plan.precision == "fp16" and device.type != "cuda":
+        raise UsageError("precision fp16 needs a CUDA device to train on; on a CPU use --precision bf16 or fp32")
+    if plan.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise UsageError("this GPU has no bf16 arithmetic; use --precision fp16 or fp32")
 
 
 def rate(step: int, steps: int, warmup: int) -> float:

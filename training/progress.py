@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -70,7 +71,7 @@ class Progress:
             self.history = state["history"]
             self.best = {n.removeprefix("best."): v for n, v in tensors.items() if n.startswith("best.")}
             self.steps = self._read_steps(state["steps"])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{self.folder} cannot be resumed from ({' '.join(str(error).split())[:200]}); remove it to start again"
             ) from None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,8 +31,8 @@ from training.datasets import open_dataset
 from training.datasets.splits import held_out_indices
 from training.distributed import Processes, processes
 from training.feature_cache import FeatureCache
-from training.model import Fusioner
-from training.optimisation import Optimiser
+from training.model import Fusioner, FusionerConfig
+from training.optimisation import Optimiser, check_precision
 from training.progress import Progress
 from training.recipe import Choice, Recipe
 from training.words import Vocabulary, WordSampler
@@ -114,7 +116,7 @@ class _Forward:
         self.loss: nn.Module = _SummedLoss(model, optimiser.plan.positive_weight, optimiser)
         if processes.count > 1:
             self.loss = DistributedDataParallel(
-                self.loss, broadcast_buffers=False, find_unused_parameters=model.config.fusion == "none"
+                self.loss, forward_sync_buffers=False, find_unused_parameters=model.config.fusion == "none"
             )
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -213,7 +215,9 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
         )
         with processes.in_turn():
             aligned = alignment.ridge(model, folder) if has_alignment else None
-            vocabulary = Vocabulary.collect(model, data, features, names, aligned if plan.names else None)
+            vocabulary = Vocabulary.collect(
+                model, data, features, names, aligned if plan.names or plan.strangers else None
+            )
     if not vocabulary.classes:
         raise DataError(f"no training picture of {data.root} shows any class; expected masks with indices above 0")
     if aligned is not None:
@@ -265,8 +269,13 @@ def _fill(cache: FeatureCache, names: list[str], flips: tuple[bool, ...], proces
 
 def _settings(chosen: Recipe, data: PictureMasks) -> dict[str, Any]:
     """What the result depends on, in plain JSON."""
-    model = {name: value for name, value in chosen.model.to_dict().items() if name != "encoder_sha256"}
+    templates = hashlib.sha256(json.dumps(chosen.model.templates).encode()).hexdigest()[:12]
+    model = {**_model_settings(chosen.model), "templates": templates}  # those asked for: a table reads its own alone
     return {"model": model, "plan": asdict(chosen.training), "data": data.root.name, **asdict(chosen.data)}
+
+
+def _model_settings(config: FusionerConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in ("encoder_sha256", "templates")}
 
 
 def _complete(progress: Progress) -> bool:
@@ -275,8 +284,7 @@ def _complete(progress: Progress) -> bool:
     if not folder.exists() or (progress.folder / "state.json").is_file():
         return False
     config, record = checkpoint.read_config(folder)
-    model = {name: value for name, value in config.to_dict().items() if name != "encoder_sha256"}
-    return progress.complete({**record, "model": model})
+    return progress.complete({**record, "model": {**_model_settings(config), "templates": record.get("templates")}})
 
 
 def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) -> None:
@@ -287,6 +295,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
             print(f"kept: epoch {progress.best_epoch} of {progress.epoch}, the one with the best validation score")
         record = {name: value for name, value in progress.settings.items() if name != "model"} | {
             "recipe": chosen.name,
+            "templates": progress.settings["model"]["templates"],
             "pictures": len(task.batches.names),
             "classes": [task.data.words[index] for index in task.seen],
             "held_out": [task.data.words[index] for index in task.held_out],
@@ -325,6 +334,17 @@ def _say(processes: Processes, text: str) -> None:
         print(text, flush=True)
 
 
+@contextlib.contextmanager
+def _empty_or_used(folder: Path) -> Iterator[None]:
+    """A run that fails before it has anything to keep leaves no folder."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # refuses to remove one that holds anything
+        raise
+
+
 def main(given: Sequence[str] | None = None) -> int:
     command = arguments.parser()
     given = sys.argv[1:] if given is None else list(given)
@@ -336,15 +356,18 @@ def main(given: Sequence[str] | None = None) -> int:
         if options.list:
             print(arguments.listing())
             return 0
+        if options.workers < 0:
+            raise UsageError(f"--workers is {options.workers}; expected 0 or more threads")
         if options.recipe is None or options.data is None:
             raise UsageError("a recipe and --data DIR are needed; without arguments, this command explains both")
         chosen = recipe.read(options.recipe, arguments.overrides(options))
         if options.download:
             encoders.allow_download()
         out = options.out or arguments.default_out(chosen, seeded=getattr(options, "training.seed") is not None)
-        with processes(options.device) as group:
+        with processes(options.device) as group, _empty_or_used(writable_folder(out)):
+            check_precision(chosen.training, group.device)
             data = open_dataset(chosen.data.dataset, options.data)
-            train(chosen, data, writable_folder(out), options.cache, group, options.workers)
+            train(chosen, data, out, options.cache, group, options.workers)
     except FusionerError as error:
         print(f"training.train: {error}", file=sys.stderr)
         return error.exit_code
