@@ -145,6 +145,20 @@ def test_one_model_of_several_tables_is_one_run() -> None:
     assert len({scored_as(one) for one in everything}) == 24 + 3 + 1 + 3 + 2 + 10
 
 
+def test_the_documentation_counts_the_trainings_that_the_tables_take() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tables.md").read_text()
+    known: set[str] = set()
+    total = 0
+    for number in TABLES:
+        runs = {trained_as(one): max(1, len(one.scored_folds)) for one in table(number).values()}
+        new = sum(count for identity, count in runs.items() if identity not in known)
+        known |= set(runs)
+        total += new
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {number} |"))
+        assert line.endswith(f"| {sum(runs.values())} | {new} |")
+    assert f"{total} trainings" in text
+
+
 def test_recipes_in_one_place_of_a_table_are_one_run() -> None:
     for number in TABLES:
         places: dict[tuple[str, str], str] = {}

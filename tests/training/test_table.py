@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from training import recipe
+from training import arguments, evaluate, recipe
 from training.table import runs as table_runs
 from training.table.__main__ import main
 from training.table.runs import Places, Run, RunsFailed
@@ -247,8 +248,22 @@ def test_table_5_scores_the_checkpoints_of_table_2_on_another_folder(
     )
 
 
+@pytest.mark.parametrize("number", ["1", "2", "3", "4", "5", "7"])
+def test_the_commands_of_a_dry_run_are_those_that_training_takes(
+    number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsers = {"training.train": arguments.parser(), "training.evaluate": evaluate.parser()}
+    assert main([number, "--run", "--dry-run", "--data", "DIR", "--baselines", "--runs", str(tmp_path)]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        python, _, module, *rest = shlex.split(line)
+        assert python == "python"
+        given = parsers[module].parse_args(rest)
+        if module == "training.train":
+            recipe.read(given.recipe, arguments.overrides(given))
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
         (["8"], "no recipe belongs to a table '8'; tables: 1, 2"),
         (["./nowhere/"], "no folder with recipes"),
@@ -263,9 +278,9 @@ def test_table_5_scores_the_checkpoints_of_table_2_on_another_folder(
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments, "--runs", str(tmp_path / "runs")]) != 0
+    assert main(["--runs", str(tmp_path / "runs"), *options]) != 0
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -317,9 +332,11 @@ def test_an_interrupt_ends_the_run_that_is_under_way_and_starts_no_other(tmp_pat
 from pathlib import Path
 from training.table.runs import Places, Run, start
 import sys
-sleep = [sys.executable, "-c", "import os, time; open({str(tmp_path / "child")!r}, 'w').write(str(os.getpid())); time.sleep(100)"]
+calm = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+calm += "open({str(tmp_path / "child")!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+first = [sys.executable, "-c", calm]  # ends with 0 when it is told to end
 other = [sys.executable, "-c", "open({str(tmp_path / "other")!r}, 'w')"]
-start([Run("sleep", [sleep]), Run("other", [other])], Places(Path({str(tmp_path / "runs")!r}), {{}}))
+start([Run("one", [first, other]), Run("two", [other])], Places(Path({str(tmp_path / "runs")!r}), {{}}))
 """
     process = subprocess.Popen(python(code), stderr=subprocess.DEVNULL)
     child = tmp_path / "child"
