@@ -20,7 +20,7 @@ Trains the fusion and the decoder; the encoders stay frozen.
 
   python -m training.train demo --data DIR --epochs 4
       the demonstration model on a folder of your own; the result is runs/demo/checkpoint
-  python -m training.train table2/pascal-vit-l --data VOC --fold 1 --seed 2
+  python -m training.train table4/b0-full --data VOC --fold 1 --seed 2
       a row of the paper's tables: the classes of fold 1 are never seen
   torchrun --nproc-per-node 8 -m training.train my.toml --data DIR --batch 64 --precision bf16
       a recipe of your own, on 8 GPUs; the same figures as on one

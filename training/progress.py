@@ -59,6 +59,19 @@ class Progress:
         """Whether the validation score has not improved for `patience` epochs (0: never)."""
         return bool(patience) and self.epoch - self.best_epoch >= patience
 
+    def end_epoch(self, loss: float, score: float, seconds: float) -> None:
+        """Adds a row to the log. score: mIoU in percent, NaN where no class was scored."""
+        self.history.append(
+            {
+                "epoch": self.epoch + 1,
+                "steps": len(self.steps),
+                "loss": loss,
+                "miou": None if math.isnan(score) else score,
+                "rate": self.steps[-1][2],
+                "seconds": seconds,
+            }
+        )
+
     def resume(self, optimiser: Optimiser) -> bool:
         """Goes on from OUT/state, where there is one. Raises UsageError for a run with other settings, CheckpointError."""
         if not (self.folder / "state.json").is_file():

@@ -75,29 +75,14 @@ def train(chosen: Recipe, data: PictureMasks, out: Path, cache: Path, processes:
         _say(processes, f"resuming after epoch {progress.epoch}")
     _say(processes, _summary(task, optimiser, processes, total, each))
     forward = _Forward(model, optimiser, processes)
+    epochs = math.ceil(total / each)
     while optimiser.steps < total and not progress.exhausted(plan.patience):
         started = time.monotonic()
-        loss = _epoch(
-            forward,
-            optimiser,
-            task.batches,
-            progress,
-            min(each, total - optimiser.steps),
-            math.ceil(total / each),
-            workers,
-        )
+        steps = min(each, total - optimiser.steps)
+        loss = _epoch(forward, optimiser, task.batches.epoch(progress.epoch, steps, workers), steps, epochs, progress)
         with optimiser.averaged():
             score = processes.agree(_validate(task, processes, plan.least) if processes.first else math.nan)
-            progress.history.append(
-                {
-                    "epoch": progress.epoch + 1,
-                    "steps": optimiser.steps,
-                    "loss": loss,
-                    "miou": None if math.isnan(score) else score,
-                    "rate": progress.steps[-1][2],
-                    "seconds": time.monotonic() - started,
-                }
-            )
+            progress.end_epoch(loss, score, time.monotonic() - started)
             if plan.patience and progress.best_epoch == progress.epoch:
                 progress.best = {name: value.clone() for name, value in optimiser.trained.state_dict().items()}
         _say(processes, f"epoch {progress.epoch}: loss {loss:.4f}, mIoU of trained classes {score:.1f}")
@@ -159,16 +144,15 @@ class _SummedLoss(nn.Module):
 
 
 def _epoch(
-    forward: _Forward, optimiser: Optimiser, batches: Batches, progress: Progress, steps: int, epochs: int, workers: int
+    forward: _Forward, optimiser: Optimiser, batches: Iterator[Batch], steps: int, epochs: int, progress: Progress
 ) -> float:
-    """Trains on an epoch's first `steps` batches, and returns their mean loss. Raises TrainingFailed."""
+    """Trains on `steps` batches, and returns their mean loss. Raises TrainingFailed."""
     forward.model.train()
     losses: list[Tensor] = []
     rates: list[float] = []
-    first = forward.processes.first
     title = f"epoch {progress.epoch + 1}/{epochs}"
-    with tqdm(total=steps, desc=title, unit="step", disable=not first) as bar:
-        for batch in batches.epoch(progress.epoch, steps, workers):
+    with tqdm(total=steps, desc=title, unit="step", disable=not forward.processes.first) as bar:
+        for batch in batches:
             rates.append(optimiser.rate)
             losses.append(forward(batch))
             optimiser.step()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import argparse
+import re
 import typing
 from dataclasses import fields
 from pathlib import Path
@@ -137,4 +137,6 @@ def test_help_teaches_recipes_the_data_folder_and_every_flag() -> None:
     text = arguments.parser().format_help()
     for part in ("classes.txt", "255", "torchrun", "log.csv", "--positive-weight", "--no-exact-words"):
         assert part in text
-    assert isinstance(arguments.parser(), argparse.ArgumentParser)
+    examples = re.findall(r"training\.train (\S+) --data", arguments.TEACHING)
+    assert len(examples) == 3
+    assert {name for name in examples if not name.endswith(".toml")} <= set(recipe.names())
