@@ -192,9 +192,11 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def choice(recorded: dict[str, Any], dataset: str | None, folds: str | None, fold: int | None) -> Choice:
-    """What to score: what was asked for, completed by the training record."""
+    """What to score: what was asked for, completed by the training record. Raises UsageError."""
     if folds is None:
         folds = recorded.get("folds") or ""
+    if fold is not None and not folds:
+        raise UsageError(f"--fold {fold} needs --folds, which says how the classes are split: {', '.join(FOLDS)}")
     if fold is None and folds:
         fold = recorded.get("fold")
     holdout = recorded.get("holdout") or recorded.get("plan", {}).get("holdout") or ()

@@ -82,7 +82,7 @@ def rows(
 
 def draw(rows: Sequence[Row], words: Sequence[str], title: str) -> Image.Image:
     """words: by class index. Colours stand for the same words in every row, in the truth and in the prediction."""
-    shown = sorted({index for row in rows for index in (*present(row.truth), *present(row.prediction))})
+    shown = _by_use(rows, len(words))
     palette = np.zeros((len(words), 3), np.uint8)
     palette[shown] = colours(len(shown))
     columns = 2 if len(rows) > 3 else 1
@@ -108,6 +108,16 @@ def draw(rows: Sequence[Row], words: Sequence[str], title: str) -> Image.Image:
             sheet.paste(panel, (x + (width - panel.width) // 2, top + (height - panel.height) // 2))
         _caption(pen, row, words, palette, left, top + height + CAPTION // 2 + 1, cell)
     return sheet
+
+
+def _by_use(rows: Sequence[Row], classes: int) -> list[int]:
+    """Class indices on the sheet, those in most truths first: the first colours are the easiest to tell apart."""
+    uses = np.zeros((classes, 2), int)
+    for row in rows:
+        uses[present(row.truth), 0] += 1
+        uses[present(row.prediction), 1] += 1
+    found = np.flatnonzero(uses.any(axis=1))
+    return [int(index) for index in sorted(found, key=lambda index: (-uses[index, 0], -uses[index, 1], index))]
 
 
 def _head(width: int, entries: Sequence[tuple[str, np.ndarray]], title: str) -> Image.Image:
