@@ -174,7 +174,7 @@ class Coco(PictureMasks):
 
 
 def read_annotations(file: Path) -> Annotations:
-    """An instances_*.json. Polygons become arrays while it is parsed: a tenth of the memory of lists. Raises DataError."""
+    """An instances_*.json. Polygons become arrays while it is parsed: a quarter of the memory of lists. Raises DataError."""
     try:
         size = file.stat().st_size
         if size > 10_000_000:

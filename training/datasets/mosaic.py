@@ -64,7 +64,7 @@ def arrange(classes: list[str], random: np.random.Generator) -> np.ndarray:
     # mosaic gets two of it. That is valid but regular; exchanges that keep it valid then make it random.
     dealt = np.argsort(labels, kind="stable").reshape(4, count).T.tolist()
     label = labels.tolist()
-    for a, b in random.integers(0, 4 * count, (200 * count, 2)).tolist():
+    for a, b in random.integers(0, 4 * count, (100 * count, 2)).tolist():
         (i, p), (j, q) = divmod(a, 4), divmod(b, 4)
         first, second = dealt[i], dealt[j]
         mine, theirs = label[first[p]], label[second[q]]
