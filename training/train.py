@@ -279,6 +279,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
             print(f"kept: epoch {progress.best_epoch} of {progress.epoch}, the one with the best validation score")
         record = {name: value for name, value in progress.settings.items() if name != "model"} | {
             "recipe": chosen.name,
+            "seed": chosen.training.seed,
             "templates": progress.settings["model"]["templates"],
             "pictures": len(task.batches.names),
             "classes": [task.data.words[index] for index in task.seen],

@@ -150,7 +150,7 @@ def test_a_checkpoint_says_what_it_was_trained_on(shapes: Path, tmp_path: Path) 
     assert {name: record[name] for name in ("recipe", "dataset", "data", "folds", "fold", "holdout", "pictures")} == {
         "recipe": "tiny", "dataset": "folder", "data": "shapes", "folds": "", "fold": None, "holdout": [], "pictures": 8
     }  # fmt: skip
-    assert record["plan"]["seed"] == 3
+    assert record["plan"]["seed"] == record["seed"] == 3
     assert record["classes"] == ["red thing", "green thing", "blue thing"]
     assert len(record["history"]) == 1
     assert record["versions"]["torch"] == torch.__version__
