@@ -48,7 +48,7 @@ from fusioner_rt.files import writable_place, write_result
 from training import alignment, checkpoint, scorecard, scoring, sheet
 from training.data import DataError, PictureMasks
 from training.datasets import KINDS, open_dataset
-from training.datasets.splits import FOLDS, held_out_indices
+from training.datasets.splits import FOLDS, held_out, held_out_indices
 from training.feature_cache import FeatureCache, word_vectors
 from training.metrics import ClassIoU
 from training.model import Fusioner
@@ -226,6 +226,7 @@ def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
             unseen.append(data.index(name))
     unseen = list(dict.fromkeys(unseen))
     fold = f"fold {chosen.fold} of {chosen.folds}" if chosen.folds and chosen.fold is not None else "training"
+    folds = _each_fold(data, chosen.folds) if chosen.folds and chosen.fold is None else {}
     if wanted in ("unseen", "seen") and not unseen:
         raise UsageError(
             f"--classes {wanted} needs to know what was held out, and the target's training record names neither a fold nor "
@@ -239,12 +240,19 @@ def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
     if wanted and wanted != "all":
         classes = [data.index(word.strip()) for word in wanted.split(",") if word.strip()]
         return Scored(list(dict.fromkeys(classes)), "the classes asked for", {})
-    folds = (
-        {str(n): held_out_indices(data, chosen.folds, n) for n in range(len(FOLDS[chosen.folds]))}
-        if chosen.folds
-        else {}
-    )
     return Scored(everyone, f"all {len(everyone)} classes", folds)
+
+
+def _each_fold(data: PictureMasks, split: str) -> dict[str, list[int]]:
+    """Class indices by fold, without the folds of which the data set has no class. Raises DataError."""
+    held_out(split, 0)
+    found = {}
+    for fold in range(len(FOLDS[split])):
+        with contextlib.suppress(DataError):
+            found[str(fold)] = held_out_indices(data, split, fold)
+    if not found:
+        raise DataError(f"{data.root} has no class of {split}; give a split that fits the data set")
+    return found
 
 
 def document(
@@ -289,6 +297,8 @@ def run(given: argparse.Namespace) -> None:
         if file:
             writable_place(file)
     names, words = data.names(given.split), data.words
+    asked = [name.strip() for name in given.sheet_pictures.split(",") if name.strip()]
+    sheet.check(data, asked, names)
     title = f"{display(given.target)}: {what.what}"
     how = (
         f"{protocol.words} words, {protocol.mode}, {protocol.window} picture{'s' if protocol.window == 'whole' else ''}"
@@ -320,9 +330,8 @@ def run(given: argparse.Namespace) -> None:
                 lambda stream: scorecard.draw_confusion(results["model"], words, what.classes, caption, stream),
             )
         if given.sheet:
-            asked = [name.strip() for name in given.sheet_pictures.split(",") if name.strip()]
-            shown = asked or sheet.choose(data, names, what.classes, given.sheet_rows)
-            predict = target.predictor(protocol, [name for name in shown if name in names], given.scale)
+            shown = asked or sheet.choose(data, names, what.classes, given.sheet_rows) or names[: given.sheet_rows]
+            predict = target.predictor(protocol, shown, given.scale)
             rows = sheet.rows(predict, data, shown, names, what.classes, protocol.words)
             picture = sheet.draw(rows, words, f"{display(given.target)} · {how}")
             write_result(given.sheet, lambda stream: picture.save(stream, "PNG"))
@@ -356,7 +365,7 @@ def parser() -> argparse.ArgumentParser:
         "--scale", type=_scale, default=2.0, help="of sliding windows: how much larger they see (default: %(default)s)"
     )
     how.add_argument(
-        "--threshold", type=float, default=0.5, metavar="P", help="on the probability (default: %(default)s)"
+        "--threshold", type=_probability, default=0.5, metavar="P", help="on the probability (default: %(default)s)"
     )
     how.add_argument(
         "--least",
@@ -376,7 +385,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--csv", type=Path, metavar="FILE", help="a line per class")
     out.add_argument("--confusion", type=Path, metavar="FILE.png", help="picture of the confusion matrix")
     out.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures, truth and prediction side by side")
-    out.add_argument("--sheet-rows", type=int, default=12, metavar="N", help="pictures on it (default: %(default)s)")
+    out.add_argument("--sheet-rows", type=_count, default=12, metavar="N", help="pictures on it (default: %(default)s)")
     out.add_argument("--sheet-pictures", default="", metavar="NAMES", help="these pictures, comma separated")
     out.add_argument(
         "--cache",
@@ -403,6 +412,19 @@ def _scale(text: str) -> float:
     if not 1 <= scale <= 16:
         raise argparse.ArgumentTypeError(f"{text}; give a number from 1 to 16")
     return scale
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; give 1 or more")
+    return int(text)
+
+
+def _probability(text: str) -> float:
+    probability = float(text)
+    if not 0 <= probability <= 1:
+        raise argparse.ArgumentTypeError(f"{text}; give a probability from 0 to 1")
+    return probability
 
 
 def _versions() -> dict[str, str]:

@@ -60,10 +60,20 @@ def choose(data: PictureMasks, names: list[str], classes: list[int], count: int)
     return [name for index in order for name in chosen[index]]
 
 
+def check(data: PictureMasks, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises DataError for a name that is not among the known."""
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"no picture of {data.root} is called {name!r} in this split; its names are like {known[0]}"
+            )
+
+
 def rows(
     predict: Predictor, data: PictureMasks, names: Sequence[str], known: Sequence[str], classes: list[int], words: str
 ) -> list[Row]:
     """names: what to show; known: the split's pictures; words: the protocol, "known" or "all". Raises DataError."""
+    check(data, names, known)
     made = []
     for name in names:
         if name not in known:
