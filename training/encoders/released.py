@@ -47,12 +47,20 @@ def hub_file(repository: str, filename: str, wanted_for: str) -> Path:
 
     HF_HUB_OFFLINE=1 forbids the fetching too: huggingface_hub reads it itself.
     """
+    what = f"{filename} of the hub's {repository}"
     try:
-        from huggingface_hub import hf_hub_download
+        # Imported here: huggingface_hub reads its environment at import. Its own offline download is not silent: it
+        # asks the hub for a list of known user agents first. So the cache alone is looked into.
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-        return Path(hf_hub_download(repository, filename, local_files_only=not downloads_allowed()))
+        if downloads_allowed():
+            return Path(hf_hub_download(repository, filename))
+        cached = try_to_load_from_cache(repository, filename)
     except Exception as error:  # the hub client raises many kinds; to the user they are one: the file did not come
-        raise _missing(wanted_for, f"{filename} of the hub's {repository}", error) from None
+        raise _missing(wanted_for, what, error) from None
+    if not isinstance(cached, str):
+        raise _missing(wanted_for, what, None)
+    return Path(cached)
 
 
 def url_file(url: str, wanted_for: str) -> Path:
