@@ -62,6 +62,7 @@ PLAN_HELP = {
     "precision": "fp32; bf16 or fp16: mixed, the weights stay fp32",
     "ema": "decay a step of averaged weights, which are then scored and kept; 0 = the last weights",
     "positive_weight": "weight in the loss of pixels that show their word",
+    "jaccard": "weight of the soft intersection over union of the words that are shown, beside cross entropy",
     "words": "most words per picture",
     "exact_words": "exactly that many words in every picture, not 1 to that many",
     "absent": "share of absent words after a picture's first",

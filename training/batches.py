@@ -58,6 +58,10 @@ class Batch:
         """How many (pixel, word) pairs count in the loss."""
         return self.valid.sum() * self.targets.shape[1]
 
+    def shown(self) -> Tensor:
+        """How many words have a region."""
+        return ((self.targets * self.valid).amax((2, 3)) > 0).sum()
+
     def to(self, device: torch.device) -> Batch:
         inputs = [x.to(device) for x in self.inputs]
         words, targets, valid = (x.to(device) for x in (self.words, self.targets, self.valid))

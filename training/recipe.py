@@ -56,6 +56,7 @@ class Plan:
     precision: str = "fp32"  # "bf16" and "fp16": mixed, the weights stay fp32
     ema: float = 0.0  # decay of the averaged weights that are kept, per step; 0 = the last weights
     positive_weight: float = 1.0  # of a pixel that shows its word, against one that does not
+    jaccard: float = 0.0  # weight of the soft intersection over union, beside cross entropy; the paper has none
     words: int = 4  # per picture, 1..words, present and absent
     exact_words: bool = False  # exactly `words` in every picture
     absent: float = 0.5  # share of the absent words among those after the first
@@ -75,14 +76,26 @@ class Plan:
         for name in ("epochs", "batch", "accumulate", "words"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("steps", "warmup", "weight_decay", "word_noise", "word_rate", "patience", "least", "seed"):
+        for name in (
+            "steps",
+            "warmup",
+            "weight_decay",
+            "word_noise",
+            "word_rate",
+            "jaccard",
+            "patience",
+            "least",
+            "seed",
+        ):
             if not getattr(self, name) >= 0:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected 0 or more")
         for name in ("absent", "names", "strangers", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected a number from 0 to 1")
         if self.ema == 1:
-            raise RecipeError("training.ema is 1, which keeps the first weights for ever; expected below 1, such as 0.999")
+            raise RecipeError(
+                "training.ema is 1, which keeps the first weights for ever; expected below 1, such as 0.999"
+            )
         for name in ("rate", "clip", "positive_weight"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected a number above 0")

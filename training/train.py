@@ -98,7 +98,7 @@ class _Forward:
 
     def __init__(self, model: Fusioner, optimiser: Optimiser, processes: Processes) -> None:
         self.model, self.optimiser, self.processes = model, optimiser, processes
-        self.loss: nn.Module = _SummedLoss(model, optimiser.plan.positive_weight, optimiser)
+        self.loss: nn.Module = _SummedLoss(model, optimiser)
         if processes.count > 1:
             self.loss = DistributedDataParallel(
                 self.loss, forward_sync_buffers=False, find_unused_parameters=model.config.fusion == "none"
@@ -107,13 +107,13 @@ class _Forward:
     def __call__(self, batch: Batch) -> Tensor:
         """Leaves the gradients of the mean over the whole batch, all processes' and all parts', and returns that mean."""
         batch, total = batch.to(self.processes.device), torch.zeros((), device=self.processes.device)
-        weight = self.processes.sum(batch.weight()).clamp(min=1)
+        counts = self.processes.sum(torch.stack([batch.weight(), batch.shown()])).clamp(min=1)
         parts = batch.parts(self.optimiser.plan.accumulate)
         for number, part in enumerate(parts):
             with self._without_exchange() if number + 1 < len(parts) else contextlib.nullcontext():
                 with self.optimiser.autocast():
                     tokens = part.tokens(self.model.image_encoder)
-                loss = self.loss(tokens, part.words, part.targets, part.valid) / weight
+                loss = (self.loss(tokens, part.words, part.targets, part.valid) / counts).sum()
                 self.optimiser.backward(loss * self.processes.count)  # gradients are averaged over the processes
             total += loss.detach()
         return self.processes.sum(total)
@@ -124,13 +124,13 @@ class _Forward:
 
 
 class _SummedLoss(nn.Module):
-    def __init__(self, model: Fusioner, positive_weight: float, optimiser: Optimiser) -> None:
+    def __init__(self, model: Fusioner, optimiser: Optimiser) -> None:
         super().__init__()
-        self.model, self.autocast = model, optimiser.autocast
-        self.positive_weight = torch.tensor(positive_weight)
+        self.model, self.autocast, self.plan = model, optimiser.autocast, optimiser.plan
 
     def forward(self, tokens: Tensor, words: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-        """Binary cross entropy per word (paper 4.1), summed over the pixels that are not ignored; float32.
+        """Two sums, float32 (2,): over pixels and words, binary cross entropy (paper 4.1); over the words that are shown,
+        `Plan.jaccard` times 1 - the soft intersection over union. Ignored pixels count in neither.
 
         tokens (b, h, w, c), words (b, K, t), targets (b, K, h', w') and valid (b, 1, h', w') at the decoder's resolution.
         """
@@ -138,9 +138,15 @@ class _SummedLoss(nn.Module):
             features, refined = self.model.fuse(tokens, words)
         features, refined = (F.normalize(x.float(), dim=-1) for x in (features, refined))
         logits = torch.einsum("bhwd,bkd->bkhw", features, refined) / self.model.config.temperature
-        weight = self.positive_weight.to(logits.device)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weight)
-        return (loss * valid).sum()
+        weight = logits.new_tensor(self.plan.positive_weight)
+        entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weight)
+        jaccard = logits.new_zeros(())
+        if self.plan.jaccard:
+            found, shown = torch.sigmoid(logits) * valid, targets * valid
+            both, either = (found * shown).sum((2, 3)), (found + shown - found * shown).sum((2, 3))
+            missed = torch.where(shown.amax((2, 3)) > 0, 1 - both / either.clamp(min=1), 0)
+            jaccard = self.plan.jaccard * missed.sum()
+        return torch.stack([(entropy * valid).sum(), jaccard])
 
 
 def _epoch(
@@ -233,9 +239,7 @@ def _without(data: PictureMasks, names: list[str], held_out: list[int]) -> list[
     if not held_out:
         return names
     kept = [
-        name
-        for name in tqdm(names, desc="holding out", unit="picture")
-        if not set(held_out) & set(scoring.present(data.mask(name)))
+        name for name in tqdm(names, desc="holding out", unit="picture") if not set(held_out) & set(data.present(name))
     ]
     if not kept:
         raise DataError(

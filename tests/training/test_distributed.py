@@ -35,7 +35,7 @@ def run(shapes: Path, out: Path, count: int, *more: str) -> list[tuple[float, fl
 
 
 @pytest.mark.parametrize(
-    "more", [["--accumulate", "2", "--word-noise", "0.1"], ["--fusion", "none", "--augment", "full"]]
+    "more", [["--accumulate", "2", "--word-noise", "0.1", "--jaccard", "1"], ["--fusion", "none", "--augment", "full"]]
 )
 def test_two_processes_take_the_steps_of_one(shapes: Path, tmp_path: Path, more: list[str]) -> None:
     """8 pictures in batches of 5: whole batches and rests, and with cached features batches that one process has no row of.

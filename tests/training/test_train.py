@@ -265,8 +265,8 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole_though_its_pictures_ign
     model = tiny()
     batch = batches(shapes, tmp_path, model).load(Job(["shape00", "shape02", "shape04", "shape06"], 0, 0))
     assert len({float(row.sum()) for row in batch.valid}) > 1
-    whole_loss, whole = gradients(model, batch)
-    loss, parts = gradients(model, batch, accumulate=count)
+    whole_loss, whole = gradients(model, batch, jaccard=0.5)
+    loss, parts = gradients(model, batch, accumulate=count, jaccard=0.5)
     # Sums of the same float32 terms in another order: a few units in the last place of the largest. (A bias before an
     # instance norm has a gradient of 0, so that its rounding error must not be judged against itself.)
     allowed = 8 * 2**-23 * max(float(value.abs().max()) for value in whole.values())
@@ -332,6 +332,32 @@ def test_a_positive_weight_counts_the_words_own_pixels_so_often(shapes: Path, tm
         )
         inside = -torch.nn.functional.logsigmoid(cosine / model.config.temperature) * batch.targets * batch.valid
     assert thrice == pytest.approx(once + 2 * float(inside.sum() / batch.weight()), rel=1e-5)
+
+
+def test_the_jaccard_part_is_one_minus_the_soft_intersection_over_union_of_each_shown_word(
+    shapes: Path, tmp_path: Path
+) -> None:
+    model = tiny()
+    batch = batches(shapes, tmp_path, model).load(Job(["shape00", "shape02"], 0, 0))
+    plain, _ = gradients(model, batch)
+    both, _ = gradients(model, batch, jaccard=2.0)
+    with torch.no_grad():
+        features, words = (
+            torch.nn.functional.normalize(x, dim=-1) for x in model.fuse(batch.tokens(model.image_encoder), batch.words)
+        )
+        found = torch.sigmoid(torch.einsum("bhwd,bkd->bkhw", features, words) / model.config.temperature)
+    missed = []
+    for mask, target, valid in zip(
+        found.flatten(0, 1),
+        batch.targets.flatten(0, 1),
+        batch.valid.repeat_interleave(batch.targets.shape[1], 0),
+        strict=True,
+    ):
+        p, t = mask[valid[0] > 0].numpy(), target[valid[0] > 0].numpy()
+        if t.any():
+            missed.append(1 - (p * t).sum() / (p + t - p * t).sum())
+    assert both == pytest.approx(plain + 2 * np.mean(missed), rel=1e-5)
+    assert 0 < len(missed) == int(batch.shown())
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_epochs_state(
