@@ -132,7 +132,7 @@ def half_products(trt: ModuleType, network: Any) -> float:
     layers = (network.get_layer(index) for index in range(network.num_layers))
     kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     products = [layer.get_output(0).dtype == trt.float16 for layer in layers if layer.type in kinds]
-    return sum(products) / max(1, len(products))
+    return sum(products) / len(products) if products else 1.0  # a table of names only looks up
 
 
 def profiles(manifest: dict[str, Any], graph: str, model: onnx.ModelProto) -> dict[str, list[tuple[int, ...]]]:

@@ -69,7 +69,7 @@ PLAN_HELP = {
     "word_noise": "noise on the word vectors, relative to their length",
     "word_rate": "learning rate of the words' projection, relative (0: as aligned; without an alignment, 1)",
     "names": "chance of a class going by an ImageNet name for what its mask shows",
-    "strangers": "chance of a class going by any name, so that a word never seen is looked for",
+    "strangers": "chance of a word being any name, so that words never seen are looked for, not refused",
     "augment": "none; flip; full: crop, scale, affine, colour, noise, and no feature cache",
     "patience": "stop after so many epochs without a better validation score and keep the best; 0 = never",
     "least": "validation pictures a class needs to count in the score",

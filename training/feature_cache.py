@@ -38,7 +38,9 @@ class CachedPicture:
 
 def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
     """model.word_vectors (K, t), kept on disk: a thousand words take minutes on a CPU."""
-    key = json.dumps([model.config.encoder_sha256["text"], model.config.templates, words])
+    # The name too: one file of weights may be read in several ways (a BERT's pooling).
+    config = model.config
+    key = json.dumps([config.text_encoder, config.encoder_sha256["text"], config.templates, words])
     file = folder / f"words-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,11 +53,17 @@ def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
     return load_file(file)["vectors"]
 
 
+def encoder_key(model: Fusioner) -> str:
+    """What a picture's features depend on, preprocessing aside. One file may be read in several ways: the name counts."""
+    return f"{model.config.image_encoder} {model.config.encoder_sha256['image']}"
+
+
 class FeatureCache:
     def __init__(
-        self, folder: Path, data: PictureMasks, encoder: ImageEncoder, encoder_sha256: str, preprocessing: Preprocessing
+        self, folder: Path, data: PictureMasks, encoder: ImageEncoder, encoder_key: str, preprocessing: Preprocessing
     ) -> None:
-        key = json.dumps([encoder_sha256, preprocessing.to_manifest(), LABEL_STRIDE, str(data.root.resolve())])
+        """encoder_key: see `encoder_key`."""
+        key = json.dumps([encoder_key, preprocessing.to_manifest(), LABEL_STRIDE, str(data.root.resolve())])
         self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.data, self.encoder, self.preprocessing = data, encoder, preprocessing
 

@@ -134,11 +134,18 @@ class Fusioner(nn.Module):
 
     @torch.no_grad()
     def word_vectors(self, words: list[str], batch: int = 256) -> Tensor:
-        """One vector per word (K, t), unit length: the templates' prompts encoded, averaged (paper 3.1.1 and 6.2)."""
+        """One vector per word (K, t), unit length: the templates' prompts encoded, averaged (paper 3.1.1 and 6.2).
+
+        Raises WordUnreadable for a word of which the text encoder knows nothing.
+        """
         from fusioner_rt.tokens import PromptTokenizer
 
         tokenizer = PromptTokenizer(self.text_encoder.tokenizer_file, self.text_encoder.max_tokens)
-        prompts = [prompt for word in words for prompt in fill(self.config.templates, word)]
+        prompts = []
+        for word in words:
+            filled = fill(self.config.templates, word)
+            tokenizer.check(word, filled)
+            prompts += filled
         vectors = []
         for start in range(0, len(prompts), batch):
             ids, mask = tokenizer(prompts[start : start + batch])

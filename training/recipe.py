@@ -63,7 +63,7 @@ class Plan:
     word_noise: float = 0.0  # standard deviation added to unit word vectors
     word_rate: float = 0.0  # learning rate of the words' projection, relative; 0 keeps the alignment it starts from
     names: float = 0.5  # chance that a class goes by the classifier's name for what its mask shows
-    strangers: float = 0.0  # chance that it goes by any name: a word never seen is then looked for, not refused
+    strangers: float = 0.0  # chance of a word being any name at all: what is unknown is then looked for, not refused
     augment: str = "flip"  # "none"; "flip"; "full": crop, scale, affine, colour and noise too, without a feature cache
     patience: int = 0  # epochs without a better validation score before the run stops; 0 = never
     least: int = 15  # pictures that a class needs to count in the validation score
@@ -116,6 +116,7 @@ class Protocol:
     """How masks are scored (paper 4.1)."""
 
     words: str = "known"  # "known": the classes in the picture; "all": every class of the fold at once
+    masks: str = "labels"  # "labels": a pixel has the best word; "classwise": the paper's, each word has its own mask
     mode: str = "joint"  # "joint": one pass; "independent": each word alone
     window: str = "whole"  # "whole": one picture; "sliding": overlapping windows
     least: int = 15  # pictures that a class needs to count in the mean

@@ -101,6 +101,22 @@ def fusioner(
     return torch.no_grad()(predict)
 
 
+def fusioner_classwise(
+    model: Fusioner, cache: FeatureCache, vectors: Tensor, threshold: float = 0.5, mode: Mode = "joint"
+) -> Predictor:
+    """As `fusioner`, each word with a mask of its own (paper 3.1.3): masks (K, H, W) may overlap."""
+
+    def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
+        tokens = cache.tokens([cache.get(name)])
+        parts = [
+            reference.probabilities(scores, gram, size, model.config.temperature).flatten(0, 1) > threshold
+            for _, scores, gram in _maps(model, tokens, vectors[asked], mode)
+        ]
+        return torch.cat(parts).numpy()
+
+    return torch.no_grad()(predict)
+
+
 def fusioner_crops(model: Fusioner, vectors: Tensor, mode: Mode = "joint") -> CropPredictor:
     """The PyTorch model on any part of a picture, encoder included."""
     preprocessing = model.preprocessing()
@@ -123,6 +139,18 @@ def deployed(session: Session, data: PictureMasks, threshold: float = 0.5, mode:
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         words = [data.words[i] for i in asked]
         return session.segment(data.picture(name), words, size=size, threshold=threshold, mode=mode).labels
+
+    return predict
+
+
+def deployed_classwise(session: Session, data: PictureMasks, threshold: float = 0.5, mode: Mode = "joint") -> Predictor:
+    """As `deployed`, each word with a mask of its own: masks (K, H, W) may overlap."""
+
+    def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
+        words = [data.words[i] for i in asked]
+        result = session.segment(data.picture(name), words, size=size, mode=mode, probabilities=True)
+        assert result.probabilities is not None
+        return result.probabilities > threshold
 
     return predict
 
@@ -154,16 +182,18 @@ def sliding(crops: CropPredictor, data: PictureMasks, threshold: float = 0.5, sc
 
 
 def aligned_cosine(
-    alignment: Alignment, cache: FeatureCache, vectors: Tensor, thresholds: Sequence[float]
+    alignment: Alignment, cache: FeatureCache, vectors: Tensor, thresholds: Sequence[float], classwise: bool = False
 ) -> Callable[[str, list[int], tuple[int, int]], list[np.ndarray]]:
     """No fusion, no decoder: the ridge-aligned cosine of the image head's features, upsampled (table 4, row B3).
 
-    One label map for each threshold on the cosine.
+    One label map for each threshold on the cosine; masks (K, H, W) with `classwise`.
     """
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> list[np.ndarray]:
         cosine = alignment.cosine(cache.get(name).levels[0].float(), vectors[asked])
         cosine = F.interpolate(cosine, size=size, mode="bilinear", align_corners=False)[0]
+        if classwise:
+            return [(cosine > threshold).numpy() for threshold in thresholds]
         highest, labels = cosine.amax(0), cosine.argmax(0) + 1
         return [torch.where(highest > threshold, labels, 0).numpy() for threshold in thresholds]
 

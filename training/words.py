@@ -100,6 +100,9 @@ class WordSampler:
         The first word is present, wherever a picture has any class; each of the others is absent with the chance
         `Plan.absent`, and also where the picture has no more classes. No two words of a picture stand for one region.
         Their order carries nothing: words have no positions, so a permutation of them permutes the masks.
+
+        With the chance `Plan.strangers` a word is any name at all. Alone, it stands for the region; beside the region's
+        own name, for nothing: an unknown word means what stands out and has no better name.
         """
         most = self.plan.words
         count = most if self.plan.exact_words else int(random.integers(1, most + 1))
@@ -107,27 +110,33 @@ class WordSampler:
         for picture, map_ in zip(pictures, labels, strict=True):
             left = list(random.permutation(self.vocabulary.present[picture]))
             excluded = {w for i in left for w in (i, *self.vocabulary.names.get((picture, int(i)), ()))}
+            strange = False  # whether a region already goes by a stranger
             for position in range(count):
+                stranger = self._stranger(excluded, random)
                 if left and (position == 0 or random.random() >= self.plan.absent):
                     index = int(left.pop())
-                    words.append(self._name(picture, index, excluded, random))
+                    strange |= stranger is not None
+                    words.append(self._name(picture, index, random) if stranger is None else stranger)
                     targets.append(map_ == index)
                 else:
-                    words.append(self._absent(excluded, random))
+                    words.append(self._absent(excluded, random) if stranger is None or strange else stranger)
                     targets.append(torch.zeros_like(map_, dtype=torch.bool))
                 excluded.add(words[-1])
         shape = (len(pictures), count)
         vectors = self.vocabulary.vectors[words].unflatten(0, shape)
         return vectors, torch.stack(targets).unflatten(0, shape).float(), (labels != IGNORE)[:, None].float()
 
-    def _name(self, picture: str, index: int, excluded: set[int], random: np.random.Generator) -> int:
-        """The word that a region goes by: its class, a name the classifier gives it, or a stranger."""
-        if len(self.strangers) and random.random() < self.plan.strangers:
-            word = int(random.choice(self.strangers))
-            if word not in excluded:
-                return word
+    def _name(self, picture: str, index: int, random: np.random.Generator) -> int:
+        """The word that a region goes by: its class, or a name that the classifier gives it."""
         names = self.vocabulary.names.get((picture, index))
         return int(random.choice(names)) if names and random.random() < self.plan.names else index
+
+    def _stranger(self, excluded: set[int], random: np.random.Generator) -> int | None:
+        """Any name that is not the picture's own; None where no stranger is asked for."""
+        if not len(self.strangers) or random.random() >= self.plan.strangers:
+            return None
+        word = int(random.choice(self.strangers))
+        return None if word in excluded else word
 
     def _absent(self, excluded: set[int], random: np.random.Generator) -> int:
         chances = self.frequency.copy()

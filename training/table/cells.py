@@ -19,7 +19,8 @@ def trained_as(recipe: Recipe) -> str:
 
 def asked(recipe: Recipe) -> Asked:
     how = recipe.protocol
-    return Asked(recipe.evaluation.dataset, recipe.evaluation.folds, how.words, how.mode, how.window, how.threshold)
+    chosen = recipe.evaluation
+    return Asked(chosen.dataset, chosen.folds, how.words, how.masks, how.mode, how.window, how.threshold)
 
 
 def scored_as(recipe: Recipe) -> str:

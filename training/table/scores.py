@@ -42,6 +42,7 @@ class Asked:
     dataset: str
     folds: str  # "" where there are none
     words: str
+    masks: str
     mode: str
     window: str
     threshold: float
@@ -106,7 +107,7 @@ def write_record(file: Path, scores: list[Scores]) -> None:
         {
             "recipe": s.recipe, "fold": s.fold, "seed": s.seed, "seconds": s.seconds,
             "dataset": s.asked.dataset, "folds": s.asked.folds,
-            "protocol": {name: getattr(s.asked, name) for name in ("words", "mode", "window", "threshold")},
+            "protocol": {name: getattr(s.asked, name) for name in ("words", "masks", "mode", "window", "threshold")},
             "fb_iou": _rounded(s.fb_iou),
             "classes": _plain(s.classes), "baselines": {name: {"classes": _plain(c)} for name, c in s.baselines.items()},
         }
@@ -144,8 +145,8 @@ def _scores(document: dict[str, Any], recipe: Any, seed: Any, seconds: float | N
     return Scores(
         str(recipe),
         Asked(
-            str(document["dataset"]), document["folds"] or "", how["words"], how["mode"], how["window"],
-            float(how["threshold"]),
+            str(document["dataset"]), document["folds"] or "", how["words"], how["masks"], how["mode"],
+            how["window"], float(how["threshold"]),
         ),
         None if fold is None else int(fold),
         int(seed),
