@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def write_scores(
         "dataset": one.evaluation.dataset,
         "folds": one.evaluation.folds or None,
         "fold": fold,
-        "protocol": {"words": "known", "mode": "joint", "window": "whole", "least": 1, "threshold": 0.5},
+        "protocol": asdict(one.protocol),
         "classes": plain(classes),
         "miou": 0.0,
         "fb_iou": fb_iou,
@@ -218,14 +219,14 @@ def test_a_dry_run_lists_one_training_for_equal_recipes_and_what_scores_it(
     options = ["--run", "--dry-run", "--runs", str(tmp_path), "--data", "VOC", "--only", "12 · 8 · 512"]
     assert main(["7", *options, "--", "--workers", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    b = "table1/b-clip-l-clip-l-early"
+    b, protocol = "table1/b-clip-l-clip-l-early", "--masks classwise --least 1"
     assert lines == [
         line
         for fold in (0, 1, 3)  # fold 2 is there
         for out in [tmp_path / f"table1-b-clip-l-clip-l-early-fold{fold}-seed0"]
         for line in (
             f"python -m training.train {b} --fold {fold} --seed 0 --out {out} --data VOC --workers 2",
-            f"python -m training.evaluate {out}/checkpoint --data VOC --fold {fold} --least 1 --json {out}/scores.json",
+            f"python -m training.evaluate {out}/checkpoint --data VOC --fold {fold} {protocol} --json {out}/scores.json",
         )
     ]
     assert not list(tmp_path.glob("table1*"))
@@ -243,8 +244,8 @@ def test_table_5_scores_the_checkpoints_of_table_2_on_another_folder(
     assert len(lines) == 4 + 3, "fold 3 is trained"
     assert lines[0].endswith("fold0-seed0 --data COCO --cache C")
     assert lines[-1] == (
-        f"python -m training.evaluate {trained} --data VOC --fold 3 --dataset pascal-5i --folds coco-20i-to-voc --least 1"
-        f" --cache C --json {tmp_path}/table5-fusioner-vit-l-fold3-seed0/scores.json"
+        f"python -m training.evaluate {trained} --data VOC --fold 3 --dataset pascal-5i --folds coco-20i-to-voc"
+        f" --masks classwise --least 1 --cache C --json {tmp_path}/table5-fusioner-vit-l-fold3-seed0/scores.json"
     )
 
 
