@@ -105,14 +105,15 @@ def test_table_7_has_64_channels_a_head_and_the_other_tables_the_papers_choice()
 
 
 def test_table_1_pairs_the_encoders_that_its_rows_name() -> None:
-    images = {"CLIP-B": "ViT-B-16", "CLIP-L": "ViT-L-14", "DINO-B": "dino-vitb16", "MoCo-B": "mocov3-vitb16"}
-    texts = {"CLIP-B": "ViT-B-16", "CLIP-L": "ViT-L-14", "BERT-B": "bert-base", "BERT-L": "bert-large"}
+    clip = {"CLIP-B": "open_clip:ViT-B-16:openai", "CLIP-L": "open_clip:ViT-L-14:openai"}
+    images = {**clip, "DINO-B": "dino-vitb16", "MoCo-B": "mocov3-vitb16"}
+    texts = {**clip, "BERT-B": "bert:bert-base-uncased", "BERT-L": "bert:bert-large-uncased"}
     rows = table("1")
     assert len(rows) == 24
     for one in rows.values():
         _, image, text = one.place.row.split(layout.SEPARATOR)
-        assert images[image] in one.model.image_encoder
-        assert texts[text] in one.model.text_encoder
+        assert one.model.image_encoder == images[image]
+        assert one.model.text_encoder == texts[text]
         assert one.place.column.split()[0] == one.model.fusion
 
 
