@@ -217,7 +217,7 @@ def test_a_list_of_names_that_is_none_is_refused(file: str, content: str | None,
 def test_vectors_that_do_not_fit_the_names_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     command = [str(tmp_path / "out.safetensors"), "--names", str(tmp_path / "names.txt"), "--vectors"]
-    for vectors in (np.zeros((3, 4)), np.zeros(2), np.full((2, 4), np.nan)):
+    for vectors in (np.ones((3, 4)), np.ones(2), np.full((2, 4), np.nan), np.eye(2, 4, k=3)):
         np.save(tmp_path / "vectors.npy", vectors)
         assert main([*command, str(tmp_path / "vectors.npy")]) == TableInvalid.exit_code
         assert "expected finite numbers, a row for each of the 2" in capsys.readouterr().err
@@ -230,3 +230,11 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
         text_encoder(f"table:{tmp_path / 'table.safetensors'}")
     with pytest.raises(WeightsNotFound, match="build a table"):
         text_encoder(f"table:{tmp_path / 'none.safetensors'}")
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_table_whose_vector_has_no_direction_is_refused(tmp_path: Path, value: float) -> None:
+    vectors = torch.tensor([[1.0, 2.0], [value, 0.0]])
+    save_file({"vectors": vectors}, tmp_path / "table.safetensors", {"names": '{"cat": 0, "dog": 1}'})
+    with pytest.raises(WeightsUnfit, match="a vector is zero or not finite"):
+        text_encoder(f"table:{tmp_path / 'table.safetensors'}")

@@ -64,6 +64,8 @@ class Table(nn.Module):
                 names, vectors = json.loads(opened.metadata()["names"]), opened.get_tensor("vectors")
             if vectors.ndim != 2 or not names or sorted(set(names.values())) != list(range(len(vectors))):
                 raise ValueError(f"{len(names)} names do not fit vectors of shape {tuple(vectors.shape)}")
+            if not directed(vectors.float().numpy()):
+                raise ValueError("a vector is zero or not finite")
         except Exception as error:  # safetensors raises its own class
             raise WeightsUnfit(
                 f"{file} is not a table of names ({error!r}); build one: python -m training.encoders.table --help"
@@ -133,6 +135,11 @@ def read_names(file: Path) -> list[list[str]]:
     return rows
 
 
+def directed(vectors: np.ndarray) -> bool:
+    """Whether every row (N, t) has a direction: a vector that is zero or not finite compares with nothing."""
+    return bool(np.isfinite(vectors).all() and vectors.any(axis=1).all())
+
+
 def merge(sources: Sequence[tuple[list[list[str]], np.ndarray]]) -> tuple[dict[str, int], np.ndarray]:
     """Several lists of names with their vectors (N, t) → one: names to rows, and the rows that any name leads to.
 
@@ -181,10 +188,10 @@ def build(out: Path, sources: Sequence[tuple[Path, Path]]) -> tuple[int, int]:
             vectors = np.load(vectors_file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise TableInvalid(f"{vectors_file} cannot be read as an array ({error}); expected .npy, (N, t)") from None
-        if vectors.ndim != 2 or len(vectors) != len(rows) or not np.isfinite(vectors).all():
+        if vectors.ndim != 2 or len(vectors) != len(rows) or not directed(vectors):
             raise TableInvalid(
                 f"{vectors_file} has shape {vectors.shape}; expected finite numbers, a row for each of the {len(rows)} "
-                f"names in {names_file}"
+                f"names in {names_file}, none of them all zeros"
             )
         read.append((rows, vectors))
     if len({vectors.shape[1] for _, vectors in read}) != 1:
