@@ -21,9 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from fusioner_rt.errors import FusionerError
-from fusioner_rt.pictures import decode
 from fusioner_rt.preprocess import Preprocessing
-from training.data import IGNORE, DataError, PictureMasks
+from training.data import IGNORE, PictureMasks, read_picture
 from training.distributed import Processes
 from training.encoders import ImageEncoder
 from training.feature_cache import LABEL_STRIDE, CachedPicture, FeatureCache, encoder_key, nearest
@@ -309,17 +308,6 @@ def feature_cache(
     kind = MaskLabels if live else FeatureCache
     encoder = cast(ImageEncoder, EncoderOnDevice(model.image_encoder, device))
     return kind(folder, data, encoder, encoder_key(model), model.preprocessing())
-
-
-def read_picture(data: PictureMasks, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 and (H, W) int16. Raises DataError where the two differ in size."""
-    rgb, mask = decode(data.picture(name)), data.mask(name)
-    if mask.shape != rgb.shape[:2]:
-        raise DataError(
-            f"the mask of {name} has {mask.shape[1]}×{mask.shape[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
-            "as a viewer shows it; they must agree"
-        )
-    return rgb, mask
 
 
 def labels_of(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

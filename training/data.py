@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fusioner_rt.errors import FusionerError, one_line
-from fusioner_rt.pictures import SUFFIXES
+from fusioner_rt.pictures import SUFFIXES, decode
 
 IGNORE = -1  # a mask value that belongs to no class: it counts neither in the loss nor in a score
 IGNORE_IN_FILE = 255  # the same in an 8-bit mask file (PASCAL VOC's convention)
@@ -135,6 +135,23 @@ class MaskFolder(PictureMasks):
             raise DataError(
                 f"{self.root / name} cannot be read ({error.strerror}); a data folder holds images/, masks/, classes.txt, train.txt and val.txt"
             ) from None
+
+
+def read_picture(data: PictureMasks, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) uint8 and (H, W) int16. Raises DataError where the two differ in size."""
+    mask = data.mask(name)
+    return decode_as(data, name, (mask.shape[0], mask.shape[1])), mask
+
+
+def decode_as(data: PictureMasks, name: str, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8. Raises DataError where H and W are not `size`, its mask's."""
+    rgb = decode(data.picture(name))
+    if rgb.shape[:2] != size:
+        raise DataError(
+            f"the mask of {name} has {size[1]}×{size[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
+            "as a viewer shows it; they must agree"
+        )
+    return rgb
 
 
 def read_index_mask(file: Path, classes: int) -> np.ndarray:

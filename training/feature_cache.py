@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from fusioner_rt.files import write_atomically
-from fusioner_rt.pictures import decode
+from fusioner_rt.errors import one_line
+from fusioner_rt.files import writable_folder, write_result
 from fusioner_rt.preprocess import Preprocessing
-from training.data import DataError, PictureMasks
+from training.data import DataError, PictureMasks, read_picture
 from training.encoders import ImageEncoder
 from training.model import Fusioner
 
@@ -43,7 +43,7 @@ def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
     key = json.dumps([config.text_encoder, config.encoder_sha256["text"], config.templates, words])
     file = folder / f"words-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        writable_folder(folder)
         parts = [
             model.word_vectors(words[i : i + 8])
             for i in tqdm(range(0, len(words), 8), desc="word vectors", unit="8 words")
@@ -68,17 +68,12 @@ class FeatureCache:
         self.data, self.encoder, self.preprocessing = data, encoder, preprocessing
 
     def fill(self, names: list[str], flips: tuple[bool, ...] = (False, True)) -> None:
-        """Computes what is missing, with a progress bar."""
-        for flip in flips:
-            self._file(names[0], flip).parent.mkdir(parents=True, exist_ok=True)
+        """Computes what is missing, with a progress bar. Raises DataError, OutputUnwritable."""
         missing = [name for name in names if not all(self._file(name, flip).is_file() for flip in flips)]
+        for folder in {self._file(name, flip).parent for name in missing for flip in flips}:  # a name may hold a "/"
+            writable_folder(folder)
         for name in tqdm(missing, desc="features", unit="picture", disable=not missing):
-            rgb, mask = decode(self.data.picture(name)), self.data.mask(name)
-            if mask.shape != rgb.shape[:2]:
-                raise DataError(
-                    f"the mask of {name} has {mask.shape[1]}×{mask.shape[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
-                    "as a viewer shows it; they must agree"
-                )
+            rgb, mask = read_picture(self.data, name)
             pixels = torch.from_numpy(self.preprocessing(rgb))[None]
             small = torch.from_numpy(nearest(mask, (pixels.shape[2] // LABEL_STRIDE, pixels.shape[3] // LABEL_STRIDE)))
             for flip in flips:
@@ -90,7 +85,14 @@ class FeatureCache:
                 _write(self._file(name, flip), content)
 
     def get(self, name: str, flip: bool = False) -> CachedPicture:
-        tensors = load_file(self._file(name, flip))
+        """Raises DataError where it is damaged, or gone."""
+        file = self._file(name, flip)
+        try:
+            tensors = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"the cached features {file} cannot be read ({one_line(error)}); remove it and start again"
+            ) from None
         return CachedPicture([tensors[f"level{i}"] for i in range(len(tensors) - 1)], tensors["labels"])
 
     def size(self, name: str) -> tuple[int, ...]:
@@ -119,4 +121,4 @@ def nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _write(file: Path, content: bytes) -> None:
-    write_atomically(file, lambda stream: stream.write(content))
+    write_result(file, lambda stream: stream.write(content))

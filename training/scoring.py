@@ -17,12 +17,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fusioner_rt import Session
-from fusioner_rt.pictures import decode
 from fusioner_rt.session import Mode
 from kernels import reference
 from training import windows
 from training.alignment import Alignment
-from training.data import IGNORE, DataError, PictureMasks
+from training.data import IGNORE, PictureMasks, decode_as
 from training.feature_cache import FeatureCache
 from training.metrics import ClassIoU
 from training.model import Fusioner
@@ -170,12 +169,7 @@ def sliding(crops: CropPredictor, data: PictureMasks, threshold: float = 0.5, sc
     """Overlapping windows (training/windows.py), the same for a model's crops and a bundle's."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
-        rgb = decode(data.picture(name))
-        if rgb.shape[:2] != size:
-            raise DataError(
-                f"the mask of {name} has {size[1]}×{size[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
-                "as a viewer shows it; they must agree"
-            )
+        rgb = decode_as(data, name, size)
         return windows.label(rgb, len(asked), lambda crop: crops(crop, asked), threshold, scale)
 
     return predict

@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fusioner_rt.colours import colours
-from fusioner_rt.pictures import decode
-from training.data import IGNORE, DataError, PictureMasks
+from training.data import IGNORE, DataError, PictureMasks, read_picture
 from training.metrics import ClassIoU
 from training.scoring import Predictor, present
 
@@ -76,11 +75,7 @@ def rows(
     check(data, names, known)
     made = []
     for name in names:
-        if name not in known:
-            raise DataError(
-                f"no picture of {data.root} is called {name!r} in this split; its names are like {known[0]}"
-            )
-        picture, mask = decode(data.picture(name)), data.mask(name)
+        picture, mask = read_picture(data, name)
         asked = classes if words == "all" else [index for index in present(mask) if index in classes]
         truth = np.where(np.isin(mask, [IGNORE, *asked]), mask, 0)
         labels = np.zeros(mask.shape, np.intp)
