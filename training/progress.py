@@ -13,7 +13,6 @@ import io
 import json
 import math
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fusioner_rt.errors import UsageError
-from fusioner_rt.files import write_atomically
-from training.checkpoint import CheckpointError, replace_folder
+from fusioner_rt.errors import OutputUnwritable, UsageError, one_line
+from fusioner_rt.files import write_result
+from training.checkpoint import CheckpointError
 from training.optimisation import Optimiser
 
 EPOCH_COLUMNS = ("epoch", "steps", "loss", "miou", "rate", "seconds")
@@ -79,12 +78,12 @@ class Progress:
         try:
             state = json.loads((self.folder / "state.json").read_text())
             self._same(state["settings"], "an unfinished run")
-            tensors = load_file(self.folder / "tensors.safetensors")
+            tensors = load_file(self.folder / state["tensors"])
             optimiser.restore(tensors, state)
             self.history = state["history"]
             self.best = {n.removeprefix("best."): v for n, v in tensors.items() if n.startswith("best.")}
             self.steps = self._read_steps(state["steps"])
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{self.folder} cannot be resumed from ({' '.join(str(error).split())[:200]}); remove it to start again"
             ) from None
@@ -103,25 +102,25 @@ class Progress:
             )
 
     def save(self, optimiser: Optimiser) -> None:
-        """Writes the log, then the state, each whole or not at all."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Writes the log, then the state. A kill at any moment leaves this epoch's or the last one's: state.json names its
+        tensors, which lie there whole before it takes the place of the last. Raises OutputUnwritable.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.out / "steps.csv", _csv(STEP_COLUMNS, self.steps))
         _write(self.out / "log.csv", _csv(EPOCH_COLUMNS, [[row[c] for c in EPOCH_COLUMNS] for row in self.history]))
         _write(self.out / "curve.png", curve(self.steps, self.history))
-        temporary = Path(tempfile.mkdtemp(prefix=".state.", dir=self.out))
+        tensors, values = optimiser.state()
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        file = self.folder / f"epoch{self.epoch}.safetensors"
         try:
-            tensors, values = optimiser.state()
-            tensors |= {f"best.{name}": value for name, value in self.best.items()}
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-                temporary / "tensors.safetensors",
-            )
-            state = {"settings": self.settings, "history": self.history, **values}
-            (temporary / "state.json").write_text(json.dumps(state, indent=1))
-            replace_folder(temporary, self.folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
+        except (OSError, SafetensorError) as error:
+            raise OutputUnwritable(f"{file}: cannot be written ({one_line(error)}); the last epoch's is kept") from None
+        state = {"tensors": file.name, "settings": self.settings, "history": self.history, **values}
+        _write(self.folder / "state.json", json.dumps(state, indent=1).encode())
+        for other in self.folder.glob("*.safetensors"):
+            if other != file:
+                other.unlink()
 
     def finish(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -192,4 +191,4 @@ def _csv(columns: tuple[str, ...], rows: list[Any]) -> bytes:
 
 
 def _write(file: Path, content: bytes) -> None:
-    write_atomically(file, lambda stream: stream.write(content))
+    write_result(file, lambda stream: stream.write(content))
