@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusioner_rt.preprocess import Preprocessing
-from fusioner_rt.templates import PAPER_TEMPLATES, fill
+from fusioner_rt.templates import PAPER_TEMPLATES, check_templates, fill
 from training.encoders import ImageEncoder, TextEncoder
 from training.encoders.bert import merge_heads, split_heads
 
@@ -40,6 +40,7 @@ class FusionerConfig:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if not 0 < self.temperature <= 1:
             raise ValueError(f"temperature is {self.temperature}; expected a number in (0, 1], the paper's is 0.07")
+        check_templates(self.templates)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

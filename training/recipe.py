@@ -21,6 +21,7 @@ column = "early"
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 import typing
 from dataclasses import dataclass, field, fields
@@ -43,7 +44,7 @@ class RecipeError(FusionerError):
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train; what it is stays in FusionerConfig. An epoch is every picture once, in a random flip."""
+    """How to train; what it is stays in FusionerConfig. An epoch is every picture once."""
 
     epochs: int = 12
     steps: int = 0  # of the optimiser in all; 0 = as many as the epochs have
@@ -99,6 +100,9 @@ class Plan:
         for name in ("rate", "clip", "positive_weight"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; expected a number above 0")
+        for name, value in vars(self).items():
+            if value == math.inf and name != "clip":  # a gradient may be left as it is
+                raise RecipeError(f"training.{name} is inf; expected a finite number")
 
 
 @dataclass(frozen=True)

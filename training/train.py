@@ -28,7 +28,7 @@ from training import alignment, arguments, checkpoint, encoders, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
 from training.data import DataError, PictureMasks
 from training.datasets import open_dataset
-from training.datasets.splits import held_out_indices
+from training.datasets.splits import FOLDS, held_out_indices
 from training.distributed import Processes, processes
 from training.feature_cache import FeatureCache
 from training.model import Fusioner, FusionerConfig
@@ -210,6 +210,17 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
             )
     if not vocabulary.classes:
         raise DataError(f"no training picture of {data.root} shows any class; expected masks with indices above 0")
+    if leaked := set(vocabulary.classes) & set(held_out):
+        raise DataError(
+            f"masks of {data.root} show {', '.join(data.words[i] for i in sorted(leaked))} where the data set says that "
+            "they do not, though they are to be held out; expected masks and annotations that agree"
+        )
+    seen = vocabulary.classes
+    if plan.patience and not any(set(seen) & set(data.present(name)) for name in validation):
+        raise DataError(
+            f"no validation picture of {data.root} shows a class that is trained on, so that there is no score to stop by; "
+            "set --patience 0, or add such pictures"
+        )
     if aligned is not None:
         sample = [cache.tokens([cache.get(name)]).flatten(0, 2).cpu() for name in names[:: max(1, len(names) // 64)]]
         alignment.initialise(model, aligned, torch.cat(sample))
@@ -219,13 +230,17 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
         if live
         else CachedBatches(cache, names, model, sampler, plan, processes)
     )
-    seen = [index for index in vocabulary.classes if index not in held_out]
     return Task(data, model, aligned is not None, batches, cache, vocabulary.vectors, validation, seen, held_out)
 
 
 def _held_out(data: PictureMasks, choice: Choice) -> list[int]:
     """The indices of the classes that no training picture may show."""
     found = {data.index(name) for name in choice.holdout}
+    if choice.fold is not None and not choice.folds:
+        raise UsageError(
+            f"fold {choice.fold} was chosen, but nothing says how the classes are split; give --folds, one of "
+            f"{', '.join(FOLDS)}, or leave --fold out"
+        )
     if choice.folds:
         if choice.fold is None:
             raise UsageError(
@@ -355,6 +370,7 @@ def main(given: Sequence[str] | None = None) -> int:
         out = options.out or arguments.default_out(chosen, seeded=getattr(options, "training.seed") is not None)
         with processes(options.device) as group, _empty_or_used(writable_folder(out)):
             check_precision(chosen.training, group.device)
+            writable_folder(options.cache)
             data = open_dataset(chosen.data.dataset, options.data)
             train(chosen, data, out, options.cache, group, options.workers)
     except FusionerError as error:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from export import build_engine
-from training import checkpoint, evaluate, recipe, train
+from training import checkpoint, evaluate, progress, recipe, train
 from training.batches import CachedBatches, Job, LiveBatches, feature_cache
 from training.checkpoint import read_config
 from training.data import DataError, MaskFolder
@@ -99,7 +99,8 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(
     assert train.main(arguments(shapes, out, "--epochs", "1")) == 0
     assert train.main(arguments(shapes, out, "--epochs", "1", "--width", "8")) == 2
     assert "unfinished run with other settings (width 16 there, 8 here)" in capsys.readouterr().err
-    (out / "state" / "tensors.safetensors").write_bytes(b"\0" * 99)
+    (file,) = (out / "state").glob("*.safetensors")
+    file.write_bytes(b"\0" * 99)
     assert train.main(arguments(shapes, out, "--epochs", "1")) == 71
     assert "cannot be resumed from" in capsys.readouterr().err
 
@@ -427,6 +428,11 @@ def test_bad_data_is_named_before_anything_is_kept(
         (["--precision", "fp16"], "precision fp16 needs a CUDA device"),
         (["--folds", "pascal-5i"], "give --fold N"),
         (["--folds", "pascal-5i", "--fold", "1"], "has no class of pascal-5i's fold 1"),
+        (["--fold", "1"], "nothing says how the classes are split"),
+        (["--rate", "inf"], "rate is inf"),
+        (["--cache", "/dev/null/x"], "/dev/null/x: cannot be written"),
+        (["--set", "model.templates=[]"], "no prompt templates"),
+        (["--set", 'model.templates=["a photo"]'], "must hold {category} exactly once"),
         (["--holdout", "red thing,green thing,blue thing"], "hold out fewer classes"),
         (["--holdout", "purple thing"], "no class"),
         (["--dataset", "coco"], "no kind of data set called 'coco'"),
@@ -445,6 +451,71 @@ def test_a_wrong_flag_ends_in_one_line_and_leaves_nothing(
     assert len(said) == 1
     assert message in said[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_to_stop_by_its_score_needs_a_score(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = MaskFolder(shapes)
+    for name in data.names("val"):
+        Image.fromarray(np.zeros(data.mask(name).shape, np.uint8)).save(data.mask_file(name))
+    assert train.main(arguments(shapes, tmp_path / "run", "--steps", "1", "--patience", "1")) == DataError.exit_code
+    assert "no score to stop by" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert train.main(arguments(shapes, tmp_path / "run", "--steps", "1")) == 0
+
+
+def test_masks_that_show_what_the_data_set_denies_are_refused(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(MaskFolder, "present", lambda self, name: [2])  # as annotations that differ from the masks
+    assert train.main(arguments(shapes, tmp_path / "run", "--holdout", "red thing")) == DataError.exit_code
+    assert "show red thing where the data set says that they do not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["epoch2.safetensors", "state.json"])
+def test_a_run_that_ends_while_its_state_is_written_goes_on_from_the_last_one(
+    shapes: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, steps = ["--epochs", "3", "--patience", "9"], tmp_path / "whole" / "steps.csv"
+    assert train.main(arguments(shapes, tmp_path / "whole", *given)) == 0
+    save_file, write = progress.save_file, progress._write
+    with monkeypatch.context() as patch:
+
+        def half(tensors: dict[str, torch.Tensor], file: Path) -> None:
+            save_file(tensors, file)
+            if file.name == moment:
+                file.write_bytes(file.read_bytes()[:99])
+                raise KeyboardInterrupt
+
+        def nothing(file: Path, content: bytes) -> None:
+            if file.name == moment and (file.parent / "epoch2.safetensors").exists():
+                raise KeyboardInterrupt
+            write(file, content)
+
+        patch.setattr(progress, "save_file", half)
+        patch.setattr(progress, "_write", nothing)
+        assert train.main(arguments(shapes, tmp_path / "broken", *given)) == 130
+    assert train.main(arguments(shapes, tmp_path / "broken", *given)) == 0
+    assert "resuming after epoch 1" in capsys.readouterr().out
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(value, broken[name]) for name, value in whole.items())
+    assert (tmp_path / "broken" / "steps.csv").read_bytes() == steps.read_bytes()
+
+
+def test_features_are_kept_of_pictures_in_folders_and_damaged_ones_are_named(shapes: Path, tmp_path: Path) -> None:
+    data, model, names = MaskFolder(shapes), tiny(), ["a/one", "b/two"]
+    for name, source in zip(names, data.names("train"), strict=False):
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            (shapes / kind / name).parent.mkdir()
+            (shapes / kind / f"{source}.{suffix}").rename(shapes / kind / f"{name}.{suffix}")
+    cache = FeatureCache(tmp_path / "cache", data, model.image_encoder, "x", model.preprocessing())
+    cache.fill(names)
+    assert [cache.get(name).labels.ndim for name in names] == [2, 2]
+    for file in (tmp_path / "cache").rglob("one-*"):
+        file.write_bytes(b"x")
+    with pytest.raises(DataError, match="remove it and start again"):
+        cache.get(names[0])
 
 
 def test_without_arguments_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
