@@ -24,7 +24,7 @@ protocols (the paper's: --words known --masks classwise --mode joint --window wh
 figures, in percent; pixels marked "ignore" count nowhere:
   IoU        of a class, over the pixels of all pictures that were asked for it; mIoU: its mean over classes
   FB-IoU     every (picture, word) pair as two classes, the word and the rest, whatever the word: the mean of both IoUs
-  confusion  where the pixels of each word went; "background" is what belongs to no word that was asked for
+  confusion  where the pixels of each word went; "background" is what belongs to no word that was asked for (--masks labels)
 """
 
 from __future__ import annotations
@@ -40,18 +40,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fusioner_rt import Session
 from fusioner_rt.bundle import MANIFEST, read_manifest
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import writable_place, write_result
+from fusioner_rt.files import writable_folder, writable_place, write_result
 from training import alignment, checkpoint, scorecard, scoring, sheet
+from training.batches import feature_cache
 from training.data import DataError, PictureMasks
 from training.datasets import KINDS, open_dataset
 from training.datasets.splits import FOLDS, held_out, held_out_indices
-from training.feature_cache import FeatureCache, encoder_key
+from training.feature_cache import FeatureCache
 from training.metrics import ClassIoU
 from training.model import Fusioner
 from training.recipe import Choice, Protocol
@@ -123,14 +125,7 @@ class Target:
         return self._vectors
 
     def features(self, names: list[str]) -> FeatureCache:
-        model = self.model
-        cache = FeatureCache(
-            self.cache_folder,
-            self.data,
-            model.image_encoder,
-            encoder_key(model),
-            model.preprocessing(),
-        )
+        cache = feature_cache(self.cache_folder, self.data, self.model, torch.device("cpu"))
         cache.fill(names, (False,))
         return cache
 
@@ -239,7 +234,7 @@ def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
     if chosen.folds and chosen.fold is not None:
         unseen = held_out_indices(data, chosen.folds, chosen.fold)
     for name in chosen.holdout:
-        if name in (*data.classes, *data.words):
+        with contextlib.suppress(DataError):  # another data set than it was trained on may lack it
             unseen.append(data.index(name))
     unseen = list(dict.fromkeys(unseen))
     fold = f"fold {chosen.fold} of {chosen.folds}" if chosen.folds and chosen.fold is not None else "training"
@@ -256,6 +251,8 @@ def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
         return Scored(seen, f"{len(seen)} classes not held out of {fold}", {})
     if wanted and wanted != "all":
         classes = [data.index(word.strip()) for word in wanted.split(",") if word.strip()]
+        if not classes:
+            raise UsageError(f"--classes {wanted!r} names no class; {data.root} has: {', '.join(data.classes[1:])}")
         return Scored(list(dict.fromkeys(classes)), "the classes asked for", {})
     return Scored(everyone, f"all {len(everyone)} classes", folds)
 
@@ -296,7 +293,9 @@ def document(
         "protocol": {**asdict(protocol), "scale": scale if protocol.window == "sliding" else None},
         "seconds": round(seconds, 1),
         **made["model"],
-        "confusion": scorecard.confusion(results["model"], words, scored.classes),
+        "confusion": (
+            scorecard.confusion(results["model"], words, scored.classes) if protocol.masks == "labels" else None
+        ),
         "baselines": {name: {key: part[key] for key in shared} for name, part in made.items() if name != "model"},
         "versions": _versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -310,6 +309,9 @@ def run(given: argparse.Namespace) -> None:
     data = open_dataset(chosen.dataset, given.data)
     what = scored(data, chosen, given.classes.strip())
     protocol = Protocol(given.words, given.masks, given.mode, given.window, given.least, given.threshold)
+    if given.confusion and given.masks == "classwise":
+        raise UsageError("--confusion needs --masks labels: a pixel of masks that overlap was not given to one word")
+    writable_folder(given.cache)
     for file in (given.json, given.csv, given.confusion, given.sheet):
         if file:
             writable_place(file)
@@ -325,6 +327,8 @@ def run(given: argparse.Namespace) -> None:
         if unreadable := [words[index] for index in what.classes if index not in readable]:
             print(f"Left out, since the text encoder cannot read them: {', '.join(unreadable)}.\n")
             what = replace(what, classes=readable)
+        if not what.classes:
+            raise DataError(f"of the classes that are to be scored, {given.target} can read none; give other --classes")
         print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {how}.")
         print(f"Scored: {', '.join(words[index] for index in what.classes)}.\n", flush=True)
         start = time.perf_counter()
@@ -428,23 +432,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _scale(text: str) -> float:
-    scale = float(text)
-    if not 1 <= scale <= 16:
-        raise argparse.ArgumentTypeError(f"{text}; give a number from 1 to 16")
-    return scale
+    return _within(text, 1, 16)
 
 
 def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}; give 1 or more")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; give a whole number, 1 or more")
     return int(text)
 
 
 def _probability(text: str) -> float:
-    probability = float(text)
-    if not 0 <= probability <= 1:
-        raise argparse.ArgumentTypeError(f"{text}; give a probability from 0 to 1")
-    return probability
+    return _within(text, 0, 1)
+
+
+def _within(text: str, least: float, most: float) -> float:
+    with contextlib.suppress(ValueError):
+        if least <= float(text) <= most:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}; give a number from {least} to {most}")
 
 
 def _versions() -> dict[str, str]:

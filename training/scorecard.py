@@ -4,13 +4,14 @@
  "target": its folder's name, with the one above where that says more ("fold1/checkpoint"), "kind": "checkpoint" or "bundle",
  "training": {"recipe", "seed", "dataset", "folds", "fold", "holdout", "pictures"}    those that the record holds
  "dataset", "folds", "fold", "split": what was scored; null where there are no folds
- "protocol": {"words", "mode", "window", "scale", "least", "threshold"}
+ "protocol": {"words", "masks", "mode", "window", "scale", "least", "threshold"}
  "seconds": that it took
  "classes": {word: {"iou", "precision", "recall", "pictures"}}       percent; pictures that show the class
  "counted": [word]       classes that `least` pictures show
  "miou": mean over the counted, "fb_iou"
  "miou_per_fold": {fold: mIoU}       where folds are named and no single one was chosen, else {}
- "confusion": {"words": [background, word...], "pixels": [[...]]}       rows truth, columns prediction
+ "confusion": {"words": [background, word...], "pixels": [[...]]}       rows truth, columns prediction; null
+    for masks that overlap ("classwise")
  "baselines": {name: {"classes", "miou", "fb_iou", "miou_per_fold"}}
  "versions": {package: version}, "date": ISO 8601, UTC}
 A figure that nothing was counted for is null.

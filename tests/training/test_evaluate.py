@@ -47,7 +47,7 @@ def test_every_output_says_the_same(
     assert (made["format"], made["format_version"], made["kind"]) == ("fusioner-rt scores", 1, "checkpoint")
     assert made["target"] == "tiny/checkpoint"
     assert made["protocol"] == {
-        "words": "all", "mode": "joint", "window": "whole", "scale": None, "least": 1, "threshold": 0.5,
+        "words": "all", "masks": "labels", "mode": "joint", "window": "whole", "scale": None, "least": 1, "threshold": 0.5,
     }  # fmt: skip
     assert list(made["classes"]) == ["red thing", "green thing", "blue thing"]
     ious = [row["iou"] for row in made["classes"].values()]
@@ -84,6 +84,18 @@ def test_checkpoint_and_bundle_take_every_protocol(
     assert scores[0]["miou"] > 0
 
 
+def test_masks_that_may_overlap_have_no_confusion(tiny_checkpoint: Path, shapes: Path, tmp_path: Path) -> None:
+    scores = {}
+    for masks in ("labels", "classwise"):
+        file = tmp_path / f"{masks}.json"
+        assert evaluate.main(arguments(tiny_checkpoint, shapes, "--masks", masks, "--json", str(file))) == 0
+        scores[masks] = json.loads(file.read_text())
+    assert scores["classwise"]["confusion"] is None
+    assert scores["labels"]["confusion"] is not None
+    for word, row in scores["labels"]["classes"].items():
+        assert scores["classwise"]["classes"][word]["recall"] >= row["recall"], "a word loses no pixel to another"
+
+
 def test_a_folds_model_is_scored_on_the_classes_it_never_saw(
     voc_like: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +117,9 @@ def test_older_records_hold_out_classes_by_name(voc_like: Path, tmp_path: Path) 
     chosen = evaluate.choice({"plan": {"holdout": ["cow", "zebra"]}}, None, None, None)
     assert evaluate.scored(data, chosen, "").classes == [3], "what this data set does not have is not scored"
     assert evaluate.scored(data, chosen, "all").classes == [1, 2, 3]
+    (voc_like / "classes.txt").write_text("background\ncat\nTV/monitor\ncow\n")
+    chosen = evaluate.choice({"holdout": ["tv"]}, None, None, None)
+    assert evaluate.scored(MaskFolder(voc_like), chosen, "seen").classes == [1, 3], "by whatever name it was held out"
     assert evaluate.scored(data, evaluate.choice({}, None, None, None), "").classes == [1, 2, 3]
 
 
@@ -159,7 +174,11 @@ def test_known_words_compute_features_of_the_asked_pictures_alone(
         (["--folds", "pascal-5i", "--fold", "1"], 72, "has no class of pascal-5i's fold 1"),
         (["--folds", "nothing"], 72, "no split 'nothing'"),
         (["--split", "test"], 72, "test.txt"),
-        (["--dataset", "pascal-5i"], 72, ""),
+        (["--dataset", "pascal-5i"], 72, "holds no JPEGImages"),
+        (["--classes", ","], 2, "names no class; "),
+        (["--masks", "classwise", "--window", "sliding"], 2, "choose one of the two"),
+        (["--masks", "classwise", "--confusion", "c.png"], 2, "--confusion needs --masks labels"),
+        (["--cache", "/dev/null/x"], 50, "cannot be written"),
         (["--sheet", "sheet.png", "--sheet-pictures", "nothing"], 72, "is called 'nothing'"),
         (["--json", "/dev/null/x/s.json"], 50, "cannot be written"),
     ],
