@@ -159,9 +159,9 @@ def evaluate(
             cosine, len(COSINE_THRESHOLDS), data, names, classes, "aligned cosine", protocol.words
         )
 
-        def worth(index: int) -> float:
+        def worth(index: int) -> float:  # by the classes that the mean is taken over
             result = candidates[index]
-            return result.mean([i for i in classes if result.pictures[i]])
+            return result.mean(result.counted(classes, protocol.least) or result.counted(classes, 1))
 
         best = max(range(len(candidates)), key=worth)
         results[f"aligned cosine > {COSINE_THRESHOLDS[best]}"] = candidates[best]
