@@ -11,6 +11,7 @@ build puts ONNX Runtime through them; TensorRT plans, which need their GPU to ru
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +21,21 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.errors import FusionerError, WordUnreadable
 from fusioner_rt.mask_head import MaskHead
 from fusioner_rt.pictures import SUFFIXES, decode
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.templates import fill
 from fusioner_rt.tokens import PromptTokenizer
 from kernels import reference
+from training.encoders import TextEncoder, readable_words
 from training.model import Fusioner
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 Record = dict[str, Any]
 
 WORDS = ("cat", "dog", "horse", "person", "sofa", "tree", "grass", "bird")
-"""Asked of every gate picture: some are there, some are not."""
+"""Asked of every gate picture: some are there, some are not. A text encoder that cannot read one is asked for another."""
 
 LEAST_AGREEMENT = 0.995
 """Share of pixels whose label is the one PyTorch gives."""
@@ -77,7 +79,7 @@ class Parity:
     """What the parity gate found.
 
     errors, plain: by output, relative to its largest value; plain is PyTorch's own. agreement: share of all pixels.
-    mask_error: the mask head's, in probability. words: (K, t) float32, the text graph's vectors of WORDS.
+    mask_error: the mask head's, in probability. words: (K, t) float32, the text graph's vectors of gate_words.
     """
 
     errors: dict[str, float]
@@ -104,10 +106,12 @@ def parity(
 ) -> Parity:
     """Gate (a). pictures: (H, W, 3) uint8 each. half: the graphs claim float16.
 
-    The truth is PyTorch one precision up: float64 for float32 graphs, float32 for float16 ones. Raises ParityFailed.
+    The truth is PyTorch one precision up: float64 for float32 graphs, float32 for float16 ones. Raises ParityFailed,
+    and WordUnreadable where the text encoder reads no word at all.
     """
     truth, plain = (model, _Halved(model)) if half else (copy.deepcopy(model).double(), model)
-    prompts = [prompt for word in WORDS for prompt in fill(model.config.templates, word)]
+    asked = gate_words(model.text_encoder)
+    prompts = [prompt for word in asked for prompt in fill(model.config.templates, word)]
     tokenizer = PromptTokenizer(model.text_encoder.tokenizer_file, model.text_encoder.max_tokens)
     tokens = dict(zip(("input_ids", "attention_mask"), tokenizer(prompts), strict=True))
 
@@ -115,7 +119,7 @@ def parity(
     embeddings = graphs["text"](tokens)["embeddings"], _text(plain, tokens), _text(truth, tokens)
     compared.add("embeddings", *embeddings)
     # Every side fuses the words its own text encoder gives: errors of the whole path, as a user meets them.
-    words, plain_words, true_words = (_word_vectors(values, len(WORDS)) for values in embeddings)
+    words, plain_words, true_words = (_word_vectors(values, len(asked)) for values in embeddings)
 
     head = MaskHead(graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"])
     agreed = pixels_compared = 0
@@ -137,18 +141,18 @@ def parity(
             (head.labels(*maps, size, 0.5)[1], confident),
             (head.probabilities(*maps, size)[0], probable),
         ):
-            mask_error = max(mask_error, float(np.abs(made - wanted).max()))
+            mask_error = max(mask_error, _largest(made - wanted))
 
     agreement = agreed / pixels_compared
     result = Parity(compared.errors, compared.plain, agreement, mask_error, len(pictures), words.astype(np.float32))
     for name, error in result.errors.items():
-        if not error <= result.allowed(name):
+        if not _within(error, result.allowed(name)):
             raise ParityFailed(
                 f"{name} err by {error:.2g} of their largest value, plain PyTorch errs by {result.plain[name]:.2g} in "
                 f"{'fp16' if half else 'fp32'} and twice that is allowed; "
                 f"{'build without --fp16, or ' if half else ''}look at the exported graph"
             )
-    if not mask_error <= MASK_HEAD_ERROR:
+    if not _within(mask_error, MASK_HEAD_ERROR):
         raise ParityFailed(
             f"the mask head's probabilities err by {mask_error:.2g}, at most {MASK_HEAD_ERROR} is allowed; "
             "run: python -m pytest tests/export/test_mask_head_graph.py"
@@ -190,7 +194,7 @@ def batch(
             for row in range(len(expected)):
                 apart = _relative(together[name][row], expected[row][name][0])
                 worst = max(worst, apart / (2 * found.allowed(name)))
-                if not apart <= 2 * found.allowed(name):
+                if not _within(apart, 2 * found.allowed(name)):
                     raise BatchFailed(
                         f"{what}: row {row} of {name} differs by {apart:.2g} of its largest value from the picture "
                         f"alone, {2 * found.allowed(name):.2g} is allowed; build with --max-batch 1, or use another backend"
@@ -204,7 +208,7 @@ def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture:
     plain, permuted = (_fused(graphs, pixels, vectors[None]) for vectors in (found.words, found.words[order]))
     for name, expected in (("features", plain["features"]), ("refined", plain["refined"][:, order])):
         apart = _relative(permuted[name], expected)
-        if not apart <= 2 * found.allowed(name):
+        if not _within(apart, 2 * found.allowed(name)):
             raise WordsFailed(
                 f"permuting the words changes {name} by {apart:.2g} of its largest value, {2 * found.allowed(name):.2g} "
                 "is allowed; a graph must not know a word's place: look at the exported image_fusion graph"
@@ -220,6 +224,28 @@ def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture:
             "look at the exported mask_labels graph"
         )
     return {"words": len(order), "mask_agreement": agreement}
+
+
+def gate_words(encoder: TextEncoder) -> list[str]:
+    """WORDS, those the encoder cannot read replaced by names of its own (a table's, taken evenly from all of them).
+
+    No two are the same tokens, for then neither has pixels of its own; fewer where there are no more. Raises
+    WordUnreadable where there is none.
+    """
+    tokenizer = PromptTokenizer(encoder.tokenizer_file, encoder.max_tokens)
+    names = tokenizer.names()
+    spread = names[:: max(1, len(names) // (2 * len(WORDS)))]
+    chosen: dict[tuple[int, ...], str] = {}
+    for word in (*readable_words(encoder, WORDS), *spread, *names):
+        chosen.setdefault(tuple(tokenizer.ids([word])[0]), word)
+        if len(chosen) == len(WORDS):
+            break
+    if not chosen:
+        raise WordUnreadable(
+            f"the text encoder reads none of the words that the gates ask for ({', '.join(WORDS)}) and has no names of "
+            "its own; check the tokenizer.json beside its weights"
+        )
+    return list(chosen.values())
 
 
 def gate_pictures(folder: Path | None, most: int = 3) -> list[np.ndarray]:
@@ -248,7 +274,8 @@ def textured(seed: int, size: tuple[int, int]) -> np.ndarray:
 
 
 class _Halved:
-    """Plain PyTorch in float16, as on a GPU under autocast: products of float16 operands, kept in float16.
+    """Plain PyTorch in float16, as on a GPU under autocast: products of float16 operands, kept in float16. Tables that
+    are looked up are float16 too, as in any model whose weights are: of a table of names nothing else would err.
 
     Emulated, because a CPU is far slower at the real thing than at rounding to it.
     """
@@ -258,17 +285,19 @@ class _Halved:
 
     class Mode(TorchDispatchMode):
         aten = torch.ops.aten
-        products = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default)
+        halved = (
+            aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default, aten.embedding.default,
+        )  # fmt: skip
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func not in self.products:
+            if func not in self.halved:
                 return func(*args, **(kwargs or {}))
             rounded = [self.round(value) if isinstance(value, torch.Tensor) else value for value in args]
             return self.round(func(*rounded, **(kwargs or {})))
 
         @staticmethod
         def round(value: torch.Tensor) -> torch.Tensor:
-            return value.half().float()
+            return value.half().float() if value.is_floating_point() else value  # indices stay whole
 
 
 class _Compared:
@@ -285,8 +314,19 @@ class _Compared:
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference over largest expected value; infinite where a number is not finite."""
-    difference = np.abs(found.astype(np.float64) - expected).max()
-    return float(difference / max(np.abs(expected).max(), 1e-30)) if np.isfinite(difference) else float("inf")
+    largest = _largest(found.astype(np.float64) - expected)
+    return largest / max(float(np.abs(expected).max()), 1e-30) if math.isfinite(largest) else math.inf
+
+
+def _largest(difference: np.ndarray) -> float:
+    """Infinite where a number is not finite: max() would pass over NaN."""
+    largest = float(np.abs(difference).max())
+    return largest if math.isfinite(largest) else math.inf
+
+
+def _within(error: float, allowed: float) -> bool:
+    """Never where one is not finite: infinite errors of both sides would allow each other."""
+    return math.isfinite(error) and math.isfinite(allowed) and error <= allowed
 
 
 def _text(model: Fusioner | _Halved, tokens: Mapping[str, np.ndarray]) -> np.ndarray:

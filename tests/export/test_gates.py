@@ -3,16 +3,21 @@
 import importlib
 import inspect
 import pkgutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
 import export
 from export import gates
 from fusioner_rt.bundle import Bundle
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.errors import FusionerError, WordUnreadable
 from fusioner_rt.onnxruntime_backend import OnnxRuntime
 from training import checkpoint
+from training.encoders.table import Table
 
 NAMES = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
 
@@ -78,13 +83,20 @@ def wrong_words(_, outputs):
     outputs["embeddings"] *= np.linspace(1, 1.01, outputs["embeddings"].shape[1], dtype=np.float32)
 
 
+def words_lost(_, outputs):
+    outputs["embeddings"][0] = np.inf
+
+
 @pytest.mark.parametrize(
-    ("name", "fault"), [("image_fusion", a_wrong_channel), ("image_fusion", a_number_lost), ("text", wrong_words)]
-)
+    ("name", "fault"),
+    [
+        ("image_fusion", a_wrong_channel), ("image_fusion", a_number_lost), ("text", wrong_words), ("text", words_lost),
+    ],
+)  # fmt: skip
 def test_parity_stops_a_graph_that_errs_more_than_its_precision_explains(
     model, graphs, bundle, photographs, name, fault
 ):
-    with pytest.raises(gates.ParityFailed, match="err by"):
+    with np.errstate(all="ignore"), pytest.raises(gates.ParityFailed, match="err by"):
         gates.parity(model, faulty(graphs, name, fault), bundle.preprocessing, photographs[:1], half=False)
 
 
@@ -114,6 +126,26 @@ def test_parity_stops_probabilities_that_err_where_labels_do_not(model, graphs, 
         )
 
 
+@pytest.mark.parametrize("output", ["confidence", "probabilities"])
+def test_parity_stops_a_mask_head_that_loses_a_number(model, graphs, bundle, photographs, output):
+    def lost(_, outputs):
+        outputs[output].flat[0] = np.nan
+
+    graph = {"confidence": "mask_labels", "probabilities": "mask_probabilities"}[output]
+    with pytest.raises(gates.ParityFailed, match="probabilities err by inf"):
+        gates.parity(model, faulty(graphs, graph, lost), bundle.preprocessing, photographs[:1], half=False)
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
+def test_numbers_lost_on_both_sides_do_not_allow_each_other(model, graphs, bundle, photographs, monkeypatch, lost):
+    def both(_, outputs):
+        outputs["embeddings"][:] = lost
+
+    monkeypatch.setattr(gates, "_text", lambda model, tokens: np.full((16, 24), lost, np.float32))
+    with np.errstate(all="ignore"), pytest.raises(gates.ParityFailed, match="embeddings err by inf"):
+        gates.parity(model, faulty(graphs, "text", both), bundle.preprocessing, photographs[:1], half=False)
+
+
 def first_row_for_all(_, outputs):
     outputs["features"][:] = outputs["features"][:1]
 
@@ -128,7 +160,12 @@ def size_matters(_, outputs):
     outputs["refined"][..., 0] += 0.01 * (len(outputs["refined"]) - 1)
 
 
-@pytest.mark.parametrize("fault", [first_row_for_all, last_row_lost, size_matters])
+def a_row_without_numbers(_, outputs):
+    if len(outputs["refined"]) > 1:
+        outputs["refined"][-1] = np.nan
+
+
+@pytest.mark.parametrize("fault", [first_row_for_all, last_row_lost, size_matters, a_row_without_numbers])
 def test_the_batch_gate_stops_rows_that_know_their_batch(found, graphs, bundle, photographs, fault):
     with pytest.raises(gates.BatchFailed, match=r"row \d of (features|refined) differs"):
         gates.batch(faulty(graphs, "image_fusion", fault), found, bundle.preprocessing, photographs, 4)
@@ -147,11 +184,41 @@ def test_the_words_gate_stops_a_graph_that_knows_a_words_place(found, graphs, bu
     with pytest.raises(gates.WordsFailed, match="changes refined"):
         gates.words(faulty(graphs, "image_fusion", placed), found, bundle.preprocessing, photographs[0])
 
+    def lost(inputs, outputs):
+        if not np.array_equal(inputs["words"][0], found.words):
+            outputs["features"][0, 0, 0] = np.nan
+
+    with pytest.raises(gates.WordsFailed, match="changes features by inf"):
+        gates.words(faulty(graphs, "image_fusion", lost), found, bundle.preprocessing, photographs[0])
+
     def unnamed(_, outputs):
         outputs["labels"] = np.minimum(outputs["labels"], 1)
 
     with pytest.raises(gates.WordsFailed, match="pixels their word"):
         gates.words(faulty(graphs, "mask_labels", unnamed), found, bundle.preprocessing, photographs[0])
+
+
+def table_of(rows):
+    """A text encoder that knows these names alone: name → row."""
+    count = 1 + max(rows.values())
+    return Table(rows, torch.randn(count, 5, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_gates_ask_for_words_that_the_text_encoder_reads_and_tells_apart(model):
+    assert gates.gate_words(model.text_encoder) == list(gates.WORDS)
+    some = {"sofa": 0, "couch": 0, "cat": 1, "kitty": 1, **{f"name {i}": 2 + i for i in range(50)}}
+    chosen = gates.gate_words(table_of(some))
+    assert chosen[:2] == ["cat", "sofa"]
+    assert len({some[word] for word in chosen}) == len(chosen) == len(gates.WORDS)
+    assert gates.gate_words(table_of({"sofa": 0, "couch": 0, "lamp": 1})) == ["sofa", "lamp"]
+
+
+def test_a_text_encoder_that_reads_no_word_is_refused(tmp_path):
+    tokenizer = Tokenizer(WordPiece({"[UNK]": 0, "猫": 1}, unk_token="[UNK]"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = SimpleNamespace(tokenizer_file=tmp_path / "tokenizer.json", max_tokens=8)
+    with pytest.raises(WordUnreadable, match="none of the words that the gates ask for"):
+        gates.gate_words(encoder)
 
 
 def test_gate_pictures_come_from_the_folder_or_are_said_to_be_missing(tmp_path, photographs):
