@@ -232,17 +232,16 @@ def test_gate_pictures_come_from_the_folder_or_are_said_to_be_missing(tmp_path, 
     assert len(gates.gate_pictures(None)) == 3
 
 
-def test_every_error_of_the_build_has_an_exit_code_of_its_own():
+def test_every_error_of_building_and_training_has_an_exit_code_of_its_own():
     import fusioner_rt.errors
-    import training.checkpoint
-    import training.data
-    import training.encoders
+    import training
 
-    modules = [importlib.import_module(f"export.{m.name}") for m in pkgutil.iter_modules(export.__path__)]
-    modules += [fusioner_rt.errors, training.checkpoint, training.data, training.encoders]
+    names = [f"export.{m.name}" for m in pkgutil.iter_modules(export.__path__)]
+    names += [m.name for m in pkgutil.walk_packages(training.__path__, "training.") if not m.name.endswith("__main__")]
+    modules = [fusioner_rt.errors, *map(importlib.import_module, names)]
     errors = {
         c for module in modules for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, FusionerError)
     }
     codes = [error.exit_code for error in errors]
-    assert len(errors) > 15
+    assert len(errors) > 30
     assert len(set(codes)) == len(codes), sorted((e.exit_code, e.__name__) for e in errors)

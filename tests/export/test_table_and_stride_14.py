@@ -1,9 +1,13 @@
-"""A fixed table of names from its file to masks: the whole build, its gates, and a session that knows those names alone."""
+"""A fixed table of names beside a ViT of stride 14, from their files to masks: the whole build, its gates, and a session
+that knows those names alone.
+"""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from fusioner_rt.errors import WordsInvalid, WordUnreadable
 from fusioner_rt.templates import PLACE
 from training import checkpoint
 from training.encoders import table
+from training.encoders.vision_transformer import VARIANTS
 from training.model import Fusioner, FusionerConfig
 
 NAMES = ["cat", "traffic light", "sofa", "soda", "lamp", "spoon", "rug"]  # of the gates' words, two
@@ -34,13 +39,16 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> d
     assert table.main(
         [str(folder / "words.safetensors"), "--names", str(folder / "names.json"), "--vectors", str(folder / "vectors.npy")]
     ) == 0  # fmt: skip
-    torch.manual_seed(0)
     config = FusionerConfig(
-        image_encoder="tiny", text_encoder=f"table:{folder / 'words.safetensors'}", width=16, layers=1, heads=2,
-        decoder=(), templates=(PLACE,),
+        image_encoder="dinov2-vits14:random", text_encoder=f"table:{folder / 'words.safetensors'}", width=16, layers=1,
+        heads=2, decoder=(16, 8),
     )  # fmt: skip
-    checkpoint.save(checkpoint.build(config), folder / "checkpoint", {"pictures": 0})
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # weights are random
+        small = replace(VARIANTS["dinov2-vits14"], width=32, depth=1, heads=4, side=70)
+        patch.setitem(VARIANTS, "dinov2-vits14", small)
+        torch.manual_seed(0)
+        checkpoint.save(checkpoint.build(config), folder / "checkpoint", {"pictures": 0})
         for name in ("text_graph", "image_fusion_graph"):
             patch.setattr(graphs, name, traced_once(getattr(graphs, name)))
         for precision in ("fp32", "fp16"):
@@ -66,13 +74,17 @@ def test_a_table_bundle_is_proved_on_words_it_has_and_segments_by_name(
     bundles: dict[str, Path], photographs: list[np.ndarray], precision: str
 ) -> None:
     with Session(bundles[precision]) as session:
-        gates = session.bundle.manifest["gates"]
+        manifest, gates = session.bundle.manifest, session.bundle.manifest["gates"]
+        assert manifest["profiles"]["size"] == {"min": 14, "opt": 70, "max": 1022}
+        assert manifest["preprocessing"]["multiple"] == 14
+        assert manifest["templates"] == [PLACE]
         assert gates["words"]["words"] == len(NAMES)
         for output in ("embeddings", "features", "refined"):
             assert gates["parity"][output]["error"] <= gates["parity"][output]["allowed"] < np.inf
         found = session.segment(photographs[0], ["Couch", "traffic_light"], probabilities=True)
         again = session.segment(photographs[0], ["sofa", "traffic light"], probabilities=True)
     assert found.labels.shape == photographs[0].shape[:2]
+    assert found.probabilities is not None
     assert np.isfinite(found.probabilities).all()
     assert (found.probabilities[0] != found.probabilities[1]).any()
     np.testing.assert_array_equal(found.probabilities, again.probabilities)
