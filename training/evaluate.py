@@ -336,6 +336,10 @@ def run(given: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         made = document(target, recorded, chosen, given.split, what, protocol, given.scale, results, seconds)
         print(scorecard.markdown(made))
+        if not results["model"].counted(what.classes, protocol.least):
+            print(
+                f"\nNo class is shown by {protocol.least} pictures, so none counts in the mean; --least 1 counts them all."
+            )
         if given.baselines:
             print(
                 "\nThe cosine's threshold is the best of several on these very pictures, which favours that baseline."

@@ -25,6 +25,7 @@ from training.data import DataError, PictureMasks, read_picture
 from training.encoders import ImageEncoder
 from training.model import Fusioner
 
+CHUNK = 64  # words whose vectors are kept together: what a kill can cost
 LABEL_STRIDE = 2  # masks are kept at half the network input's resolution: what the loss is computed at
 
 
@@ -37,20 +38,26 @@ class CachedPicture:
 
 
 def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
-    """model.word_vectors (K, t), kept on disk: a thousand words take minutes on a CPU."""
+    """model.word_vectors (K, t), kept on disk, CHUNK words a file: a thousand take minutes on a CPU, once."""
+    chunks = [words[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
+    missing = [chunk for chunk in chunks if not _words_file(folder, model, chunk).is_file()]
+    if missing:
+        writable_folder(folder)
+        with tqdm(total=sum(map(len, missing)), desc="word vectors, once", unit="word") as bar:
+            for chunk in missing:
+                parts = []
+                for start in range(0, len(chunk), 8):
+                    parts.append(model.word_vectors(chunk[start : start + 8]))
+                    bar.update(len(parts[-1]))
+                _write(_words_file(folder, model, chunk), save({"vectors": torch.cat(parts)}))
+    return torch.cat([load_file(_words_file(folder, model, chunk))["vectors"] for chunk in chunks])
+
+
+def _words_file(folder: Path, model: Fusioner, words: list[str]) -> Path:
     # The name too: one file of weights may be read in several ways (a BERT's pooling).
     config = model.config
     key = json.dumps([config.text_encoder, config.encoder_sha256["text"], config.templates, words])
-    file = folder / f"words-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    if not file.is_file():
-        writable_folder(folder)
-        parts = [
-            model.word_vectors(words[i : i + 8])
-            for i in tqdm(range(0, len(words), 8), desc="word vectors", unit="8 words")
-        ]
-        content = save({"vectors": torch.cat(parts)})
-        _write(file, content)
-    return load_file(file)["vectors"]
+    return folder / f"words-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
 def encoder_key(model: Fusioner) -> str:

@@ -149,6 +149,7 @@ def curve(steps: list[tuple[int, float, float]], history: list[dict[str, Any]]) 
         color="tab:orange",
         label="validation mIoU",
     )
+    scores.set_ylim(0, 100)
     scores.set_ylabel("validation mIoU (%)")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     below.plot(numbers, rates, color="tab:green")

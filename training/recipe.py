@@ -161,7 +161,9 @@ def read(name: str, overrides: dict[str, dict[str, Any]] | None = None) -> Recip
     document = _merged(name, ())
     unknown = set(document) - {*SECTIONS, "about", "seeds", "folds"} | set(overrides or ()) - set(SECTIONS)
     if unknown:
-        raise RecipeError(f"recipe {name}: no recipe has {', '.join(sorted(unknown))}; see training/recipe.py")
+        raise RecipeError(
+            f"recipe {name}: no recipe has {', '.join(sorted(unknown))}; sections are {', '.join(SECTIONS)}, fields stand inside them"
+        )
     for section, values in (overrides or {}).items():
         document[section] = {**document.get(section, {}), **values}
     data = document.get("data", {})

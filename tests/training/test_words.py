@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data import IGNORE
+from training.feature_cache import CHUNK, word_vectors
+from training.model import tiny
 from training.recipe import Plan
 from training.words import Vocabulary, WordSampler
 
@@ -72,3 +76,16 @@ def test_a_stranger_beside_a_regions_own_name_stands_for_nothing(seed: int) -> N
     assert not targets[0, 1].any()
     if first != 3:
         assert second not in (4, 5), "a region that goes by a stranger is asked for no second one"
+
+
+def test_word_vectors_are_kept_by_the_chunk_and_a_lost_chunk_alone_is_computed_again(tmp_path: Path) -> None:
+    model = tiny()
+    words = [f"thing {chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(CHUNK + 3)]
+    vectors = word_vectors(tmp_path, model, words)
+    torch.testing.assert_close(vectors, model.word_vectors(words))
+    files = sorted(tmp_path.glob("words-*"), key=lambda file: file.stat().st_size)
+    assert len(files) == 2
+    files[0].unlink()
+    kept = files[1].stat().st_mtime_ns
+    assert torch.equal(word_vectors(tmp_path, model, words), vectors)
+    assert files[1].stat().st_mtime_ns == kept

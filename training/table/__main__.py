@@ -73,6 +73,9 @@ def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
         if given.dry_run:
             print(runs.listing(wanted))
             return 0
+        for folder in (*places.data.values(), places.evaluation_data):
+            if folder is not None and not folder.is_dir():
+                raise UsageError(f"{folder} is no folder; expected one with a data set's pictures and masks")
         try:
             runs.start(wanted, places, given.jobs)
         except runs.RunsFailed as error:  # the table is still worth printing
