@@ -183,7 +183,9 @@ def test_help_teaches_from_any_folder(tmp_path):
 def test_an_interrupted_build_leaves_nothing_behind(tiny_checkpoint, tmp_path, sent, code):
     out = tmp_path / "engines" / "tiny"
     command = [sys.executable, SCRIPT, "--checkpoint", tiny_checkpoint, "--out", out, "--backend", "onnxruntime"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background jobs are deaf to interrupts, and their children inherit it.
+    hearing = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hearing) as process:
         while not (list(out.parent.glob(".tiny.unfinished-*")) if out.parent.exists() else []):
             assert process.poll() is None
             time.sleep(0.02)

@@ -339,7 +339,9 @@ first = [sys.executable, "-c", calm]  # ends with 0 when it is told to end
 other = [sys.executable, "-c", "open({str(tmp_path / "other")!r}, 'w')"]
 start([Run("one", [first, other]), Run("two", [other])], Places(Path({str(tmp_path / "runs")!r}), {{}}))
 """
-    process = subprocess.Popen(python(code), stderr=subprocess.DEVNULL)
+    # A shell's background jobs are deaf to interrupts, and their children inherit it.
+    hearing = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(python(code), stderr=subprocess.DEVNULL, preexec_fn=hearing)
     child = tmp_path / "child"
     deadline = time.monotonic() + 60
     while not (child.exists() and child.read_text()):
