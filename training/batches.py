@@ -7,6 +7,7 @@ whoever reads them; and an epoch that a kill cut short is repeated exactly.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -90,7 +91,7 @@ class Job:
         return [plan.seed, self.epoch, self.step, row]
 
 
-class Batches:
+class Batches(ABC):
     """The batches of every epoch, for one process. Subclasses say how a picture is read."""
 
     encoded: bool
@@ -104,12 +105,13 @@ class Batches:
         self.scale = 2 ** (len(decoder) - 1) if decoder else 1
         self.stride = model.image_encoder.stride
 
+    @abstractmethod
     def buckets(self) -> list[list[str]]:
         """Pictures that can share a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, name: str, seed: list[int]) -> Picture:
-        raise NotImplementedError
+        """A picture's inputs and labels; what is random in it comes from `seed` alone."""
 
     def plan_epoch(self, epoch: int) -> list[list[str]]:
         """The names of each of an epoch's batches, in random order; every picture once."""
