@@ -9,10 +9,8 @@ Wall time beside processor time: on a shared machine the first tells of the neig
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import fusioner_rt
+from benchmarks import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 NOUNS = ("cat", "sofa", "person", "cup", "window", "floor", "curtain", "plant", "dog", "table")
@@ -47,7 +46,7 @@ def steady(engine: Path, picture: Path, words: int, repeats: int) -> dict[str, A
             stages.append(result.timing)
         return {
             "what": "segment", "words": words, "size": list(result.labels.shape), "backend": session.backend.effective,
-            **{f"p{q}_ms": round(float(np.percentile(wall, q)), 1) for q in (20, 50, 80)},
+            **machine.percentiles(wall),
             "processor_p50_ms": round(float(np.median(processor)), 1),
             "stages_p50_ms": {stage: round(float(np.median([s[stage] for s in stages])), 1) for stage in stages[0]},
         }  # fmt: skip
@@ -84,18 +83,6 @@ def cold(engine: Path, picture: Path, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def machine(load: float) -> dict[str, Any]:
-    import onnxruntime
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores", "load": round(load, 2), "commit": commit,
-        "onnxruntime": onnxruntime.__version__, "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -116,9 +103,10 @@ def main() -> int:
     except fusioner_rt.FusionerError as error:
         print(f"benchmarks/session.py: {error}", file=sys.stderr)
         return error.exit_code
+    where = {**machine.record("onnxruntime"), "load": round(load, 2)}
     rows.append(cold(given.engine, given.picture, max(3, given.repeats // 4)))
     for row in rows:
-        line = json.dumps({**row, **machine(load)})
+        line = json.dumps({**row, **where})
         print(line)
         if given.json:
             with given.json.open("a") as file:

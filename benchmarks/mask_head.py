@@ -1,0 +1,375 @@
+"""The mask head against the usual ways to a label map: time, memory, bytes moved and error, candidates interleaved.
+
+  python benchmarks/mask_head.py                                  # suite quick on the CPU: minutes
+  python benchmarks/mask_head.py --suite full --json record.jsonl --plot record.png
+  python benchmarks/mask_head.py --sizes 1024 --words 20,600 --maps smooth --candidates ours,compile
+  python benchmarks/mask_head.py --device cuda --dtype float16    # Triton kernels, CUDA events
+  python benchmarks/mask_head.py --from record.jsonl --plot record.png
+
+A candidate that disagrees with float64 arithmetic by more than its precision explains ends the run, but for the
+low-resolution approximation, whose error is reported. What would not fit into memory is reported with what it needs.
+One JSON line a row, appended after every cell; Ctrl-C keeps them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from benchmarks import machine
+from benchmarks.mask_head_candidates import (
+    TEMPERATURE,
+    THRESHOLD,
+    TITLES,
+    Candidate,
+    Case,
+    candidate,
+    sizes,
+)
+from benchmarks.mask_head_report import plot, speedups, table
+from export import mask_head_graph
+from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.files import writable_place
+from kernels import reference
+
+Row = dict[str, Any]
+
+SUITES: dict[str, dict[str, Any]] = {
+    "smoke": {"sizes": [48, 97], "channels": [16], "words": [1, 5], "low": 12, "repeats": 3,
+              "candidates": ["naive", "lowres", "onnx", "ours"]},
+    "quick": {"sizes": [224, 512, 1024, 2048], "channels": [512], "words": [20, 150], "low": 80, "repeats": 5,
+              "candidates": list(TITLES)},
+    "full": {"sizes": [224, 512, 1024, 2048, 4096], "channels": [256, 512, 768], "words": [1, 20, 150, 600], "low": 80,
+             "repeats": 15, "candidates": list(TITLES)},
+}  # fmt: skip
+LEAST_REPEATS = 3
+BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+IDLE = 0.25
+"""Cores that other processes may keep busy; rows measured beside more are marked."""
+
+
+class Disagreement(FusionerError):
+    """A candidate computes something else than the mask head's definition."""
+
+    exit_code = 91
+
+
+class MachineBusy(FusionerError):
+    """Other processes are running: times would tell of them."""
+
+    exit_code = 92
+
+
+def measure(case: Case, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:
+    """One row per candidate. The first call is checked and its memory watched; one more warms up; then they take turns.
+
+    Raises Disagreement.
+    """
+    rows = {
+        name: {"what": "mask_head", "candidate": name, **vars(case), **sizes(name, case)} for name in given.candidates
+    }
+    allowed = given.memory_limit * 1e9
+    for row in rows.values():
+        if row["candidate"] == "onnx" and not hasattr(mask_head_graph, "naive_graph"):
+            row["skipped"] = "this version has no such graph"
+        if row["needs_bytes"] > allowed:
+            row["skipped"] = f"needs {row['needs_bytes'] / 1e9:.1f} GB, {given.memory_limit:.1f} GB allowed"
+    inputs = case.inputs()
+    running = {name: candidate(name, case, inputs, given.threads) for name, row in rows.items() if "skipped" not in row}
+    for name, one in running.items():
+        rows[name] |= checked(one, case, rows.get("naive", {}).get("error_max", 0.0))
+
+    others, started = machine.OtherWork(), time.monotonic()
+    times: dict[str, list[list[float]]] = {name: [] for name in running}
+    processor: dict[str, list[float]] = {name: [] for name in running}
+    for turn in range(given.repeats + 1):
+        if turn > LEAST_REPEATS and time.monotonic() - started > given.seconds:
+            break
+        for name, one in running.items():
+            time.sleep(0.02)  # idle threads of the last one's pool spin a while
+            spent = time.process_time()
+            took = timed(one, case.device)
+            if turn:
+                times[name].append(took)
+                processor[name].append((time.process_time() - spent) * 1000)
+        bar.update(work(case, running) / (given.repeats + 1))
+    load = round(others.cores(), 2)
+    for name, one in running.items():
+        rows[name] |= machine.percentiles([sum(stages) for stages in times[name]])
+        rows[name] |= {"processor_p50_ms": round(float(np.median(processor[name])), 3), "repeats": len(times[name])}
+        if len(one.stages) > 1:
+            medians = np.median(times[name], axis=0)
+            rows[name]["stages_p50_ms"] = {
+                stage: round(float(ms), 3) for stage, ms in zip(one.stages, medians, strict=True)
+            }
+    return [{**row, "load": load, "busy": given.busy or load > IDLE} for row in rows.values()]
+
+
+def checked(one: Candidate, case: Case, naive_error: float) -> Row:
+    """Peak memory and errors of one call. Raises Disagreement."""
+    peak, labels, confidence = watched(one, case.device)
+    errors = compare(labels, confidence, case)
+    if one.exact and errors["shortfall"] > (limit := tolerance(one.name, case, naive_error)):
+        raise Disagreement(
+            f"{TITLES[one.name]} errs by {errors['shortfall']:.2g} in probability on {case}, its precision explains "
+            f"{limit:.2g}; it computes something else: run its tests"
+        )
+    return {"peak_bytes": peak, **errors}
+
+
+def run(one: Candidate) -> tuple[Any, Any]:
+    result = one.inputs
+    for stage in one.stages.values():
+        result = stage(*result)
+    return result
+
+
+def watched(one: Candidate, device: str) -> tuple[int, Any, Any]:
+    """Peak bytes above the inputs, labels, confidence."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        labels, confidence = run(one)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before, labels, confidence
+    memory = machine.PeakMemory()
+    labels, confidence = run(one)
+    return memory.bytes(), labels, confidence
+
+
+def timed(one: Candidate, device: str) -> list[float]:
+    """Milliseconds per stage."""
+    result = one.inputs
+    if device == "cuda":
+        torch.empty(256 << 20, dtype=torch.uint8, device=device).zero_()  # nothing of the last call stays in the cache
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(one.stages) + 1)]
+        marks[0].record()
+        for stage, mark in zip(one.stages.values(), marks[1:], strict=True):
+            result = stage(*result)
+            mark.record()
+        torch.cuda.synchronize()
+        return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
+    times = [time.perf_counter()]
+    for stage in one.stages.values():
+        result = stage(*result)
+        times.append(time.perf_counter())
+    return [(after - before) * 1000 for before, after in itertools.pairwise(times)]
+
+
+def compare(labels: Any, confidence: Any, case: Case) -> Row:
+    """Errors on seven rows of pixels, first and last among them, against naive arithmetic in float64.
+
+    error_max, error_mean: of the confidence. labels_otherwise: share of pixels labelled otherwise than in float64.
+    shortfall: error_max, or by how much the probability of a label is below the best one, or beyond the threshold on
+    the wrong side; it forgives ties that rounding decides.
+    """
+    features, words = (part[0].double() for part in case.inputs())
+    words = reference.unit(words)
+    taps = reference.interpolation_taps(case.low, case.size).matrix(case.low, torch.float64).to(features.device)
+    labels, confidence = as_float64(labels), as_float64(confidence)
+    errors, otherwise, shortfalls = [], [], []
+    for row in sorted({round(part * (case.size - 1) / 6) for part in range(7)}):
+        pixels = taps @ torch.einsum("h,hwd->wd", taps[row], features)
+        exact = torch.sigmoid(F.normalize(pixels, dim=1) @ words.T / TEMPERATURE).cpu()
+        best, word = exact.max(dim=1)
+        label, error = labels[row], (confidence[row] - best).abs()
+        own = exact.gather(1, (label.long() - 1).clamp(min=0)[:, None])[:, 0]
+        lost = torch.where(label > 0, best.clamp(min=THRESHOLD) - own, best - THRESHOLD)
+        errors.append(error)
+        otherwise.append((label != torch.where(best > THRESHOLD, word + 1, 0)).double())
+        shortfalls.append(torch.maximum(error, lost).nan_to_num(1.0))
+    error = torch.cat(errors)
+    return {
+        "error_max": float(error.max()), "error_mean": float(error.mean()),
+        "labels_otherwise": float(torch.cat(otherwise).mean()), "shortfall": float(torch.cat(shortfalls).max()),
+    }  # fmt: skip
+
+
+def as_float64(maps: Any) -> torch.Tensor:
+    """(H, W) from a map with or without a batch of one."""
+    tensor = torch.from_numpy(maps) if isinstance(maps, np.ndarray) else maps
+    return tensor.reshape(tensor.shape[-2:]).cpu().double()
+
+
+def tolerance(name: str, case: Case, naive_error: float) -> float:
+    """The probability error that rounding explains: roundings of the cosine, times the sigmoid's slope of 1/(4τ).
+
+    In float32 ONNX graphs and our kernels are held to 1e-5; torch also rounds coordinates, which reach the map's side.
+    In half precision ours may err twice as much as naive torch does, plus the rounding of what it writes.
+    """
+    eps = torch.finfo(case.torch_dtype).eps
+    if case.dtype == "float32":
+        roundings = 8 + case.channels**0.5 + 4 * case.low
+        return 1e-5 if name in ("ours", "onnx") else roundings * eps / (4 * TEMPERATURE)
+    plain = 8 * eps / (4 * TEMPERATURE)
+    return 2 * naive_error + eps if name == "ours" and naive_error else plain
+
+
+def work(case: Case, candidates: Iterable[str]) -> float:
+    """What the progress bar counts: bytes moved, which time follows."""
+    return float(sum(sizes(name, case)["bytes_moved"] for name in candidates))
+
+
+def measured(cases: list[Case], given: argparse.Namespace) -> Iterator[list[Row]]:
+    """Rows of one cell after the other. Raises Disagreement."""
+    where = machine.record("torch", "onnxruntime" if given.device == "cpu" else "triton") | {"threads": given.threads}
+    rate = 0.0
+    if given.device == "cuda":
+        rate = copy_bandwidth()
+        where |= {"gpu": torch.cuda.get_device_name(), "copy_gb_s": round(rate / 1e9, 1)}
+    with tqdm(total=sum(work(case, given.candidates) for case in cases), bar_format=BAR, disable=None) as bar:
+        done = 0.0
+        for case in cases:
+            bar.set_postfix_str(f"{case.maps} {case.size}² d={case.channels} K={case.words}")
+            rows = [{**row, **where} for row in measure(case, given, bar)]
+            for row in rows:
+                if rate and "stages_p50_ms" in row:  # stage 2 against copying what it must read and write
+                    floor = (row["output_bytes"] + 4 * (case.words + 5) * case.low**2) / rate * 1000
+                    row |= {"floor_ms": round(floor, 4), "over_floor": round(row["stages_p50_ms"]["labels"] / floor, 2)}
+            done += work(case, given.candidates)
+            bar.update(done - bar.n)
+            yield rows
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a 1 GB copy on the GPU."""
+    source = torch.zeros(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copy = Candidate("copy", (source, target), {"all": lambda source, target: (target.copy_(source), target)})
+    return 2 * source.numel() / (float(np.median([timed(copy, "cuda")[0] for _ in range(10)])) / 1000)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        return benchmark(options(arguments))
+    except FusionerError as error:
+        print(f"benchmarks/mask_head.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("benchmarks/mask_head.py: interrupted; with --json, the cells finished so far are kept", file=sys.stderr)
+        return 130
+
+
+def benchmark(given: argparse.Namespace) -> int:
+    for file in filter(None, (given.json, given.plot)):
+        writable_place(file)
+    rows = read(given.read) if given.read else []
+    if not given.read:
+        check_idle(given.busy)
+        torch.set_num_threads(given.threads)
+        axes = itertools.product(given.maps, given.channels, given.words, given.sizes)
+        cases = [Case(maps, size, d, k, given.low, given.dtype, given.device) for maps, d, k, size in axes]
+        for cell in measured(cases, given):
+            rows += cell
+            if given.json:
+                with given.json.open("a") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in cell)
+    print(table(rows))
+    if given.plot:
+        plot(rows, given.plot)
+    verdicts, passed = speedups(rows)
+    print("\n".join(verdicts))
+    return 0 if passed or not given.gate else 1
+
+
+def read(file: Path) -> list[Row]:
+    """Raises UsageError."""
+    try:
+        rows = [json.loads(line) for line in file.read_text().splitlines() if line]
+        return [row for row in rows if row["what"] == "mask_head"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{file} is no record of this benchmark ({reason}); --json writes one") from None
+
+
+def check_idle(busy: bool) -> None:
+    """Raises MachineBusy."""
+    others = machine.OtherWork()
+    time.sleep(1)
+    if (cores := others.cores()) > IDLE and not busy:
+        raise MachineBusy(
+            f"other processes keep {cores:.1f} cores busy, a quarter of one may be; wait for them, or pass --busy and "
+            "have every row say so"
+        )
+
+
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    """Raises UsageError for what only this machine can tell; argparse ends the process for what it cannot read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="quick", help="axes and repeats (default: %(default)s): "
+                        "smoke takes seconds, quick minutes, full hours; the flags below replace one axis each")  # fmt: skip
+    parser.add_argument("--sizes", type=counts, help="output edges in pixels, 224 to 4096 in suite full", metavar="A,B")
+    parser.add_argument("--channels", type=counts, help="d of the features", metavar="A,B")
+    parser.add_argument("--words", type=counts, help="K", metavar="A,B")
+    parser.add_argument("--low", type=count, help="edge of the feature map (default: 80, the demonstration model's)")
+    parser.add_argument("--maps", type=names("random", "smooth"), default=["random", "smooth"], metavar="A,B",
+                        help="random: normal numbers, no word wins anywhere; smooth: eight regions with a word each, "
+                        "blurred, plus noise, as a model's maps are (default: both)")  # fmt: skip
+    parser.add_argument("--candidates", type=names(*TITLES), help=", ".join(TITLES), metavar="A,B")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                        help="of the features (default: float32 on the CPU, float16 on a GPU)")  # fmt: skip
+    parser.add_argument("--threads", type=count, default=machine.cores(), help="CPU threads (default: all %(default)s)")
+    parser.add_argument("--repeats", type=count, help="turns each candidate takes in a cell")
+    parser.add_argument("--seconds", type=count, default=120, help="end a cell's turns after this long, but not "
+                        f"before {LEAST_REPEATS} (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--memory-limit", type=float, metavar="GB",
+                        help="skip what needs more (default: 0.6 of what is available)")  # fmt: skip
+    parser.add_argument("--busy", action="store_true", help="measure though other processes run; every row says so")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw time and memory against output size")
+    parser.add_argument(
+        "--from", type=Path, dest="read", metavar="FILE", help="measure nothing: print and draw this record"
+    )
+    parser.add_argument("--gate", action="store_true", help="exit with 1 where ours misses the speed-up it is to show")
+    given = parser.parse_args(arguments)
+    for axis, value in SUITES[given.suite].items():
+        if getattr(given, axis) is None:
+            setattr(given, axis, value)
+    cuda = given.device == "cuda"
+    given.dtype = given.dtype or ("float16" if cuda else "float32")
+    if not cuda and given.dtype != "float32":
+        raise UsageError(f"--dtype {given.dtype} is measured on a GPU; on the CPU it is float32, or pass --device cuda")
+    if cuda and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: torch sees no GPU; check nvidia-smi and that torch was built for CUDA, or use cpu"
+        )
+    if cuda:
+        given.candidates = [name for name in given.candidates if name != "onnx"]  # of the CPU
+    if given.memory_limit is None:
+        given.memory_limit = 0.6 * (torch.cuda.mem_get_info()[0] if cuda else machine.available_memory()) / 1e9
+    return given
+
+
+def count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    return [count(part) for part in text.split(",")]
+
+
+def names(*known: str) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        if unknown := [part for part in text.split(",") if part not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

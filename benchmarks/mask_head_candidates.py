@@ -1,0 +1,176 @@
+"""The ways to a label map that benchmarks/mask_head.py compares: what each computes, needs and moves.
+
+naive    plain torch: upsample all d channels, normalise, multiply, sigmoid, label map
+compile  the same through torch.compile
+lowres   the usual approximation: cosines at low resolution, upsampled; another function, so its error is reported
+onnx     the naive form as an ONNX graph in ONNX Runtime (CPU)
+ours     the mask head: ONNX Runtime graphs on the CPU, Triton kernels on a GPU
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from export import mask_head_graph
+from fusioner_rt.mask_head import BAND_BYTES, MaskHead
+from fusioner_rt.onnxruntime_backend import OnnxRuntime
+
+TEMPERATURE, THRESHOLD = 0.07, 0.5
+TITLES = {
+    "naive": "naive torch", "compile": "torch.compile", "lowres": "low-resolution logits",
+    "onnx": "naive ONNX", "ours": "ours",
+}  # fmt: skip
+
+Stage = Callable[..., tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell: label map of size² pixels from low² features of `channels`, for `words` words."""
+
+    maps: str  # random or smooth
+    size: int
+    channels: int
+    words: int
+    low: int
+    dtype: str  # float32, float16, bfloat16
+    device: str  # cpu, cuda
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Features (1, h, w, d) and words (1, K, d). Always the same ones for the same case.
+
+        random: normal numbers; every word is as good as any other everywhere, which no model's maps are.
+        smooth: eight Voronoi regions, each with a word: 0.6 of the word's direction and 0.8 of one of its own; blurred
+        over 3×3 positions as a decoder does, plus white noise of 0.3 of the length. Of 20 and 150 words 1.3 and 3.1 on
+        average can win somewhere below a 16² tile of a 1024² output; the demonstration model's maps of three
+        photographs have 1.0 to 1.7, and 1.6 to 4.3 of 140.
+        """
+        generator = torch.Generator().manual_seed(self.size + self.channels + self.words)
+        words = torch.randn(self.words, self.channels, generator=generator)
+        noise = torch.randn(self.low, self.low, self.channels, generator=generator)
+        if self.maps == "random":
+            features = noise
+        else:
+            seeds = torch.rand(8, 2, generator=generator) * self.low
+            places = torch.cartesian_prod(*[torch.arange(self.low, dtype=torch.float32)] * 2)
+            region = F.one_hot(torch.cdist(places, seeds).argmin(1), 8).float().T.reshape(1, 8, self.low, self.low)
+            region = F.avg_pool2d(F.pad(region, (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0]
+            chosen = words[torch.randint(self.words, (8,), generator=generator)]
+            prototypes = 0.6 * chosen + 0.8 * torch.randn(8, self.channels, generator=generator)
+            features = torch.einsum("rhw,rd->hwd", region, prototypes) + 0.3 * noise
+        return features[None].to(self.device, self.torch_dtype), words[None].to(self.device, self.torch_dtype)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """stages run one after the other, each on the results of the one before, the first on `inputs`; the last returns
+    labels and confidence. exact: held to the float64 truth."""
+
+    name: str
+    inputs: tuple[Any, Any]
+    stages: Mapping[str, Stage]
+    exact: bool = True
+
+
+def naive_labels(features: Tensor, words: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    # the view of (1, h, w, d) is channels-last, which torch interpolates and normalises faster than contiguous planes
+    upsampled = F.interpolate(features.movedim(-1, 1), size=(size, size), mode="bilinear", align_corners=False)
+    upsampled = F.normalize(upsampled, dim=1)
+    cosine = torch.einsum("bdhw,bkd->bkhw", upsampled, F.normalize(words, dim=-1))
+    confidence, label = torch.sigmoid(cosine / TEMPERATURE).max(dim=1)
+    return torch.where(confidence > THRESHOLD, label + 1, 0), confidence
+
+
+def low_resolution_labels(features: Tensor, words: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    cosine = torch.einsum("bhwd,bkd->bkhw", F.normalize(features, dim=-1), F.normalize(words, dim=-1))
+    cosine = F.interpolate(cosine, size=(size, size), mode="bilinear", align_corners=False)
+    best, label = cosine.max(dim=1)  # the winner is found before the sigmoid, which keeps order
+    confidence = torch.sigmoid(best / TEMPERATURE)
+    return torch.where(confidence > THRESHOLD, label + 1, 0), confidence
+
+
+def candidate(name: str, case: Case, inputs: tuple[Tensor, Tensor], threads: int) -> Candidate:
+    """Built and, for torch.compile, compiled."""
+    arrays: tuple[Any, Any] = (inputs[0].numpy(), inputs[1].numpy()) if case.device == "cpu" else inputs
+    if name == "naive":
+        return Candidate(name, inputs, {"all": lambda f, w: naive_labels(f, w, case.size)})
+    if name == "lowres":
+        return Candidate(name, inputs, {"all": lambda f, w: low_resolution_labels(f, w, case.size)}, exact=False)
+    if name == "compile":
+        torch.compiler.reset()  # past eight shapes it would give up compiling, and silently run the naive form
+        compiled = torch.compile(naive_labels, fullgraph=True, dynamic=False)
+        compiled(*inputs, case.size)
+        return Candidate(name, inputs, {"all": lambda f, w: compiled(f, w, case.size)})
+    if name == "onnx":
+        return Candidate(name, arrays, {"all": _naive_onnx(case, threads)})
+    return Candidate(name, arrays, _ours_on_cpu(case, threads) if case.device == "cpu" else _ours_on_gpu(case))
+
+
+def _ours_on_cpu(case: Case, threads: int) -> dict[str, Stage]:
+    runtime = OnnxRuntime("onnxruntime-cpu", threads)
+
+    def load(name: str, *arguments: Any) -> Any:
+        graph = getattr(mask_head_graph, f"{name}_graph")(*arguments)
+        return runtime.load(Path(f"mask_{name}.onnx"), graph.SerializeToString())
+
+    head = MaskHead(load("scores", case.channels), load("labels", TEMPERATURE), load("probabilities", TEMPERATURE))
+    return {"maps": head.maps, "labels": lambda s, g: head.labels(s, g, (case.size, case.size), THRESHOLD)}
+
+
+def _ours_on_gpu(case: Case) -> dict[str, Stage]:
+    from kernels import mask_head  # Triton: absent from a CPU's environment
+
+    size = (case.size, case.size)
+    return {
+        "maps": mask_head.score_maps,
+        "labels": lambda s, g: mask_head.resolve(s, g, size, TEMPERATURE, THRESHOLD),
+    }
+
+
+def _naive_onnx(case: Case, threads: int) -> Stage:
+    model = mask_head_graph.naive_graph(case.channels, TEMPERATURE)
+    graph = OnnxRuntime("onnxruntime-cpu", threads).load(Path("naive.onnx"), model.SerializeToString())
+
+    def run(features: Any, refined: Any) -> tuple[Any, Any]:
+        out = graph({"features": features, "refined": refined, "size": np.array([case.size, case.size], np.int64)})
+        return out["labels"], out["confidence"]
+
+    return run
+
+
+def sizes(name: str, case: Case) -> dict[str, int]:
+    """Bytes, from the algorithm and not from a counter.
+
+    needs_bytes   at the peak, above the inputs
+    bytes_moved   read and written by the steps: each large array once a step, what stays in a cache within one not at all
+    bytes_must    what no way to the label map avoids: inputs read once, labels and confidence written
+    output_bytes  labels and confidence alone: uint16, and float32 or on a GPU float16
+    """
+    item, pixels, low = case.torch_dtype.itemsize, case.size**2, case.low**2
+    d, k, maps = case.channels, case.words, 4 * (case.words + 5) * case.low**2
+    inputs, outputs = item * d * (low + k), pixels * (6 if case.device == "cpu" else 4)
+    wide = 24 * pixels  # torch's labels are int64, and where() and max() have temporaries
+    if name in ("naive", "onnx"):
+        # write up; read it for the norm; read and write to divide; read to multiply. K maps: product, /τ, sigmoid, max
+        needs, moved = item * pixels * max(2 * d, d + 2 * k) + wide, inputs + item * pixels * (5 * d + 6 * k) + outputs
+    elif name == "compile":
+        needs, moved = item * pixels * (d + k) + wide, inputs + item * pixels * (2 * d + 2 * k) + outputs
+    elif name == "lowres":
+        # features: norm, divide, multiply. K maps: interpolate, max
+        needs, moved = item * pixels * k + wide + 2 * inputs, 4 * inputs + item * pixels * 2 * k + outputs
+    else:
+        # features to maps, maps to outputs
+        needs, moved = 6 * inputs + 2 * maps + outputs + BAND_BYTES, inputs + 2 * maps + outputs
+    return {"needs_bytes": needs, "bytes_moved": moved, "bytes_must": inputs + outputs, "output_bytes": outputs}
