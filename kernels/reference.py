@@ -135,6 +135,25 @@ def resolve(
     return torch.where(confidence > threshold, upsampled.argmax(dim=1) + 1, 0), confidence
 
 
+def masks(scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float, threshold: float) -> Tensor:
+    """(B, K, H, W) bool: where a word's probability exceeds the threshold, whatever other words do."""
+    return probabilities(scores, gram, size, temperature) > threshold
+
+
+def pack(masks: Tensor) -> Tensor:
+    """(..., W) bool to (..., ⌈W/32⌉) int32: bit x % 32 of element x // 32 is pixel x; those beyond W are 0."""
+    width = masks.shape[-1]
+    bits = F.pad(masks, (0, -width % 32)).unflatten(-1, (-1, 32)).long() << torch.arange(32)
+    packed = bits.sum(-1)
+    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
+
+
+def unpack(packed: Tensor, width: int) -> Tensor:
+    """What `pack` packed: (..., ⌈W/32⌉) int32 to (..., W) bool."""
+    bits = packed[..., None] >> torch.arange(32, dtype=torch.int32, device=packed.device) & 1
+    return bits.flatten(-2)[..., :width].bool()
+
+
 def naive_probabilities(features: Tensor, words: Tensor, size: tuple[int, int], temperature: float) -> Tensor:
     """For proof only: upsample all d channels, normalise, multiply. Runs in the dtype of `features`, whatever it costs.
 

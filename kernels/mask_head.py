@@ -1,0 +1,223 @@
+"""The mask head on torch tensors: Triton kernels on a GPU, their definition on the CPU.
+
+The functions are those of `kernels.reference`, with the same shapes and the same meaning; training and its scores call
+them here. An application runs the same kernels without Triton or torch, compiled into the bundle (docs/bundle.md).
+
+With TRITON_INTERPRET=1 tensors on the CPU go through the kernels too, interpreted one program at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import reference
+
+MOST_WORDS = 65535
+LONGEST_EDGE = 65535
+
+
+def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """Stage 1: low-resolution score and Gram maps (paper 3.1.3; `kernels.reference.score_maps`).
+
+    features: (B, h, w, d) float16, bfloat16 or float32, not normalised. words: (B, K, d) of the same dtype and device,
+    not normalised. Returns scores (B, K, h, w) and gram (B, 5, h, w), float32, in units common to a picture: on a GPU
+    a power of two near its largest feature value, 1 for float16. On a GPU nothing is checked for NaN or infinity,
+    which would wait for it: what they enter becomes NaN, and `resolve` makes that background with confidence NaN.
+    Raises TypeError and ValueError.
+    """
+    _check_features(features, words)
+    if not _by_kernels(features):
+        return reference.score_maps(features, words)
+    from kernels.variants import DOT_TYPES, FEW_WORDS, PARTS, sizes
+
+    features, words = features.contiguous(), words.contiguous()
+    pictures, height, width, channels = features.shape
+    count, dtype = words.shape[1], str(features.dtype).removeprefix("torch.")
+    new = functools.partial(torch.empty, device=features.device)
+    parts = new(pictures, PARTS, dtype=torch.int32)
+    units, inverses = new(pictures, count), new(pictures, count)
+    scores, gram = new(pictures, count, height, width), new(pictures, 5, height, width)
+    size = sizes((height, width), count)
+    positions = height * width
+    _launch(f"measure.{dtype}", pictures, size, (features, words, parts, units, inverses, positions, count, channels))
+    interpreted = {"DOT": DOT_TYPES["float32"]} if _interpreting() and dtype == "bfloat16" else {}  # it has no bfloat16
+    _launch(
+        f"maps.{dtype}.{'few' if count <= FEW_WORDS else 'many'}", pictures, size,
+        (features, words, parts, units, inverses, scores, gram, height, width, count, channels), **interpreted,
+    )  # fmt: skip
+    return scores, gram
+
+
+def resolve(
+    scores: Tensor,
+    gram: Tensor,
+    size: tuple[int, int],
+    temperature: float,
+    threshold: float,
+    confidence: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Label map and winner's probability at any size (`kernels.reference.resolve`), K costing no memory.
+
+    scores (B, K, h, w) and gram (B, 5, h, w) of `score_maps`. size: H, W. Returns labels (B, H, W) uint16, 0 where no
+    word's probability exceeds `threshold`, and confidence (B, H, W) in the dtype asked for, float16 or float32; the
+    threshold is compared before rounding to it. Raises TypeError and ValueError.
+    """
+    _check_maps(scores, gram, size, temperature)
+    _check_threshold(threshold)
+    if confidence not in (torch.float16, torch.float32):
+        raise TypeError(f"confidence is {confidence}, expected torch.float16 or torch.float32")
+    if scores.shape[1] > MOST_WORDS:
+        raise ValueError(f"{scores.shape[1]} words: a label map numbers them with 16 bits, {MOST_WORDS} at most")
+    if not _by_kernels(scores):
+        labels, values = reference.resolve(scores, gram, size, temperature, threshold)
+        return labels.to(torch.uint16), values.to(confidence)
+    new = functools.partial(torch.empty, device=scores.device)
+    labels, values = new(len(scores), *size, dtype=torch.uint16), new(len(scores), *size, dtype=confidence)
+    _resolve(f"labels.{_name(confidence)}", scores, gram, size, (labels, values), (1 / temperature, threshold))
+    return labels, values
+
+
+def probabilities(
+    scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """One probability map per word (`kernels.reference.probabilities`): (B, K, H, W) float16 or float32."""
+    _check_maps(scores, gram, size, temperature)
+    if dtype not in (torch.float16, torch.float32):
+        raise TypeError(f"dtype is {dtype}, expected torch.float16 or torch.float32")
+    if not _by_kernels(scores):
+        return reference.probabilities(scores, gram, size, temperature).to(dtype)
+    out = torch.empty(*scores.shape[:2], *size, dtype=dtype, device=scores.device)
+    _resolve(f"probabilities.{_name(dtype)}", scores, gram, size, (out,), (1 / temperature,))
+    return out
+
+
+def masks(scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float, threshold: float) -> Tensor:
+    """Bit-packed masks, every word judged alone: (B, K, H, ⌈W/32⌉) int32 (`kernels.reference.masks`, `pack`)."""
+    _check_maps(scores, gram, size, temperature)
+    _check_threshold(threshold)
+    if not _by_kernels(scores):
+        return reference.pack(reference.masks(scores, gram, size, temperature, threshold))
+    height, width = size
+    out = torch.empty(*scores.shape[:2], height, -(-width // 32), dtype=torch.int32, device=scores.device)
+    _resolve("masks", scores, gram, size, (out,), (least_cosine(temperature, threshold),))
+    return out
+
+
+def least_cosine(temperature: float, threshold: float) -> float:
+    """The cosine whose probability is the threshold: temperature × logit(threshold), infinite at 0 and 1."""
+    if threshold in (0, 1):
+        return math.inf if threshold else -math.inf
+    return temperature * math.log(threshold / (1 - threshold))
+
+
+def _resolve(
+    name: str, scores: Tensor, gram: Tensor, size: tuple[int, int], outputs: tuple[Tensor, ...], scalars: tuple[float, ...]
+) -> None:  # fmt: skip
+    from kernels.variants import sizes
+
+    pictures, words, low_height, low_width = scores.shape
+    known = sizes((low_height, low_width), words, size)
+    _launch(
+        name, pictures, known,
+        (scores.contiguous(), gram.contiguous(), *outputs, low_height, low_width, words, *size, known["band_rows"], *scalars),
+    )  # fmt: skip
+
+
+def _launch(name: str, pictures: int, size: Mapping[str, int], arguments: tuple[Any, ...], **constants: Any) -> None:
+    from kernels.variants import programs, variant
+
+    device = arguments[0].device
+    capability, tiling = _tiling(name, device.index if device.type == "cuda" else None)
+    chosen = variant(name, capability)
+    options = {"num_warps": tiling.warps, "num_stages": tiling.stages, "enable_fp_fusion": True}
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        chosen.kernel[(programs(tiling.grid, size), pictures)](
+            *arguments, **{**chosen.constants, **tiling.constants, **constants}, **options
+        )
+
+
+@functools.cache
+def _tiling(name: str, device: int | None) -> tuple[int, Any]:
+    """A GPU's place among the compiled targets, and what the compiler's report chose for it."""
+    from kernels.variants import TARGETS, variant
+
+    if device is None:
+        return 80, variant(name, 80).tilings[0]
+    from kernels.compile import choose
+
+    major, minor = torch.cuda.get_device_capability(device)
+    known = [target for target in TARGETS if target <= 10 * major + minor]
+    if not known:
+        raise RuntimeError(f"GPU of compute capability {major}.{minor}: the kernels need {TARGETS[0] / 10} or later")
+    return known[-1], choose(name, known[-1]).tiling
+
+
+def _by_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cuda or _interpreting()
+
+
+def _interpreting() -> bool:
+    try:
+        from triton import knobs
+    except ImportError:
+        return False
+    return bool(knobs.runtime.interpret)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_features(features: Tensor, words: Tensor) -> None:
+    if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise TypeError(f"features are {features.dtype}, expected torch.float16, torch.bfloat16 or torch.float32")
+    if words.dtype != features.dtype or words.device != features.device:
+        raise TypeError(
+            f"words are {words.dtype} on {words.device} and features {features.dtype} on {features.device}; "
+            "expected the same of both"
+        )
+    if features.ndim != 4 or words.ndim != 3 or len(words) != len(features) or words.shape[2] != features.shape[3]:
+        raise ValueError(
+            f"features {tuple(features.shape)} and words {tuple(words.shape)}, expected (B, h, w, d) and (B, K, d)"
+        )
+    if not (features.numel() and words.numel()):
+        raise ValueError(f"features {tuple(features.shape)} and words {tuple(words.shape)}: no dimension may be 0")
+    _check_range(features[0].numel(), "feature values of a picture")
+    _check_range(words[0].numel(), "word values of a picture")
+    _check_range(words.shape[1] * features.shape[1] * features.shape[2], "scores of a picture")
+
+
+def _check_maps(scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float) -> None:
+    if scores.dtype != torch.float32 or gram.dtype != torch.float32 or scores.device != gram.device:
+        raise TypeError(
+            f"scores are {scores.dtype} on {scores.device} and gram {gram.dtype} on {gram.device}; "
+            "expected torch.float32 on one device"
+        )
+    if scores.ndim != 4 or not scores.numel() or gram.shape != (len(scores), 5, *scores.shape[2:]):
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and gram {tuple(gram.shape)}, expected (B, K, h, w) and (B, 5, h, w), none 0"
+        )
+    if len(size) != 2 or not all(isinstance(edge, int) and 1 <= edge <= LONGEST_EDGE for edge in size):
+        raise ValueError(f"size is {size}, expected (H, W), each of 1 to {LONGEST_EDGE} pixels")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected more than 0")
+    _check_range(scores[0].numel(), "scores of a picture")
+    for edge, low in zip(size, scores.shape[2:], strict=True):
+        _check_range((edge + 2) * (low + 2), "an output edge times its low-resolution edge")
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, expected 0 to 1")
+
+
+def _check_range(number: int, what: str) -> None:
+    if number >= 2**30:
+        raise ValueError(f"{number} {what}: the kernels count to 2**30; give them less at once")

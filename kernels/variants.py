@@ -1,0 +1,168 @@
+"""Which kernels are compiled, with which types and tiles: what the launch from torch and the offline compiler share.
+
+A *variant* is a kernel with its pointer types, say "maps.float16.few". For every GPU architecture it has a list of
+*tilings*, the preferred one first; `kernels.compile.choose` takes the first that the compiler can hold in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import triton.language as tl
+from triton import knobs
+
+from kernels.resolve import labels_kernel, masks_kernel, probabilities_kernel
+from kernels.score_maps import maps_kernel, measure_kernel
+
+TARGETS = (75, 80, 86, 89, 90, 100, 120)
+"""Compute capabilities with cubins of their own, times ten."""
+
+FEATURE_TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
+OUTPUT_TYPES = {"float16": "*fp16", "float32": "*fp32"}
+DOT_TYPES = {"float16": tl.float16, "bfloat16": tl.bfloat16, "float32": tl.float32}
+PARTS = 4 if knobs.runtime.interpret else 256
+"""Programs that look for a picture's largest feature value, a power of two; the interpreter takes one after another."""
+FEW_WORDS = 32
+"""Up to here "few": one tile of words; above, "many"."""
+Grid = Sequence[Sequence[tuple[str, int]]]
+"""Σ over rows of Π over pairs of ⌈size / tile⌉: how many programs a picture takes. Sizes by name, see `sizes`."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How much one program does. constants: the kernel's constexpr tile edges. grid: see Grid."""
+
+    constants: Mapping[str, int]
+    grid: Grid
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """kernel: the jitted function. types: of its run-time arguments, in order. constants: constexprs but the tile's.
+
+    multiples: arguments promised to be multiples of 16 (pointers: bytes), which lets loads be wide.
+    """
+
+    kernel: Any
+    types: Mapping[str, str]
+    tilings: Sequence[Tiling]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    multiples: Sequence[str] = ()
+
+
+def names(features: Sequence[str] = tuple(FEATURE_TYPES)) -> list[str]:
+    """Every variant for features of the dtypes given, stage 1 first."""
+    first = [name for dtype in features for name in (f"measure.{dtype}", f"maps.{dtype}.few", f"maps.{dtype}.many")]
+    return [*first, "labels.float16", "labels.float32", "probabilities.float16", "probabilities.float32", "masks"]
+
+
+def exists(name: str, capability: int) -> bool:
+    """Turing has no bfloat16."""
+    return capability >= 80 or ".bfloat16" not in name
+
+
+def variant(name: str, capability: int) -> Variant:
+    """One of `names`, with its tilings for a compute capability (times ten)."""
+    kind, *types = name.split(".")
+    if kind == "measure":
+        return _measure(types[0])
+    if kind == "maps":
+        return _maps(types[0], few=types[1] == "few", capability=capability)
+    return {"labels": _labels, "probabilities": _probabilities, "masks": _masks}[kind](*types)
+
+
+def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1)) -> dict[str, int]:
+    """The sizes that grids are made of.
+
+    features: h, w. output: H, W. A band is the output rows between two low-resolution rows; the first may be half as
+    tall again as the others.
+    """
+    (low_height, low_width), (height, width) = features, output
+    rows = height if low_height == 1 else min(height, -(-3 * height // (2 * low_height)) + 1)
+    return {"positions": low_height * low_width, "words": words, "bands": low_height, "band_rows": rows, "columns": width}  # fmt: skip
+
+
+def programs(grid: Grid, size: Mapping[str, int]) -> int:
+    """How many programs a picture takes."""
+    total = 0
+    for row in grid:
+        product = 1
+        for name, tile in row:
+            product *= tile if name == "one" else -(-size[name] // tile)
+        total += product
+    return total
+
+
+def _measure(dtype: str) -> Variant:
+    parts = 0 if dtype == "float16" else PARTS
+    look: Grid = ((("one", parts),), (("words", 16),)) if parts else ((("words", 16),),)
+    return Variant(
+        measure_kernel,
+        {"features": FEATURE_TYPES[dtype], "words": FEATURE_TYPES[dtype], "parts": "*i32", "units": "*fp32",
+         "inverses": "*fp32", "N": "i32", "K": "i32", "d": "i32"},
+        [Tiling({"VALUES": 4096, "WORDS": 16, "CHANNELS": 64}, look)],
+        {"PARTS": parts},
+        ("features", "words", "parts", "units", "inverses", "d"),
+    )  # fmt: skip
+
+
+def _maps(dtype: str, few: bool, capability: int) -> Variant:
+    def tiling(positions: int, words: int, channels: int, warps: int, stages: int = 3) -> Tiling:
+        constants = {
+            "POSITIONS": positions, "WORDS": words, "CHANNELS": channels, "GRAM_POSITIONS": 4 * warps,
+            "GRAM_CHANNELS": 64,
+        }  # fmt: skip
+        grid = ((("positions", 4 * warps),), (("positions", positions), ("words", words)))
+        return Tiling(constants, grid, warps, stages)
+
+    wide = 32 if dtype == "float32" else 64
+    if capability < 80:  # no tensor-core products there: small tiles, every product in a register
+        tilings = [tiling(32, 16, 32, 4, 1), tiling(16, 16, 32, 4, 1), tiling(16, 16, 16, 4, 1)]
+    elif few:
+        tilings = [tiling(64, 32, wide, 4), tiling(64, 32, 32, 4), tiling(32, 32, 32, 4)]
+    else:
+        tilings = [tiling(128, 128, wide, 8), tiling(128, 64, wide, 8), tiling(64, 64, 32, 8), tiling(64, 64, 32, 4)]
+    precision = "tf32x3" if dtype == "float32" and capability >= 80 else "ieee"
+    return Variant(
+        maps_kernel,
+        {"features": FEATURE_TYPES[dtype], "words": FEATURE_TYPES[dtype], "parts": "*i32", "units": "*fp32",
+         "inverses": "*fp32", "scores": "*fp32", "gram": "*fp32", "h": "i32", "w": "i32", "K": "i32", "d": "i32"},
+        tilings,
+        {"PARTS": 0 if dtype == "float16" else PARTS, "DOT": DOT_TYPES[dtype], "PRECISION": precision},
+        ("features", "words", "parts", "units", "inverses", "scores", "gram", "d"),
+    )  # fmt: skip
+
+
+def _resolved(outputs: Mapping[str, str], scalars: Sequence[str]) -> dict[str, str]:
+    whole = dict.fromkeys(("h", "w", "K", "H", "W", "band_rows"), "i32")
+    return {"scores": "*fp32", "gram": "*fp32", **outputs, **whole, **dict.fromkeys(scalars, "fp32")}
+
+
+def _tilings(columns: Sequence[int], **constants: int) -> list[Tiling]:
+    """Eight rows: most bands are taller, and of a tile's rows few stay idle."""
+    return [
+        Tiling(
+            {"ROWS": 8, "COLUMNS": wide, **constants}, ((("bands", 1), ("band_rows", 8), ("columns", wide)),), stages=1
+        )
+        for wide in columns
+    ]
+
+
+def _labels(dtype: str) -> Variant:
+    types = _resolved({"labels": "*u16", "confidence": OUTPUT_TYPES[dtype]}, ("inverse_temperature", "threshold"))
+    tilings = _tilings((256, 128), WORDS=32, POINTS=16)
+    return Variant(labels_kernel, types, tilings, multiples=("scores", "gram", "labels", "confidence"))
+
+
+def _probabilities(dtype: str) -> Variant:
+    types = _resolved({"probabilities": OUTPUT_TYPES[dtype]}, ("inverse_temperature",))
+    return Variant(probabilities_kernel, types, _tilings((128,)), multiples=("scores", "gram", "probabilities"))
+
+
+def _masks() -> Variant:
+    types = _resolved({"masks": "*i32"}, ("least_cosine",))
+    return Variant(masks_kernel, types, _tilings((128,)), multiples=("scores", "gram", "masks"))

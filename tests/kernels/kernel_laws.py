@@ -1,0 +1,250 @@
+"""Laws of the Triton kernels. Run by test_kernels.py in a process of its own: on a GPU where there is one, else by
+Triton's interpreter, which is chosen when Triton is imported.
+
+Every bound compares with `kernels.reference.naive_probabilities` in float64: upsample, normalise, multiply.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kernels import mask_head, reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TEMPERATURE = 0.07
+EPS = float(np.finfo(np.float32).eps)
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+HUGE = {torch.float16: 1e4, torch.bfloat16: 1e30, torch.float32: 1e30}
+TINY = {torch.float16: 1e-5, torch.bfloat16: 1e-30, torch.float32: 1e-30}
+KINDS = ["random", "zeros", "huge", "tiny", "constant", "opposite", "alike"]
+
+
+def case(seed, pictures, words, low, channels, dtype, kind="random"):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(pictures, *low, channels, generator=generator)
+    vectors = torch.randn(pictures, words, channels, generator=generator)
+    if kind == "zeros":
+        features[torch.rand(pictures, *low, generator=generator) < 0.4] = 0
+        vectors[:, ::3] = 0
+    elif kind == "huge":
+        features, vectors = features * HUGE[dtype], vectors * HUGE[dtype]
+    elif kind == "tiny":
+        features, vectors = features * TINY[dtype], vectors * TINY[dtype]
+    elif kind == "constant":
+        features[:] = features[:, :1, :1]
+    elif kind == "opposite":
+        features[:, :, 1::2] = -features[:, :, :1]
+    elif kind == "alike":
+        features = 0.01 * features + torch.randn(channels, generator=generator)
+    return features.to(dtype).to(DEVICE), vectors.to(dtype).to(DEVICE)
+
+
+def exactly(features, words, size):
+    """Probabilities in float64, and what rounding a squared length of float32 terms may cost at every pixel."""
+    features, words = features.double().cpu(), words.double().cpu()
+    exact = reference.naive_probabilities(features, words, size, TEMPERATURE)
+    features = features / features.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-300)
+    upsampled = reference.upsample(features.movedim(-1, 1), size).square().sum(1)
+    itself = reference.upsample(features.square().sum(-1)[:, None], size)[:, 0]
+    # Products and sums of d terms err by some roundings each; where neighbours cancel, the length is a small difference
+    # of large terms, and its relative error grows as they exceed it. sigmoid(·/τ) passes on at most 1/(4τ) of it.
+    excess = itself / upsampled.clamp(min=1e-300)
+    allowed = (8 + features.shape[-1] ** 0.5) * EPS / (4 * TEMPERATURE) * excess.clamp(min=1)
+    return exact, allowed.clamp(max=1)[:, None]
+
+
+cases = st.fixed_dictionaries({
+    "seed": st.integers(0, 2**32 - 1),
+    "pictures": st.integers(1, 2),
+    "words": st.sampled_from([1, 2, 3, 7, 20, 33, 40]),
+    "low": st.tuples(st.integers(1, 4), st.integers(1, 9)),
+    "channels": st.sampled_from([16, 33, 64, 130]),
+    "dtype": st.sampled_from(DTYPES),
+    "kind": st.sampled_from(KINDS),
+})  # fmt: skip
+sizes = st.tuples(st.integers(1, 20), st.one_of(st.integers(1, 60), st.integers(250, 300)))
+odd = example(
+    {"seed": 0, "pictures": 1, "words": 5, "low": (3, 13), "channels": 37, "dtype": torch.float16, "kind": "random"},
+    (37, 123),
+)
+single = example(
+    {"seed": 0, "pictures": 2, "words": 1, "low": (1, 1), "channels": 16, "dtype": torch.float32, "kind": "zeros"},
+    (1, 1),
+)
+shrunk = example(
+    {"seed": 1, "pictures": 1, "words": 3, "low": (7, 19), "channels": 16, "dtype": torch.bfloat16, "kind": "huge"},
+    (3, 2),
+)
+
+
+def laws(examples):
+    def wrap(test):
+        return settings(max_examples=examples, deadline=None)(odd(single(shrunk(given(cases, sizes)(test)))))
+
+    return wrap
+
+
+@laws(14)
+def test_probabilities_are_those_of_upsample_normalise_multiply(shape, size):
+    features, words = case(**shape)
+    exact, allowed = exactly(features, words, size)
+    ours = mask_head.probabilities(*mask_head.score_maps(features, words), size, TEMPERATURE).cpu()
+    assert ours.shape == exact.shape
+    assert ((ours - exact).abs() <= allowed).all()
+
+
+@laws(14)
+def test_labels_are_the_best_word_over_the_threshold_wherever_float32_can_tell(shape, size):
+    features, words = case(**shape)
+    exact, allowed = exactly(features, words, size)
+    allowed = allowed[:, 0]
+    threshold = 0.5 + (shape["seed"] % 5) / 10
+    labels, confidence = mask_head.resolve(*mask_head.score_maps(features, words), size, TEMPERATURE, threshold)
+    labels, confidence = labels.cpu().long(), confidence.cpu()
+    best = exact.amax(dim=1)
+    own = exact.gather(1, (labels - 1).clamp(min=0)[:, None])[:, 0]
+    found = labels > 0
+    assert labels.max() <= shape["words"]
+    assert ((confidence - best).abs() <= allowed).all()
+    assert (own[found] >= (best - allowed)[found]).all()
+    assert (own[found] > (threshold - allowed)[found]).all()
+    assert (best[~found] <= (threshold + allowed)[~found]).all()
+
+
+@laws(8)
+def test_packed_masks_are_the_probabilities_over_the_threshold(shape, size):
+    features, words = case(**shape)
+    exact, allowed = exactly(features, words, size)
+    threshold = 0.3 + (shape["seed"] % 5) / 10
+    packed = mask_head.masks(*mask_head.score_maps(features, words), size, TEMPERATURE, threshold).cpu()
+    clear = (exact - threshold).abs() > 2 * allowed
+    assert torch.equal(reference.unpack(packed, size[1])[clear], (exact > threshold)[clear])
+    assert not reference.unpack(packed, 32 * packed.shape[-1])[..., size[1] :].any()
+
+
+@given(cases, sizes, st.integers(1, 40))
+@settings(max_examples=6, deadline=None)
+def test_words_that_are_nowhere_ahead_change_nothing(shape, size, more):
+    """Bit for bit: whichever words are left out of a tile, the others are computed alike."""
+    scores, gram = mask_head.score_maps(*case(**{**shape, "kind": "random"}))
+    behind = scores[:, torch.arange(more) % scores.shape[1]] - 0.25 * scores.abs().amax()
+    alone = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.5)
+    crowd = mask_head.resolve(torch.cat([scores, behind, scores], dim=1), gram, size, TEMPERATURE, 0.5)
+    assert torch.equal(alone[0].cpu(), crowd[0].cpu())  # repeated words tie with the first of their name, which wins
+    assert torch.equal(alone[1], crowd[1])
+
+
+@given(cases, sizes)
+@settings(max_examples=5, deadline=None)
+def test_reversed_words_give_reversed_labels(shape, size):
+    scores, gram = mask_head.score_maps(*case(**{**shape, "kind": "random"}))
+    forth = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.5)
+    back = mask_head.resolve(scores.flip(1), gram, size, TEMPERATURE, 0.5)
+    one, other = forth[0].cpu().long(), back[0].cpu().long()
+    assert torch.equal(other, torch.where(one > 0, scores.shape[1] + 1 - one, 0))
+    assert torch.equal(forth[1], back[1])
+
+
+@given(cases, sizes)
+@settings(max_examples=5, deadline=None)
+def test_a_picture_is_resolved_alike_in_any_batch(shape, size):
+    features, words = case(**{**shape, "pictures": 2})
+    scores, gram = mask_head.score_maps(features, words)
+    together = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.5)
+    for index in range(2):
+        apart = mask_head.score_maps(features[index : index + 1], words[index : index + 1])
+        assert torch.equal(apart[0][0], scores[index])
+        assert torch.equal(apart[1][0], gram[index])
+        labels, confidence = mask_head.resolve(*apart, size, TEMPERATURE, 0.5)
+        assert torch.equal(labels[0].cpu(), together[0][index].cpu())
+        assert torch.equal(confidence[0], together[1][index])
+
+
+def test_a_thousand_words_are_all_considered():
+    features, words = case(5, 1, 1024, (3, 5), 64, torch.float16)
+    exact, allowed = exactly(features, words, (11, 21))
+    labels, confidence = mask_head.resolve(*mask_head.score_maps(features, words), (11, 21), TEMPERATURE, 0.5)
+    own = exact.gather(1, labels.cpu().long()[:, None] - 1)[:, 0]
+    assert labels.cpu().long().max() > 900
+    assert ((confidence.cpu() - exact.amax(1)).abs() <= allowed[:, 0]).all()
+    assert (own >= exact.amax(1) - allowed[:, 0]).all()
+
+
+def test_confidence_in_half_precision_is_that_of_float32_rounded_and_labels_do_not_change():
+    maps = mask_head.score_maps(*case(6, 1, 4, (4, 6), 32, torch.float16))
+    labels, confidence = mask_head.resolve(*maps, (21, 33), TEMPERATURE, 0.7)
+    again, half = mask_head.resolve(*maps, (21, 33), TEMPERATURE, 0.7, confidence=torch.float16)
+    assert torch.equal(labels.cpu(), again.cpu())
+    assert torch.equal(confidence.half(), half)
+    full = mask_head.probabilities(*maps, (21, 33), TEMPERATURE)
+    assert torch.equal(full.half(), mask_head.probabilities(*maps, (21, 33), TEMPERATURE, torch.float16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_a_feature_that_is_no_number_enters_is_background_without_confidence(dtype, value):
+    features, words = case(7, 2, 3, (5, 7), 32, dtype)
+    clean = mask_head.resolve(*mask_head.score_maps(features, words), (15, 28), TEMPERATURE, 0.0)
+    assert (clean[0].cpu().long() > 0).all()
+    features[0, 2, 3, 11] = value
+    labels, confidence = mask_head.resolve(*mask_head.score_maps(features, words), (15, 28), TEMPERATURE, 0.0)
+    labels, confidence = labels.cpu().long(), confidence.cpu()
+    touched = (
+        reference.upsample(torch.zeros(5, 7).index_put((torch.tensor(2), torch.tensor(3)), torch.tensor(1.0)), (15, 28))
+        > 0
+    )
+    assert confidence[0][touched].isnan().all()
+    assert (labels[0][confidence[0].isnan()] == 0).all()
+    sound = ~confidence[0].isnan()
+    assert torch.equal(labels[0][sound], clean[0][0].cpu().long()[sound])
+    assert torch.equal(labels[1], clean[0][1].cpu().long())
+    assert torch.equal(confidence[1], clean[1][1].cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_word_that_is_no_number_leaves_its_picture_without_masks(dtype):
+    features, words = case(8, 2, 3, (5, 7), 32, dtype)
+    words[0, 1, 0] = float("nan")
+    scores, gram = mask_head.score_maps(features, words)
+    labels, confidence = mask_head.resolve(scores, gram, (15, 28), TEMPERATURE, 0.0)
+    assert confidence[0].isnan().all()
+    assert (labels[0].cpu().long() == 0).all()
+    assert (labels[1].cpu().long() > 0).all()
+    every = mask_head.probabilities(scores, gram, (15, 28), TEMPERATURE)
+    assert every[0, 1].isnan().all()
+    assert every[0, 0].isfinite().all()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: races show where programs run at once")
+def test_two_hundred_repeats_are_equal_bit_for_bit():
+    features, words = case(9, 2, 20, (61, 83), 256, torch.float16)
+    maps = mask_head.score_maps(features, words)
+    first = mask_head.resolve(*maps, (517, 773), TEMPERATURE, 0.5)
+    packed = mask_head.masks(*maps, (517, 773), TEMPERATURE, 0.5)
+    for _ in range(200):
+        again = mask_head.score_maps(features, words)
+        assert torch.equal(maps[0], again[0])
+        assert torch.equal(maps[1], again[1])
+        labels, confidence = mask_head.resolve(*again, (517, 773), TEMPERATURE, 0.5)
+        assert torch.equal(labels.int(), first[0].int())
+        assert torch.equal(confidence, first[1])
+        assert torch.equal(mask_head.masks(*again, (517, 773), TEMPERATURE, 0.5), packed)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter's products are float32 whatever the dtype")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [256, 512, 768])
+def test_at_real_sizes_errors_are_at_most_twice_those_of_pytorch_in_the_same_precision(dtype, channels):
+    features, words = case(10, 1, 150, (40, 57), channels, dtype)
+    size = (256, 300)
+    exact = reference.naive_probabilities(features.double().cpu(), words.double().cpu(), size, TEMPERATURE).cuda()
+    up = torch.nn.functional.interpolate(features.movedim(-1, 1), size=size, mode="bilinear", align_corners=False)
+    up, unit = torch.nn.functional.normalize(up, dim=1), torch.nn.functional.normalize(words, dim=-1)
+    theirs = torch.sigmoid(torch.einsum("bdhw,bkd->bkhw", up, unit) / TEMPERATURE)
+    allowed = 2 * (theirs - exact).abs().max() + EPS
+    ours = mask_head.probabilities(*mask_head.score_maps(features, words), size, TEMPERATURE)
+    assert (ours - exact).abs().max() <= allowed
