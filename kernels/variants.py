@@ -6,7 +6,7 @@ A *variant* is a kernel with its pointer types, say "maps.float16.few". For ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,8 @@ def variant(name: str, capability: int) -> Variant:
         return _measure(types[0])
     if kind == "maps":
         return _maps(types[0], few=types[1] == "few", capability=capability)
-    return {"labels": _labels, "probabilities": _probabilities, "masks": _masks}[kind](*types)
+    resolving: dict[str, Callable[..., Variant]] = {"labels": _labels, "probabilities": _probabilities, "masks": _masks}
+    return resolving[kind](*types)
 
 
 def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1)) -> dict[str, int]:
