@@ -121,7 +121,10 @@ def parity(
     # Every side fuses the words its own text encoder gives: errors of the whole path, as a user meets them.
     words, plain_words, true_words = (_word_vectors(values, len(asked)) for values in embeddings)
 
-    head = MaskHead(graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"])
+    bands = MaskHead(graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"])
+    head = MaskHead(
+        graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"], graphs.get("mask_tiles")
+    )
     agreed = pixels_compared = 0
     mask_error = 0.0
     for picture in pictures:
@@ -131,6 +134,8 @@ def parity(
         theirs = _image(plain, pixels, plain_words)
         for index, name in enumerate(("features", "refined")):
             compared.add(name, ours[name], theirs[index], true[index])
+        if not all(np.isfinite(value).all() for value in (*ours.values(), *true)):
+            continue  # no masks can be told from it, and what was compared is refused below
 
         size = _mask_size(picture)
         expected, confident, probable = _reference_masks(true, size, model.config.temperature)
@@ -139,11 +144,12 @@ def parity(
         maps = head.maps(*(value.astype(np.float32) for value in true))
         for made, wanted in (
             (head.labels(*maps, size, 0.5)[1], confident),
+            (bands.labels(*maps, size, 0.5)[1], confident),
             (head.probabilities(*maps, size)[0], probable),
         ):
             mask_error = max(mask_error, _largest(made - wanted))
 
-    agreement = agreed / pixels_compared
+    agreement = agreed / max(1, pixels_compared)
     result = Parity(compared.errors, compared.plain, agreement, mask_error, len(pictures), words.astype(np.float32))
     for name, error in result.errors.items():
         if not _within(error, result.allowed(name)):
@@ -213,7 +219,9 @@ def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture:
                 f"permuting the words changes {name} by {apart:.2g} of its largest value, {2 * found.allowed(name):.2g} "
                 "is allowed; a graph must not know a word's place: look at the exported image_fusion graph"
             )
-    head = MaskHead(graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"])
+    head = MaskHead(
+        graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"], graphs.get("mask_tiles")
+    )
     size = _mask_size(picture)
     before, after = (head.labels(*head.maps(v["features"], v["refined"]), size, 0.5)[0] for v in (plain, permuted))
     named = np.concatenate([[0], order + 1])[after]

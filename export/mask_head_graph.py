@@ -1,11 +1,15 @@
-"""The mask head as three ONNX graphs (design section 4), held to kernels/reference.py.
+"""The mask head as four ONNX graphs (design section 4), held to kernels/reference.py.
 
 mask_scores         (B, h, w, d) features and (B, K, d) words to score and Gram maps, still at low resolution
 mask_labels         those maps to a label map and the best word's probability, at any size
+mask_tiles          the same for tiles of an output, each with the few words that can win in it (fusioner_rt.mask_tiles)
 mask_probabilities  those maps to one probability map per word, at any size
 
-The last two produce the output rows they are asked for: a caller that walks an output in bands holds a band of K maps
-and never K maps of H×W.
+mask_labels and mask_probabilities produce the output rows they are asked for: a caller that walks an output in bands
+holds a band of K maps and never K maps of H×W. They need nothing but the maps; mask_tiles is given the taps, and what
+it does at one position depends on nothing but the four neighbours there, whatever the tiles and however many the words.
+
+naive_graph is the form people export, for comparison: it is in no bundle.
 
 Interpolation is a product with a two-tap matrix, columns first; only the few low-resolution rows under a band enter it,
 so the zeros cost little, and a product is what every ONNX Runtime does at full speed. Against gathering both neighbours
@@ -33,8 +37,10 @@ class Graph:
     Arguments are names of earlier values or numpy constants; keyword arguments are the node's attributes.
     """
 
-    def __init__(self, name: str, inputs: dict[str, tuple[int, list[Any]]]):
+    def __init__(self, name: str, inputs: dict[str, tuple[int, list[Any]]], prefix: str = ""):
+        """prefix: of the names of values; a branch of another graph needs one of its own."""
         self.name = name
+        self.prefix = prefix
         self.inputs = inputs
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
@@ -51,8 +57,9 @@ class Graph:
 
         def add(*arguments: Any, name: str | None = None, **attributes: Any) -> str:
             names = [value if isinstance(value, str) else self.constant(value) for value in arguments]
-            output = name or f"{kind}_{len(self.nodes)}"
-            self.nodes.append(helper.make_node(kind, names, [output], name=f"{kind}_{len(self.nodes)}", **attributes))
+            made = f"{self.prefix}{kind}_{len(self.nodes)}"
+            output = name or made
+            self.nodes.append(helper.make_node(kind, names, [output], name=made, **attributes))
             return output
 
         return add
@@ -61,13 +68,16 @@ class Graph:
         """One dimension of a value, as a scalar."""
         return self.Squeeze(self.Shape(value, start=axis, end=axis + 1))
 
-    def model(self, outputs: dict[str, tuple[int, list[Any]]]) -> onnx.ModelProto:
+    def graph(self, outputs: dict[str, tuple[int, list[Any]]]) -> onnx.GraphProto:
         def infos(values: dict[str, tuple[int, list[Any]]]) -> list[onnx.ValueInfoProto]:
             return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in values.items()]
 
-        graph = helper.make_graph(
+        return helper.make_graph(
             self.nodes, self.name, infos(self.inputs), infos(outputs), list(self.constants.values())
         )
+
+    def model(self, outputs: dict[str, tuple[int, list[Any]]]) -> onnx.ModelProto:
+        graph = self.graph(outputs)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="fusioner-rt")
         onnx.checker.check_model(model, full_check=True)
@@ -133,6 +143,58 @@ def labels_graph(temperature: float) -> onnx.ModelProto:
     found = graph.Where(graph.Greater("confidence", "threshold"), graph.Add(word, integer(1)), integer(0))
     graph.Cast(found, to=UINT16, name="labels")
     return graph.model({"labels": (UINT16, ["B", "R", "W"]), "confidence": (FLOAT, ["B", "R", "W"])})
+
+
+def tiles_graph(temperature: float) -> onnx.ModelProto:
+    """mask_tiles: T tiles of P×Q output pixels, each over its own S×V window of the maps and its own K words.
+
+    Two products interpolate, columns first. Each output is a sum of two products among zeros, so that ONNX Runtime's
+    order of summation does not show: a word's score at a pixel is the same number in every tile and beside any words.
+    The words stay in the middle, where the first product leaves them; one word needs no search for the best.
+    """
+    graph = Graph("mask_tiles", {
+        "scores": (FLOAT, ["T", "S", "K", "V"]),
+        "gram": (FLOAT, ["T", 5, "S", "V"]),
+        "words": (UINT16, ["T", "K"]),
+        "down": (FLOAT, ["T", "P", "S"]),
+        "across": (FLOAT, ["T", "V", "Q"]),
+        "down_squares": (FLOAT, ["T", "P", "S2"]),
+        "across_squares": (FLOAT, ["T", "V2", "Q"]),
+    })  # fmt: skip
+    taps_down, count, taps_across = (graph.Shape("scores", start=axis, end=axis + 1) for axis in (1, 2, 3))
+    scores = graph.Mul("scores", real(1 / temperature))  # while the maps are small
+    scores = graph.Reshape(scores, graph.Concat(integer([0, -1]), taps_across, axis=0))
+    scores = graph.MatMul(scores, "across")  # (T, S·K, Q)
+    scores = graph.Reshape(scores, graph.Concat(integer([0]), taps_down, integer([-1]), axis=0))
+    scores = graph.MatMul("down", scores)  # (T, P, K·Q)
+
+    one, several = Graph("one", {}, "one_"), Graph("several", {}, "several_")
+    one.Identity(scores, name="one_best")
+    one.Reshape("words", integer([0, 1, 1]), name="one_word")
+    each = several.Reshape(scores, several.Concat(integer([0, 0]), count, integer([-1]), axis=0))  # (T, P, K, Q)
+    several.ReduceMax(each, integer([2]), keepdims=0, name="several_best")
+    place = several.ArgMax(each, axis=2, keepdims=0)
+    word = several.GatherElements("words", several.Reshape(place, integer([0, -1])), axis=1)
+    several.Reshape(word, several.Shape(place), name="several_word")
+    branches = {
+        f"{name}_branch": branch.graph({
+            f"{branch.name}_best": (FLOAT, ["T", "P", "Q"]), f"{branch.name}_word": (UINT16, ["T", None, None])
+        })
+        for name, branch in (("then", one), ("else", several))
+    }  # fmt: skip
+    graph.nodes.append(
+        helper.make_node("If", [graph.Equal(graph.Squeeze(count), integer(1))], ["best", "word"], **branches)
+    )
+    graph.Sigmoid(graph.Div("best", tile_lengths(graph)), name="confidence")
+    return graph.model({"word": (UINT16, ["T", None, None]), "confidence": (FLOAT, ["T", "P", "Q"])})
+
+
+def tile_lengths(graph: Graph) -> str:
+    """(T, P, Q) float32: as `lengths`, the bounds from below taken at low resolution."""
+    itself, form = quadratic_form(graph, "gram")
+    squared = graph.MatMul("down_squares", graph.MatMul(form, "across_squares"))
+    floor = graph.Max(graph.Mul(itself, real(CANCELLED)), real(TINY))
+    return graph.Sqrt(graph.Max(squared, graph.MatMul("down", graph.MatMul(floor, "across"))))
 
 
 def probabilities_graph(temperature: float) -> onnx.ModelProto:
@@ -210,11 +272,7 @@ def lengths(graph: Graph, rows: str, columns: str, first: str, last: str) -> str
     The quadratic form is an interpolation too, in a basis of twice the size: the maps of a position with itself beside
     those of the position with its neighbour, and the squared taps beside twice their product. So it is two products.
     """
-    gram = graph.Slice("gram", first, last, integer([2]))
-    itself, right, down, diagonal, crossed = (graph.Gather(gram, integer(index), axis=1) for index in range(5))
-    slanted = graph.Mul(graph.Add(diagonal, crossed), real(0.5))
-    form = graph.Concat(graph.Concat(itself, right, axis=2), graph.Concat(down, slanted, axis=2), axis=1)  # (B, 2h, 2w)
-
+    itself, form = quadratic_form(graph, graph.Slice("gram", first, last, integer([2])))
     across = graph.Transpose(quadratic(graph, columns), perm=[1, 0])
     squared = graph.MatMul(quadratic(graph, rows), graph.MatMul(form, across))
 
@@ -225,6 +283,13 @@ def lengths(graph: Graph, rows: str, columns: str, first: str, last: str) -> str
     itself = graph.Mul(itself, real(CANCELLED))
     mean = graph.MatMul(plain_rows, graph.MatMul(itself, graph.Transpose(plain_columns, perm=[1, 0])))
     return graph.Sqrt(graph.Max(squared, mean, real(TINY)))
+
+
+def quadratic_form(graph: Graph, gram: str) -> tuple[str, str]:
+    """The map of <f,f> (B, h, w), and the form (B, 2h, 2w) of all five, from gram (B, 5, h, w)."""
+    itself, right, down, diagonal, crossed = (graph.Gather(gram, integer(index), axis=1) for index in range(5))
+    slanted = graph.Mul(graph.Add(diagonal, crossed), real(0.5))
+    return itself, graph.Concat(graph.Concat(itself, right, axis=2), graph.Concat(down, slanted, axis=2), axis=1)
 
 
 def quadratic(graph: Graph, taps: str) -> str:
@@ -238,3 +303,30 @@ def following(graph: Graph, size: str) -> str:
     """(size,) int64: each index's successor, the last one's being itself."""
     successors = graph.Range(integer(1), graph.Add(size, integer(1)), integer(1))
     return graph.Min(successors, graph.Sub(size, integer(1)))
+
+
+def naive_graph(channels: int, temperature: float) -> onnx.ModelProto:
+    """The same labels as people usually export them, for comparison: every feature at output size.
+
+    features (1, h, w, d), refined (1, K, d), `size` (2,) int64, threshold () -> labels and confidence (1, H, W).
+    """
+    graph = Graph("mask_naive", {
+        "features": (FLOAT, [1, "h", "w", channels]),
+        "refined": (FLOAT, [1, "K", channels]),
+        "size": (INT64, [2]),
+        "threshold": (FLOAT, []),
+    })  # fmt: skip
+    planes = graph.Transpose("features", perm=[0, 3, 1, 2])
+    sizes = graph.Concat(integer([1, channels]), "size", axis=0)
+    planes = graph.Resize(planes, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+    pixels = graph.Div(planes, graph.Max(graph.ReduceL2(planes, integer([1]), keepdims=1), real(TINY)))
+    words = graph.Div("refined", graph.Max(graph.ReduceL2("refined", integer([2]), keepdims=1), real(TINY)))
+    cosine = graph.MatMul(words, graph.Reshape(pixels, integer([0, 0, -1])))  # (1, K, H·W)
+    probability = graph.Sigmoid(graph.Mul(cosine, real(1 / temperature)))
+    best = graph.ReduceMax(probability, integer([1]), keepdims=0)
+    word = graph.Add(graph.ArgMax(probability, axis=1, keepdims=0), integer(1))
+    found = graph.Cast(graph.Where(graph.Greater(best, "threshold"), word, integer(0)), to=UINT16)
+    shape = graph.Concat(integer([1]), "size", axis=0)
+    graph.Reshape(found, shape, name="labels")
+    graph.Reshape(best, shape, name="confidence")
+    return graph.model({"labels": (UINT16, [1, "H", "W"]), "confidence": (FLOAT, [1, "H", "W"])})

@@ -1,18 +1,29 @@
-"""The mask head over ONNX graphs: low-resolution maps to labels of any size, in bands of rows (design: exact algebra).
+"""The mask head over ONNX graphs: low-resolution maps to labels of any size (design: exact algebra).
 
 Upsampling is linear, so K score maps and five Gram maps at low resolution are enough to know the cosine at every
-output pixel (paper 3.1.3). The graphs compute any range of output rows; bands keep what lies between the maps and the
-output within a bound, however large the output and however many the words.
+output pixel (paper 3.1.3). Labels are computed by tiles (`fusioner_rt.mask_tiles`), probabilities by bands of rows:
+what lies between the maps and the output is bounded, however large the output and however many the words.
 """
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+
+from . import mask_tiles
+from .errors import GraphUnusable, UsageError
+from .pictures import PIXEL_LIMIT
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 BAND_BYTES = 32 << 20
 """Working memory of a band. Every band repeats some work, so that much smaller ones cost time."""
+
+MOST_WORDS = (1 << 16) - 1
+"""A label map has 16 bits."""
 
 
 def bands(height: int, row_bytes: int, budget: int = BAND_BYTES) -> Iterator[tuple[int, int]]:
@@ -22,21 +33,54 @@ def bands(height: int, row_bytes: int, budget: int = BAND_BYTES) -> Iterator[tup
         yield first, min(first + rows, height)
 
 
+def cores() -> int:
+    """How many this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 _CALM = 8  # a power of two: dividing scores by it rounds nothing
 
 
 class MaskHead:
-    """Stage 1 (`maps`) and stage 2 (`labels`, `probabilities`, `independent_labels`) of the mask head."""
+    """Stage 1 (`maps`) and stage 2 (`labels`, `probabilities`, `independent_labels`) of the mask head.
 
-    def __init__(self, scores: Run, labels: Run, probabilities: Run, budget: int = BAND_BYTES) -> None:
-        self._scores, self._labels, self._probabilities = scores, labels, probabilities
+    Threads may share one. Arrays of any strides are accepted, and none is written to; results are new arrays.
+    Raises UsageError for arguments of another dtype or shape, no words, or a size out of bounds, and GraphUnusable for
+    maps that hold an infinity or not-a-number: `maps` gives such for features that do.
+    """
+
+    def __init__(
+        self,
+        scores: Run,
+        labels: Run,
+        probabilities: Run,
+        tiles: Run | None = None,
+        threads: int = 1,
+        budget: int = BAND_BYTES,
+    ) -> None:
+        """The graphs of a bundle: mask_scores, mask_labels, mask_probabilities and mask_tiles.
+
+        Without mask_tiles, which older bundles lack, `labels` takes mask_labels by bands: the same but for rounding,
+        and slower. threads: how many run mask_tiles at once, all callers together; give it one thread of its own.
+        """
+        self._scores, self._labels, self._probabilities, self._tiles = scores, labels, probabilities, tiles
         self._budget = budget
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._starting = threading.Lock()
 
     def maps(self, features: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """features: (B, h, w, d) float32. refined: (B, K, d) float32. Neither is normalised.
 
         Returns scores (B, K, h, w) and gram (B, 5, h, w), float32.
         """
+        _check("features", features, ("B", "h", "w", "d"))
+        _check("refined", refined, ("B", "K", "d"))
+        if refined.shape[::2] != features.shape[::3]:
+            raise UsageError(
+                f"refined has the shape {refined.shape} beside features of {features.shape}; give as many pictures and "
+                "channels in both, as image_fusion returns them"
+            )
         result = self._scores({"features": features, "refined": refined})
         return result["scores"], result["gram"]
 
@@ -47,8 +91,13 @@ class MaskHead:
 
         scores: (1, K, h, w) float32. gram: (1, 5, h, w) float32. size: H, W of the output.
         Returns labels (H, W) uint16, 0 = background, n = word n, and confidence (H, W) float32, the best word's
-        probability.
+        probability. A tie goes to the word named first; a pixel without direction has the confidence 0.5.
         """
+        size = _checked(scores, gram, size, pictures=1)
+        if np.isnan(threshold):
+            raise UsageError(f"the threshold is {threshold}; give a probability within 0..1, 0.5 by default")
+        if self._tiles:
+            return mask_tiles.resolve(self._tiles, scores[0], gram[0], size, threshold, self._run_all)
         labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
         limit = np.asarray(threshold, np.float32)
         for first, last in self._bands(scores, size):
@@ -58,6 +107,7 @@ class MaskHead:
 
     def probabilities(self, scores: np.ndarray, gram: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """scores: (B, K, h, w). gram: (B, 5, h, w). Returns (B, K, H, W) float32."""
+        size = _checked(scores, gram, size)
         out = np.empty((*scores.shape[:2], *size), np.float32)
         for first, last in self._bands(scores, size):
             out[:, :, first:last] = self._band_probabilities(scores, gram, size, first, last)
@@ -73,6 +123,7 @@ class MaskHead:
         _CALM times the temperature, because float32 has few values just below 1 and sure words would tie.
         Returns labels (H, W) uint16 and confidence (H, W) float32.
         """
+        size = _checked(scores, gram, size, words=1)
         labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
         calm = scores / np.float32(_CALM)
         for first, last in self._bands(scores, size):
@@ -83,6 +134,16 @@ class MaskHead:
             labels[first:last] = np.where(confidence[first:last] > np.float32(threshold), best + 1, 0)
         return labels, confidence
 
+    def _run_all(self, function: Callable[[Any], None], tasks: list[Any]) -> None:
+        if self._threads == 1 or len(tasks) < 2:
+            for task in tasks:
+                function(task)
+            return
+        with self._starting:
+            self._pool = self._pool or ThreadPoolExecutor(self._threads, "mask-head")
+        for _ in self._pool.map(function, tasks):  # raises what a task raised
+            pass
+
     def _band_probabilities(
         self, scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], first: int, last: int
     ) -> np.ndarray:
@@ -92,6 +153,50 @@ class MaskHead:
         pictures, words = scores.shape[:2]
         # Per output pixel: the words' values before and after each axis' interpolation, and some ten maps of the norm.
         return bands(size[0], size[1] * pictures * (2 * words + 10) * 4, self._budget)
+
+
+def _check(name: str, array: Any, axes: tuple[str, ...]) -> None:
+    """Raises UsageError."""
+    found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    if not (isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == len(axes) and array.size):
+        raise UsageError(
+            f"{name} is {found}; give a numpy array of float32 ({', '.join(axes)}), at least 1 along every axis"
+        )
+
+
+def _checked(
+    scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], pictures: int | None = None, words: int | None = None
+) -> tuple[int, int]:
+    """The size as two ints. Raises UsageError, or GraphUnusable for values that are not finite."""
+    _check(
+        "scores", scores, ("B" if pictures is None else str(pictures), "K" if words is None else str(words), "h", "w")
+    )
+    _check("gram", gram, ("B", "5", "h", "w"))
+    if gram.shape != (scores.shape[0], 5, *scores.shape[2:]) or not (
+        pictures in (None, scores.shape[0]) and words in (None, scores.shape[1])
+    ):
+        raise UsageError(
+            f"scores has the shape {scores.shape} beside gram of {gram.shape}; give ({pictures or 'B'}, {words or 'K'}, "
+            f"h, w) and ({pictures or 'B'}, 5, h, w), as `maps` returns them"
+        )
+    count = scores.shape[0] * scores.shape[1]
+    if count > MOST_WORDS:
+        raise UsageError(f"scores holds {count} maps; give {MOST_WORDS} at most, label maps have 16 bits")
+    try:
+        height, width = (edge.__index__() for edge in size)
+    except (TypeError, ValueError, AttributeError):
+        height = width = 0
+    if height < 1 or width < 1 or height * width > PIXEL_LIMIT:
+        raise UsageError(
+            f"the size is {size!r}; give height and width in whole pixels, at least 1 each and {PIXEL_LIMIT} together"
+        )
+    for name, array in (("scores", scores), ("gram", gram)):
+        if not (np.isfinite(array.max()) and np.isfinite(array.min())):  # both are not-a-number where one value is
+            raise GraphUnusable(
+                f"{name} holds values that are not finite; look for the first graph whose outputs do, and rebuild the "
+                "bundle without --fp16 if it is image_fusion"
+            )
+    return height, width
 
 
 def _sharpen(calm: np.ndarray) -> np.ndarray:

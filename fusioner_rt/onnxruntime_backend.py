@@ -71,12 +71,12 @@ class OnnxRuntime:
         """Requested and effective; the latter is known once a graph has been loaded."""
         return Backend(self._requested, self._effective or "nothing loaded yet", self._why)
 
-    def load(self, path: Path, content: bytes | None = None) -> "Graph":
-        """A graph ready to run. content: the file's bytes, where the caller has read them. Raises GraphUnusable, or BackendUnavailable where CUDA was insisted on and is not."""
+    def load(self, path: Path, content: bytes | None = None, threads: int | None = None) -> "Graph":
+        """A graph ready to run. content: the file's bytes, where the caller has read them. threads: other than the backend's. Raises GraphUnusable, or BackendUnavailable where CUDA was insisted on and is not."""
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, in words of our own
-        if self._threads:
-            options.intra_op_num_threads = self._threads
+        if threads or self._threads:
+            options.intra_op_num_threads = threads or self._threads
         try:
             session = self._module.InferenceSession(content or str(path), options, providers=self._providers)
         except Exception as error:  # onnxruntime's exceptions have no common base

@@ -15,7 +15,7 @@ import numpy as np
 
 from .bundle import Bundle, build_command, find_bundle
 from .errors import GraphUnusable, SizeOutsideProfile, UsageError
-from .mask_head import MaskHead
+from .mask_head import MaskHead, cores
 from .onnxruntime_backend import Backend, Graph, OnnxRuntime
 from .pictures import PIXEL_LIMIT, Picture, decode, describe
 from .segmentation import STAGES, Segmentation
@@ -29,6 +29,7 @@ MODES = ("joint", "independent")
 KEPT_LIMIT = 4_000_000_000
 """Most bytes of probabilities that one `segment` call keeps."""
 
+_OWN_THREADS = {"mask_tiles": 1}  # of a graph that the mask head runs in several threads
 _WAITING = 32  # pictures of a list that may wait for others of their input size
 
 
@@ -64,13 +65,16 @@ class Session:
         self._vocabulary: Vocabulary | None = None
         folder = None if cache is False else Path(cache) if cache is not None else default_folder()
         self._text = TextEncoder(self.bundle, lambda: self._graph("text"), TextCache(folder))
+        self._labels = "mask_tiles" if "mask_tiles" in self.bundle.manifest["graphs"] else "mask_labels"
         self._mask_head = MaskHead(
             lambda inputs: self._graph("mask_scores")(inputs),
             lambda inputs: self._graph("mask_labels")(inputs),
             lambda inputs: self._graph("mask_probabilities")(inputs),
+            (lambda inputs: self._graph("mask_tiles")(inputs)) if self._labels == "mask_tiles" else None,
+            threads or cores(),
         )
-        for name in ("image_fusion", "mask_scores", "mask_labels"):  # the others wait until they are needed
-            self._graphs[name] = self._runtime.load(self.bundle.graph(name))
+        for name in ("image_fusion", "mask_scores", self._labels):  # the others wait until they are needed
+            self._graphs[name] = self._runtime.load(self.bundle.graph(name), threads=_OWN_THREADS.get(name))
 
     @property
     def backend(self) -> Backend:
@@ -229,7 +233,8 @@ class Session:
             self._check_open()
             if name not in self._graphs:
                 path = self.bundle.graph(name)
-                self._graphs[name] = self._runtime.load(path, self.bundle.read_again(path))
+                content = self.bundle.read_again(path)
+                self._graphs[name] = self._runtime.load(path, content, _OWN_THREADS.get(name))
             return self._graphs[name]
 
     def _check_open(self) -> None:

@@ -89,9 +89,9 @@ def test_a_good_build_replaces_the_older_bundle_and_ends_with_a_table(
     }  # fmt: skip
     assert manifest["preprocessing"]["longest"] == 128
     lines = capsys.readouterr().out.strip().splitlines()
-    assert lines[-6].split()[0] == "file"
-    assert "mask agreement" in lines[-6]
-    assert [line.split()[0] for line in lines[-5:]] == [f"{name}.onnx" for name in manifest["graphs"]]
+    assert lines[-7].split()[0] == "file"
+    assert "mask agreement" in lines[-7]
+    assert [line.split()[0] for line in lines[-6:]] == [f"{name}.onnx" for name in manifest["graphs"]]
 
 
 def test_a_folder_that_is_not_a_bundle_is_never_replaced(tiny_checkpoint, tmp_path, capsys):
