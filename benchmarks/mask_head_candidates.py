@@ -103,7 +103,6 @@ def low_resolution_labels(features: Tensor, words: Tensor, size: int) -> tuple[T
 
 def candidate(name: str, case: Case, inputs: tuple[Tensor, Tensor], threads: int) -> Candidate:
     """Built and, for torch.compile, compiled."""
-    arrays: tuple[Any, Any] = (inputs[0].numpy(), inputs[1].numpy()) if case.device == "cpu" else inputs
     if name == "naive":
         return Candidate(name, inputs, {"all": lambda f, w: naive_labels(f, w, case.size)})
     if name == "lowres":
@@ -113,19 +112,25 @@ def candidate(name: str, case: Case, inputs: tuple[Tensor, Tensor], threads: int
         compiled = torch.compile(naive_labels, fullgraph=True, dynamic=False)
         compiled(*inputs, case.size)
         return Candidate(name, inputs, {"all": lambda f, w: compiled(f, w, case.size)})
-    if name == "onnx":
-        return Candidate(name, arrays, {"all": _naive_onnx(case, threads)})
-    return Candidate(name, arrays, _ours_on_cpu(case, threads) if case.device == "cpu" else _ours_on_gpu(case))
+    if case.device == "cuda":
+        return Candidate(name, inputs, _ours_on_gpu(case))
+    arrays = inputs[0].numpy(), inputs[1].numpy()
+    return Candidate(
+        name, arrays, {"all": _naive_onnx(case, threads)} if name == "onnx" else _ours_on_cpu(case, threads)
+    )
 
 
 def _ours_on_cpu(case: Case, threads: int) -> dict[str, Stage]:
     runtime = OnnxRuntime("onnxruntime-cpu", threads)
 
-    def load(name: str, *arguments: Any) -> Any:
-        graph = getattr(mask_head_graph, f"{name}_graph")(*arguments)
-        return runtime.load(Path(f"mask_{name}.onnx"), graph.SerializeToString())
+    def load(name: str, argument: float, own_threads: int | None = None) -> Any:
+        graph = getattr(mask_head_graph, f"{name}_graph")(argument)
+        return runtime.load(Path(f"mask_{name}.onnx"), graph.SerializeToString(), own_threads)
 
-    head = MaskHead(load("scores", case.channels), load("labels", TEMPERATURE), load("probabilities", TEMPERATURE))
+    head = MaskHead(
+        load("scores", case.channels), load("labels", TEMPERATURE), load("probabilities", TEMPERATURE),
+        load("tiles", TEMPERATURE, 1), threads,
+    )  # fmt: skip
     return {"maps": head.maps, "labels": lambda s, g: head.labels(s, g, (case.size, case.size), THRESHOLD)}
 
 
@@ -135,7 +140,7 @@ def _ours_on_gpu(case: Case) -> dict[str, Stage]:
     size = (case.size, case.size)
     return {
         "maps": mask_head.score_maps,
-        "labels": lambda s, g: mask_head.resolve(s, g, size, TEMPERATURE, THRESHOLD),
+        "labels": lambda s, g: mask_head.resolve(s, g, size, TEMPERATURE, THRESHOLD, torch.float16),
     }
 
 
@@ -144,7 +149,8 @@ def _naive_onnx(case: Case, threads: int) -> Stage:
     graph = OnnxRuntime("onnxruntime-cpu", threads).load(Path("naive.onnx"), model.SerializeToString())
 
     def run(features: Any, refined: Any) -> tuple[Any, Any]:
-        out = graph({"features": features, "refined": refined, "size": np.array([case.size, case.size], np.int64)})
+        size, threshold = np.array([case.size, case.size]), np.array(THRESHOLD, np.float32)
+        out = graph({"features": features, "refined": refined, "size": size, "threshold": threshold})
         return out["labels"], out["confidence"]
 
     return run
@@ -164,7 +170,7 @@ def sizes(name: str, case: Case) -> dict[str, int]:
     wide = 24 * pixels  # torch's labels are int64, and where() and max() have temporaries
     if name in ("naive", "onnx"):
         # write up; read it for the norm; read and write to divide; read to multiply. K maps: product, /τ, sigmoid, max
-        needs, moved = item * pixels * max(2 * d, d + 2 * k) + wide, inputs + item * pixels * (5 * d + 6 * k) + outputs
+        needs, moved = item * pixels * max(2 * d, d + 3 * k) + wide, inputs + item * pixels * (5 * d + 6 * k) + outputs
     elif name == "compile":
         needs, moved = item * pixels * (d + k) + wide, inputs + item * pixels * (2 * d + 2 * k) + outputs
     elif name == "lowres":

@@ -85,7 +85,10 @@ def plot(rows: list[Row], file: Path) -> None:
     if not rows:
         raise UsageError("no rows to draw; measure some, or give a record with --from")
     channels = max({row["channels"] for row in rows}, key=[row["channels"] for row in rows].count)
-    rows = [row for row in rows if row["channels"] == channels]
+    cells = {
+        (row["candidate"], row["words"], row["maps"], row["size"]): row for row in rows if row["channels"] == channels
+    }
+    rows = sorted(cells.values(), key=lambda row: row["size"])  # of a cell measured twice, the later row
     words = sorted({row["words"] for row in rows})
     edges = sorted({row["size"] for row in rows})
     figure = Figure(figsize=(2.2 + 3.1 * len(words), 6.6), layout="constrained")
@@ -95,8 +98,7 @@ def plot(rows: list[Row], file: Path) -> None:
         time, memory = axes[:, column]
         for name, colour in COLOURS.items():
             for kind in kinds if name == "ours" else kinds[:1]:
-                line = sorted((row for row in rows if (row["candidate"], row["words"], row["maps"]) == (name, k, kind)),
-                              key=lambda row: row["size"])  # fmt: skip
+                line = [row for row in rows if (row["candidate"], row["words"], row["maps"]) == (name, k, kind)]
                 ran, skipped = ([row for row in line if ("skipped" in row) == wanted] for wanted in (False, True))
                 label = f"ours, {kind} maps" if name == "ours" and len(kinds) > 1 else TITLES[name]
                 style = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2.6 if name == "ours" else 1.4,

@@ -55,7 +55,7 @@ def test_every_cell_has_a_row_for_every_candidate(record):
 
 
 def test_a_row_tells_time_memory_bytes_error_and_where_it_was_measured(record):
-    for row in (row for row in rows_of(record) if "skipped" not in row):
+    for row in rows_of(record):
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert row["processor_p50_ms"] > 0
         assert row["repeats"] == mask_head.SUITES["smoke"]["repeats"]
@@ -72,7 +72,7 @@ def test_from_prints_the_table_of_the_record_and_draws_it(record, tmp_path):
     done = called("--from", record, "--plot", tmp_path / "plot.png")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(mask_head_report.table(rows_of(record)))
-    assert done.stdout.count("busy machine") == sum("skipped" not in row for row in rows_of(record))
+    assert done.stdout.count("busy machine") == len(rows_of(record))
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -94,13 +94,23 @@ def not_a_number(labels, confidence):
 
 
 @pytest.mark.parametrize("wrong", [darker, shifted_labels, all_background, not_a_number])
-@pytest.mark.parametrize("name", ["naive", "ours"])
+@pytest.mark.parametrize("name", ["naive", "onnx", "ours"])
 def test_a_candidate_that_is_wrong_is_an_error_and_no_row(wrong, name):
     right = candidate(name, TINY, TINY.inputs(), threads=1)
     assert mask_head.checked(right, TINY, 0.0)["error_max"] < 1e-5
     planted = dataclasses.replace(right, stages={**right.stages, "planted": wrong})
     with pytest.raises(mask_head.Disagreement, match="computes something else"):
         mask_head.checked(planted, TINY, 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_stages_run_on_a_gpu_agree_where_there_is_none(dtype):
+    case = dataclasses.replace(TINY, dtype=dtype)  # tensors on the CPU take the kernels' definition
+    stages = mask_head_candidates._ours_on_gpu(case)
+    naive = mask_head.checked(candidate("naive", case, case.inputs(), threads=1), case, 0.0)["error_max"]
+    ours = mask_head.checked(mask_head.Candidate("ours", case.inputs(), stages), case, naive)["error_max"]
+    assert ours <= mask_head.tolerance("ours", case, naive) < mask_head.tolerance("naive", case, 0.0)
+    assert list(stages) == ["maps", "labels"]
 
 
 def test_the_approximation_may_err_and_its_error_is_told():
@@ -114,13 +124,14 @@ def test_torch_compile_is_measured_compiled():
     assert mask_head.checked(one, TINY, 0.0)["error_max"] < 1e-5
 
 
-@pytest.mark.parametrize("name", ["naive", "lowres", "ours"])
+@pytest.mark.parametrize("name", ["naive", "lowres", "onnx", "ours"])
 def test_peak_memory_is_what_was_computed_before_running(name):
     case = Case("smooth", 384, 256, 12, 40, "float32", "cpu")
     measured = mask_head.checked(candidate(name, case, case.inputs(), threads=1), case, 0.0)["peak_bytes"]
-    # the estimate decides what is run at all: it may promise too little by a tenth, and by a part of an allocator's arena
-    assert measured < 1.1 * sizes(name, case)["needs_bytes"] + 8e6
-    assert measured > 0.9 * sizes(name, case)["needs_bytes"] if name == "naive" else True
+    promised = sizes(name, case)["needs_bytes"]
+    assert measured < 1.1 * promised + 16e6  # the promise decides what is run at all; an allocator's arenas come on top
+    if name in ("naive", "onnx"):
+        assert measured > 0.9 * promised  # nothing is kept from running that would fit
 
 
 def test_what_does_not_fit_is_a_row_that_says_what_it_needs():
@@ -211,10 +222,12 @@ def test_an_interrupt_leaves_the_cells_measured_so_far(tmp_path):
         while not (file.exists() and file.read_text().count("\n") >= 2) and time.monotonic() < signal_after:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        printed, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.strip().endswith("are kept")
+    assert told.strip().endswith("finished so far stand")
     assert {row["candidate"] for row in rows_of(file)} == {"ours", "lowres"}
+    assert len(rows_of(file)) < 2 * 2 * 2 * 2
+    assert printed.count("busy machine") == len(rows_of(file))
 
 
 def test_smooth_maps_have_few_words_that_can_win_and_random_ones_have_all():
