@@ -105,6 +105,12 @@ class GraphUnusable(FusionerError):
     exit_code = 35
 
 
+class KernelsUnusable(FusionerError):
+    """The bundle holds no compiled kernels, none for this GPU, or a record that this version does not read."""
+
+    exit_code = 36
+
+
 class BackendUnavailable(FusionerError):
     """The backend asked for is unknown, not installed, or fell back to another silently."""
 
@@ -115,6 +121,18 @@ class SizeOutsideProfile(FusionerError):
     """A network input larger or smaller than the bundle's profile was built for."""
 
     exit_code = 41
+
+
+class CudaFailed(FusionerError):
+    """A call of the CUDA driver returned an error."""
+
+    exit_code = 42
+
+
+class DeviceArrayInvalid(FusionerError):
+    """An array in GPU memory of the wrong dtype, shape, layout, alignment or device."""
+
+    exit_code = 43
 
 
 class OutputUnwritable(FusionerError):

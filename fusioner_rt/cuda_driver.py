@@ -1,0 +1,175 @@
+"""The CUDA driver through cuda-bindings: every return code is read, memory and streams are given back."""
+
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from .errors import BackendUnavailable, CudaFailed, one_line
+
+INSTALL = "install NVIDIA's driver, and pip install 'fusioner-rt[tensorrt-rtx]' or '[gpu]' for cuda-bindings"
+
+
+class Driver:
+    """Calls of the driver's API by their names, checked: `driver.cuMemAlloc(1024)` returns the pointer or raises."""
+
+    def __init__(self, bindings: Any = None) -> None:
+        """bindings: cuda.bindings.driver, by default imported here. Raises BackendUnavailable where there is no driver."""
+        if bindings is None:
+            try:
+                from cuda.bindings import driver
+            except ImportError as error:
+                raise BackendUnavailable(f"cuda-bindings cannot be imported ({one_line(error)}); {INSTALL}") from None
+            bindings = driver
+        self.bindings = bindings
+        try:
+            self.cuInit(0)
+        except CudaFailed as error:
+            raise BackendUnavailable(f"{error}; {INSTALL}") from None
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        call = getattr(self.bindings, name)
+
+        def checked(*arguments: Any) -> Any:
+            try:
+                code, *results = call(*arguments)
+            except (
+                RuntimeError
+            ) as error:  # cuda-bindings raises where there is no driver library, or one without this call
+                raise BackendUnavailable(f"{name}: {one_line(error)}; {INSTALL}") from None
+            if int(code):
+                raise CudaFailed(f"{name} failed: {self._explained(code)}")
+            return results[0] if len(results) == 1 else tuple(results)
+
+        setattr(self, name, checked)
+        return checked
+
+    def _explained(self, code: Any) -> str:
+        """CUDA_ERROR_OUT_OF_MEMORY (2): out of memory."""
+        name, text = (
+            answer.decode() if not int(failed) and answer else ""
+            for failed, answer in (self.bindings.cuGetErrorName(code), self.bindings.cuGetErrorString(code))
+        )
+        return f"{name or 'an unknown error'} ({int(code)}){': ' + text if text else ''}"
+
+
+class Device:
+    """One GPU with its primary context, which other libraries of the process share.
+
+    ordinal: among the GPUs this process sees. capability: (major, minor). Closing gives the context back.
+    Raises BackendUnavailable, CudaFailed.
+    """
+
+    def __init__(self, ordinal: int = 0, driver: Driver | None = None) -> None:
+        self.driver = driver or Driver()
+        count = self.driver.cuDeviceGetCount()
+        if not 0 <= ordinal < count:
+            raise BackendUnavailable(
+                f"GPU {ordinal}: this process sees {count}, numbered from 0; look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+            )
+        self.ordinal = ordinal
+        self.handle = self.driver.cuDeviceGet(ordinal)
+        attribute = self.driver.bindings.CUdevice_attribute
+        self.capability = tuple(
+            int(self.driver.cuDeviceGetAttribute(which, self.handle))
+            for which in (
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        self.name = self.driver.cuDeviceGetName(256, self.handle).split(b"\0")[0].decode()
+        self._context: Any = self.driver.cuDevicePrimaryCtxRetain(self.handle)
+
+    def __str__(self) -> str:
+        return f"GPU {self.ordinal} ({self.name}, compute capability {self.capability[0]}.{self.capability[1]})"
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Make this GPU's context the thread's current one, and put back what was current before."""
+        self.driver.cuCtxPushCurrent(self._context)
+        try:
+            yield
+        finally:
+            self.driver.cuCtxPopCurrent()
+
+    def close(self) -> None:
+        """Closing twice is fine."""
+        if self._context is not None:
+            self._context = None
+            self.driver.cuDevicePrimaryCtxRelease(self.handle)
+
+
+class Stream:
+    """Work on a GPU in order. `with` waits for it, then destroys it. handle: what CUDA calls take."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        with device.current():
+            flag = device.driver.bindings.CUstream_flags.CU_STREAM_NON_BLOCKING
+            self.handle = int(device.driver.cuStreamCreate(int(flag)))
+
+    def wait(self) -> None:
+        with self._device.current():
+            self._device.driver.cuStreamSynchronize(self.handle)
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._device.current():
+            try:
+                self._device.driver.cuStreamSynchronize(self.handle)
+            finally:
+                self._device.driver.cuStreamDestroy(self.handle)
+
+
+class Memory:
+    """Bytes on a GPU, at `pointer` (a multiple of 256). `with`, or `close`, frees them."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self._device, self.size = device, size
+        with device.current():
+            self.pointer = int(device.driver.cuMemAlloc(size))
+
+    def upload(self, array: np.ndarray, stream: int = 0) -> None:
+        """Copy an array's bytes here, in the stream's order, and wait for it."""
+        array = np.ascontiguousarray(array)
+        self._check(array.nbytes)
+        with self._device.current():
+            self._device.driver.cuMemcpyHtoDAsync(self.pointer, array.ctypes.data, array.nbytes, stream)
+            self._device.driver.cuStreamSynchronize(stream)
+
+    def download(self, array: np.ndarray, stream: int = 0) -> np.ndarray:
+        """Copy from here over all of a contiguous array, and wait for it; returns the array."""
+        if not array.flags.c_contiguous:
+            raise ValueError("the array that a download fills must be contiguous")
+        self._check(array.nbytes)
+        with self._device.current():
+            self._device.driver.cuMemcpyDtoHAsync(array.ctypes.data, self.pointer, array.nbytes, stream)
+            self._device.driver.cuStreamSynchronize(stream)
+        return array
+
+    def close(self) -> None:
+        """Closing twice is fine."""
+        if self.pointer:
+            pointer, self.pointer = self.pointer, 0
+            with self._device.current():
+                self._device.driver.cuMemFree(pointer)
+
+    def __enter__(self) -> "Memory":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, size: int) -> None:
+        if size > self.size:
+            raise ValueError(f"{size} bytes do not fit the {self.size} of this memory")

@@ -1,0 +1,163 @@
+"""A CUDA driver in host memory, for what can be proved of a launcher without a GPU: which calls it makes, with which
+arguments, and what becomes of their errors. The kernels themselves can be run by Triton's interpreter (`execute`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from cuda.bindings import driver as real
+
+OK = real.CUresult.CUDA_SUCCESS
+
+
+class EmulatedDriver:
+    """Stands where `cuda.bindings.driver` does. Calls are kept in `calls`; the one named `failing` returns an error.
+
+    execute: called with a kernel's code, grid and argument values for every launch.
+    parameters: sizes in bytes of the kernels' parameters, by symbol, as `cuKernelGetParamInfo` tells them.
+    """
+
+    CUdevice_attribute = real.CUdevice_attribute
+    CUstream_flags = real.CUstream_flags
+    CUfunction_attribute = real.CUfunction_attribute
+
+    def __init__(self, capability: tuple[int, int] = (8, 0), execute: Callable[..., None] | None = None) -> None:
+        self.capability, self.execute = capability, execute
+        self.calls: list[str] = []
+        self.failing = ""
+        self.memory: dict[int, np.ndarray] = {}
+        self.parameters = {
+            "measure_kernel": [8] * 5 + [4] * 3 + [8] * 2,
+            "maps_kernel": [8] * 7 + [4] * 4 + [8] * 2,
+            "labels_kernel": [8] * 4 + [4] * 8 + [8] * 2,
+            "probabilities_kernel": [8] * 3 + [4] * 7 + [8] * 2,
+            "masks_kernel": [8] * 3 + [4] * 7 + [8] * 2,
+        }
+        self.contexts = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        found = object.__getattribute__(self, name)
+        if name.startswith("cu") and name not in ("cuGetErrorName", "cuGetErrorString"):
+
+            def noted(*arguments: Any) -> Any:
+                # every argument must be one that the real call takes
+                assert hasattr(real, name)
+                self.calls.append(name)
+                if name == self.failing:
+                    return (real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,)
+                return found(*arguments)
+
+            return noted
+        return found
+
+    def cuGetErrorName(self, code: Any) -> Any:
+        return OK, code.name.encode()
+
+    def cuGetErrorString(self, code: Any) -> Any:
+        return OK, b"an emulated error"
+
+    def cuInit(self, flags: int) -> Any:
+        return (OK,)
+
+    def cuDriverGetVersion(self) -> Any:
+        return OK, 12040
+
+    def cuDeviceGetCount(self) -> Any:
+        return OK, 1
+
+    def cuDeviceGet(self, ordinal: int) -> Any:
+        return OK, real.CUdevice(ordinal)
+
+    def cuDeviceGetName(self, length: int, device: Any) -> Any:
+        return OK, b"Emulated".ljust(length, b"\0")
+
+    def cuDeviceGetAttribute(self, which: Any, device: Any) -> Any:
+        major = which == real.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        return OK, self.capability[0 if major else 1]
+
+    def cuDevicePrimaryCtxRetain(self, device: Any) -> Any:
+        return OK, real.CUcontext(7)
+
+    def cuDevicePrimaryCtxRelease(self, device: Any) -> Any:
+        return (OK,)
+
+    def cuCtxPushCurrent(self, context: Any) -> Any:
+        self.contexts += 1
+        return (OK,)
+
+    def cuCtxPopCurrent(self) -> Any:
+        self.contexts -= 1
+        return OK, real.CUcontext(7)
+
+    def cuStreamCreate(self, flags: int) -> Any:
+        return OK, real.CUstream(11)
+
+    def cuStreamSynchronize(self, stream: int) -> Any:
+        return (OK,)
+
+    def cuStreamDestroy(self, stream: int) -> Any:
+        return (OK,)
+
+    def cuMemAlloc(self, size: int) -> Any:
+        whole = np.zeros(size + 256, np.uint8)
+        start = -whole.ctypes.data % 256
+        piece = whole[start : start + size]
+        self.memory[piece.ctypes.data] = piece
+        return OK, real.CUdeviceptr(piece.ctypes.data)
+
+    def cuMemFree(self, pointer: int) -> Any:
+        del self.memory[pointer]
+        return (OK,)
+
+    def cuMemcpyHtoDAsync(self, to: int, source: int, size: int, stream: int) -> Any:
+        ctypes.memmove(to, source, size)
+        return (OK,)
+
+    def cuMemcpyDtoHAsync(self, to: int, source: int, size: int, stream: int) -> Any:
+        ctypes.memmove(to, source, size)
+        return (OK,)
+
+    def cuLibraryLoadData(self, code: bytes, *options: Any) -> Any:
+        assert options == ([], [], 0, [], [], 0)
+        assert code[:4] == b"\x7fELF" or b".version" in code
+        return OK, SimpleNamespace(code=code)
+
+    def cuLibraryGetKernel(self, library: Any, symbol: bytes) -> Any:
+        assert symbol in library.code
+        return OK, SimpleNamespace(symbol=symbol.decode(), code=library.code)
+
+    def cuLibraryUnload(self, library: Any) -> Any:
+        return (OK,)
+
+    def cuKernelGetParamInfo(self, kernel: Any, index: int) -> Any:
+        offset = 0
+        for position, size in enumerate(self.parameters[kernel.symbol]):
+            offset = -(-offset // size) * size
+            if position == index:
+                return OK, offset, size
+            offset += size
+        return (real.CUresult.CUDA_ERROR_INVALID_VALUE,)
+
+    def cuKernelSetAttribute(self, attribute: Any, value: int, kernel: Any, device: Any) -> Any:
+        return (OK,)
+
+    def cuKernelGetFunction(self, kernel: Any) -> Any:
+        return OK, kernel
+
+    def cuLaunchKernel(
+        self, function: Any, x: int, y: int, z: int, threads: int, ty: int, tz: int, shared: int, stream: int,
+        parameters: Any, extra: int,
+    ) -> Any:  # fmt: skip
+        assert self.contexts > 0, "no context is current"
+        assert (z, ty, tz, extra) == (1, 1, 1, 0)
+        values, types = parameters
+        assert [ctypes.sizeof(kind) for kind in types] == self.parameters[function.symbol]
+        assert values[-2:] == (0, 0)
+        if self.execute:
+            self.execute(function.code, (x, y), values[:-2])
+        return (OK,)
