@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fusioner_rt import Session
 from fusioner_rt.session import Mode
-from kernels import reference
+from kernels import mask_head, reference
 from training import windows
 from training.alignment import Alignment
 from training.data import IGNORE, PictureMasks, decode_as
@@ -86,9 +86,10 @@ def fusioner(
         best, labels = None, torch.zeros(1, *size, dtype=torch.int64)
         for first, scores, gram in _maps(model, tokens, vectors[asked], mode):
             if mode == "joint":
-                found, _ = reference.resolve(scores, gram, size, model.config.temperature, threshold)
-                return found[0].numpy()
+                found, _ = mask_head.resolve(scores, gram, size, model.config.temperature, threshold)
+                return found[0].cpu().numpy().astype(np.int64)
             # Words that were fused alone do not share their pixels' lengths: compared by cosine, as the runtime does.
+            scores, gram = scores.cpu(), gram.cpu()
             cosine = reference.upsample(scores, size)[:, 0] / reference.squared_length(gram, size).sqrt()
             highest, index = cosine.amax(0, keepdim=True), cosine.argmax(0, keepdim=True) + 1 + first
             better = highest > best if best is not None else torch.ones_like(highest, dtype=torch.bool)
@@ -108,10 +109,10 @@ def fusioner_classwise(
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         tokens = cache.tokens([cache.get(name)])
         parts = [
-            reference.probabilities(scores, gram, size, model.config.temperature).flatten(0, 1) > threshold
+            mask_head.probabilities(scores, gram, size, model.config.temperature).flatten(0, 1) > threshold
             for _, scores, gram in _maps(model, tokens, vectors[asked], mode)
         ]
-        return torch.cat(parts).numpy()
+        return torch.cat(parts).cpu().numpy()
 
     return torch.no_grad()(predict)
 
@@ -124,10 +125,10 @@ def fusioner_crops(model: Fusioner, vectors: Tensor, mode: Mode = "joint") -> Cr
         pixels = torch.from_numpy(preprocessing(rgb))[None].to(_device(model))
         size = (rgb.shape[0], rgb.shape[1])
         parts = [
-            reference.probabilities(scores, gram, size, model.config.temperature).flatten(0, 1)
+            mask_head.probabilities(scores, gram, size, model.config.temperature).flatten(0, 1)
             for _, scores, gram in _maps(model, model.encode(pixels), vectors[asked], mode)
         ]
-        return torch.cat(parts).numpy()
+        return torch.cat(parts).cpu().numpy()
 
     return torch.no_grad()(predict)
 
@@ -209,7 +210,7 @@ def _add(result: ClassIoU, truth: np.ndarray, prediction: np.ndarray, asked: lis
 
 
 def _maps(model: Fusioner, tokens: Tensor, words: Tensor, mode: Mode) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """tokens (1, h, w, c), words (K, t) → the first word's position, and the mask head's scores and gram on the CPU.
+    """tokens (1, h, w, c), words (K, t) → the first word's position, and the mask head's scores and gram.
 
     Joint: once, scores (1, K, h', w'), gram (1, 5, h', w'). Independent: scores (n, 1, h', w'), gram (n, 5, h', w') for
     TOGETHER words at a time.
@@ -217,8 +218,7 @@ def _maps(model: Fusioner, tokens: Tensor, words: Tensor, mode: Mode) -> Iterato
     words = words.to(_device(model))
     tokens = tokens.to(_device(model))
     for first, batch in [(0, words[None])] if mode == "joint" else _parts(words[:, None]):
-        scores, gram = reference.score_maps(*model.fuse(tokens, batch))
-        yield first, scores.cpu(), gram.cpu()
+        yield first, *mask_head.score_maps(*model.fuse(tokens, batch))
 
 
 def _parts(words: Tensor) -> Iterator[tuple[int, Tensor]]:
