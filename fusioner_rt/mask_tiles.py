@@ -27,8 +27,8 @@ NARROW, WIDE = 16, 64
 calls; in between, a tile is a little more than the output pixels between two low-resolution points."""
 LONGEST = 60
 """Most low-resolution steps under a tile's edge: ONNX Runtime sums up to 128 products in order (twice 62 for a norm)."""
-ELEMENTS = 1 << 18
-"""Scores computed at once, some 1 MB: what follows reads them in the cache."""
+ELEMENTS = 1 << 19
+"""Scores computed at once, 2 MB: what follows reads them in the cache."""
 TILES = 1024
 """Tiles whose candidates are looked for and sorted together."""
 
@@ -41,6 +41,9 @@ _STEPS = 32766
 @dataclass(frozen=True)
 class Axis:
     """One axis of an output, cut into tiles of `edge` pixels. The last tile ends with the output: it may overlap.
+
+    An edge is at least 2, though the output has one pixel, which then is there twice: ONNX Runtime sums the products of
+    a single row or column in another order.
 
     starts: (n,) first output index of each tile.
     points: (n, span) the low-resolution indices under each; past the last one that is needed, that one again.
@@ -60,9 +63,9 @@ class Axis:
 @functools.lru_cache(maxsize=16)
 def axis(size_in: int, size_out: int, edge: int) -> Axis:
     """Positions are divided as integers, as in the reference: only the fraction is ever rounded."""
-    edge = min(edge, size_out)
-    starts = np.minimum(np.arange(0, size_out, edge), size_out - edge)
-    outputs = starts[:, None] + np.arange(edge)
+    edge = max(2, min(edge, size_out))
+    starts = np.minimum(np.arange(0, size_out, edge), max(0, size_out - edge))
+    outputs = np.minimum(starts[:, None] + np.arange(edge), size_out - 1)
     unit = 2 * size_out
     position = np.clip((2 * outputs + 1) * size_in - size_out, 0, (size_in - 1) * unit)
     lower = position // unit
@@ -114,7 +117,9 @@ def resolve(
     run_all(task.compete, [block for block in zip(
         np.array_split(rows, blocks), np.array_split(columns, blocks), strict=True) if len(block[0])
     ])  # fmt: skip
-    return task.labels, task.confidence
+    if min(size) > 1:
+        return task.labels, task.confidence
+    return task.labels[: size[0], : size[1]].copy(), task.confidence[: size[0], : size[1]].copy()
 
 
 class _Task:
@@ -138,9 +143,9 @@ class _Task:
         self.broad = axis(height, size[0], fit[0][0]), axis(width, size[1], fit[1][0])
         self.narrow = axis(height, size[0], cut[0]), axis(width, size[1], cut[1])
 
-        self.top, winner = _winners(self.scores)
-        self.winner = winner
-        self.settled = _settled(winner.reshape(height, width), *self.narrow) if prune else np.zeros(
+        self.top, self.winner, sure = _winners(self.scores)
+        only = np.where(sure, self.winner + 1, 0).astype(np.uint16).reshape(height, width)
+        self.settled = _settled(only, *self.narrow) if prune else np.zeros(
             [len(one.starts) for one in self.narrow], np.uint16
         )  # fmt: skip
         # below four points a pixel, looking for the words that can win costs more than computing all
@@ -148,7 +153,8 @@ class _Task:
         self.prune = prune and words > 2 and 4 * window <= self.narrow[0].edge * self.narrow[1].edge
         self.steps = _quantised(self.scores) if self.prune and not self.settled.all() else None
 
-        self.labels, self.confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
+        room = max(2, size[0]), max(2, size[1])  # see Axis
+        self.labels, self.confidence = np.empty(room, np.uint16), np.empty(room, np.float32)
 
     def settle(self, row: int) -> None:
         """One row of broad tiles: the best word's confidence, and its label where a narrow tile has one winner."""
@@ -230,7 +236,7 @@ class _Task:
             steps = self.steps.take(points, axis=0)  # (points, T, K)
             tiles = np.arange(points.shape[1])
             for corner in (0, across.points.shape[1] - 1, -across.points.shape[1], -1):
-                winner = self.winner[points[corner]] - 1
+                winner = self.winner[points[corner]]
                 reached = (steps > steps[:, tiles, winner][:, :, None] - np.int16(2)).any(axis=0)
                 alive[part] &= reached
         counts = alive.sum(axis=1)
@@ -244,24 +250,25 @@ class _Task:
 _ONE_WORD = np.zeros((1, 1), np.uint16)
 
 
-def _winners(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of (K, points): the highest score at each point, and its word's number from 1 (uint16).
+def _winners(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of (K, points): the highest score at each point, the first word within _NEAR of it, and whether that has it.
 
-    The first of the words within _NEAR of the highest, where that is the highest: no later word can overtake it and no
-    earlier one tie with it. Where it is not, 0: nothing is promised.
+    Where it has, no later word can overtake it when interpolated, and no earlier one tie with it.
     """
     count = len(scores)
     top = scores.max(axis=0)
     near = scores >= top - np.float32(_NEAR) * np.maximum(np.abs(top).max(), np.abs(scores.min()))
     reversed_rank = np.arange(count, 0, -1, dtype=np.uint16)[:, None]  # a maximum is ten times as fast as argmax here
     first = count - np.where(near, reversed_rank, np.uint16(0)).max(axis=0).astype(np.int64)
-    highest = np.take_along_axis(scores, first[None], axis=0)[0] == top
-    return top, np.where(highest, first + 1, 0).astype(np.uint16)
+    return top, first, np.take_along_axis(scores, first[None], axis=0)[0] == top
 
 
-def _settled(winner: np.ndarray, down: Axis, across: Axis) -> np.ndarray:
-    """(rows of tiles, columns of tiles) uint16: the winner at all points under a tile, 0 where there are several."""
-    rows = winner[down.points]  # (rows of tiles, S, w)
+def _settled(only: np.ndarray, down: Axis, across: Axis) -> np.ndarray:
+    """(rows of tiles, columns of tiles) uint16: the one winner at all points under a tile, 0 where there is none.
+
+    only: (h, w) uint16, the winner's number from 1, 0 where it is not sure.
+    """
+    rows = only[down.points]  # (rows of tiles, S, w)
     least, most = rows.min(axis=1), rows.max(axis=1)
     least, most = least[:, across.points].min(axis=2), most[:, across.points].max(axis=2)
     return np.where(least == most, least, np.uint16(0))

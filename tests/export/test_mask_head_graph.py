@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from export import mask_head_graph
+from fusioner_rt import mask_tiles
 
 TEMPERATURE = 0.07
 
@@ -34,6 +35,22 @@ def probabilities(low, size, rows=None):
 def labels(low, size, rows=None, threshold=0.5):
     feed = {**low, "size": np.array(size), "rows": np.array(rows or (0, size[0]))}
     return session("labels", TEMPERATURE).run(None, {**feed, "threshold": np.array(threshold, np.float32)})
+
+
+def tiled(low, size, threshold=0.5):
+    """As `labels`, through mask_tiles."""
+    names, run = ("word", "confidence"), session("tiles", TEMPERATURE).run
+
+    def graph(inputs):
+        return dict(zip(names, run(names, dict(inputs)), strict=True))
+
+    def in_turn(function, tasks):
+        for task in tasks:
+            function(task)
+
+    pictures = zip(low["scores"], low["gram"], strict=True)
+    made = [mask_tiles.resolve(graph, *maps, size, threshold, in_turn) for maps in pictures]
+    return [np.stack(maps) for maps in zip(*made, strict=True)]
 
 
 def two_taps(size_in, size_out, outputs):
@@ -93,12 +110,13 @@ def test_probabilities_are_within_1e_5_of_upsample_normalise_multiply(shape, siz
     assert np.abs(probabilities(maps(features, words), size) - exact).max() < 1e-5
 
 
+@pytest.mark.parametrize("resolve", [labels, tiled])
 @given(shapes, sizes, st.sampled_from([0.0, 0.5, 0.8]))
 @settings(max_examples=60, deadline=None)
-def test_labels_are_the_best_word_over_the_threshold_wherever_float32_can_tell(shape, size, threshold):
+def test_labels_are_the_best_word_over_the_threshold_wherever_float32_can_tell(resolve, shape, size, threshold):
     features, words = case(**shape)
     exact = naive(features, words, size)
-    found, confidence = labels(maps(features, words), size, threshold=threshold)
+    found, confidence = resolve(maps(features, words), size, threshold=threshold)
     best = exact.max(axis=1)
     assert found.dtype == np.uint16
     assert np.abs(confidence - best).max() < 1e-5
@@ -121,12 +139,15 @@ def test_labels_are_the_best_word_over_the_threshold_wherever_float32_can_tell(s
 def test_large_outputs_keep_the_bound(low, size, words):
     features, vectors = case(5, 1, words, low, 16)
     low_maps = maps(features, vectors)
+    whole = tiled(low_maps, size)
     for first in np.linspace(0, size[0] - 3, 3, dtype=int):
         exact = naive(features, vectors, size, range(first, first + 3))
         assert np.abs(probabilities(low_maps, size, (first, first + 3)) - exact).max() < 1e-5
-        found, confidence = labels(low_maps, size, (first, first + 3))
-        assert np.abs(confidence - exact.max(axis=1)).max() < 1e-5
-        assert ((found == np.where(exact.max(1) > 0.5, exact.argmax(1) + 1, 0)).mean()) > 0.9999
+        for found, confidence in (
+            labels(low_maps, size, (first, first + 3)), (part[:, first : first + 3] for part in whole)
+        ):  # fmt: skip
+            assert np.abs(confidence - exact.max(axis=1)).max() < 1e-5
+            assert ((found == np.where(exact.max(1) > 0.5, exact.argmax(1) + 1, 0)).mean()) > 0.9999
 
 
 @given(shapes, sizes, st.data())
@@ -159,26 +180,55 @@ def test_graphs_compute_what_the_reference_defines(shape, size):
     np.testing.assert_allclose(probabilities(low, size), expected, rtol=0, atol=5e-6)
 
 
-def test_no_direction_means_one_half_and_background():
+@pytest.mark.parametrize("resolve", [labels, tiled])
+def test_no_direction_means_one_half_and_background(resolve):
     features, words = np.zeros((1, 3, 4, 16), np.float32), np.ones((1, 2, 16), np.float32)
-    found, confidence = labels(maps(features, words), (7, 9))
+    found, confidence = resolve(maps(features, words), (7, 9))
     assert (found == 0).all()
     assert (confidence == 0.5).all()
 
 
-def test_opposite_neighbours_cancel_to_one_half_without_nan():
+@pytest.mark.parametrize("resolve", [labels, tiled])
+def test_opposite_neighbours_cancel_to_one_half_without_nan(resolve):
     features = np.random.default_rng(0).standard_normal((1, 1, 2, 16), np.float32)
     features[:, :, 1] = -features[:, :, 0]
-    found, confidence = labels(maps(features, np.ones((1, 3, 16), np.float32)), (3, 41))
+    found, confidence = resolve(maps(features, np.ones((1, 3, 16), np.float32)), (3, 41))
     assert np.isfinite(confidence).all()
     assert (confidence[:, :, 20] == 0.5).all()
     assert (found[:, :, 20] == 0).all()
 
 
-def test_a_tie_goes_to_the_word_named_first():
+@pytest.mark.parametrize("resolve", [labels, tiled])
+def test_a_tie_goes_to_the_word_named_first(resolve):
     features, words = case(6, 1, 1, (5, 4), 16)
-    found, _ = labels(maps(features, np.repeat(words, 5, axis=1)), (11, 13), threshold=0.0)
+    found, _ = resolve(maps(features, np.repeat(words, 5, axis=1)), (11, 13), threshold=0.0)
     assert (found == 1).all()
+
+
+@given(shapes, sizes)
+@settings(max_examples=30, deadline=None)
+def test_the_naive_graph_computes_the_same_within_its_own_rounding(shape, size):
+    shape = {**shape, "pictures": 1, "kind": "random"}  # its plain sums of squares leave float32 for huge and tiny
+    features, words = case(**shape)
+    exact = naive(features, words, size)
+    feed = {"features": features, "refined": words, "size": np.array(size), "threshold": np.array(0.5, np.float32)}
+    found, confidence = session("naive", features.shape[-1], TEMPERATURE).run(None, feed)
+    # Of the logit, a cosine over the temperature: sums over the channels, and Resize's float32 coordinates, which err
+    # by the map's side and weigh differences of neighbours; a feature that cancels is rounded before it is divided.
+    side, channels = max(shape["low"]), features.shape[-1]
+    weakest = np.sqrt(lengths(features, size).min() / (features.astype(np.float64) ** 2).sum(-1).max())
+    allowed = (8 + channels**0.5 + 4 * side) * np.finfo(np.float32).eps / (4 * TEMPERATURE) / min(1, weakest)
+    assert found.dtype == np.uint16
+    assert np.abs(confidence - exact.max(axis=1)).max() <= allowed
+    own = np.take_along_axis(exact, np.maximum(found[:, None].astype(int) - 1, 0), axis=1)[:, 0]
+    assert (own[found > 0] >= exact.max(axis=1)[found > 0] - 2 * allowed).all()
+
+
+def lengths(features, size):
+    """Squared lengths of the upsampled features, (B, H, W) float64."""
+    down, across = (two_taps(features.shape[axis + 1], size[axis], np.arange(size[axis])) for axis in (0, 1))
+    pixels = np.einsum("yi,bijd,xj->byxd", down, features.astype(np.float64), across, optimize=True)
+    return (pixels**2).sum(axis=-1)
 
 
 def test_features_at_output_size_are_never_allocated():
