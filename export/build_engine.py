@@ -24,6 +24,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 MOST_WORDS = 65535
+MASK_HEAD_KERNELS = "mask head kernels for GPUs"
 EXAMPLES = """
 examples:
   python export/build_engine.py --fp16
@@ -34,6 +35,8 @@ examples:
       up to 1000 words, inputs of about 512 x 512 pixels, no edge longer than 1536
   python export/build_engine.py --fp16 --backend tensorrt-rtx --for sm_86,sm_89
       with TensorRT-RTX plans for two kinds of GPU; none is needed to build them
+  python export/build_engine.py --fp16 --kernels sm_86,sm_89
+      the mask head compiled for two kinds of GPU alone; --kernels none for a bundle that only serves on CPUs
 
 The bundle is written whole or not at all: a build that fails or is interrupted leaves an older bundle as it was.
 """
@@ -61,6 +64,7 @@ class InputUnreadable(FusionerError):
 class Options:
     """What the command line says; `build` takes it from anywhere. sizes: least, usual and largest input edge, pixels.
 
+    kernels: "all", "none" or "sm_80,sm_90", what the mask head is compiled for.
     chosen: the checkpoint was named by the user, who may then replace a bundle of another model.
     """
 
@@ -72,13 +76,14 @@ class Options:
     sizes: tuple[int, int, int] | None = None
     backend: str = "auto"
     build_for: str | None = None
+    kernels: str = "all"
     pictures: Path | None = None
     chosen: bool = True
 
 
 @dataclass
 class Row:
-    """One line of the closing table."""
+    """One line of the closing table. note: said behind it."""
 
     file: str
     bytes: int
@@ -86,6 +91,7 @@ class Row:
     error: float | None
     agreement: float | None
     seconds: float
+    note: str = ""
 
 
 @dataclass
@@ -113,6 +119,10 @@ class Stages:
             self._bar.write(f"  {name:<34} {self.seconds[name]:6.1f} s", file=sys.stderr)
         self._bar.update()
 
+    def say(self, text: str) -> None:
+        """What the stage is at now, in place of its name."""
+        self._bar.set_description_str(text)
+
     def close(self) -> None:
         self._bar.close()
 
@@ -121,7 +131,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
     """Build, prove and write a bundle to options.out, whole or not at all; returns the closing table's rows.
 
     Raises what the stages raise, all of it FusionerError: CheckpointError, WeightsNotFound, UsageError,
-    PrecisionNotReached, ParityFailed, BatchFailed, WordsFailed, TensorRTMissing and others.
+    PrecisionNotReached, ParityFailed, BatchFailed, WordsFailed, KernelsNotCompiled, TensorRTMissing and others.
     """
     from fusioner_rt.bundle import MANIFEST
     from fusioner_rt.files import unwritable
@@ -138,7 +148,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
         raise unwritable(out.parent, error) from None
     stages: Stages | None = None
     try:
-        stages = Stages(total=9, shown=shown)
+        stages = Stages(total=10, shown=shown)
         rows = _build_into(unfinished, options, stages)
         from fusioner_rt.bundle import Bundle
         from training.checkpoint import replace_folder
@@ -168,7 +178,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
     with stages("loading the libraries"):
         import onnx
 
-        from export import gates, graphs, mask_head_graph, precision, tensorrt_engine
+        from export import gates, graphs, mask_head_graph, mask_head_kernels, precision, tensorrt_engine
         from fusioner_rt.bundle import write_manifest
         from fusioner_rt.onnxruntime_backend import OnnxRuntime
         from training import checkpoint
@@ -179,6 +189,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
             )
         backend = tensorrt_engine.choose(options.backend)
         tensorrt_engine.check(backend, options.build_for)  # known to fail now rather than in a minute
+        without = mask_head_kernels.without(options.kernels)
         pictures = gates.gate_pictures(options.pictures or _own_pictures())
     with stages("checkpoint and encoders"):
         model = checkpoint.load(options.checkpoint)
@@ -186,6 +197,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
         image, text = model.image_encoder, model.text_encoder
         least, usual, most = _sizes(options.sizes, image.multiple, image.side)
         how = model.preprocessing(usual, most)
+        without = without or mask_head_kernels.unfit(model.config.width)
 
     made: dict[str, onnx.ModelProto] = {}
     for name, export in (("text", graphs.text_graph), ("image_fusion", graphs.image_fusion_graph)):
@@ -230,11 +242,21 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
         "gates": {"parity": parity.record(), "batch": batch, "words": words},
         "engines": [],
     }
+    with stages(MASK_HEAD_KERNELS):
+        if options.kernels != "none" and not without:
+
+            def progress(done: int, total: int) -> None:
+                stages.say(f"{MASK_HEAD_KERNELS} {done}/{total}")
+
+            manifest["kernels"] = mask_head_kernels.add(folder, options.kernels, options.fp16, progress)
     with stages("engines and manifest"):
         if backend != "onnxruntime":
             stages.seconds |= tensorrt_engine.add_plans(folder, manifest, backend, options.build_for)
         write_manifest(folder, manifest)
-    return _rows(folder, manifest, stages.seconds)
+    rows = _rows(folder, manifest, stages.seconds)
+    if without and options.kernels != "none":
+        rows.append(Row("kernels/", 0, "none", None, None, 0.0, without))
+    return rows
 
 
 def _refuse_another_model(options: Options, config: dict[str, Any]) -> None:
@@ -302,6 +324,13 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
     for engine in manifest["engines"]:
         size = (folder / engine["file"]).stat().st_size
         rows.append(Row(engine["file"], size, manifest["precision"], None, None, seconds[engine["file"]]))
+    if kernels := manifest.get("kernels"):
+        sizes = [path.stat().st_size for path in (folder / kernels["abi"]).parent.rglob("*") if path.is_file()]
+        both = "fp16, fp32" if "float16" in kernels["features"] else "fp32"
+        rows.append(
+            Row(f"kernels/ ({len(sizes)} files)", sum(sizes), both, None, None, seconds[MASK_HEAD_KERNELS],
+                ", ".join(kernels["targets"]))
+        )  # fmt: skip
     return rows
 
 
@@ -316,7 +345,8 @@ def table(rows: Sequence[Row]) -> str:
         agreement = "" if row.agreement is None else f"{row.agreement:.2%}"
         megabytes = f"{row.bytes / 1e6:.2f} MB"
         lines.append(
-            f"{row.file:<{wide}} {megabytes:>9}  {row.precision:<11} {error:>13} {agreement:>15} {row.seconds:>8.1f}"
+            f"{row.file:<{wide}} {megabytes:>9}  {row.precision:<11} {error:>13} {agreement:>15} {row.seconds:>8.1f}  "
+            f"{row.note}".rstrip()
         )
     return "\n".join(lines)
 
@@ -392,6 +422,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         type=_capabilities,
         metavar="SM,...",
         help="with tensorrt-rtx: GPUs to build for, such as sm_86,sm_89",
+    )
+    add(
+        "--kernels",
+        default="all",
+        metavar="SM,...",
+        help="GPUs to compile the mask head's kernels for: all, none, or some of them, such as sm_80,sm_90; no GPU is "
+        "needed, and a GPU newer than all of them compiles sm_80's portable form when it loads it (default: all)",
     )
     add("--pictures", type=Path, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")
     found = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
   python -m kernels.compile                       # the resource table of every kernel on every architecture
   python -m kernels.compile --out DIR             # also writes cubins, PTX and the ABI record, as in a bundle
+  python -m kernels.compile --json docs/records/kernels.jsonl
 
 The record says all that a launcher must know (docs/bundle.md); `fusioner_rt` launches by it without Triton or torch.
 """
@@ -9,13 +10,17 @@ The record says all that a launcher must know (docs/bundle.md); `fusioner_rt` la
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.variants import TARGETS, Tiling, Variant, exists, names, variant
+from kernels.variants import FEATURE_TYPES, TARGETS, Tiling, Variant, exists, names, variant
 
 ABI_VERSION = 1
 RECORD = "abi.json"
@@ -36,6 +41,10 @@ _REGISTERS = 65536  # of a multiprocessor, on all of TARGETS
 _SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that one block may ask for
 _WARPS = {75: 32, 80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}  # resident warps of a multiprocessor
 _ENOUGH_WARPS = 8
+
+_MOST_PROCESSES = 8
+_JOBS_A_PROCESS = 16  # about ten seconds of work; starting a process takes two
+_AHEAD = "import sys; from kernels.compile import choose; [choose(name, int(target)) for name, target in (job.split('@') for job in sys.argv[1:])]"
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,21 @@ def compile_one(name: str, capability: int, tiling: Tiling) -> Compiled:
     return Compiled(name, capability, tiling, chosen, meta.name, built.asm["cubin"], built.asm["ptx"], resources)
 
 
+@functools.lru_cache(maxsize=256)
+def instructions(cubin: bytes) -> dict[str, int]:
+    """How often every instruction, without its modifiers, stands in a cubin's machine code: {"HMMA": 16, ...}."""
+    counts: dict[str, int] = {}
+    for found in re.finditer(
+        r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w*)", _cuobjdump("-sass", cubin), re.MULTILINE
+    ):
+        counts[found[1]] = counts.get(found[1], 0) + 1
+    return counts
+
+
 def tensor_core_instructions(cubin: bytes) -> int:
     """How many there are in a cubin's machine code."""
     # HMMA: Ampere, Ada, consumer Blackwell; HGMMA: Hopper; UTCHMMA: data-centre Blackwell
-    return len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", _cuobjdump("-sass", cubin)))
+    return sum(instructions(cubin).get(name, 0) for name in ("HMMA", "HGMMA", "UTCHMMA"))
 
 
 def _resources(cubin: bytes, capability: int, shared: int, warps: int) -> Resources:
@@ -140,15 +160,51 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
     return done.stdout
 
 
+def jobs(features: Sequence[str] = tuple(FEATURE_TYPES), targets: Sequence[int] = TARGETS) -> list[tuple[str, int]]:
+    """Every variant's name and the capability it is to be compiled for, in the order in which `write` does it."""
+    return [(name, target) for name in names(features) for target in targets if exists(name, target)]
+
+
+@contextlib.contextmanager
+def compiling_ahead(jobs: Sequence[tuple[str, int]]) -> Iterator[None]:
+    """Other processes, one a core, fill Triton's cache from the end of the list while this one works from its front.
+
+    They are told nothing else and answer nothing: what they have not done when this process comes to it, it does
+    itself, and whatever befalls them costs time alone.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    others = min(cores, _MOST_PROCESSES, len(jobs) // _JOBS_A_PROCESS) - 1
+    last_first = [f"{name}@{target}" for name, target in reversed(jobs)]
+    with contextlib.ExitStack() as stack:
+        for index in range(others):
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            process = subprocess.Popen(
+                [sys.executable, "-c", _AHEAD, *last_first[index::others]],
+                cwd=Path(__file__).parents[1],
+                env={**os.environ, "TMPDIR": scratch},  # what an interrupted compiler leaves goes with it
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            stack.callback(_stop, process)
+        yield
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """The process and the assembler it runs: they are a group of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def write(
     folder: Path,
     features: Sequence[str],
-    targets: Iterable[int] = TARGETS,
+    targets: Sequence[int] = TARGETS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Compiled]:
     """Cubins, PTX and the record (RECORD) into an empty folder; returns what was compiled.
 
-    features: dtypes features may have, of `kernels.variants.FEATURE_TYPES`. progress: called with every kernel's name.
+    features: dtypes features may have, of `kernels.variants.FEATURE_TYPES`. progress: called with every kernel's name
+    before it is compiled, in the order of `jobs`. PTX is written where PTX_TARGET is among the targets.
     """
     compiled = []
     record: dict[str, Any] = {
@@ -159,16 +215,15 @@ def write(
         },
         "kernels": {},
     }  # fmt: skip
-    for name in names(features):
-        entry: dict[str, Any] = {}
-        for capability in targets:
-            if not exists(name, capability):
-                continue
+    work = jobs(features, targets)
+    with compiling_ahead(work):
+        for name, capability in work:
             progress(f"{name} sm_{capability}")
             one = choose(name, capability)
             compiled.append(one)
             file = f"sm_{capability}/{name}.cubin"
             _put(folder / file, one.cubin)
+            entry = record["kernels"].setdefault(name, {})
             entry.setdefault("arguments", list(one.variant.types.items()))
             entry.setdefault("multiples_of_16", list(one.variant.multiples))
             entry.setdefault("targets", {})[f"sm_{capability}"] = _launch(one, file)
@@ -176,7 +231,6 @@ def write(
                 file = f"compute_{capability}/{name}.ptx"
                 _put(folder / file, one.ptx.encode())
                 entry["ptx"] = {"target": f"sm_{capability}", **_launch(one, file)}
-        record["kernels"][name] = entry
     _put(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     return compiled
 
@@ -199,16 +253,40 @@ def _put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def table(compiled: Sequence[Compiled]) -> str:
-    """One line a kernel and architecture."""
+def resource_rows(compiled: Sequence[Compiled]) -> list[dict[str, Any]]:
+    """What is kept of every kernel in docs/records/kernels.jsonl."""
+    return [
+        {
+            "kernel": one.name, "capability": one.capability, **asdict(one.resources),
+            "tensor_core": tensor_core_instructions(one.cubin), "tile": dict(one.tiling.constants),
+        }
+        for one in compiled
+    ]  # fmt: skip
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a kernel and architecture, of `resource_rows`."""
     lines = [f"{'kernel':<22} {'GPU':<7} {'registers':>9} {'spilled':>8} {'shared':>8} {'warps/SM':>8} {'tensor core':>11}  tile"]  # fmt: skip
-    for one in compiled:
-        r = one.resources
-        tile = ", ".join(f"{name.lower()} {edge}" for name, edge in one.tiling.constants.items())
+    for row in rows:
+        tile = ", ".join(f"{name.lower()} {edge}" for name, edge in row["tile"].items())
         lines.append(
-            f"{one.name:<22} sm_{one.capability:<4} {r.registers:>9} {r.spilled:>8} {r.shared:>8} {r.warps:>8} "
-            f"{tensor_core_instructions(one.cubin) or '-':>11}  {tile}"
+            f"{row['kernel']:<22} sm_{row['capability']:<4} {row['registers']:>9} {row['spilled']:>8} "
+            f"{row['shared']:>8} {row['warps']:>8} {row['tensor_core'] or '-':>11}  {tile}"
         )
+    return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a kernel for docs/bundle.md: registers a thread · KiB of shared memory a block, by architecture."""
+    targets = sorted({row["capability"] for row in rows})
+    lines = ["| kernel | " + " | ".join(f"sm_{target}" for target in targets) + " |", "|---" * (1 + len(targets)) + "|"]
+    for name in dict.fromkeys(row["kernel"] for row in rows):
+        cells = {row["capability"]: row for row in rows if row["kernel"] == name}
+        written = (
+            f"{cells[target]['registers']} · {round(cells[target]['shared'] / 1024)}" if target in cells else ""
+            for target in targets
+        )
+        lines.append(f"| `{name}` | " + " | ".join(written) + " |")
     return "\n".join(lines)
 
 
@@ -216,23 +294,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kernels.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write cubins, PTX and the ABI record here")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON lines")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="write cubins, PTX and the ABI record here")
+    add("--json", type=Path, metavar="FILE", help="write the table as JSON lines")
+    add("--markdown", action="store_true", help="print the table of docs/bundle.md instead")
     given = parser.parse_args()
     from tqdm import tqdm
 
+    bar = functools.partial(tqdm, unit="kernel", disable=None, leave=False)
     with tempfile.TemporaryDirectory() as scratch:
-        jobs = [(name, target) for name in names() for target in TARGETS if exists(name, target)]
-        with tqdm(total=len(jobs), unit="kernel", disable=None, leave=False) as bar:
+        with bar(total=len(jobs())) as compiling:
 
             def progress(name: str) -> None:
-                bar.set_description_str(name)
-                bar.update()
+                compiling.set_description_str(name)
+                compiling.update()
 
-            compiled = write(given.out or Path(scratch), list(dict.fromkeys(["float16", "bfloat16", "float32"])), progress=progress)  # fmt: skip
-    print(table(compiled))
+            compiled = write(given.out or Path(scratch), tuple(FEATURE_TYPES), progress=progress)
+        with ThreadPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool:
+            read = pool.map(instructions, [one.cubin for one in compiled])
+            for _ in bar(read, total=len(compiled), desc="reading machine code"):
+                pass
+    rows = resource_rows(compiled)
+    print(markdown(rows) if given.markdown else table(rows))
     if given.json:
-        rows = [{"kernel": c.name, "capability": c.capability, **asdict(c.resources), "tensor_core": tensor_core_instructions(c.cubin), "tile": dict(c.tiling.constants)} for c in compiled]  # fmt: skip
         given.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return 0
 

@@ -71,7 +71,7 @@ def _built(checkpoint: Path, pictures: Path, temporary: pytest.TempPathFactory, 
     out = temporary.mktemp("engines") / ("tiny-fp16" if fp16 else "tiny")
     with pytest.MonkeyPatch.context() as patch:
         _trace_once(patch)
-        limits = {"max_words": 64, "max_batch": 4}
+        limits: dict[str, Any] = {"max_words": 64, "max_batch": 4, "kernels": "sm_80"}
         build(Options(checkpoint, out, fp16, **limits, backend="onnxruntime", pictures=pictures), shown=False)
     return out
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from export import build_engine, gates
+from export import build_engine, gates, mask_head_kernels
 from export.build_engine import Options
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.errors import OutputUnwritable, UsageError
+from kernels import compile as kernel_compiler
+from kernels import variants
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "export" / "build_engine.py"
@@ -26,7 +28,9 @@ def test_a_bundle_is_what_its_contract_says(tiny_bundle, tiny_bundle_fp16):
         manifest = bundle.manifest
         assert bundle.precision == precision
         assert bundle.name == folder.name
-        assert set(manifest["files"]) == {p.name for p in folder.iterdir()} - {"manifest.json"}
+        assert set(manifest["files"]) == set(names(folder)) - {"manifest.json"}
+        dtypes = ["float16", "float32"] if precision == "fp16" else ["float32"]
+        assert manifest["kernels"] == {"abi": "kernels/abi.json", "features": dtypes, "targets": ["sm_80"]}
         assert manifest["model"]["width"] == 32
         assert manifest["temperature"] == 0.07
         assert manifest["engines"] == []
@@ -42,8 +46,12 @@ def test_a_bundle_is_what_its_contract_says(tiny_bundle, tiny_bundle_fp16):
         assert manifest["graphs"]["mask_labels"]["outputs"]["labels"] == ["uint16", ["B", "R", "W"]]
 
 
+def names(folder):
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def snapshot(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: (folder / name).read_bytes() for name in names(folder)}
 
 
 @pytest.mark.parametrize(
@@ -65,8 +73,9 @@ def test_a_build_that_fails_leaves_the_older_bundle_and_nothing_else(
         raise failure
 
     monkeypatch.setattr(gates, "batch", fail)
+    options = Options(tiny_checkpoint, out, backend="onnxruntime", pictures=picture_folder, kernels="sm_80")
     with pytest.raises(raised):
-        build_engine.build(Options(tiny_checkpoint, out, backend="onnxruntime", pictures=picture_folder), shown=False)
+        build_engine.build(options, shown=False)
     assert snapshot(out.parent) == before
     assert [p.name for p in out.parent.iterdir()] == ["tiny"]
 
@@ -79,7 +88,7 @@ def test_a_good_build_replaces_the_older_bundle_and_ends_with_a_table(
     (out / "left over").write_text("from an older build")
     arguments = ["--checkpoint", str(tiny_checkpoint), "--out", str(out), "--pictures", str(picture_folder)]
     limits = ["--max-words", "5", "--max-batch", "1", "--sizes", "64,96,128"]
-    assert build_engine.main([*arguments, *limits, "--backend", "onnxruntime"]) == 0
+    assert build_engine.main([*arguments, *limits, "--backend", "onnxruntime", "--kernels", "none"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
     assert not (out / "left over").exists()
     manifest = Bundle.open(out).manifest
@@ -88,6 +97,8 @@ def test_a_good_build_replaces_the_older_bundle_and_ends_with_a_table(
         "size": {"min": 64, "opt": 96, "max": 128},
     }  # fmt: skip
     assert manifest["preprocessing"]["longest"] == 128
+    assert "kernels" not in manifest
+    assert not (out / "kernels").exists()
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-7].split()[0] == "file"
     assert "mask agreement" in lines[-7]
@@ -140,6 +151,8 @@ def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tiny_checkpoin
         (["--backend", "tensorrt"], 87, "pip install tensorrt"),
         (["--backend", "onnxruntime", "--for", "sm_86"], 2, "leave --for out"),
         (["--max-words", "70000"], 2, "65535 at most"),
+        (["--kernels", "sm_87"], 2, "expected all, none, or some of sm_75,sm_80,sm_86,sm_89,sm_90,sm_100,sm_120"),
+        (["--kernels", "sm_80,"], 2, "expected all, none, or some of"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_a_code_of_its_own(
@@ -217,3 +230,107 @@ def test_a_missing_library_is_one_line_with_the_command_that_installs_it(
     assert "onnx is not installed" in error
     assert "-e '.[cpu,export,train]'" in error
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.fixture
+def command(tiny_checkpoint, picture_folder, tmp_path, traced_once):
+    """Arguments of a build of the tiny model to tmp_path/engines/tiny."""
+    out = tmp_path / "engines" / "tiny"
+    arguments = ["--checkpoint", tiny_checkpoint, "--pictures", picture_folder, "--out", out, "--max-batch", "1"]
+    return [str(argument) for argument in [*arguments, "--backend", "onnxruntime"]]
+
+
+def test_kernels_for_two_gpus_are_files_that_manifest_and_record_agree_on(command, tmp_path, capsys):
+    out = tmp_path / "engines" / "tiny"
+    assert build_engine.main([*command, "--fp16", "--kernels", "sm_90,sm_80"]) == 0
+    manifest = Bundle.open(out).manifest
+    assert manifest["kernels"] == {
+        "abi": "kernels/abi.json", "features": ["float16", "float32"], "targets": ["sm_80", "sm_90"],
+    }  # fmt: skip
+    record = json.loads((out / "kernels/abi.json").read_text())
+    assert record["abi_version"] == 1
+    assert set(record["compiled_with"]["ptxas"]) == {"sm_80", "sm_90"}
+    assert set(record["kernels"]) == set(variants.names(("float16", "float32")))
+    launches = [launch for kernel in record["kernels"].values() for launch in kernel["targets"].values()]
+    launches += [kernel["ptx"] for kernel in record["kernels"].values()]
+    files = {f"kernels/{launch['file']}" for launch in launches}
+    assert len(files) == len(launches) == 3 * len(record["kernels"])
+    assert {*files, "kernels/abi.json"} == {name for name in manifest["files"] if name.startswith("kernels/")}
+    for launch in launches:
+        content = (out / "kernels" / launch["file"]).read_bytes()
+        assert launch["symbol"].encode() in content
+        assert content.startswith(b"\x7fELF") == launch["file"].endswith(".cubin")
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert line.startswith(f"kernels/ ({len(files) + 1} files)")
+    assert "fp16, fp32" in line
+    assert line.endswith("sm_80, sm_90")
+
+
+def test_a_width_the_kernels_cannot_load_is_said_and_leaves_them_out(command, tmp_path, monkeypatch, capsys):
+    unfit = mask_head_kernels.unfit
+    assert unfit(32) is unfit(512) is None
+    monkeypatch.setattr(mask_head_kernels, "unfit", lambda width: unfit(width + 1))
+    assert build_engine.main(command) == 0
+    assert "the model's width 33 is not a multiple of 16" in capsys.readouterr().out.splitlines()[-1]
+    assert "kernels" not in Bundle.open(tmp_path / "engines" / "tiny").manifest
+    assert not (tmp_path / "engines" / "tiny" / "kernels").exists()
+
+
+def test_where_triton_does_not_exist_a_bundle_has_no_kernels_and_on_linux_it_is_a_missing_library(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert build_engine.main(command) == 90
+    assert "package triton is not installed" in capsys.readouterr().err
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(sys, "platform", "win32")
+        elsewhere.delitem(sys.modules, "triton")
+        elsewhere.setattr(mask_head_kernels.importlib.util, "find_spec", lambda name: None)
+        assert "not available on win32" in str(mask_head_kernels.without("all"))
+    assert build_engine.main([*command, "--kernels", "none"]) == 0
+
+
+def test_tritons_interpreter_is_refused_before_anything_is_built(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert build_engine.main(command) == UsageError.exit_code
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_an_interrupt_between_two_kernels_leaves_the_older_bundle(command, tiny_bundle, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "engines" / "tiny"
+    shutil.copytree(tiny_bundle, out)
+    before, choose, calls = snapshot(out.parent), kernel_compiler.choose, []
+
+    def interrupted(*job):
+        calls.append(job)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return choose(*job)
+
+    monkeypatch.setattr(kernel_compiler, "choose", interrupted)
+    assert build_engine.main([*command, "--kernels", "sm_80"]) == 130
+    assert snapshot(out.parent) == before
+    assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+
+
+def test_a_place_where_triton_cannot_keep_its_work_is_named_with_the_cure(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    kernel_compiler.choose.cache_clear()
+    with pytest.raises(mask_head_kernels.KernelsNotCompiled, match=f"{tmp_path / 'cache'}.*TRITON_CACHE_DIR"):
+        mask_head_kernels.add(tmp_path, "sm_80", fp16=False)
+
+
+def test_an_assembler_that_fails_is_said_in_one_line(tmp_path, monkeypatch):
+    assembler = tmp_path / "ptxas"
+    assembler.write_text("""#!/bin/sh
+[ "$1" = --version ] && echo "Cuda compilation tools, release 12.8, V12.8.93"
+""")
+    assembler.chmod(0o755)
+    monkeypatch.setenv("TRITON_PTXAS_PATH", str(assembler))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    kernel_compiler.choose.cache_clear()
+    with pytest.raises(mask_head_kernels.KernelsNotCompiled, match=r"does not compile.*--kernels none") as raised:
+        mask_head_kernels.add(tmp_path, "sm_80", fp16=False)
+    assert "\n" not in str(raised.value)
