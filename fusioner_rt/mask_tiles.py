@@ -89,9 +89,13 @@ def axis(size_in: int, size_out: int, edge: int) -> Axis:
 
 def edges(size_in: int, size_out: int) -> tuple[int, int]:
     """Edge of the tiles with one winner, and of those whose words compete."""
-    longest = max(1, LONGEST * size_out // size_in)
+    longest = _longest(size_in, size_out)
     between = 8 * -(-5 * size_out // (32 * size_in))  # 1.25 times the pixels between two points, a multiple of 8
     return min(BROAD, longest), min(max(NARROW, min(between, WIDE)), longest)
+
+
+def _longest(size_in: int, size_out: int) -> int:
+    return max(1, LONGEST * size_out // size_in)
 
 
 def resolve(
@@ -107,7 +111,7 @@ def resolve(
     """One picture's labels (H, W) uint16 and confidence (H, W) float32, as `MaskHead.labels` describes them.
 
     graph: mask_tiles. scores: (K, h, w) float32, finite. gram: (5, h, w) float32. competing: the edges of the tiles
-    whose words compete; prune: whether words that cannot win are left out; neither changes a bit of the result.
+    whose words compete, shorter where LONGEST asks for it; prune: whether words that cannot win are left out; neither changes a bit of the result.
     """
     task = _Task(graph, scores, gram, size, threshold, competing, prune)
     if task.settled.any():
@@ -140,6 +144,7 @@ class _Task:
         self.scores, self.gram = np.ascontiguousarray(scores).reshape(words, -1), np.ascontiguousarray(gram).reshape(-1)
         fit = [edges(*pair) for pair in ((height, size[0]), (width, size[1]))]
         cut = competing or (fit[0][1], fit[1][1])
+        cut = min(cut[0], _longest(height, size[0])), min(cut[1], _longest(width, size[1]))
         self.broad = axis(height, size[0], fit[0][0]), axis(width, size[1], fit[1][0])
         self.narrow = axis(height, size[0], cut[0]), axis(width, size[1], cut[1])
 

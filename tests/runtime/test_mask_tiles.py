@@ -19,7 +19,19 @@ from fusioner_rt.pictures import PIXEL_LIMIT
 
 EPS = float(np.finfo(np.float32).eps)
 ALLOWED = 0.25 / 0.07 * 48 * EPS  # as in test_mask_bands.py
-KINDS = ("random", "smooth", "zeros", "zero", "constant", "opposite", "tied", "all but tied", "huge", "tiny")
+KINDS = (
+    "random",
+    "smooth",
+    "zeros",
+    "zero",
+    "constant",
+    "opposite",
+    "tied",
+    "all but tied",
+    "just below",
+    "huge",
+    "tiny",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +72,14 @@ def maps(head: MaskHead, channels: int, seed: int, words: int, low: tuple[int, i
         features[:] = features[:, :1, :1]
     elif kind == "opposite":
         features[:, :, 1::2] = -features[:, :, : low[1] // 2 * 2 : 2]
-    elif kind in ("tied", "all but tied"):
+    elif kind in ("tied", "all but tied", "just below"):
         refined[:, 1::2] = refined[:, : words // 2 * 2 : 2]
     elif kind in ("huge", "tiny"):
         features *= np.float32(1e30 if kind == "huge" else 1e-30)
     scores, gram = head.maps(features, refined)
-    if kind == "all but tied":  # by a unit in the last place, either way
+    if kind == "just below":  # interpolated, the earlier of two words sometimes ties with the later, higher one
+        scores[:, ::2] = np.nextafter(scores[:, ::2], np.float32(-np.inf))
+    elif kind == "all but tied":  # by a unit in the last place, either way
         scores = np.nextafter(scores, np.where(random.random(scores.shape) < 0.5, np.inf, -np.inf).astype(np.float32))
     return scores, gram
 
