@@ -101,6 +101,7 @@ def plot(rows: list[Row], file: Path) -> None:
                 line = [row for row in rows if (row["candidate"], row["words"], row["maps"]) == (name, k, kind)]
                 ran, skipped = ([row for row in line if ("skipped" in row) == wanted] for wanted in (False, True))
                 label = f"ours, {kind} maps" if name == "ours" and len(kinds) > 1 else TITLES[name]
+                label += " (approximate)" if name == "lowres" else ""
                 style = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2.6 if name == "ours" else 1.4,
                          "linestyle": "-" if kind == kinds[0] else "--", "zorder": 3 if name == "ours" else 2}  # fmt: skip
                 size = [row["size"] for row in ran]
@@ -124,9 +125,9 @@ def plot(rows: list[Row], file: Path) -> None:
     axes[0, 0].set_ylabel("ms a label map, median")
     axes[1, 0].set_ylabel("MB at the peak, above the inputs")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles[::-1], labels[::-1], loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9
-    )
+    order = sorted(range(len(labels)), key=lambda index: not labels[index].startswith("ours"))
+    figure.legend([handles[index] for index in order], [labels[index] for index in order], loc="outside lower center",
+                  ncols=6 if len(words) > 2 else 3, frameon=False, fontsize=9)  # fmt: skip
     first = rows[0]
     where = first.get("gpu") or f"{first['machine']}, {first['threads']} threads"
     figure.suptitle(
