@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Mapping
+import numbers
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +22,10 @@ from torch import Tensor
 from kernels import reference
 
 MOST_WORDS = 65535
+MOST_PICTURES = 65535
 LONGEST_EDGE = 65535
+COLDEST = 1e-6
+"""The least temperature: float32 holds its inverse, and any cosine divided by it."""
 
 
 def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +35,7 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     not normalised. Returns scores (B, K, h, w) and gram (B, 5, h, w), float32, in units common to a picture: on a GPU
     a power of two near its largest feature value, 1 for float16. On a GPU nothing is checked for NaN or infinity,
     which would wait for it: what they enter becomes NaN, and `resolve` makes that background with confidence NaN.
-    Raises TypeError and ValueError.
+    No gradient flows through the functions here; those of `kernels.reference` have one. Raises TypeError and ValueError.
     """
     _check_features(features, words)
     if not _by_kernels(features):
@@ -58,7 +63,7 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
 def resolve(
     scores: Tensor,
     gram: Tensor,
-    size: tuple[int, int],
+    size: Sequence[int],
     temperature: float,
     threshold: float,
     confidence: torch.dtype = torch.float32,
@@ -69,8 +74,8 @@ def resolve(
     word's probability exceeds `threshold`, and confidence (B, H, W) in the dtype asked for, float16 or float32; the
     threshold is compared before rounding to it. Raises TypeError and ValueError.
     """
-    _check_maps(scores, gram, size, temperature)
-    _check_threshold(threshold)
+    size, temperature = _check_maps(scores, gram, size, temperature)
+    threshold = _check_threshold(threshold)
     if confidence not in (torch.float16, torch.float32):
         raise TypeError(f"confidence is {confidence}, expected torch.float16 or torch.float32")
     if scores.shape[1] > MOST_WORDS:
@@ -85,10 +90,10 @@ def resolve(
 
 
 def probabilities(
-    scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float, dtype: torch.dtype = torch.float32
+    scores: Tensor, gram: Tensor, size: Sequence[int], temperature: float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """One probability map per word (`kernels.reference.probabilities`): (B, K, H, W) float16 or float32."""
-    _check_maps(scores, gram, size, temperature)
+    size, temperature = _check_maps(scores, gram, size, temperature)
     if dtype not in (torch.float16, torch.float32):
         raise TypeError(f"dtype is {dtype}, expected torch.float16 or torch.float32")
     if not _by_kernels(scores):
@@ -98,10 +103,10 @@ def probabilities(
     return out
 
 
-def masks(scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float, threshold: float) -> Tensor:
+def masks(scores: Tensor, gram: Tensor, size: Sequence[int], temperature: float, threshold: float) -> Tensor:
     """Bit-packed masks, every word judged alone: (B, K, H, ⌈W/32⌉) int32 (`kernels.reference.masks`, `pack`)."""
-    _check_maps(scores, gram, size, temperature)
-    _check_threshold(threshold)
+    size, temperature = _check_maps(scores, gram, size, temperature)
+    threshold = _check_threshold(threshold)
     if not _by_kernels(scores):
         return reference.pack(reference.masks(scores, gram, size, temperature, threshold))
     height, width = size
@@ -175,7 +180,22 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _check_tensors(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.layout != torch.strided or tensor.device.type not in ("cpu", "cuda"):
+            raise TypeError(
+                f"{name} is {tensor.layout} on {tensor.device}, expected a dense tensor on a CPU or CUDA GPU"
+            )
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} requires a gradient, and none flows through here; detach it or use torch.no_grad()"
+            )
+
+
 def _check_features(features: Tensor, words: Tensor) -> None:
+    _check_tensors(features=features, words=words)
     if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise TypeError(f"features are {features.dtype}, expected torch.float16, torch.bfloat16 or torch.float32")
     if words.dtype != features.dtype or words.device != features.device:
@@ -188,13 +208,18 @@ def _check_features(features: Tensor, words: Tensor) -> None:
             f"features {tuple(features.shape)} and words {tuple(words.shape)}, expected (B, h, w, d) and (B, K, d)"
         )
     if not (features.numel() and words.numel()):
-        raise ValueError(f"features {tuple(features.shape)} and words {tuple(words.shape)}: no dimension may be 0")
+        raise ValueError(
+            f"features {tuple(features.shape)} and words {tuple(words.shape)}, expected at least one in every dimension"
+        )
+    _check_pictures(len(features))
     _check_range(features[0].numel(), "feature values of a picture")
     _check_range(words[0].numel(), "word values of a picture")
-    _check_range(words.shape[1] * features.shape[1] * features.shape[2], "scores of a picture")
+    _check_range(max(words.shape[1], 5) * features.shape[1] * features.shape[2], "scores of a picture")
 
 
-def _check_maps(scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float) -> None:
+def _check_maps(scores: Tensor, gram: Tensor, size: Sequence[int], temperature: float) -> tuple[tuple[int, int], float]:
+    """Returns size and temperature as plain numbers."""
+    _check_tensors(scores=scores, gram=gram)
     if scores.dtype != torch.float32 or gram.dtype != torch.float32 or scores.device != gram.device:
         raise TypeError(
             f"scores are {scores.dtype} on {scores.device} and gram {gram.dtype} on {gram.device}; "
@@ -204,18 +229,46 @@ def _check_maps(scores: Tensor, gram: Tensor, size: tuple[int, int], temperature
         raise ValueError(
             f"scores {tuple(scores.shape)} and gram {tuple(gram.shape)}, expected (B, K, h, w) and (B, 5, h, w), none 0"
         )
-    if len(size) != 2 or not all(isinstance(edge, int) and 1 <= edge <= LONGEST_EDGE for edge in size):
-        raise ValueError(f"size is {size}, expected (H, W), each of 1 to {LONGEST_EDGE} pixels")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, expected more than 0")
-    _check_range(scores[0].numel(), "scores of a picture")
-    for edge, low in zip(size, scores.shape[2:], strict=True):
+    height, width = _edges(size)
+    _check_pictures(len(scores))
+    _check_range(max(scores.shape[1], 5) * scores.shape[2] * scores.shape[3], "scores of a picture")
+    for edge, low in zip((height, width), scores.shape[2:], strict=True):
+        if low > LONGEST_EDGE:
+            raise ValueError(f"maps of {tuple(scores.shape[2:])}, expected edges of at most {LONGEST_EDGE}")
         _check_range((edge + 2) * (low + 2), "an output edge times its low-resolution edge")
+    temperature = _number("temperature", temperature)
+    if not COLDEST <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, expected a finite number of at least {COLDEST}")
+    return (height, width), temperature
 
 
-def _check_threshold(threshold: float) -> None:
+def _edges(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        edges = tuple(operator.index(edge) for edge in size if not isinstance(edge, bool))
+    except TypeError:
+        edges = ()
+    if len(edges) != 2 or len(size) != 2 or not all(1 <= edge <= LONGEST_EDGE for edge in edges):
+        raise ValueError(f"size is {size!r}, expected (H, W), each a whole number of pixels from 1 to {LONGEST_EDGE}")
+    return edges[0], edges[1]
+
+
+def _check_threshold(threshold: float) -> float:
+    """Returns it as a plain number."""
+    threshold = _number("threshold", threshold)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, expected 0 to 1")
+    return threshold
+
+
+def _number(name: str, value: float) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a number; of a tensor, its item()")
+    return float(value)
+
+
+def _check_pictures(number: int) -> None:
+    if number > MOST_PICTURES:
+        raise ValueError(f"{number} pictures: a launch takes {MOST_PICTURES} at most; give them less at once")
 
 
 def _check_range(number: int, what: str) -> None:

@@ -9,24 +9,49 @@ Letters: B pictures, K words, H×W output, h×w maps. Products of an output edge
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
 from kernels.reference import CANCELLED, TINY
 
 _CANCELLED = tl.constexpr(CANCELLED)
-_TINY = tl.constexpr(TINY)
+_TINY = tl.constexpr(
+    TINY * (1 + 2**-20)
+)  # a mean of two of these is still a normal number, which a GPU's rsqrt asks for
+_LOG2_E = tl.constexpr(math.log2(math.e))
+
+
+@triton.jit
+def position_of(index, size_in, size_out):
+    """Where an output index lies between input indices, in units of 1 / (2 · size_out)."""
+    position = (2 * index + 1) * size_in - size_out
+    return tl.minimum(tl.maximum(position, 0), 2 * (size_in - 1) * size_out)
+
+
+@triton.jit
+def weights_of(remainder, unit):
+    """Weights of the lower and the upper neighbour: 1 - remainder / unit and remainder / unit.
+
+    Both are whole numbers below 2^24. The quotient is rounded once, as by a division, which takes three times as long.
+    """
+    divisor = tl.cast(unit, tl.float32)
+    inverse = 1.0 / divisor
+    remainder = remainder.to(tl.float32)
+    fraction = remainder * inverse
+    fraction = tl.fma(tl.fma(-fraction, divisor, remainder), inverse, fraction)
+    return 1.0 - fraction, fraction
 
 
 @triton.jit
 def interpolation_taps(index, size_in, size_out):
-    """As `kernels.reference.interpolation_taps`: lower and upper neighbour, weights of both. Divided in integers."""
+    """As `kernels.reference.interpolation_taps`: lower and upper neighbour, weights of both."""
     unit = 2 * size_out
-    position = (2 * index + 1) * size_in - size_out
-    position = tl.minimum(tl.maximum(position, 0), (size_in - 1) * unit)
+    position = position_of(index, size_in, size_out)
     lower = position // unit
-    fraction = tl.div_rn((position - lower * unit).to(tl.float32), (unit + 0 * lower).to(tl.float32))
-    return lower, tl.minimum(lower + 1, size_in - 1), 1.0 - fraction, fraction
+    at_lower, at_upper = weights_of(position - lower * unit, unit)
+    return lower, tl.minimum(lower + 1, size_in - 1), at_lower, at_upper
 
 
 @triton.jit
@@ -46,10 +71,17 @@ def tile_of(h, H, W, band_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     program = tl.program_id(0)
     column_blocks = tl.cdiv(W, COLUMNS)
     row_blocks = tl.cdiv(band_rows, ROWS)
-    band = program // (column_blocks * row_blocks)
-    row_block = (program // column_blocks) % row_blocks
-    first_row = first_output(band, h, H) + row_block * ROWS
-    return band, first_row, first_output(band + 1, h, H), (program % column_blocks) * COLUMNS
+    block = program // column_blocks
+    band = block // row_blocks
+    first_row = first_output(band, h, H) + (block - band * row_blocks) * ROWS
+    return band, first_row, first_output(band + 1, h, H), (program - block * column_blocks) * COLUMNS
+
+
+@triton.jit
+def band_taps(band, row, end_row, h, H):
+    """Weights of a band's two rows for its output rows; those from end_row on take its last one's."""
+    unit = 2 * H
+    return weights_of(position_of(tl.minimum(row, end_row - 1), h, H) - band * unit, unit)
 
 
 @triton.jit
@@ -84,20 +116,26 @@ def inverse_lengths(gram, N, above, below, left, right, at_left, at_right, at_ab
     across += at_right * at_right * tl.load(gram + 2 * N + above + right)
     across += both * (tl.load(gram + 3 * N + above + left) + tl.load(gram + 4 * N + above + left))
 
-    squared = (at_above * at_above)[:, None] * along_above[None, :] + (at_below * at_below)[:, None] * along_below[
-        None, :
-    ]
+    least_above = tl.maximum((at_left * a_left + at_right * a_right) * _CANCELLED, _TINY)
+    least_below = tl.maximum((at_left * b_left + at_right * b_right) * _CANCELLED, _TINY)
+
+    squared = (at_above * at_above)[:, None] * along_above[None, :]
+    squared += (at_below * at_below)[:, None] * along_below[None, :]
     squared += (2 * at_above * at_below)[:, None] * across[None, :]
-    mean = at_above[:, None] * (at_left * a_left + at_right * a_right)[None, :]
-    mean += at_below[:, None] * (at_left * b_left + at_right * b_right)[None, :]
-    least = tl.maximum(mean * _CANCELLED, _TINY, propagate_nan=tl.PropagateNan.ALL)
+    least = at_above[:, None] * least_above[None, :] + at_below[:, None] * least_below[None, :]
     return tl.rsqrt(tl.maximum(squared, least, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
+def sigmoid(values, scale):
+    """1 / (1 + 2^(values · scale)): with scale = -log2(e), the sigmoid."""
+    return 1.0 / (1.0 + tl.exp2(values * scale))
+
+
+@triton.jit
 def lowest_bit(bits):
-    """Index of the lowest bit set in a positive int64, from the exponent of that bit as float32."""
-    return ((bits & -bits).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+    """Index of the lowest of an int32's bits that are set, from the exponent of that bit as float32."""
+    return ((bits & -bits).to(tl.float32).to(tl.int32, bitcast=True) >> 23 & 0xFF) - 127
 
 
 @triton.jit
@@ -122,8 +160,10 @@ def labels_kernel(
     """Label map and winner's probability: K costs neither memory nor, where few words can win, time.
 
     Interpolation is a convex combination. A word that is below another one at every low-resolution point under this
-    tile is below it at every pixel of it, and is not interpolated: those left are the tile's *candidates*. Compared
-    with the word whose lowest point is highest; words are looked at WORDS at a time, points POINTS at a time.
+    tile is below it at every pixel of it, and is not interpolated: those left are the tile's *candidates*. Any word may
+    be the one compared with; that whose lowest of six points is highest leaves few. NaN is below nothing, so that a word
+    with NaN under the tile is a candidate, and a pixel one of whose neighbours is NaN becomes NaN.
+    Words are looked at WORDS at a time, 32 at most, points POINTS at a time.
     """
     N = h * w
     picture = tl.program_id(1).to(tl.int64)
@@ -132,50 +172,46 @@ def labels_kernel(
         return
     row = first_row + tl.arange(0, ROWS)
     column = first_column + tl.arange(0, COLUMNS)
-    _, _, at_above, at_below = interpolation_taps(tl.minimum(row, end_row - 1), h, H)
+    at_above, at_below = band_taps(band, row, end_row, h, H)
     left, right, at_left, at_right = interpolation_taps(tl.minimum(column, W - 1), w, W)
     scores += picture * K * N
     upper_map = scores + band * w
     lower_map = scores + tl.minimum(band + 1, h - 1) * w
 
-    first_point = tl.min(left, axis=0)
-    end_point = tl.max(right, axis=0) + 1
-    highest = -float("inf")
-    reference = 0
-    broken = 0
+    first_point = position_of(first_column, w, W) // (2 * W)
+    end_point = tl.minimum(position_of(tl.minimum(first_column + COLUMNS, W) - 1, w, W) // (2 * W) + 2, w)
+    highest = tl.full([WORDS], -float("inf"), tl.float32)
+    highest_word = tl.zeros([WORDS], tl.int32)
     for start in range(0, K, WORDS):
         word = start + tl.arange(0, WORDS)
         lowest = tl.full([WORDS], float("inf"), tl.float32)
-        for from_point in range(first_point, end_point, POINTS):
-            point = from_point + tl.arange(0, POINTS)
-            offset = word[:, None] * N + point[None, :]
-            inside = (word < K)[:, None] & (point < end_point)[None, :]
-            one = tl.load(upper_map + offset, inside, other=float("inf"))
-            other = tl.load(lower_map + offset, inside, other=float("inf"))
-            lowest = tl.minimum(lowest, tl.min(tl.minimum(one, other), axis=1))
-            broken |= tl.max(tl.max(((one != one) | (other != other)).to(tl.int32), axis=1), axis=0)
-        lowest = tl.where(word < K, lowest, -float("inf"))
-        here = tl.max(lowest, axis=0)
-        reference = tl.where(here > highest, start + tl.argmax(lowest, axis=0), reference)
-        highest = tl.maximum(highest, here)
+        for third in tl.static_range(3):
+            point = first_point + (end_point - 1 - first_point) * third // 2
+            lowest = tl.minimum(lowest, tl.load(upper_map + word * N + point, word < K, other=-float("inf")))
+            lowest = tl.minimum(lowest, tl.load(lower_map + word * N + point, word < K, other=-float("inf")))
+        higher = lowest > highest
+        highest = tl.where(higher, lowest, highest)
+        highest_word = tl.where(higher, word, highest_word)
+    reference = tl.max(tl.where(highest == tl.max(highest, axis=0), highest_word, 0), axis=0)
 
     best = tl.full([ROWS, COLUMNS], -float("inf"), tl.float32)
     winner = tl.zeros([ROWS, COLUMNS], tl.int32)
     for start in range(0, K, WORDS):
         word = start + tl.arange(0, WORDS)
-        reaches = tl.zeros([WORDS], tl.int32)
+        bit = 1 << tl.arange(0, WORDS)
+        reaching = tl.zeros([WORDS, POINTS], tl.int32)
         for from_point in range(first_point, end_point, POINTS):
             point = from_point + tl.arange(0, POINTS)
             offset = word[:, None] * N + point[None, :]
             inside = (word < K)[:, None] & (point < end_point)[None, :]
             one = tl.load(upper_map + offset, inside, other=-float("inf"))
             other = tl.load(lower_map + offset, inside, other=-float("inf"))
-            # beyond the last point both sides are infinite, with opposite signs
-            one_bar = tl.load(upper_map + reference * N + point, point < end_point, other=float("inf"))
-            other_bar = tl.load(lower_map + reference * N + point, point < end_point, other=float("inf"))
-            reach = (one >= one_bar[None, :]) | (other >= other_bar[None, :])
-            reaches |= tl.max(reach.to(tl.int32), axis=1)
-        candidates = tl.sum(reaches.to(tl.int64) << tl.arange(0, WORDS).to(tl.int64), axis=0)
+            one_bar = tl.load(upper_map + reference * N + point, point < end_point, other=0.0)
+            other_bar = tl.load(lower_map + reference * N + point, point < end_point, other=0.0)
+            below = (one < one_bar[None, :]) & (other < other_bar[None, :])
+            reaching |= tl.where(inside & (below == 0), bit[:, None], 0)
+        # a bit a word: their sum is their union
+        candidates = tl.reduce_or(tl.sum(reaching, axis=0), axis=0)
         while candidates != 0:
             candidate = start + lowest_bit(candidates)
             candidates &= candidates - 1
@@ -183,15 +219,14 @@ def labels_kernel(
             upper, lower = along_rows(upper_map + plane, lower_map + plane, left, right, at_left, at_right)
             value = at_above[:, None] * upper[None, :] + at_below[:, None] * lower[None, :]
             better = value > best  # in the words' order: a tie stays with the word named first
-            best = tl.where(better, value, best)
+            best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
             winner = tl.where(better, candidate + 1, winner)
 
     inverse = inverse_lengths(
         gram + picture * 5 * N, N, band * w, tl.minimum(band + 1, h - 1) * w,
         left, right, at_left, at_right, at_above, at_below,
     )  # fmt: skip
-    probability = tl.sigmoid(best * inverse * inverse_temperature)
-    probability = tl.where(broken != 0, float("nan"), probability)
+    probability = sigmoid(best * inverse, inverse_temperature * -_LOG2_E)
     out = picture * H * W + row.to(tl.int64)[:, None] * W + column[None, :]
     inside = (row < end_row)[:, None] & (column < W)[None, :]
     tl.store(labels + out, tl.where(probability > threshold, winner, 0).to(tl.uint16), inside)
@@ -221,24 +256,24 @@ def probabilities_kernel(
         return
     row = first_row + tl.arange(0, ROWS)
     column = first_column + tl.arange(0, COLUMNS)
-    _, _, at_above, at_below = interpolation_taps(tl.minimum(row, end_row - 1), h, H)
+    at_above, at_below = band_taps(band, row, end_row, h, H)
     left, right, at_left, at_right = interpolation_taps(tl.minimum(column, W - 1), w, W)
     inverse = inverse_lengths(
         gram + picture * 5 * N, N, band * w, tl.minimum(band + 1, h - 1) * w,
         left, right, at_left, at_right, at_above, at_below,
     )  # fmt: skip
-    inverse *= inverse_temperature
+    scale = inverse_temperature * -_LOG2_E
     scores += picture * K * N
     upper_map = scores + band * w
     lower_map = scores + tl.minimum(band + 1, h - 1) * w
-    plane = H.to(tl.int64) * W
+    plane = tl.cast(H, tl.int64) * W  # a size of 1 is a constant to the compiler, and has no method `to`
     out = probabilities + picture * K * plane + row.to(tl.int64)[:, None] * W + column[None, :]
     inside = (row < end_row)[:, None] & (column < W)[None, :]
     for word in range(0, K):
         upper, lower = along_rows(upper_map + word * N, lower_map + word * N, left, right, at_left, at_right)
         value = at_above[:, None] * upper[None, :] + at_below[:, None] * lower[None, :]
-        probability = tl.sigmoid(value * inverse).to(probabilities.dtype.element_ty)
-        tl.store(out, probability, inside)
+        probability = sigmoid(value * inverse, scale)
+        tl.store(out, probability.to(probabilities.dtype.element_ty), inside)
         out += plane
 
 
@@ -265,7 +300,7 @@ def masks_kernel(
         return
     row = first_row + tl.arange(0, ROWS)
     column = first_column + tl.arange(0, COLUMNS)
-    _, _, at_above, at_below = interpolation_taps(tl.minimum(row, end_row - 1), h, H)
+    at_above, at_below = band_taps(band, row, end_row, h, H)
     left, right, at_left, at_right = interpolation_taps(tl.minimum(column, W - 1), w, W)
     inverse = inverse_lengths(
         gram + picture * 5 * N, N, band * w, tl.minimum(band + 1, h - 1) * w,
@@ -285,4 +320,4 @@ def masks_kernel(
         over = (value * inverse > least_cosine) & (column < W)[None, :]
         bits = tl.reshape(over.to(tl.int32), [ROWS, COLUMNS // 32, 32]) << bit
         tl.store(out, tl.sum(bits, axis=2), inside)
-        out += H.to(tl.int64) * pitch
+        out += H * pitch

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.variants import variant
 
 LAWS = Path(__file__).with_name("kernel_laws.py")
 GROUPS = ["probabilities", "labels", "masks or batch", "not (probabilities or labels or masks or batch)"]
@@ -21,3 +26,16 @@ def test_kernels_keep_their_laws(group: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-W", "ignore::RuntimeWarning", "-k", group, str(LAWS)]
     done = subprocess.run(command, cwd=LAWS.parents[2], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["measure.float32", "maps.float32.few", "labels.float16", "probabilities.float16", "masks"]
+)
+def test_kernels_compile_where_a_size_is_one(name: str) -> None:
+    """A launch from torch makes a constant of an argument that is 1, which the interpreter does not."""
+    chosen = variant(name, 80)
+    sizes = {argument: 1 for argument, kind in chosen.types.items() if kind == "i32"}
+    types = {argument: chosen.types.get(argument, "constexpr") for argument in chosen.kernel.arg_names}
+    constants = {**chosen.constants, **chosen.tilings[0].constants, **sizes}
+    source = ASTSource(chosen.kernel, {**types, **dict.fromkeys(sizes, "constexpr")}, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 4}).asm["cubin"]
