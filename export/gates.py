@@ -139,8 +139,10 @@ def parity(
 
         size = _mask_size(picture)
         expected, confident, probable = _reference_masks(true, size, model.config.temperature)
-        found, _ = head.labels(*head.maps(ours["features"], ours["refined"]), size, 0.5)
-        agreed, pixels_compared = agreed + int((found == expected).sum()), pixels_compared + found.size
+        own = head.maps(ours["features"], ours["refined"])
+        for one in (head, bands):
+            found, _ = one.labels(*own, size, 0.5)
+            agreed, pixels_compared = agreed + int((found == expected).sum()), pixels_compared + found.size
         maps = head.maps(*(value.astype(np.float32) for value in true))
         for made, wanted in (
             (head.labels(*maps, size, 0.5)[1], confident),
@@ -229,7 +231,7 @@ def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture:
     if not agreement >= LEAST_AGREEMENT:
         raise WordsFailed(
             f"permuting the words leaves only {agreement:.2%} of the pixels their word, {LEAST_AGREEMENT:.1%} are needed; "
-            "look at the exported mask_labels graph"
+            "look at the exported mask_tiles graph"
         )
     return {"words": len(order), "mask_agreement": agreement}
 

@@ -19,7 +19,7 @@ from fusioner_rt.onnxruntime_backend import OnnxRuntime
 from training import checkpoint
 from training.encoders.table import Table
 
-NAMES = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
+NAMES = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_tiles", "mask_probabilities")
 
 
 @pytest.fixture(scope="module")
@@ -100,20 +100,22 @@ def test_parity_stops_a_graph_that_errs_more_than_its_precision_explains(
         gates.parity(model, faulty(graphs, name, fault), bundle.preprocessing, photographs[:1], half=False)
 
 
-def test_parity_stops_other_masks(model, graphs, bundle, photographs):
+@pytest.mark.parametrize(("graph", "output"), [("mask_labels", "labels"), ("mask_tiles", "word")])
+def test_parity_stops_other_masks(model, graphs, bundle, photographs, graph, output):
     def shifted(_, outputs):
-        outputs["labels"] = np.where(outputs["labels"] > 0, outputs["labels"] % 3 + 1, 0)
+        outputs[output] = np.where(outputs[output] > 0, outputs[output] % 3 + 1, 0)
 
     with pytest.raises(gates.ParityFailed, match="pixels get PyTorch's label"):
-        gates.parity(model, faulty(graphs, "mask_labels", shifted), bundle.preprocessing, photographs[:1], half=False)
+        gates.parity(model, faulty(graphs, graph, shifted), bundle.preprocessing, photographs[:1], half=False)
 
 
-def test_parity_stops_a_mask_head_that_errs(model, graphs, bundle, photographs):
+@pytest.mark.parametrize("graph", ["mask_labels", "mask_tiles"])
+def test_parity_stops_a_mask_head_that_errs(model, graphs, bundle, photographs, graph):
     def coarse(_, outputs):
         outputs["confidence"] = outputs["confidence"].astype(np.float16).astype(np.float32)
 
     with pytest.raises(gates.ParityFailed, match="mask head's probabilities"):
-        gates.parity(model, faulty(graphs, "mask_labels", coarse), bundle.preprocessing, photographs[:1], half=False)
+        gates.parity(model, faulty(graphs, graph, coarse), bundle.preprocessing, photographs[:1], half=False)
 
 
 def test_parity_stops_probabilities_that_err_where_labels_do_not(model, graphs, bundle, photographs):
@@ -126,12 +128,14 @@ def test_parity_stops_probabilities_that_err_where_labels_do_not(model, graphs, 
         )
 
 
-@pytest.mark.parametrize("output", ["confidence", "probabilities"])
-def test_parity_stops_a_mask_head_that_loses_a_number(model, graphs, bundle, photographs, output):
+@pytest.mark.parametrize(
+    ("graph", "output"),
+    [("mask_labels", "confidence"), ("mask_tiles", "confidence"), ("mask_probabilities", "probabilities")],
+)
+def test_parity_stops_a_mask_head_that_loses_a_number(model, graphs, bundle, photographs, graph, output):
     def lost(_, outputs):
         outputs[output].flat[0] = np.nan
 
-    graph = {"confidence": "mask_labels", "probabilities": "mask_probabilities"}[output]
     with pytest.raises(gates.ParityFailed, match="probabilities err by inf"):
         gates.parity(model, faulty(graphs, graph, lost), bundle.preprocessing, photographs[:1], half=False)
 
@@ -192,10 +196,10 @@ def test_the_words_gate_stops_a_graph_that_knows_a_words_place(found, graphs, bu
         gates.words(faulty(graphs, "image_fusion", lost), found, bundle.preprocessing, photographs[0])
 
     def unnamed(_, outputs):
-        outputs["labels"] = np.minimum(outputs["labels"], 1)
+        outputs["word"] = np.minimum(outputs["word"], 1)
 
     with pytest.raises(gates.WordsFailed, match="pixels their word"):
-        gates.words(faulty(graphs, "mask_labels", unnamed), found, bundle.preprocessing, photographs[0])
+        gates.words(faulty(graphs, "mask_tiles", unnamed), found, bundle.preprocessing, photographs[0])
 
 
 def table_of(rows):
