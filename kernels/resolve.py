@@ -227,7 +227,10 @@ def labels_kernel(
         left, right, at_left, at_right, at_above, at_below,
     )  # fmt: skip
     probability = sigmoid(best * inverse, inverse_temperature * -_LOG2_E)
-    out = picture * H * W + row.to(tl.int64)[:, None] * W + column[None, :]
+    out = (tl.arange(0, ROWS) * W)[:, None] + column[None, :]
+    first_out = (picture * H + first_row) * W
+    labels += first_out
+    confidence += first_out
     inside = (row < end_row)[:, None] & (column < W)[None, :]
     tl.store(labels + out, tl.where(probability > threshold, winner, 0).to(tl.uint16), inside)
     tl.store(confidence + out, probability.to(confidence.dtype.element_ty), inside)
