@@ -17,9 +17,7 @@ import triton.language as tl
 from kernels.reference import CANCELLED, TINY
 
 _CANCELLED = tl.constexpr(CANCELLED)
-_TINY = tl.constexpr(
-    TINY * (1 + 2**-20)
-)  # a mean of two of these is still a normal number, which a GPU's rsqrt asks for
+_TINY = tl.constexpr(TINY * (1 + 2**-20))  # a weighted mean of two is still a normal number: rsqrt flushes others to 0
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 

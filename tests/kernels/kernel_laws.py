@@ -80,7 +80,7 @@ single = example(
     (1, 1),
 )
 shrunk = example(
-    {"seed": 1, "pictures": 1, "words": 3, "low": (7, 19), "channels": 16, "dtype": torch.bfloat16, "kind": "huge"},
+    {"seed": 1, "pictures": 2, "words": 3, "low": (7, 19), "channels": 16, "dtype": torch.bfloat16, "kind": "huge"},
     (3, 2),
 )
 
@@ -166,6 +166,38 @@ def test_a_picture_is_resolved_alike_in_any_batch(shape, size):
         labels, confidence = mask_head.resolve(*apart, size, TEMPERATURE, 0.5)
         assert torch.equal(labels[0].cpu(), together[0][index].cpu())
         assert torch.equal(confidence[0], together[1][index])
+
+
+def test_a_word_ahead_at_one_point_only_is_found_wherever_the_point_lies():
+    """40 points under tiles of 256 pixels: more than one chunk of them, and a point that two tiles share."""
+    points = [0, 15, 16, 33, 34, 39]
+    scores = torch.ones(len(points), 2, 1, 40)
+    scores[:, 1] = 0
+    scores[range(len(points)), 1, 0, points] = 3
+    gram = torch.full((len(points), 5, 1, 40), 100.0)
+    expected, _ = reference.resolve(scores, gram, (1, 300), TEMPERATURE, 0.5)
+    assert (expected == 2).any(dim=(1, 2)).all()
+    labels, _ = mask_head.resolve(scores.to(DEVICE), gram.to(DEVICE), (1, 300), TEMPERATURE, 0.5)
+    assert torch.equal(labels.cpu().long(), expected)
+
+
+def test_a_probability_that_is_the_threshold_does_not_exceed_it():
+    maps = mask_head.score_maps(*(torch.zeros_like(one) for one in case(13, 1, 2, (2, 3), 16, torch.float32)))
+    labels, confidence = mask_head.resolve(*maps, (5, 7), TEMPERATURE, 0.5)
+    assert (confidence == 0.5).all()
+    assert (labels.cpu().long() == 0).all()
+    assert not mask_head.masks(*maps, (5, 7), TEMPERATURE, 0.5).any()
+
+
+def test_neighbours_that_cancel_fade_to_one_half_as_the_definition_does():
+    features, words = case(14, 1, 3, (4, 2), 64, torch.float32)
+    turns = torch.tensor([0.0, 1e-5, 1e-4, 2e-4], device=DEVICE)
+    features[0, :, 1] = turns[:, None] * features[0, :, 1] - features[0, :, 0]
+    size = (4, 41)  # the pixels in the middle are half of each
+    ours = mask_head.probabilities(*mask_head.score_maps(features, words), size, TEMPERATURE).cpu()
+    defined = reference.probabilities(*reference.score_maps(features.cpu(), words.cpu()), size, TEMPERATURE)
+    # the numerator's rounding, over the least length that a cosine is divided by; sigmoid(·/τ) multiplies it by 1/(4τ)
+    assert (ours - defined).abs().max() <= 8 * EPS / reference.CANCELLED**0.5 / (4 * TEMPERATURE)
 
 
 def test_a_thousand_words_are_all_considered():
