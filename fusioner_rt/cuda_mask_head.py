@@ -90,7 +90,7 @@ class CudaMaskHead:
             raise DeviceArrayInvalid(f"features have {channels} channels; the compiled kernels take multiples of 16")
         for what, number in (("feature values", height * width * channels), ("word values", count * channels)):
             _counted(number, what)
-        _counted(count * height * width, "scores")
+        _counted(max(count, 5) * height * width, "scores or inner products")
         workspace = DeviceArray.of(workspace, "workspace")
         needed = self.workspace_bytes(features.shape, count)
         if workspace.nbytes < needed:
@@ -162,7 +162,7 @@ class CudaMaskHead:
             raise DeviceArrayInvalid(
                 f"{words} words at {width}x{height} pixels; at most {MOST_WORDS} words and {LONGEST_EDGE} pixels an edge"
             )
-        _counted(words * low_height * low_width, "scores")
+        _counted(max(words, 5) * low_height * low_width, "scores or inner products")
         for edge, low in ((height, low_height), (width, low_width)):
             _counted((edge + 2) * (low + 2), "an output edge times its low-resolution edge,")
         size = sizes((low_height, low_width), words, (height, width))
