@@ -1,0 +1,216 @@
+"""Every kernel compiles for every architecture without a GPU, and the record tells a launcher the truth about it.
+
+Cubins are read by NVIDIA's own tools, which come with Triton. `pytest -s` prints the table of resources.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import compile as compiler
+from kernels import mask_head, reference, variants
+from kernels.compile import Compiled, choose
+from kernels.variants import FEATURE_TYPES, TARGETS, exists, names, programs, sizes
+
+ROOT = Path(__file__).parents[2]
+BYTES = {"i32": 4, "fp32": 4}  # every other type is a pointer, of 8
+SCRATCH = 2  # pointers behind the arguments
+SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""KiB of shared memory a block may ask for (CUDA C++ Programming Guide, technical specifications)."""
+
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
+    """Every variant on the architecture of the test."""
+    return [choose(name, request.param) for name in names() if exists(name, request.param)]
+
+
+every_architecture = pytest.mark.parametrize("compiled", TARGETS, indirect=True, ids=lambda target: f"sm_{target}")
+
+
+@every_architecture
+def test_kernels_do_not_spill_multiply_on_tensor_cores_and_are_as_recorded(compiled: list[Compiled]) -> None:
+    capability = compiled[0].capability
+    recorded = [json.loads(line) for line in (ROOT / "docs/records/kernels.jsonl").read_text().splitlines()]
+    rows = compiler.resource_rows(compiled)
+    print("\n" + compiler.table(rows))
+    again = "python -m kernels.compile --json docs/records/kernels.jsonl"
+    assert rows == [row for row in recorded if row["capability"] == capability], f"write it again: {again}"
+    for one in compiled:
+        assert one.resources.shared <= SHARED[capability] * 1024
+        if capability >= 80:
+            counts = compiler.instructions(one.cubin)
+            assert sum(counts.values()) > 100
+            assert one.resources.spilled == counts.get("LDL", 0) == counts.get("STL", 0) == 0, one.name
+            assert bool(compiler.tensor_core_instructions(one.cubin)) == one.name.startswith("maps."), one.name
+
+
+@every_architecture
+def test_the_record_has_the_parameters_the_cubin_has(compiled: list[Compiled], tmp_path: Path) -> None:
+    for one in compiled:
+        launch = compiler._launch(one, "")
+        (tmp_path / "cubin").write_bytes(one.cubin)
+        elf = compiler._cuobjdump("-elf", one.cubin)
+        sizes_of = [BYTES.get(kind, 8) for kind in one.variant.types.values()] + [8] * SCRATCH
+        expected, end = [], 0
+        for ordinal, size in enumerate(sizes_of):
+            offset = -(-end // size) * size
+            expected.append((ordinal, offset, size))
+            end = offset + size
+        found = re.findall(r"Ordinal : 0x(\w+)\s+Offset\s+: 0x(\w+)\s+Size\s+: 0x(\w+)", elf)
+        assert sorted(tuple(int(number, 16) for number in parameter) for parameter in found) == expected, one.name
+        assert re.search(rf"^\.nv\.info\.{launch['symbol']}$|\.text\.{launch['symbol']}$", elf, re.MULTILINE)
+        assert re.search(rf"^ .* {launch['symbol']}$", elf.split(".symtab")[-1], re.MULTILINE)
+        threads = re.search(r"EIATTR_REQNTID\n.*\n\s+Value:\s+0x(\w+) 0x(\w+) 0x(\w+)", elf)
+        assert threads, one.name
+        assert [int(number, 16) for number in threads.groups()] == [launch["threads"], 1, 1]
+
+
+def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_path: Path) -> None:
+    features = ("float16",)
+    compiler.write(tmp_path, features, (80,))
+    record = json.loads((tmp_path / compiler.RECORD).read_text())
+    for name, kernel in record["kernels"].items():
+        text = (tmp_path / kernel["ptx"]["file"]).read_text()
+        assert kernel["ptx"]["target"] == "sm_80"
+        assert re.search(r"^\.target sm_80$", text, re.MULTILINE), name
+        assert re.search(r"^\.version \d+\.\d+$", text, re.MULTILINE), name
+        assert re.findall(r"\.entry (\w+)", text) == [kernel["ptx"]["symbol"]]
+        parameters = re.findall(r"^\s*\.param \.(\w+)", text, re.MULTILINE)
+        types = {"i32": "u32", "fp32": "f32"}
+        assert parameters == [types.get(kind, "u64") for _, kind in kernel["arguments"]] + ["u64"] * SCRATCH
+        assert {key: value for key, value in kernel["ptx"].items() if key not in ("file", "target")} == {
+            key: value for key, value in kernel["targets"]["sm_80"].items() if key != "file"
+        }
+
+
+def test_every_variant_is_compiled_for_every_architecture_that_has_its_type() -> None:
+    assert len(set(compiler.jobs())) == len(compiler.jobs()) == 14 * len(TARGETS) - 3
+    assert {name for name, target in compiler.jobs() if target == 75} == set(names(("float16", "float32")))
+
+
+launches = st.tuples(
+    st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 70)),  # B, h, w
+    st.sampled_from([1, 2, 31, 32, 33, 150, 1024]),
+    st.tuples(st.integers(1, 2000), st.integers(1, 3000)),
+    st.sampled_from(names()),
+    st.sampled_from(TARGETS),
+)
+
+
+@given(launches)
+@settings(max_examples=300, deadline=None)
+def test_programs_cover_every_word_position_and_output_pixel(launch: Any) -> None:
+    (_, height, width), words, size, name, target = launch
+    named = sizes((height, width), words, size)
+    for tiling in variants.variant(name, target).tilings:
+        tile, total = tiling.constants, programs(tiling.grid, named)
+        if name.startswith("measure."):
+            parts = variants.variant(name, target).constants["PARTS"]
+            assert (total - parts) * tile["WORDS"] >= words > (total - parts - 1) * tile["WORDS"]
+        elif name.startswith("maps."):
+            positions = height * width
+            gram = -(-positions // tile["GRAM_POSITIONS"])  # as the kernel divides its programs
+            blocks = -(-words // tile["WORDS"])
+            assert (total - gram) % blocks == 0
+            assert (total - gram) // blocks * tile["POSITIONS"] >= positions
+        else:
+            lower = reference.interpolation_taps(height, size[0])[0]
+            rows = torch.bincount(lower, minlength=height)
+            columns, row_blocks = -(-size[1] // tile["COLUMNS"]), -(-named["band_rows"] // tile["ROWS"])
+            assert int(rows.max()) <= named["band_rows"] <= row_blocks * tile["ROWS"]
+            assert len(rows) == height
+            assert total == height * row_blocks * columns
+
+
+class Recorder:
+    """In a kernel's place: keeps the grid and the arguments it would be launched with."""
+
+    def __init__(self, name: str, launched: list[Any]) -> None:
+        self.name, self.launched = name, launched
+
+    def __getitem__(self, grid: tuple[int, int]) -> Any:
+        return lambda *arguments, **constants: self.launched.append((self.name, grid, arguments, constants))
+
+
+TORCH = {"*fp16": "float16", "*bf16": "bfloat16", "*fp32": "float32", "*i32": "int32", "*u16": "uint16"}
+
+
+@pytest.mark.parametrize("dtype", FEATURE_TYPES)
+def test_grids_and_arguments_by_the_record_are_those_of_a_launch_from_torch(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Any] = []
+    variant = variants.variant
+    compiler.write(tmp_path, (dtype,), (80,))
+    record = json.loads((tmp_path / compiler.RECORD).read_text())["kernels"]
+    monkeypatch.setattr(mask_head, "_by_kernels", lambda _: True)
+    monkeypatch.setattr(mask_head, "_tiling", lambda name, _: (80, choose(name, 80).tiling))
+    monkeypatch.setattr(
+        variants, "variant", lambda name, target: dataclasses.replace(variant(name, target), kernel=Recorder(name, launched))
+    )  # fmt: skip
+    for pictures, low, words, size in (
+        (1, (5, 7), 3, (37, 123)),
+        (2, (9, 1), 40, (11, 300)),
+        (3, (1, 13), 1, (8, 256)),
+    ):
+        features, vectors = torch.zeros(pictures, *low, 32), torch.zeros(pictures, words, 32)
+        maps = mask_head.score_maps(features.to(getattr(torch, dtype)), vectors.to(getattr(torch, dtype)))
+        for output in (torch.float16, torch.float32):
+            mask_head.resolve(*maps, size, 0.07, 0.5, output)
+            mask_head.probabilities(*maps, size, 0.07, output)
+        mask_head.masks(*maps, size, 0.07, 0.5)
+        assert len(launched) == 7
+        for name, grid, arguments, constants in launched:
+            known = record[name]
+            by_record = known["targets"]["sm_80"]
+            assert grid == (programs(by_record["grid"], sizes(low, words, size)), pictures)
+            assert by_record["tile"].items() <= constants.items()
+            assert 32 * constants["num_warps"] == by_record["threads"]
+            for (argument, kind), given_value in zip(known["arguments"], arguments, strict=True):
+                if kind in BYTES:
+                    assert isinstance(given_value, int if kind == "i32" else float), (name, argument)
+                else:
+                    assert str(given_value.dtype) == f"torch.{TORCH[kind]}", (name, argument)
+        launched.clear()
+
+
+def test_other_processes_fill_the_cache_from_the_end_and_end_with_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(compiler.subprocess, "Popen", start)
+    with compiler.compiling_ahead([*[("masks", 80)] * 31, ("measure.float16", 80)]):
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("measure_kernel.cubin")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not list(tmp_path.rglob("masks_kernel.cubin"))
+    assert [process.poll() is not None for process in started] == [True]
+
+
+def test_few_kernels_are_compiled_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(compiler.subprocess, "Popen", None)
+    with compiler.compiling_ahead(compiler.jobs(("float32",), (80,))):
+        pass
