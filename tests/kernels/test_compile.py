@@ -96,6 +96,21 @@ def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_pa
         }
 
 
+def test_the_documents_table_is_the_record() -> None:
+    rows = [json.loads(line) for line in (ROOT / "docs/records/kernels.jsonl").read_text().splitlines()]
+    assert [(row["kernel"], row["capability"]) for row in rows] == compiler.jobs()
+    assert compiler.markdown(rows) in (ROOT / "docs/bundle.md").read_text(), "python -m kernels.compile --markdown"
+
+
+def test_a_kernel_too_large_for_the_registers_is_seen_to_spill() -> None:
+    tiling = dataclasses.replace(variants.variant("maps.float16.many", 80).tilings[0], warps=4)
+    one = compiler.compile_one("maps.float16.many", 80, tiling)
+    counts = compiler.instructions(one.cubin)
+    assert one.resources.spilled > 0
+    assert counts["LDL"] > 0
+    assert counts["STL"] > 0
+
+
 def test_every_variant_is_compiled_for_every_architecture_that_has_its_type() -> None:
     assert len(set(compiler.jobs())) == len(compiler.jobs()) == 14 * len(TARGETS) - 3
     assert {name for name, target in compiler.jobs() if target == 75} == set(names(("float16", "float32")))
