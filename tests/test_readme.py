@@ -27,6 +27,13 @@ def test_the_python_block_runs_in_a_fresh_process(tmp_path: Path) -> None:
     assert (tmp_path / "cat.overlay.png").is_file()
 
 
+def test_the_python_block_on_the_mask_head_runs() -> None:
+    text = (ROOT / "docs" / "mask_head.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "line", [line for block in blocks("sh") for line in block.splitlines() if line.startswith("fusioner-rt ")]
 )
