@@ -2,7 +2,7 @@
 
 A bilinear interpolation is a mean of four low-resolution values. So where word a scores higher than word k at every
 low-resolution point under a tile, k wins nowhere in it, and leaving k out changes nothing. In a picture few words are
-left (one to five, whatever K) and most tiles have one winner, whose probability alone is to be computed.
+left, whatever K, and most tiles have one winner, whose probability alone is to be computed.
 
 The graph `mask_tiles` gives a word the same number at a pixel whatever the tile and whatever the other words, so labels
 and confidence do not depend on the tiling, on what was left out, or on the threads, bit for bit.
