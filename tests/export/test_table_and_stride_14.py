@@ -53,7 +53,16 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> d
             patch.setattr(graphs, name, traced_once(getattr(graphs, name)))
         for precision in ("fp32", "fp16"):
             command = ["--checkpoint", str(folder / "checkpoint"), "--out", str(folder / precision)]
-            command += ["--pictures", str(picture_folder), "--backend", "onnxruntime", "--max-batch", "2", "--kernels", "none"]
+            command += [
+                "--pictures",
+                str(picture_folder),
+                "--backend",
+                "onnxruntime",
+                "--max-batch",
+                "2",
+                "--kernels",
+                "none",
+            ]
             assert build_engine.main([*command, *(["--fp16"] if precision == "fp16" else [])]) == 0
     return {precision: folder / precision for precision in ("fp32", "fp16")}
 

@@ -79,7 +79,12 @@ def test_a_tiny_run_is_killed_resumed_evaluated_and_exported(
     assert evaluate.main([folder, "--data", str(shapes), "--cache", str(tmp_path / "cache"), "--least", "1"]) == 0
     assert "red thing" in capsys.readouterr().out
     bundle = tmp_path / "bundle"
-    assert build_engine.main(["--checkpoint", folder, "--out", str(bundle), "--backend", "onnxruntime", "--kernels", "none"]) == 0
+    assert (
+        build_engine.main(
+            ["--checkpoint", folder, "--out", str(bundle), "--backend", "onnxruntime", "--kernels", "none"]
+        )
+        == 0
+    )
     assert (bundle / "manifest.json").is_file()
 
 
