@@ -299,8 +299,24 @@ def main() -> int:
     add("--json", type=Path, metavar="FILE", help="write the table as JSON lines")
     add("--markdown", action="store_true", help="print the table of docs/bundle.md instead")
     given = parser.parse_args()
+    try:
+        return _print(given.out, given.json, given.markdown)
+    except OSError as error:
+        print(
+            f"kernels.compile: {error.filename}: {error.strerror}; name a place that can be written to", file=sys.stderr
+        )
+        return 50
+    except KeyboardInterrupt:
+        print("kernels.compile: interrupted; what lies in --out is whole only if abi.json is there", file=sys.stderr)
+        return 130
+
+
+def _print(out: Path | None, record: Path | None, as_markdown: bool) -> int:
     from tqdm import tqdm
 
+    for place in (out, record and record.parent):
+        if place:
+            place.mkdir(parents=True, exist_ok=True)  # known to fail now rather than in a minute
     bar = functools.partial(tqdm, unit="kernel", disable=None, leave=False)
     with tempfile.TemporaryDirectory() as scratch:
         with bar(total=len(jobs())) as compiling:
@@ -309,15 +325,15 @@ def main() -> int:
                 compiling.set_description_str(name)
                 compiling.update()
 
-            compiled = write(given.out or Path(scratch), tuple(FEATURE_TYPES), progress=progress)
+            compiled = write(out or Path(scratch), tuple(FEATURE_TYPES), progress=progress)
         with ThreadPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool:
             read = pool.map(instructions, [one.cubin for one in compiled])
             for _ in bar(read, total=len(compiled), desc="reading machine code"):
                 pass
     rows = resource_rows(compiled)
-    print(markdown(rows) if given.markdown else table(rows))
-    if given.json:
-        given.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(markdown(rows) if as_markdown else table(rows))
+    if record:
+        record.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return 0
 
 
