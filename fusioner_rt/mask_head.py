@@ -25,6 +25,9 @@ BAND_BYTES = 32 << 20
 MOST_WORDS = (1 << 16) - 1
 """A label map has 16 bits."""
 
+LARGEST = 1e30
+"""Of what maps may hold; `maps` gives d at most. Divided by the temperature it is to remain a float32."""
+
 
 def bands(height: int, row_bytes: int, budget: int = BAND_BYTES) -> Iterator[tuple[int, int]]:
     """Consecutive (first row, one past the last) that cover `height` rows, each within `budget` bytes or one row."""
@@ -44,9 +47,10 @@ _CALM = 8  # a power of two: dividing scores by it rounds nothing
 class MaskHead:
     """Stage 1 (`maps`) and stage 2 (`labels`, `probabilities`, `independent_labels`) of the mask head.
 
-    Threads may share one. Arrays of any strides are accepted, and none is written to; results are new arrays.
-    Raises UsageError for arguments of another dtype or shape, no words, or a size out of bounds, and GraphUnusable for
-    maps that hold an infinity or not-a-number: `maps` gives such for features that do.
+    Threads may share one; `close` ends those it started. Arrays of any strides are accepted, and none is written to;
+    results are new arrays. Raises UsageError for arguments of another dtype or shape, no words, or a size or threshold
+    out of bounds, and GraphUnusable for maps that hold not-a-number, an infinity or what float32 may make one (over
+    LARGEST): `maps` gives such for features that do.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class MaskHead:
         self._budget = budget
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
+        self._process = 0  # whose threads the pool's are: a forked process inherits none
         self._starting = threading.Lock()
 
     def maps(self, features: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,8 +99,7 @@ class MaskHead:
         probability. A tie goes to the word named first; a pixel without direction has the confidence 0.5.
         """
         size = _checked(scores, gram, size, pictures=1)
-        if np.isnan(threshold):
-            raise UsageError(f"the threshold is {threshold}; give a probability within 0..1, 0.5 by default")
+        _check_threshold(threshold)
         if self._tiles:
             return mask_tiles.resolve(self._tiles, scores[0], gram[0], size, threshold, self._run_all)
         labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
@@ -124,6 +128,7 @@ class MaskHead:
         Returns labels (H, W) uint16 and confidence (H, W) float32.
         """
         size = _checked(scores, gram, size, words=1)
+        _check_threshold(threshold)
         labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
         calm = scores / np.float32(_CALM)
         for first, last in self._bands(scores, size):
@@ -134,14 +139,23 @@ class MaskHead:
             labels[first:last] = np.where(confidence[first:last] > np.float32(threshold), best + 1, 0)
         return labels, confidence
 
+    def close(self) -> None:
+        """End the threads that `labels` has started; another call would start new ones."""
+        with self._starting:
+            pool, self._pool = self._pool, None
+        if pool is not None and self._process == os.getpid():
+            pool.shutdown()
+
     def _run_all(self, function: Callable[[Any], None], tasks: list[Any]) -> None:
         if self._threads == 1 or len(tasks) < 2:
             for task in tasks:
                 function(task)
             return
         with self._starting:
-            self._pool = self._pool or ThreadPoolExecutor(self._threads, "mask-head")
-        for _ in self._pool.map(function, tasks):  # raises what a task raised
+            if self._pool is None or self._process != os.getpid():
+                self._pool, self._process = ThreadPoolExecutor(self._threads, "mask-head"), os.getpid()
+            done = self._pool.map(function, tasks)  # begun before another thread's `close`, they are finished
+        for _ in done:  # raises what a task raised
             pass
 
     def _band_probabilities(
@@ -167,7 +181,7 @@ def _check(name: str, array: Any, axes: tuple[str, ...]) -> None:
 def _checked(
     scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], pictures: int | None = None, words: int | None = None
 ) -> tuple[int, int]:
-    """The size as two ints. Raises UsageError, or GraphUnusable for values that are not finite."""
+    """The size as two ints. Raises UsageError, or GraphUnusable for values that are not finite or over LARGEST."""
     _check(
         "scores", scores, ("B" if pictures is None else str(pictures), "K" if words is None else str(words), "h", "w")
     )
@@ -191,12 +205,18 @@ def _checked(
             f"the size is {size!r}; give height and width in whole pixels, at least 1 each and {PIXEL_LIMIT} together"
         )
     for name, array in (("scores", scores), ("gram", gram)):
-        if not (np.isfinite(array.max()) and np.isfinite(array.min())):  # both are not-a-number where one value is
+        if not -LARGEST <= array.min() <= array.max() <= LARGEST:  # both are not-a-number where one value is
             raise GraphUnusable(
-                f"{name} holds values that are not finite; look for the first graph whose outputs do, and rebuild the "
+                f"{name} holds values that are not finite, or over {LARGEST}; look for the first graph whose outputs do, and rebuild the "
                 "bundle without --fp16 if it is image_fusion"
             )
     return height, width
+
+
+def _check_threshold(threshold: float) -> None:
+    """Raises UsageError."""
+    if np.isnan(threshold):
+        raise UsageError(f"the threshold is {threshold}; give a probability within 0..1, 0.5 by default")
 
 
 def _sharpen(calm: np.ndarray) -> np.ndarray:

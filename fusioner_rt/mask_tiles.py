@@ -29,13 +29,13 @@ LONGEST = 60
 """Most low-resolution steps under a tile's edge: ONNX Runtime sums up to 128 products in order (twice 62 for a norm)."""
 ELEMENTS = 1 << 19
 """Scores computed at once, 2 MB: what follows reads them in the cache."""
-TILES = 1024
-"""Tiles whose candidates are looked for and sorted together."""
+TILES = 512
+"""Tiles whose candidates are looked for and sorted together, by one thread: 512² pixels have twice as many."""
 
 _NEAR = 2.0**-19
 """Scores closer than this, of the largest, may change places when interpolated in float32: ten roundings of 2**-24."""
 _STEPS = 32766
-"""Scores are compared as int16, a quarter of the time of float32; one step is 60 times _NEAR."""
+"""Scores are compared as int16, a quarter of the time of float32; one step is 16 times _NEAR or more."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def resolve(
     """One picture's labels (H, W) uint16 and confidence (H, W) float32, as `MaskHead.labels` describes them.
 
     graph: mask_tiles. scores: (K, h, w) float32, finite. gram: (5, h, w) float32. competing: the edges of the tiles
-    whose words compete, shorter where LONGEST asks for it; prune: whether words that cannot win are left out; neither changes a bit of the result.
+    whose words compete, shorter where LONGEST asks for it; prune: whether words that cannot win are left out; neither
+    changes a bit of the result.
     """
     task = _Task(graph, scores, gram, size, threshold, competing, prune)
     if task.settled.any():

@@ -215,10 +215,11 @@ class Session:
         return ordered if many else ordered[0]
 
     def close(self) -> None:
-        """Give the graphs' memory back. A closed session raises UsageError when used; closing twice is fine."""
+        """Give the graphs' memory back, and end the threads. A closed session raises UsageError when used; closing twice is fine."""
         with self._loading:
             self._closed = True
             self._graphs.clear()
+        self._mask_head.close()
 
     def __enter__(self) -> "Session":
         return self

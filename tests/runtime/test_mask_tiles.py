@@ -1,5 +1,11 @@
 """Labels by tiles: what is left out, how the output is cut and who computes it may not change a bit of the result."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,16 +210,73 @@ def test_arrays_of_any_strides_are_accepted(head: MaskHead, channels: int) -> No
             np.testing.assert_array_equal(getattr(head, name)(bent(scores), bent(gram), *arguments), expected)
 
 
+DENSE, LARGE = (70, 60), (420, 400)
+"""Maps and output with more tiles of competing words than one thread takes at once."""
+
+
+def pool_threads() -> int:
+    return sum(thread.name.startswith("mask-head") for thread in threading.enumerate())
+
+
 def test_the_threads_of_one_head_may_be_shared_by_callers(graphs: dict[str, Graph], channels: int) -> None:
-    head = MaskHead(**graphs, threads=2)
-    asked = [maps(head, channels, seed, 9, (9, 11), "random") for seed in range(4)]
-    size = (300, 290)
-    expected = [MaskHead(**graphs).labels(*one, size, 0.5) for one in asked]
+    head, before = MaskHead(**graphs, threads=2), pool_threads()
+    asked = [maps(head, channels, seed, 9, DENSE, "random") for seed in range(4)]
+    expected = [MaskHead(**graphs).labels(*one, LARGE, 0.5) for one in asked]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
-            for found, wanted in zip(pool.map(lambda one: head.labels(*one, size, 0.5), asked), expected, strict=True):
+            for found, wanted in zip(pool.map(lambda one: head.labels(*one, LARGE, 0.5), asked), expected, strict=True):
                 np.testing.assert_array_equal(found[0], wanted[0])
                 np.testing.assert_array_equal(found[1], wanted[1])
+    assert pool_threads() == before + 2
+    head.close()
+
+
+def test_closing_ends_the_threads_and_a_later_call_starts_others(graphs: dict[str, Graph], channels: int) -> None:
+    head, before = MaskHead(**graphs, threads=2), pool_threads()
+    scores, gram = maps(head, channels, 3, 9, DENSE, "random")
+    expected = head.labels(scores, gram, LARGE, 0.5)
+    assert pool_threads() > before
+    for _ in range(2):
+        head.close()
+        assert pool_threads() == before
+    for found, wanted in zip(head.labels(scores, gram, LARGE, 0.5), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    head.close()
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from fusioner_rt.mask_head import MaskHead
+from fusioner_rt.onnxruntime_backend import OnnxRuntime
+
+folder, runtime = Path(sys.argv[1]), OnnxRuntime("onnxruntime-cpu", 1)
+names = "scores", "labels", "probabilities", "tiles"
+head = MaskHead(*(runtime.load(folder / f"mask_{name}.onnx") for name in names), threads=2)
+random = np.random.default_rng(0)
+scores, gram = random.normal(size=(1, 9, 70, 60)).astype(np.float32), np.ones((1, 5, 70, 60), np.float32)
+expected = head.labels(scores, gram, (420, 400), 0.5)[0]
+assert head._pool
+child = os.fork()
+same = np.array_equal(head.labels(scores, gram, (420, 400), 0.5)[0], expected)
+head.close()
+if child == 0:
+    os._exit(0 if same else 1)
+assert os.waitpid(child, 0)[1] == 0 and same
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_forked_process_has_threads_of_its_own(tiny_bundle: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tiny_bundle)]
+    process = subprocess.Popen(command, start_new_session=True)  # a group, for a child that waits forever
+    try:
+        assert process.wait(60) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_an_error_in_a_thread_reaches_the_caller(graphs: dict[str, Graph], channels: int) -> None:
@@ -222,7 +285,9 @@ def test_an_error_in_a_thread_reaches_the_caller(graphs: dict[str, Graph], chann
 
     head = MaskHead(**{**graphs, "tiles": failing}, threads=2)
     with pytest.raises(GraphUnusable, match="failed"):
-        head.labels(*maps(head, channels, 8, 3, (9, 9), "random"), (300, 300), 0.5)
+        head.labels(*maps(head, channels, 8, 9, DENSE, "random"), LARGE, 0.5)
+    assert head._pool
+    head.close()
 
 
 def with_value(array: np.ndarray, value: float) -> np.ndarray:
@@ -252,6 +317,7 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
         (GraphUnusable, "scores holds values", lambda s, g: (with_value(s, np.nan), g, (8, 8))),
         (GraphUnusable, "scores holds values", lambda s, g: (with_value(s, -np.inf), g, (8, 8))),
         (GraphUnusable, "gram holds values", lambda s, g: (s, with_value(g, np.inf), (8, 8))),
+        (GraphUnusable, "or over 1e\\+30", lambda s, g: (with_value(s, 3e38), g, (8, 8))),  # divided by 0.07: infinite
     ],
 )  # fmt: skip
 def test_a_bad_call_is_refused_in_one_line(
@@ -268,6 +334,8 @@ def test_a_bad_call_is_refused_in_one_line(
 def test_a_threshold_that_is_no_number_is_refused(head: MaskHead, channels: int) -> None:
     with pytest.raises(UsageError, match="threshold is nan"):
         head.labels(*maps(head, channels, 9, 5, (9, 11), "random"), (8, 8), float("nan"))
+    with pytest.raises(UsageError, match="threshold is nan"):
+        head.independent_labels(*maps(head, channels, 9, 1, (9, 11), "random"), (8, 8), float("nan"))
 
 
 @pytest.mark.parametrize(

@@ -387,6 +387,14 @@ def test_sessions_that_cannot_be_opened(tiny_bundle: Path, tmp_path: Path, monke
         Session()
 
 
+def test_a_closed_session_leaves_no_thread(tiny_bundle: Path, picture: np.ndarray) -> None:
+    before = set(threading.enumerate())
+    with Session(tiny_bundle, cache=False, threads=2) as session:
+        session.segment(picture, "cat, dog", size=(700, 600))
+        assert set(threading.enumerate()) - before
+    assert not set(threading.enumerate()) - before
+
+
 def test_a_closed_session_says_so(tiny_bundle: Path, picture: np.ndarray) -> None:
     with Session(tiny_bundle, cache=False, threads=1) as session:
         session.segment(picture, "cat")
