@@ -25,6 +25,8 @@ FORMAT = "fusioner-rt bundle"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPHS = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
+LATER_GRAPHS = ("mask_tiles",)
+"""Used where they are: older bundles lack them."""
 PLACES = ("engines/demo", "models/demo/bundle")
 """Where a bundle is looked for, below the current folder, when none is named."""
 _HELD = 64 << 20  # bytes
@@ -80,7 +82,15 @@ class Bundle:
             )
             if not isinstance(manifest["files"], dict):
                 raise TypeError("files is not an object")
-            for used in [manifest["tokenizer"]["file"], *(manifest["graphs"][graph]["file"] for graph in GRAPHS)]:
+            graphs = *GRAPHS, *(graph for graph in LATER_GRAPHS if graph in manifest["graphs"])
+            files = [manifest["tokenizer"]["file"], *(manifest["graphs"][graph]["file"] for graph in graphs)]
+            if "kernels" in manifest:
+                kernels = manifest["kernels"]
+                files.append(kernels["abi"])
+                for names in (kernels["features"], kernels["targets"]):
+                    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                        raise TypeError("features or targets of kernels are no list of names")
+            for used in files:
                 if used not in manifest["files"]:
                     raise KeyError(f"{used} in files")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -93,7 +103,7 @@ class Bundle:
         return bundle
 
     def graph(self, name: str) -> Path:
-        """Where a graph of GRAPHS lies."""
+        """Where a graph of GRAPHS or LATER_GRAPHS lies."""
         return self.folder / self.manifest["graphs"][name]["file"]
 
     @property

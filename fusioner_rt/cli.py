@@ -277,17 +277,18 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
 
     import onnxruntime
 
+    from .mask_head import cores
     from .text_cache import TextCache
 
     cache = TextCache(session.cache_folder)
     cache.check_writable()
     bundle, backend, pre = session.bundle, session.backend, session.bundle.preprocessing
     megabytes = sum(entry["bytes"] for entry in bundle.manifest["files"].values()) / 1e6
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kernels = bundle.manifest.get("kernels")
     return {
         "machine": {
             "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-            "cores": usable,
+            "cores": cores(),
             "onnxruntime": onnxruntime.__version__,
             "providers": ", ".join(onnxruntime.get_available_providers()),
             "fusioner-rt": __version__,
@@ -304,6 +305,7 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
             "words": f"{bundle.words.min} to {bundle.words.max} at once",
             "batch": f"{bundle.batch.min} to {bundle.batch.max} pictures",
             "edges": f"{bundle.size.min} to {bundle.size.max} pixels",
+            "kernels": f"{', '.join(kernels['targets'])} ({', '.join(kernels['features'])})" if kernels else "none",
             "plans": len(bundle.manifest.get("engines", [])) or "none",
         },
         "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},

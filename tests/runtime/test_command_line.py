@@ -257,6 +257,15 @@ def test_info_tells_machine_backend_and_bundle(tiny_bundle: Path, capsys: pytest
     assert main(["info", "--engine", str(tiny_bundle), "--json", "--backend", "onnxruntime-cpu"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["backend"]["requested"] == facts["backend"]["effective"] == "onnxruntime-cpu"
+    assert facts["bundle"]["kernels"] == "sm_80 (float32)"
+
+
+def test_info_tells_for_which_gpus_the_bundle_has_kernels(
+    changed_bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels = {"abi": "text.onnx", "features": ["float16", "float32"], "targets": ["sm_86", "sm_89"]}
+    assert main(["info", "--engine", str(changed_bundle(kernels=kernels))]) == 0
+    assert "kernels      sm_86, sm_89 (float16, float32)" in capsys.readouterr().out
 
 
 def test_info_says_that_the_cache_cannot_be_written(

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fusioner_rt.bundle import GRAPHS, MANIFEST, Bundle, build_command, find_bundle, write_manifest
+from fusioner_rt import Session
+from fusioner_rt.bundle import GRAPHS, LATER_GRAPHS, MANIFEST, Bundle, build_command, find_bundle, write_manifest
 from fusioner_rt.errors import (
     BundleFileAltered,
     BundleFileMissing,
@@ -57,7 +59,7 @@ def test_a_manifest_names_every_file_and_opens_again(copy: Path) -> None:
     assert Bundle.open(copy).name == "renamed"
 
 
-@pytest.mark.parametrize("name", [f"{graph}.onnx" for graph in GRAPHS] + ["tokenizer.json"])
+@pytest.mark.parametrize("name", [f"{graph}.onnx" for graph in (*GRAPHS, *LATER_GRAPHS)] + ["tokenizer.json"])
 def test_a_missing_a_flipped_and_a_cut_file_are_each_named(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     (copy / name).unlink()
@@ -87,6 +89,19 @@ def test_manifests_that_are_none(copy: Path, content: str) -> None:
     refused(copy, ManifestInvalid, MANIFEST)
 
 
+KERNELS = {"abi": "text.onnx", "features": ["float16"], "targets": ["sm_80"]}
+"""Any file of the bundle stands for the record, which is read by the launcher alone."""
+
+
+def test_what_older_bundles_lack_is_not_asked_for(copy: Path) -> None:
+    edit(copy, lambda manifest: manifest.update(kernels=KERNELS))
+    assert Bundle.open(copy).manifest["kernels"] == KERNELS
+    (copy / "mask_tiles.onnx").unlink()
+    edit(copy, lambda m: [m.pop("kernels"), m["graphs"].pop("mask_tiles"), m["files"].pop("mask_tiles.onnx")])
+    with Session(copy, cache=False) as session:
+        assert session.segment(np.zeros((40, 50, 3), np.uint8), "cat, dog").labels.shape == (40, 50)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -102,6 +117,12 @@ def test_manifests_that_are_none(copy: Path, content: str) -> None:
         lambda m: m["files"].update({"half a pair \ud800": {"sha256": "", "bytes": 0}}),
         lambda m: m["profiles"]["words"].update(max=float("inf")),
         lambda m: m["graphs"].pop("mask_labels"),
+        lambda m: m["graphs"]["mask_tiles"].pop("file"),
+        lambda m: m["graphs"]["mask_tiles"].update(file="../outside.onnx"),
+        lambda m: m.update(kernels=None),
+        lambda m: m.update(kernels={**KERNELS, "abi": "kernels/absent.json"}),
+        lambda m: m.update(kernels={**KERNELS, "targets": [80]}),
+        lambda m: m.update(kernels={"abi": "text.onnx"}),
         lambda m: m["profiles"]["words"].pop("max"),
         lambda m: m["profiles"]["batch"].update(max="many"),
         lambda m: m["preprocessing"].update(resample="magic"),
