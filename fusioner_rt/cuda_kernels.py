@@ -71,7 +71,9 @@ class Record:
                 f"{path}: ABI version {version!r}, this fusioner-rt launches version {ABI_VERSION}; build the bundle again"
             )
         self.folder, self._path = folder, path
-        self._kernels: dict[str, Any] = record.get("kernels", {})
+        self._kernels: dict[str, Any] = record.get("kernels")
+        if not isinstance(self._kernels, dict):
+            raise KernelsUnusable(f"{path}: kernels is no object of names; build the bundle again")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -72,7 +72,9 @@ class OnnxRuntime:
         return Backend(self._requested, self._effective or "nothing loaded yet", self._why)
 
     def load(self, path: Path, content: bytes | None = None, threads: int | None = None) -> "Graph":
-        """A graph ready to run. content: the file's bytes, where the caller has read them. threads: other than the backend's. Raises GraphUnusable, or BackendUnavailable where CUDA was insisted on and is not."""
+        """A graph ready to run. content: the file's bytes, where the caller has read them. threads: other than the
+        backend's. Raises GraphUnusable, or BackendUnavailable where CUDA was insisted on and is not.
+        """
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, in words of our own
         if threads or self._threads:

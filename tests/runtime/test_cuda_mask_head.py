@@ -116,6 +116,8 @@ def test_records_that_cannot_be_launched_by_say_why(compiled: Path, tmp_path: Pa
     for version in ("[]", json.dumps({**record, "abi_version": 2})):
         with pytest.raises(KernelsUnusable, match="ABI version"):
             Record(altered(version))
+    with pytest.raises(KernelsUnusable, match="no object of names"):
+        Record(altered(json.dumps({**record, "kernels": 5})))
     with pytest.raises(KernelsUnusable, match=r"no kernel labels\.float64, only measure"):
         Record(compiled).launch("labels.float64", (8, 0))
     del record["kernels"]["masks"]["targets"]["sm_80"]["grid"]
