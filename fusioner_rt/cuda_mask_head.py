@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cuda_kernels import Kernels
-from .errors import DeviceArrayInvalid, UsageError
+from .errors import CudaFailed, DeviceArrayInvalid, UsageError
 
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "uint16": 2, "uint8": 1}
 PARTS = 256  # partial maxima of a picture's features
@@ -64,6 +64,9 @@ class CudaMaskHead:
     """Both stages on one GPU. Threads may share it, each with its own stream, workspace and outputs."""
 
     def __init__(self, kernels: Kernels, temperature: float) -> None:
+        """temperature: the bundle's, what a cosine is divided by. Raises UsageError."""
+        if not 1e-6 <= temperature < math.inf:
+            raise UsageError(f"temperature is {temperature}; expected a number from 1e-6, 0.07 in the paper")
         self._kernels, self._temperature = kernels, temperature
 
     @staticmethod
@@ -95,6 +98,7 @@ class CudaMaskHead:
         needed = self.workspace_bytes(features.shape, count)
         if workspace.nbytes < needed:
             raise DeviceArrayInvalid(f"workspace has {workspace.nbytes} bytes; these shapes need {needed}")
+        self._check_device(features=features, words=words, workspace=workspace, scores=scores, gram=gram)
         parts = workspace.pointer
         units = parts + _padded(pictures * PARTS * 4)
         inverses = units + _padded(pictures * count * 4)
@@ -165,12 +169,26 @@ class CudaMaskHead:
         _counted(max(words, 5) * low_height * low_width, "scores or inner products")
         for edge, low in ((height, low_height), (width, low_width)):
             _counted((edge + 2) * (low + 2), "an output edge times its low-resolution edge,")
+        self._check_device(scores=scores, gram=gram, **outputs)
         size = sizes((low_height, low_width), words, (height, width))
         arguments: dict[str, int | float] = {
             "scores": scores.pointer, "gram": gram.pointer, **{key: array.pointer for key, array in outputs.items()},
             "h": low_height, "w": low_width, "K": words, "H": height, "W": width, "band_rows": size["band_rows"], **scalars,
         }  # fmt: skip
         self._kernels.launch(name, pictures, size, arguments, stream)
+
+    def _check_device(self, **arrays: DeviceArray) -> None:
+        device = self._kernels.device
+        which = device.driver.bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        for name, array in arrays.items():
+            try:
+                ordinal = int(device.driver.cuPointerGetAttribute(which, array.pointer))
+            except CudaFailed as error:
+                raise DeviceArrayInvalid(
+                    f"{name} at {array.pointer:#x} is no memory of a GPU ({error}); expected memory of {device}"
+                ) from None
+            if ordinal != device.ordinal:
+                raise DeviceArrayInvalid(f"{name} lies on GPU {ordinal}; expected memory of {device}: copy it there")
 
 
 def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1)) -> dict[str, int]:

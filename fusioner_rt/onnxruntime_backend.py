@@ -71,23 +71,29 @@ class OnnxRuntime:
         """Requested and effective; the latter is known once a graph has been loaded."""
         return Backend(self._requested, self._effective or "nothing loaded yet", self._why)
 
-    def load(self, path: Path, content: bytes | None = None, threads: int | None = None) -> "Graph":
+    def load(
+        self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False
+    ) -> "Graph":
         """A graph ready to run. content: the file's bytes, where the caller has read them. threads: other than the
-        backend's. Raises GraphUnusable, or BackendUnavailable where CUDA was insisted on and is not.
+        backend's. on_cpu: there, whatever the backend is. Raises GraphUnusable, or BackendUnavailable where CUDA was
+        insisted on and is not.
         """
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, in words of our own
         if threads or self._threads:
             options.intra_op_num_threads = threads or self._threads
         try:
-            session = self._module.InferenceSession(content or str(path), options, providers=self._providers)
+            session = self._module.InferenceSession(
+                content or str(path), options, providers=[CPU] if on_cpu else self._providers
+            )
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise GraphUnusable(
                 f"{path}: ONNX Runtime {self._module.__version__} cannot load it ({one_line(error)}); "
                 f"rebuild the bundle: {build_command(path.parent)}"
             ) from None
-        with self._lock:
-            self._note_effective(session.get_providers())
+        if not on_cpu:
+            with self._lock:
+                self._note_effective(session.get_providers())
         return Graph(session, path)
 
     def _note_effective(self, providers: list[str]) -> None:

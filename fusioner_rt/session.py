@@ -29,7 +29,8 @@ MODES = ("joint", "independent")
 KEPT_LIMIT = 4_000_000_000
 """Most bytes of probabilities that one `segment` call keeps."""
 
-_OWN_THREADS = {"mask_tiles": 1}  # of a graph that the mask head runs in several threads
+# Many small calls, which the mask head makes from threads of its own, and whose float32 must be float32 (not TF32).
+_LOADED: dict[str, dict[str, Any]] = {"mask_tiles": {"threads": 1, "on_cpu": True}}
 _WAITING = 32  # pictures of a list that may wait for others of their input size
 
 
@@ -74,7 +75,7 @@ class Session:
             threads or cores(),
         )
         for name in ("image_fusion", "mask_scores", self._labels):  # the others wait until they are needed
-            self._graphs[name] = self._runtime.load(self.bundle.graph(name), threads=_OWN_THREADS.get(name))
+            self._graphs[name] = self._runtime.load(self.bundle.graph(name), **_LOADED.get(name, {}))
 
     @property
     def backend(self) -> Backend:
@@ -235,7 +236,7 @@ class Session:
             if name not in self._graphs:
                 path = self.bundle.graph(name)
                 content = self.bundle.read_again(path)
-                self._graphs[name] = self._runtime.load(path, content, _OWN_THREADS.get(name))
+                self._graphs[name] = self._runtime.load(path, content, **_LOADED.get(name, {}))
             return self._graphs[name]
 
     def _check_open(self) -> None:

@@ -26,6 +26,7 @@ class EmulatedDriver:
     CUdevice_attribute = real.CUdevice_attribute
     CUstream_flags = real.CUstream_flags
     CUfunction_attribute = real.CUfunction_attribute
+    CUpointer_attribute = real.CUpointer_attribute
 
     def __init__(self, capability: tuple[int, int] = (8, 0), execute: Callable[..., None] | None = None) -> None:
         self.capability, self.execute = capability, execute
@@ -39,6 +40,7 @@ class EmulatedDriver:
             "probabilities_kernel": [8] * 3 + [4] * 7 + [8] * 2,
             "masks_kernel": [8] * 3 + [4] * 7 + [8] * 2,
         }
+        self.owners: dict[int, int] = {}  # GPU by address, where it is not the first
         self.contexts = 0
         self.codes: list[bytes] = []
         self.kernels: list[tuple[str, bytes]] = []
@@ -113,6 +115,10 @@ class EmulatedDriver:
         piece = whole[start : start + size]
         self.memory[piece.ctypes.data] = piece
         return OK, real.CUdeviceptr(piece.ctypes.data)
+
+    def cuPointerGetAttribute(self, which: Any, pointer: int) -> Any:
+        assert which == real.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        return OK, self.owners.get(pointer, 0)
 
     def cuMemFree(self, pointer: int) -> Any:
         del self.memory[pointer]

@@ -168,7 +168,7 @@ def test_every_return_code_is_read(compiled: Path) -> None:
     assert driver.contexts == 0
     assert driver.memory == {}
     calls = set(driver.calls)
-    assert len(calls) >= 20
+    assert len(calls) >= 21
     for call in sorted(calls):
         driver = EmulatedDriver()
         driver.failing = call
@@ -242,6 +242,24 @@ def test_bad_arrays_of_stage_2_are_refused_before_any_launch(
     with pytest.raises(DeviceArrayInvalid, match=says):
         one.labels(scores, gram, 0.5, labels, confidence, 0)
     assert "cuLaunchKernel" not in driver.calls
+
+
+def test_an_array_of_another_gpu_or_of_none_is_refused(compiled: Path) -> None:
+    one, _, driver = head(compiled)
+    driver.owners[8192] = 1
+    arrays = at(S), at(G, pointer=8192), 0.5, at((1, 9, 8), "uint16"), at((1, 9, 8)), 0
+    with pytest.raises(DeviceArrayInvalid, match=r"gram lies on GPU 1; expected memory of GPU 0 \(Emulated"):
+        one.labels(*arrays)
+    driver.failing = "cuPointerGetAttribute"
+    with pytest.raises(DeviceArrayInvalid, match="scores at 0x1000 is no memory of a GPU"):
+        one.labels(*arrays)
+    assert "cuLaunchKernel" not in driver.calls
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf")])
+def test_a_temperature_that_divides_nothing_is_refused(compiled: Path, temperature: float) -> None:
+    with pytest.raises(UsageError, match="temperature is"):
+        CudaMaskHead(head(compiled)[1], temperature)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
