@@ -208,6 +208,11 @@ def test_a_busy_machine_is_refused():
             neighbour.kill()
 
 
+def hearing():
+    """A background job's children ignore interrupts unless told otherwise."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_an_interrupt_leaves_the_cells_measured_so_far(tmp_path):
     file = tmp_path / "rows.jsonl"
     arguments = command("--suite", "smoke", "--busy", "--threads", 1, "--repeats", 1000, "--candidates", "ours,lowres")
@@ -217,6 +222,7 @@ def test_an_interrupt_leaves_the_cells_measured_so_far(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hearing,
     ) as process:
         signal_after = time.monotonic() + 60
         while not (file.exists() and file.read_text().count("\n") >= 2) and time.monotonic() < signal_after:
