@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fusioner_rt.mask_head import cores
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,11 +32,6 @@ def record(*modules: str) -> dict[str, Any]:
 
 def percentiles(milliseconds: list[float]) -> dict[str, float]:
     return {f"p{q}_ms": round(float(np.percentile(milliseconds, q)), 3) for q in (20, 50, 80)}
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class OtherWork:

@@ -7,7 +7,7 @@ what lies between the maps and the output is bounded, however large the output a
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,9 +15,8 @@ import numpy as np
 
 from . import mask_tiles
 from .errors import GraphUnusable, UsageError
+from .mask_tiles import Run
 from .pictures import PIXEL_LIMIT
-
-Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 BAND_BYTES = 32 << 20
 """Working memory of a band. Every band repeats some work, so that much smaller ones cost time."""

@@ -83,15 +83,15 @@ def band_taps(band, row, end_row, h, H):
 
 
 @triton.jit
-def along_rows(upper_map, lower_map, left, right, at_left, at_right):
-    """Both low-resolution rows of a band, interpolated to the columns: two vectors.
+def interpolated(upper_map, lower_map, left, right, at_left, at_right, at_above, at_below):
+    """(ROWS, COLUMNS): one word's score map at a tile's pixels; the band's two rows first, to the columns.
 
     Sums of products with weights that are not negative: rounding keeps the order of what is interpolated, so that a
     word that is nowhere above another at low resolution is nowhere above it here.
     """
     upper = at_left * tl.load(upper_map + left) + at_right * tl.load(upper_map + right)
     lower = at_left * tl.load(lower_map + left) + at_right * tl.load(lower_map + right)
-    return upper, lower
+    return at_above[:, None] * upper[None, :] + at_below[:, None] * lower[None, :]
 
 
 @triton.jit
@@ -214,8 +214,9 @@ def labels_kernel(
             candidate = start + lowest_bit(candidates)
             candidates &= candidates - 1
             plane = candidate * N
-            upper, lower = along_rows(upper_map + plane, lower_map + plane, left, right, at_left, at_right)
-            value = at_above[:, None] * upper[None, :] + at_below[:, None] * lower[None, :]
+            value = interpolated(
+                upper_map + plane, lower_map + plane, left, right, at_left, at_right, at_above, at_below
+            )
             better = value > best  # in the words' order: a tie stays with the word named first
             best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
             winner = tl.where(better, candidate + 1, winner)
@@ -232,6 +233,17 @@ def labels_kernel(
     inside = (row < end_row)[:, None] & (column < W)[None, :]
     tl.store(labels + out, tl.where(probability > threshold, winner, 0).to(tl.uint16), inside)
     tl.store(confidence + out, probability.to(confidence.dtype.element_ty), inside)
+
+
+@triton.jit
+def taps_and_lengths(gram, band, row, end_row, column, h, w, H, W):
+    """A tile's neighbours and weights along both axes, and its (ROWS, COLUMNS) 1 / length. gram: (5, N) of one picture."""
+    at_above, at_below = band_taps(band, row, end_row, h, H)
+    left, right, at_left, at_right = interpolation_taps(tl.minimum(column, W - 1), w, W)
+    inverse = inverse_lengths(
+        gram, h * w, band * w, tl.minimum(band + 1, h - 1) * w, left, right, at_left, at_right, at_above, at_below
+    )
+    return left, right, at_left, at_right, at_above, at_below, inverse
 
 
 @triton.jit
@@ -257,12 +269,9 @@ def probabilities_kernel(
         return
     row = first_row + tl.arange(0, ROWS)
     column = first_column + tl.arange(0, COLUMNS)
-    at_above, at_below = band_taps(band, row, end_row, h, H)
-    left, right, at_left, at_right = interpolation_taps(tl.minimum(column, W - 1), w, W)
-    inverse = inverse_lengths(
-        gram + picture * 5 * N, N, band * w, tl.minimum(band + 1, h - 1) * w,
-        left, right, at_left, at_right, at_above, at_below,
-    )  # fmt: skip
+    left, right, at_left, at_right, at_above, at_below, inverse = taps_and_lengths(
+        gram + picture * 5 * N, band, row, end_row, column, h, w, H, W
+    )
     scale = inverse_temperature * -_LOG2_E
     scores += picture * K * N
     upper_map = scores + band * w
@@ -271,8 +280,9 @@ def probabilities_kernel(
     out = probabilities + picture * K * plane + row.to(tl.int64)[:, None] * W + column[None, :]
     inside = (row < end_row)[:, None] & (column < W)[None, :]
     for word in range(0, K):
-        upper, lower = along_rows(upper_map + word * N, lower_map + word * N, left, right, at_left, at_right)
-        value = at_above[:, None] * upper[None, :] + at_below[:, None] * lower[None, :]
+        value = interpolated(
+            upper_map + word * N, lower_map + word * N, left, right, at_left, at_right, at_above, at_below
+        )
         probability = sigmoid(value * inverse, scale)
         tl.store(out, probability.to(probabilities.dtype.element_ty), inside)
         out += plane
@@ -301,12 +311,9 @@ def masks_kernel(
         return
     row = first_row + tl.arange(0, ROWS)
     column = first_column + tl.arange(0, COLUMNS)
-    at_above, at_below = band_taps(band, row, end_row, h, H)
-    left, right, at_left, at_right = interpolation_taps(tl.minimum(column, W - 1), w, W)
-    inverse = inverse_lengths(
-        gram + picture * 5 * N, N, band * w, tl.minimum(band + 1, h - 1) * w,
-        left, right, at_left, at_right, at_above, at_below,
-    )  # fmt: skip
+    left, right, at_left, at_right, at_above, at_below, inverse = taps_and_lengths(
+        gram + picture * 5 * N, band, row, end_row, column, h, w, H, W
+    )
     scores += picture * K * N
     upper_map = scores + band * w
     lower_map = scores + tl.minimum(band + 1, h - 1) * w
@@ -316,8 +323,9 @@ def masks_kernel(
     inside = (row < end_row)[:, None] & (element < pitch)[None, :]
     bit = tl.arange(0, 32)[None, None, :]
     for word in range(0, K):
-        upper, lower = along_rows(upper_map + word * N, lower_map + word * N, left, right, at_left, at_right)
-        value = at_above[:, None] * upper[None, :] + at_below[:, None] * lower[None, :]
+        value = interpolated(
+            upper_map + word * N, lower_map + word * N, left, right, at_left, at_right, at_above, at_below
+        )
         over = (value * inverse > least_cosine) & (column < W)[None, :]
         bits = tl.reshape(over.to(tl.int32), [ROWS, COLUMNS // 32, 32]) << bit
         tl.store(out, tl.sum(bits, axis=2), inside)
