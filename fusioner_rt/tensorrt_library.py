@@ -1,0 +1,112 @@
+"""TensorRT and TensorRT-RTX as one library: which module it is, and every call in which their versions differ.
+
+Looked up in the bindings of TensorRT 10.9, 10.16 and 11.4 and TensorRT-RTX 1.7 (tests/export/test_tensorrt_bindings.py):
+
+                                             10.9   10.16   11    RTX
+    networks typed by their graph             asked for     always asked for (the flag is there in all four)
+    plans for GPUs that are not here          -      -      -     set_compute_capability; none set: 8.0 and later
+    plans for later GPUs                      AMPERE_PLUS         see above
+    version-compatible plans, timing cache    yes    yes    yes   -
+    get_engine_validity, is_stream_capturable -      -      -     yes
+    create_runtime_config                     -      yes    yes   yes
+    runtime cache, CUDA graph strategy        -      -      -     yes, of the runtime configuration
+
+Alike in all: deserialize_cuda_engine(buffer), create_execution_context(strategy), set_device_memory(pointer, bytes),
+device_memory_size_v2, get_device_memory_size_for_profile_v2(index), tensors by name, execute_async_v3.
+"""
+
+import contextlib
+import importlib
+import threading
+from collections import deque
+from types import ModuleType
+from typing import Any
+
+from .errors import BackendUnavailable, one_line
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Python module by flavour; a flavour is also the name of the package that brings it, and of its backend."""
+LEAST = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 7)}
+"""The oldest version whose calls are those made here."""
+
+
+def load(flavour: str) -> ModuleType:
+    """The flavour's Python module. Raises BackendUnavailable where it is missing, broken or too old."""
+    install = f"install it: pip install {flavour}"
+    try:
+        module = importlib.import_module(MODULES[flavour])
+    except Exception as error:  # an ImportError, or whatever loading its libraries raises
+        raise BackendUnavailable(
+            f"backend {flavour}: the Python package {flavour} cannot be loaded ({one_line(error)}); {install}"
+        ) from None
+    if not hasattr(module, "Runtime"):  # a folder of that name on the path imports as well
+        raise BackendUnavailable(
+            f"backend {flavour}: the module {module.__name__} found here is not TensorRT; {install}"
+        )
+    least = LEAST[flavour]
+    if version(module)[: len(least)] < least:
+        raise BackendUnavailable(
+            f"backend {flavour}: version {module.__version__} is installed, {'.'.join(map(str, least))} or newer is "
+            f"needed; update it: pip install --upgrade {flavour}"
+        )
+    return module
+
+
+def version(trt: ModuleType) -> tuple[int, ...]:
+    """(11, 4, 0, 106)."""
+    return tuple(int(part) for part in trt.__version__.split(".") if part.isdecimal())
+
+
+class ErrorLog:
+    """What TensorRT logged as an error, by the one logger of a process: a second one would be ignored."""
+
+    def __init__(self, trt: ModuleType) -> None:
+        errors: deque[str] = deque(maxlen=20)
+        severe = trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR
+
+        class Logger(trt.ILogger):  # type: ignore[name-defined]
+            def log(self, severity: Any, msg: str) -> None:
+                with contextlib.suppress(Exception):  # called from C++, in whichever thread
+                    if severity in severe:
+                        errors.append(msg)
+
+        self._errors = errors
+        self.logger = Logger()
+
+    def take(self) -> str:
+        """The errors since the last call, in one line; "no reason given" without any."""
+        said = [one_line(Exception(self._errors.popleft())) for _ in range(len(self._errors))]
+        return "; ".join(dict.fromkeys(said)) or "no reason given"
+
+
+def error_log(trt: ModuleType) -> ErrorLog:
+    """The process's log of this flavour, made at the first call. Its `logger` is for Builder, OnnxParser and Runtime."""
+    with _lock:
+        if trt.__name__ not in _logs:
+            _logs[trt.__name__] = ErrorLog(trt)
+        return _logs[trt.__name__]
+
+
+_logs: dict[str, ErrorLog] = {}
+_lock = threading.Lock()
+
+
+def network_flags(trt: ModuleType) -> int:
+    """Creation flags of a network that computes in the types its graph has."""
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 1 << int(typed) if typed is not None else 0  # a version that knows no other mode need not name it
+
+
+def known_capabilities(trt: ModuleType) -> list[str]:
+    """Compute capabilities that plans can be built for without the GPU, such as "8.9"; none with full TensorRT."""
+    names = (name[2:] for name in dir(getattr(trt, "ComputeCapability", None)) if name.startswith("SM"))
+    return [f"{number[:-1]}.{number[-1]}" for number in sorted(names, key=int)]
+
+
+def set_capabilities(trt: ModuleType, config: Any, capabilities: list[str]) -> None:
+    """Build for these GPUs, each of `known_capabilities`; for none named, one plan for all from 8.0 on."""
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
+            config.set_compute_capability(member, index)
