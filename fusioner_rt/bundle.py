@@ -16,8 +16,10 @@ from .errors import (
     BundleVersionUnknown,
     FusionerError,
     ManifestInvalid,
+    SizeOutsideProfile,
 )
 from .files import write_atomically
+from .plans import Plan, read_plans
 from .preprocess import Preprocessing
 from .templates import check_templates
 
@@ -56,6 +58,7 @@ class Bundle:
     words: Profile
     batch: Profile
     size: Profile
+    plans: tuple[Plan, ...]
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Bundle":
@@ -79,6 +82,7 @@ class Bundle:
                 max_tokens=int(manifest["tokenizer"]["max_tokens"]),
                 preprocessing=Preprocessing.from_manifest(manifest["preprocessing"]),
                 **profiles,
+                plans=read_plans(folder, manifest.get("engines", [])),
             )
             if not isinstance(manifest["files"], dict):
                 raise TypeError("files is not an object")
@@ -90,6 +94,7 @@ class Bundle:
                 for names in (kernels["features"], kernels["targets"]):
                     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
                         raise TypeError("features or targets of kernels are no list of names")
+            files += [plan.file.relative_to(folder).as_posix() for plan in bundle.plans]
             for used in files:
                 if used not in manifest["files"]:
                     raise KeyError(f"{used} in files")
@@ -105,6 +110,10 @@ class Bundle:
     def graph(self, name: str) -> Path:
         """Where a graph of GRAPHS or LATER_GRAPHS lies."""
         return self.folder / self.manifest["graphs"][name]["file"]
+
+    def build_command(self, **cured: str | int) -> str:
+        """The command that builds this bundle again; see the function of that name."""
+        return build_command(self.folder, **cured)
 
     @property
     def tokenizer(self) -> Path:
@@ -140,7 +149,7 @@ class Bundle:
 def build_command(folder: Path, **cured: str | int) -> str:
     """The command that builds the bundle in `folder` again, with its own precision and profiles but those being cured.
 
-    cured: precision ("fp16" or "fp32"), sizes ("32,320,1024"), max_words, max_batch. What the manifest does not tell,
+    cured: precision ("fp16" or "fp32"), sizes ("32,320,1024"), max_words, max_batch, backend, profiles. What the manifest does not tell,
     because it is missing, damaged or of another version, is left to the command's defaults, in half precision. The
     checkpoint is named by its place in the command alone, as a bundle does not say where it came from; the
     demonstration's is the default, and for any other bundle it would build the wrong model.
@@ -153,15 +162,30 @@ def build_command(folder: Path, **cured: str | int) -> str:
             sizes = ",".join(str(int(profiles["size"][bound])) for bound in ("min", "opt", "max"))
             most = {f"max_{name}": int(profiles[name]["max"]) for name in ("words", "batch")}
             options = {"precision": precision, "sizes": sizes, **most}
+            if flavours := sorted({str(entry["flavour"]) for entry in manifest["engines"]}):
+                options["backend"] = flavours[0]  # a build makes plans of one flavour
     options |= cured
     parts = ["python export/build_engine.py"]
     if not any(folder.absolute().parts[-len(place.parts) :] == place.parts for place in _DEMONSTRATION):
         parts.append("--checkpoint CHECKPOINT")
     if options["precision"] == "fp16":
         parts.append("--fp16")
-    names = ("sizes", "max_words", "max_batch")
+    names = ("sizes", "max_words", "max_batch", "backend", "profiles")
     parts += [f"--{name.replace('_', '-')} {options[name]}" for name in names if name in options]
     return " ".join([*parts, "--out", shlex.quote(str(folder))])
+
+
+def input_size_of(bundle: Bundle, height: int, width: int, picture: str) -> tuple[int, int]:
+    """Network input (h, w) of a picture. picture: names it in messages. Raises SizeOutsideProfile."""
+    high, wide = bundle.preprocessing.input_size(height, width)
+    allowed = bundle.size
+    if not (allowed.min <= min(high, wide) and max(high, wide) <= allowed.max):
+        least, most = min(allowed.min, high, wide), max(allowed.max, high, wide)
+        raise SizeOutsideProfile(
+            f"{picture}: needs a network input of {wide}x{high}, the bundle in {bundle.folder} was built for edges of "
+            f"{allowed.min} to {allowed.max}; rebuild it: {bundle.build_command(sizes=f'{least},{allowed.opt},{most}')}"
+        )
+    return high, wide
 
 
 def rebuild(folder: Path) -> str:

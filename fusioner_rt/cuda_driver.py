@@ -1,13 +1,14 @@
 """The CUDA driver through cuda-bindings: every return code is read, memory and streams are given back."""
 
 import contextlib
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from .errors import BackendUnavailable, CudaFailed, one_line
+from .errors import BackendUnavailable, CudaFailed, GpuMemoryShort, one_line
 
 INSTALL = "install NVIDIA's driver, and pip install 'fusioner-rt[tensorrt-rtx]' or '[gpu]' for cuda-bindings"
 
@@ -42,7 +43,8 @@ class Driver:
             ) as error:  # cuda-bindings raises where there is no driver library, or one without this call
                 raise BackendUnavailable(f"{name}: {one_line(error)}; {INSTALL}") from None
             if int(code):
-                raise CudaFailed(f"{name} failed: {self._explained(code)}")
+                short = code == self.bindings.CUresult.CUDA_ERROR_OUT_OF_MEMORY
+                raise (GpuMemoryShort if short else CudaFailed)(f"{name} failed: {self._explained(code)}")
             return results[0] if len(results) == 1 else tuple(results)
 
         setattr(self, name, checked)
@@ -96,6 +98,12 @@ class Device:
         finally:
             self.driver.cuCtxPopCurrent()
 
+    @property
+    def free_bytes(self) -> int:
+        """Memory that nobody uses now."""
+        with self.current():
+            return int(self.driver.cuMemGetInfo()[0])
+
     def close(self) -> None:
         """Closing twice is fine."""
         if self._context is not None:
@@ -127,6 +135,89 @@ class Stream:
                 self._device.driver.cuStreamSynchronize(self.handle)
             finally:
                 self._device.driver.cuStreamDestroy(self.handle)
+
+
+class PinnedArray:
+    """A numpy array in page-locked memory, which a GPU copies from and to without the CPU. `close` frees it."""
+
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: str) -> None:
+        self._device = device
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with device.current():
+            self.pointer = int(device.driver.cuMemHostAlloc(size, 0))
+        self.array = (
+            np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.pointer)).view(dtype).reshape(shape)
+        )
+
+    def close(self) -> None:
+        """The array must not be used any more; closing twice is fine."""
+        if self.pointer:
+            pointer, self.pointer = self.pointer, 0
+            del self.array
+            with self._device.current():
+                self._device.driver.cuMemFreeHost(pointer)
+
+
+class Event:
+    """A point in a stream's work that other streams can wait for."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        with device.current():
+            flag = device.driver.bindings.CUevent_flags.CU_EVENT_DISABLE_TIMING
+            self._handle: Any = device.driver.cuEventCreate(int(flag))
+
+    def record(self, stream: int) -> None:
+        """Mark what `stream` has been given so far."""
+        with self._device.current():
+            self._device.driver.cuEventRecord(self._handle, stream)
+
+    def hold(self, stream: int) -> None:
+        """What `stream` is given from now on waits for what was marked last; for nothing if nothing was."""
+        with self._device.current():
+            self._device.driver.cuStreamWaitEvent(stream, self._handle, 0)
+
+    def close(self) -> None:
+        """Closing twice is fine."""
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            with self._device.current():
+                self._device.driver.cuEventDestroy(handle)
+
+
+class Graph:
+    """Work that was recorded once and is launched as a whole (a CUDA graph). Its buffers must stay where they are."""
+
+    def __init__(self, device: Device, stream: int, record: Callable[[], None]) -> None:
+        """record: gives `stream` its work; nothing of it runs yet. Raises CudaFailed where it cannot be recorded."""
+        self._device, driver = device, device.driver
+        self._executable: Any = None
+        mode = driver.bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        with device.current():
+            driver.cuStreamBeginCapture(stream, mode)
+            try:
+                record()
+            except BaseException:
+                with contextlib.suppress(CudaFailed):  # the capture is broken, and says so again
+                    driver.cuGraphDestroy(driver.cuStreamEndCapture(stream))
+                raise
+            graph = driver.cuStreamEndCapture(stream)
+            try:
+                self._executable = driver.cuGraphInstantiate(graph, 0)
+            finally:
+                driver.cuGraphDestroy(graph)
+
+    def launch(self, stream: int) -> None:
+        """Returns at once, the stream does the work. One launch after another: they share their buffers."""
+        with self._device.current():
+            self._device.driver.cuGraphLaunch(self._executable, stream)
+
+    def close(self) -> None:
+        """No launch may still be running; closing twice is fine."""
+        if self._executable is not None:
+            executable, self._executable = self._executable, None
+            with self._device.current():
+                self._device.driver.cuGraphExecDestroy(executable)
 
 
 class Memory:

@@ -111,6 +111,30 @@ class KernelsUnusable(FusionerError):
     exit_code = 36
 
 
+class PlanMissing(FusionerError):
+    """The bundle holds no TensorRT plan of the flavour asked for."""
+
+    exit_code = 37
+
+
+class PlanForAnotherGpu(FusionerError):
+    """A TensorRT plan was built for GPUs of another compute capability."""
+
+    exit_code = 38
+
+
+class PlanForAnotherVersion(FusionerError):
+    """A TensorRT plan was built with another version than the one installed."""
+
+    exit_code = 39
+
+
+class PlanUnusable(FusionerError):
+    """TensorRT does not load a plan, cannot run it, or it is not the plan of the graph the manifest says."""
+
+    exit_code = 44
+
+
 class BackendUnavailable(FusionerError):
     """The backend asked for is unknown, not installed, or fell back to another silently."""
 
@@ -118,7 +142,7 @@ class BackendUnavailable(FusionerError):
 
 
 class SizeOutsideProfile(FusionerError):
-    """A network input larger or smaller than the bundle's profile was built for."""
+    """A network input, or words and pictures together, outside what the bundle or its plan was built for."""
 
     exit_code = 41
 
@@ -127,6 +151,12 @@ class CudaFailed(FusionerError):
     """A call of the CUDA driver returned an error."""
 
     exit_code = 42
+
+
+class GpuMemoryShort(CudaFailed):
+    """The GPU has too little free memory."""
+
+    exit_code = 45
 
 
 class DeviceArrayInvalid(FusionerError):

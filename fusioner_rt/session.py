@@ -4,19 +4,19 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from .bundle import Bundle, build_command, find_bundle
-from .errors import GraphUnusable, SizeOutsideProfile, UsageError
-from .mask_head import MaskHead, cores
-from .onnxruntime_backend import Backend, Graph, OnnxRuntime
+from .backends import Backend, open_executor
+from .bundle import Bundle, find_bundle, input_size_of
+from .errors import UsageError
+from .executor import Clock, Mode, Request, Waiting
 from .pictures import PIXEL_LIMIT, Picture, decode, describe
 from .segmentation import STAGES, Segmentation
 from .templates import check_templates
@@ -24,13 +24,13 @@ from .text_cache import TextCache, default_folder
 from .vocabulary import TextEncoder, Vocabulary
 from .words import check_count, parse_words
 
-Mode = Literal["joint", "independent"]
+if TYPE_CHECKING:
+    from .device_segmentation import DeviceSegmentation
+
 MODES = ("joint", "independent")
 KEPT_LIMIT = 4_000_000_000
 """Most bytes of probabilities that one `segment` call keeps."""
 
-# Many small calls, which the mask head makes from threads of its own, and whose float32 must be float32 (not TF32).
-_LOADED: dict[str, dict[str, Any]] = {"mask_tiles": {"threads": 1, "on_cpu": True}}
 _WAITING = 32  # pictures of a list that may wait for others of their input size
 
 
@@ -50,37 +50,28 @@ class Session:
         threads: int | None = None,
     ) -> None:
         """bundle: its folder; by default $FUSIONER_ENGINE, ./engines/demo or ./models/demo/bundle, the first there is.
-        backend: auto, onnxruntime, onnxruntime-cpu or onnxruntime-cuda; `backend` tells what became of it.
+        backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or onnxruntime for the better of the
+            last two; `backend` tells what became of it.
         cache: folder for word vectors, by default $FUSIONER_CACHE or the user's cache folder; False for memory alone.
         threads: CPU threads per graph, by default one per core.
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing, BundleFileAltered,
-        BackendUnavailable, GraphUnusable, UsageError.
+        BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
+        PlanForAnotherVersion, PlanUnusable, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for one per core")
         self.bundle = Bundle.open(find_bundle(bundle))
-        self._runtime = OnnxRuntime(backend, threads)
-        self._graphs: dict[str, Graph] = {}
-        self._loading = threading.Lock()
+        folder = None if cache is False else Path(cache) if cache is not None else default_folder()
+        self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
+        self._closing = threading.Lock()
         self._closed = False
         self._vocabulary: Vocabulary | None = None
-        folder = None if cache is False else Path(cache) if cache is not None else default_folder()
-        self._text = TextEncoder(self.bundle, lambda: self._graph("text"), TextCache(folder))
-        self._labels = "mask_tiles" if "mask_tiles" in self.bundle.manifest["graphs"] else "mask_labels"
-        self._mask_head = MaskHead(
-            lambda inputs: self._graph("mask_scores")(inputs),
-            lambda inputs: self._graph("mask_labels")(inputs),
-            lambda inputs: self._graph("mask_probabilities")(inputs),
-            (lambda inputs: self._graph("mask_tiles")(inputs)) if self._labels == "mask_tiles" else None,
-            threads or cores(),
-        )
-        for name in ("image_fusion", "mask_scores", self._labels):  # the others wait until they are needed
-            self._graphs[name] = self._runtime.load(self.bundle.graph(name), **_LOADED.get(name, {}))
+        self._text = TextEncoder(self.bundle, self._executor.text, TextCache(folder))
 
     @property
     def backend(self) -> Backend:
-        """Requested and effective backend, and why."""
-        return self._runtime.backend
+        """Requested and effective backend, why, and what kept better ones from being taken."""
+        return self._backend
 
     @property
     def text_encoder_calls(self) -> int:
@@ -95,7 +86,7 @@ class Session:
     @property
     def notes(self) -> list[str]:
         """What did not go as it should and was worked around, one sentence each."""
-        return [note for note in (self._text.cache.note,) if note]
+        return [note for note in (self._text.cache.note, *self._executor.notes) if note]
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -166,30 +157,25 @@ class Session:
             if vocabulary is None:
                 raise UsageError('no words were given; pass words="cat, sofa" or call set_vocabulary first')
 
+        request = Request(vocabulary.vectors, float(threshold), mode, probabilities)
         results: dict[int, Segmentation] = {}
         decoded: dict[int, np.ndarray] = {}
-        waiting: dict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)  # inputs by shape, then by picture
-        fuse = self._fuse_jointly if mode == "joint" else self._fuse_independently
+        groups: dict[Hashable, dict[int, Waiting]] = defaultdict(dict)
         most = self.bundle.batch.max if mode == "joint" else 1
 
-        def run(inputs: dict[int, np.ndarray]) -> None:
-            members = list(inputs)
-            pixels = np.stack(list(inputs.values()))
-            for index, maps in zip(members, fuse(pixels, vocabulary, watch, members), strict=True):
-                rgb = decoded.pop(index)
-                with watch("mask_head", index):
-                    labels, confidence, every = self._resolve(
-                        maps, size or _edges(rgb), float(threshold), mode, probabilities
-                    )
+        def run(group: dict[int, Waiting]) -> None:
+            members = list(group)
+            answers = self._executor.run(list(group.values()), request, watch.of(members))
+            for index, answer in zip(members, answers, strict=True):
                 results[index] = Segmentation(
                     words=vocabulary.words,
-                    labels=labels,
-                    confidence=confidence,
-                    picture=rgb,
+                    labels=answer.labels,
+                    confidence=answer.confidence,
+                    picture=decoded.pop(index),
                     timing=watch.milliseconds(index),
                     threshold=float(threshold),
                     mode=mode,
-                    probabilities=every,
+                    probabilities=answer.probabilities,
                 )
 
         kept = 0
@@ -198,29 +184,60 @@ class Session:
                 rgb = decode(one)
                 if isinstance(one, np.ndarray) and np.may_share_memory(rgb, one):
                     rgb = rgb.copy()  # the caller may fill the array with the next frame
+            height, width = size or _edges(rgb)
             if probabilities:
-                height, width = size or _edges(rgb)
                 kept += len(vocabulary.words) * height * width * 4
                 _check_kept(kept, len(vocabulary.words), height, width)
             with watch("preprocess", index):
-                prepared = self._prepare(rgb, one)
+                input_size = input_size_of(self.bundle, *_edges(rgb), describe(one))
+                waiting = Waiting(self._executor.prepare(rgb, input_size), input_size, (height, width))
             decoded[index] = rgb
-            waiting[prepared.shape][index] = prepared
-            if len(waiting[prepared.shape]) == most:
-                run(waiting.pop(prepared.shape))
-            elif sum(map(len, waiting.values())) >= max(_WAITING, most):
-                run(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
-        while waiting:
-            run(waiting.pop(next(iter(waiting))))
+            group = self._executor.group(waiting)
+            groups[group][index] = waiting
+            if len(groups[group]) == most:
+                run(groups.pop(group))
+            elif sum(map(len, groups.values())) >= max(_WAITING, most):
+                run(groups.pop(max(groups, key=lambda key: len(groups[key]))))
+        while groups:
+            run(groups.pop(next(iter(groups))))
         ordered = [results[index] for index in range(len(pictures))]
         return ordered if many else ordered[0]
 
+    def segment_on_device(
+        self,
+        picture: Any,
+        words: str | Iterable[str] | None = None,
+        size: tuple[int, int] | None = None,
+        threshold: float = 0.5,
+        stream: int = 0,
+        out: tuple[Any, Any] | None = None,
+    ) -> "DeviceSegmentation":
+        """Masks for pictures that lie in GPU memory, without a copy to the host: for TensorRT backends.
+
+        picture: (H, W, 3) or (B, H, W, 3) uint8 RGB, contiguous, with `__cuda_array_interface__` or `__dlpack__`.
+        words, size, threshold: as in `segment`; words are fused jointly.
+        stream: a CUDA stream's handle. Its work is waited for, and it is given this work; the call returns at once.
+        out: labels (H, W) or (B, H, W) uint16 and confidence of that shape, float32, to be filled: then a call
+            allocates nothing. By default new arrays.
+
+        `picture` and `out` must live until the stream is done. A picture in which features are no numbers has a
+        confidence that is none. Raises DeviceArrayInvalid, BackendUnavailable, CudaFailed and as `segment`.
+        """
+        from .device_segmentation import segment_on_device
+
+        self._check_open()
+        size = _check_options(size, threshold, "joint")
+        vocabulary = self._vocabulary if words is None else self._encode(words, None)
+        if vocabulary is None:
+            raise UsageError('no words were given; pass words="cat, sofa" or call set_vocabulary first')
+        request = Request(vocabulary.vectors, float(threshold), "joint", False)
+        return segment_on_device(self._executor, self.bundle, picture, vocabulary.words, request, size, stream, out)
+
     def close(self) -> None:
-        """Give the graphs' memory back, and end the threads. A closed session raises UsageError when used; closing twice is fine."""
-        with self._loading:
+        """Give the engines' memory back, and end the threads. A closed session raises UsageError when used; closing twice is fine."""
+        with self._closing:
             self._closed = True
-            self._graphs.clear()
-        self._mask_head.close()
+        self._executor.close()
 
     def __enter__(self) -> "Session":
         return self
@@ -229,15 +246,6 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _graph(self, name: str) -> Graph:
-        with self._loading:
-            self._check_open()
-            if name not in self._graphs:
-                path = self.bundle.graph(name)
-                content = self.bundle.read_again(path)
-                self._graphs[name] = self._runtime.load(path, content, **_LOADED.get(name, {}))
-            return self._graphs[name]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -249,66 +257,6 @@ class Session:
         check_count(parsed, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
         return self._text.encode(parsed, chosen)
-
-    def _prepare(self, rgb: np.ndarray, source: Picture) -> np.ndarray:
-        height, width = self.bundle.preprocessing.input_size(*rgb.shape[:2])
-        allowed = self.bundle.size
-        if not (allowed.min <= min(height, width) and max(height, width) <= allowed.max):
-            least, most = min(allowed.min, height, width), max(allowed.max, height, width)
-            raise SizeOutsideProfile(
-                f"{describe(source)}: needs a network input of {width}x{height}, the bundle in {self.bundle.folder} "
-                f"was built for edges of {allowed.min} to {allowed.max}; rebuild it: "
-                + build_command(self.bundle.folder, sizes=f"{least},{allowed.opt},{most}")
-            )
-        return self.bundle.preprocessing(rgb, (height, width))
-
-    def _fuse_jointly(
-        self, pixels: np.ndarray, vocabulary: Vocabulary, watch: "_Stopwatch", members: list[int]
-    ) -> list["_Maps"]:
-        """pixels: (B, 3, h, w). Returns B pairs of scores (1, K, h', w') and gram (1, 5, h', w')."""
-        words = np.repeat(vocabulary.vectors[None], len(pixels), axis=0)
-        with watch("image_fusion", *members):
-            fused = self._graph("image_fusion")({"pixels": pixels, "words": words})
-        with watch("mask_head", *members):
-            scores, gram = self._maps(fused)
-        return [(scores[index : index + 1], gram[index : index + 1]) for index in range(len(pixels))]
-
-    def _fuse_independently(
-        self, pixels: np.ndarray, vocabulary: Vocabulary, watch: "_Stopwatch", members: list[int]
-    ) -> list["_Maps"]:
-        """pixels: (1, 3, h, w). Returns one pair of scores (K, 1, h', w') and gram (K, 5, h', w')."""
-        parts = []
-        for start in range(0, len(vocabulary.words), self.bundle.batch.max):
-            words = vocabulary.vectors[start : start + self.bundle.batch.max, None]
-            with watch("image_fusion", *members):
-                fused = self._graph("image_fusion")({"pixels": pixels, "words": words})
-            with watch("mask_head", *members):
-                parts.append(self._maps(fused))
-        return [(np.concatenate([scores for scores, _ in parts]), np.concatenate([gram for _, gram in parts]))]
-
-    def _maps(self, fused: dict[str, np.ndarray]) -> "_Maps":
-        scores, gram = self._mask_head.maps(fused["features"], fused["refined"])
-        if not (np.isfinite(scores).all() and np.isfinite(gram).all()):
-            raise GraphUnusable(
-                f"{self.bundle.graph('image_fusion')}: computed values that are not finite, as {self.bundle.precision} "
-                "may on some machines; rebuild it without --fp16: "
-                + build_command(self.bundle.folder, precision="fp32")
-            )
-        return scores, gram
-
-    def _resolve(
-        self, maps: "_Maps", size: tuple[int, int], threshold: float, mode: str, probabilities: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Labels (H, W), confidence (H, W) and, where asked for, probabilities (K, H, W)."""
-        head = self._mask_head
-        resolve = head.labels if mode == "joint" else head.independent_labels
-        labels, confidence = resolve(*maps, size, threshold)
-        if not probabilities:
-            return labels, confidence, None
-        return labels, confidence, head.probabilities(*maps, size).reshape(-1, *size)
-
-
-_Maps: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class _Stopwatch:
@@ -327,6 +275,10 @@ class _Stopwatch:
             part = seconds / (len(members) or len(self._seconds))
             self._seconds[index][stage] += part
             self._seconds[index]["total"] += part
+
+    def of(self, members: list[int]) -> Clock:
+        """A clock for a group of the call's pictures, which it knows by their places in the group."""
+        return lambda stage, *places: self(stage, *(members[place] for place in places or range(len(members))))
 
     def milliseconds(self, index: int) -> dict[str, float]:
         return {stage: round(seconds * 1000, 3) for stage, seconds in self._seconds[index].items()}

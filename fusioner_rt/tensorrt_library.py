@@ -19,10 +19,20 @@ import contextlib
 import importlib
 import threading
 from collections import deque
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import BackendUnavailable, one_line
+from .errors import (
+    BackendUnavailable,
+    FusionerError,
+    GpuMemoryShort,
+    PlanForAnotherGpu,
+    PlanForAnotherVersion,
+    PlanUnusable,
+    one_line,
+)
+from .files import write_atomically
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Python module by flavour; a flavour is also the name of the package that brings it, and of its backend."""
@@ -110,3 +120,86 @@ def set_capabilities(trt: ModuleType, config: Any, capabilities: list[str]) -> N
         for index, capability in enumerate(capabilities):
             member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
             config.set_compute_capability(member, index)
+
+
+def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: str) -> None:
+    """TensorRT's own look at a plan before it is loaded, where this version has one (RTX). what: names it in messages.
+
+    Raises PlanForAnotherVersion, PlanForAnotherGpu, GpuMemoryShort or PlanUnusable.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    validity, diagnostics = runtime.get_engine_validity(content)
+    if validity != trt.EngineValidity.INVALID:
+        return
+    found = trt.EngineInvalidityDiagnostics
+    kinds: list[tuple[Any, type[FusionerError], str]] = [
+        (found.VERSION_MISMATCH, PlanForAnotherVersion, f"was built with another version than {trt.__version__}"),
+        (found.UNSUPPORTED_CC, PlanForAnotherGpu, "was built for other GPUs than this one"),
+        (found.INSUFFICIENT_GPU_MEMORY, GpuMemoryShort, "needs more memory than this GPU has free"),
+        (found.OLD_CUDA_DRIVER, PlanUnusable, "needs a newer NVIDIA driver"),
+        (found.OLD_CUDA_RUNTIME, PlanUnusable, "needs a newer CUDA runtime"),
+        (found.MALFORMED_ENGINE, PlanUnusable, "is no plan, or a damaged one"),
+    ]
+    for flag, kind, said in kinds:
+        if int(diagnostics) & int(flag):
+            raise kind(f"{what}: {said}; {cure}")
+    raise PlanUnusable(f"{what}: TensorRT calls it invalid (diagnostics {int(diagnostics)}); {cure}")
+
+
+class RuntimeCache:
+    """The kernels TensorRT-RTX compiled on a machine, kept in a file between processes; other flavours have none.
+
+    note: what went wrong with the file, or None. A file of another driver, GPU or version is started afresh.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """path: None keeps nothing."""
+        self.path = path
+        self.note: str | None = None
+        self._cache: Any = None
+        self._kept = b""
+
+    def of(self, config: Any) -> Any:
+        """The cache for a runtime configuration, read from the file the first time."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            with contextlib.suppress(OSError):
+                if self.path is not None:
+                    content = self.path.read_bytes()
+                    if content and self._cache.deserialize(content):
+                        self._kept = content
+        return self._cache
+
+    def save(self) -> None:
+        """Write what was compiled since, whole or not at all."""
+        if self.path is None or self._cache is None:
+            return
+        content = bytes(self._cache.serialize())
+        if content == self._kept:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, lambda stream: stream.write(content))
+            self._kept, self.note = content, None
+        except OSError as error:
+            self.note = (
+                f"what TensorRT-RTX compiled cannot be kept in {self.path} ({error.strerror or error}): the next process "
+                "compiles again; name a writable folder with --cache, cache= or FUSIONER_CACHE"
+            )
+
+
+def create_context(trt: ModuleType, engine: Any, cache: RuntimeCache | None) -> Any:
+    """An execution context that works in memory given to it. TensorRT-RTX compiles for its very shapes, and at once:
+    what a captured graph holds is not replaced later.
+    """
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the whole path is captured, not the engine alone
+    if cache is not None:
+        config.set_runtime_cache(cache.of(config))
+    return engine.create_execution_context(config)

@@ -242,7 +242,7 @@ def test_bad_options(fails: Fails, photo: Path, capsys: pytest.CaptureFixture[st
     assert "within 0..1" in fails(photo, 2, threshold="nan")
     assert "480x640" in fails(photo, 2, size="large")
     assert "at least 1" in fails(photo, 2, size="0x5")
-    assert "does not run TensorRT" in fails(photo, 40, backend="tensorrt")
+    assert "holds no TensorRT plan" in fails(photo, 37, backend="tensorrt")
     with pytest.raises(SystemExit) as stop:
         main(["segment", str(photo)])
     assert stop.value.code == 2

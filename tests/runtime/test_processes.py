@@ -21,7 +21,7 @@ with Session(sys.argv[1]) as session:
     result.overlay(), result.to_coco(), result.scores
     print(json.dumps({"calls": session.text_encoder_calls, "sum": float(result.confidence.sum(dtype=float)),
                       "modules": sorted({name.split(".")[0] for name in sys.modules}),
-                      "loaded": sorted(session._graphs)}))
+                      "loaded": sorted(session._executor._graphs.graphs)}))
 """
 
 

@@ -19,6 +19,7 @@ from fusioner_rt.errors import (
     FusionerError,
     GraphUnusable,
     PictureMissing,
+    PlanMissing,
     SizeOutsideProfile,
     TemplatesInvalid,
     TooManyWords,
@@ -76,7 +77,7 @@ def test_the_whole_path_is_what_the_paper_defines(session: Session) -> None:
     result = session.segment(picture, WORDS, size=(33, 58), probabilities=True)
     vectors = session._encode(WORDS, None).vectors
     pixels = session.bundle.preprocessing(picture)[None]
-    fused = session._graph("image_fusion")({"pixels": pixels, "words": vectors[None]})
+    fused = session._executor._graphs("image_fusion")({"pixels": pixels, "words": vectors[None]})
     features = upsampled(fused["features"][0].astype(np.float64), (33, 58))
     features /= np.linalg.norm(features, axis=2, keepdims=True)
     words = fused["refined"][0].astype(np.float64)
@@ -120,13 +121,13 @@ def test_a_list_gives_what_its_pictures_give_alone_in_their_order(session: Sessi
 def test_batches_keep_within_the_profile(changed_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = changed_bundle(profiles={"batch": {"min": 1, "opt": 1, "max": 3}})
     with Session(folder, cache=False) as session:
-        graph, sizes = session._graph("image_fusion"), []
+        graph, sizes = session._executor._graphs("image_fusion"), []
 
         def spy(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             sizes.append((len(inputs["pixels"]), *inputs["words"].shape[:2]))
             return graph(inputs)
 
-        monkeypatch.setitem(session._graphs, "image_fusion", spy)  # type: ignore[arg-type]
+        monkeypatch.setitem(session._executor._graphs.graphs, "image_fusion", spy)
         session.segment([scene(50, 50, seed) for seed in range(7)], WORDS)
         assert sizes == [(3, 3, 3), (3, 3, 3), (1, 1, 3)]
         sizes.clear()
@@ -195,7 +196,7 @@ def test_known_words_never_reach_the_text_encoder_again(tiny_bundle: Path, pictu
     with Session(tiny_bundle) as second:
         two = second.segment(picture, WORDS)
         assert second.text_encoder_calls == 0
-        assert "text" not in second._graphs
+        assert "text" not in second._executor._graphs.graphs
     np.testing.assert_array_equal(one.labels, two.labels)
     np.testing.assert_array_equal(one.confidence, two.confidence)
 
@@ -334,14 +335,14 @@ def test_a_graph_that_computes_no_numbers_is_found_out(
     tiny_bundle: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Session(tiny_bundle, cache=False) as session:
-        graph = session._graph("image_fusion")
+        graph = session._executor._graphs("image_fusion")
 
         def overflowing(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             outputs = graph(inputs)
             outputs["features"][0, 0, 0, 0] = np.inf
             return outputs
 
-        monkeypatch.setitem(session._graphs, "image_fusion", overflowing)  # type: ignore[arg-type]
+        monkeypatch.setitem(session._executor._graphs.graphs, "image_fusion", overflowing)
         with pytest.raises(GraphUnusable, match="without --fp16"):
             session.segment(picture, "cat")
 
@@ -378,8 +379,10 @@ def test_a_bad_picture_in_a_list_is_named(session: Session, picture: np.ndarray)
 
 
 def test_sessions_that_cannot_be_opened(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendUnavailable, match="does not run TensorRT"):
+    with pytest.raises(PlanMissing, match=r"holds no TensorRT plan.*--backend tensorrt "):
         Session(tiny_bundle, backend="tensorrt")
+    with pytest.raises(BackendUnavailable, match="'abacus' is unknown; choose one of auto, "):
+        Session(tiny_bundle, backend="abacus")
     with pytest.raises(UsageError, match="threads"):
         Session(tiny_bundle, threads=0)
     monkeypatch.chdir(tmp_path)
@@ -425,7 +428,7 @@ def test_probabilities_beyond_memory_are_refused_before_anything_is_computed(
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setitem(session._graphs, "image_fusion", never)  # type: ignore[arg-type]
+        patch.setitem(session._executor._graphs.graphs, "image_fusion", never)
         says = r"10 words at 11000x11000.* 4\.8 GB, at most 4 GB.*smaller size.*fewer words"
         with pytest.raises(UsageError, match=says):
             session.segment(picture, list("abcdefghij"), size=(11_000, 11_000), probabilities=True)
@@ -441,7 +444,7 @@ def test_a_list_holds_a_bounded_number_of_inputs(session: Session, monkeypatch: 
     monkeypatch.setattr("fusioner_rt.session._WAITING", most + 1)
     sizes = [(side, 200 - side) for side in range(40, 120, 10)] * 3
     events: list[str] = []
-    graph, prepare = session._graph("image_fusion"), session._prepare
+    graph, prepare = session._executor._graphs("image_fusion"), session._executor.prepare
 
     def fuse(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         events.append("-" * len(inputs["pixels"]))
@@ -451,8 +454,8 @@ def test_a_list_holds_a_bounded_number_of_inputs(session: Session, monkeypatch: 
         events.append("+")
         return prepare(*arguments)
 
-    monkeypatch.setitem(session._graphs, "image_fusion", fuse)  # type: ignore[arg-type]
-    monkeypatch.setattr(session, "_prepare", prepared)
+    monkeypatch.setitem(session._executor._graphs.graphs, "image_fusion", fuse)
+    monkeypatch.setattr(session._executor, "prepare", prepared)
     results = session.segment([scene(*size) for size in sizes], "cat")
     assert [result.labels.shape for result in results] == sizes
     story = "".join(events)

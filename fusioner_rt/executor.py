@@ -1,0 +1,71 @@
+"""What runs a bundle: the contract between `Session` and a backend, and what both sides pass through it."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+
+Mode = Literal["joint", "independent"]
+TextGraph: TypeAlias = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked of every picture of a call. vectors: (K, t) float32, the same object while words stay the same."""
+
+    vectors: np.ndarray
+    threshold: float
+    mode: Mode
+    probabilities: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """labels: (H, W) uint16. confidence: (H, W) float32. probabilities: (K, H, W) float32, or None if not asked for."""
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    probabilities: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A picture of a call, ready to run. prepared: what `Executor.prepare` made of it.
+
+    input_size: (h, w) of the network's input. size: (H, W) of its label map.
+    """
+
+    prepared: np.ndarray
+    input_size: tuple[int, int]
+    size: tuple[int, int]
+
+
+class Clock(Protocol):
+    """Times a stage (of `segmentation.STAGES`) for pictures, by their place in the group being run, or for all."""
+
+    def __call__(self, stage: str, *members: int) -> AbstractContextManager[None]: ...
+
+
+class Executor(Protocol):
+    """Threads may share one. Errors are FusionerError."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What did not go as it should and was worked around, one sentence each."""
+
+    def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
+        """What of a picture (H, W, 3) uint8 is kept until it is run; it may be the picture itself."""
+
+    def group(self, waiting: Waiting) -> Hashable:
+        """Pictures with the same value may be run together, as many as the bundle's largest batch."""
+
+    def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
+        """One answer per picture, in order."""
+
+    def text(self) -> TextGraph:
+        """The text graph, loaded when first asked for."""
+
+    def close(self) -> None:
+        """Give everything back; closing twice is fine."""

@@ -1,0 +1,242 @@
+"""From pictures to labels on a GPU: one plan of buffers and one CUDA graph per combination of shapes.
+
+    picture uint8 ─ resize, normalise ─► pixels ─ engine ─► features, refined ─ measure, maps ─► scores, gram ─► labels
+
+A path is made once (buffers, context, a first run in which TensorRT readies its kernels, the recording) and then only
+launched: a call allocates nothing on the GPU, and the CPU's part is one launch.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cuda_driver import Device, Event, Graph, Memory, PinnedArray, Stream
+from .cuda_mask_head import CudaMaskHead, DeviceArray
+from .cuda_preprocess import CudaPreprocess
+from .errors import CudaFailed, GpuMemoryShort
+from .tensorrt_engine import Engine
+
+_ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a path is made for.
+
+    pictures: P, beside batch B vocabularies of `words` words each: P = B, or 1 where a picture meets B vocabularies.
+    picture: (H, W) of the pictures. input: (h, w) of the network's. size: (H, W) of the label maps, or None for a path
+    that ends at the low-resolution maps. threshold: of the labels. host: whether pictures come from host memory and
+    results go there.
+    """
+
+    pictures: int
+    batch: int
+    words: int
+    picture: tuple[int, int]
+    input: tuple[int, int]
+    size: tuple[int, int] | None
+    threshold: float
+    host: bool
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """What all paths of a session share."""
+
+    device: Device
+    engine: Engine
+    preprocess: CudaPreprocess
+    mask_head: CudaMaskHead
+
+
+class Path:
+    """One path. Used by one caller at a time; `GpuPaths` sees to that. Raises GpuMemoryShort, CudaFailed, PlanUnusable.
+
+    note: why the path is not a graph, where it could not be recorded: it is then given to the stream step by step.
+    """
+
+    def __init__(self, machinery: Machinery, shape: Shape) -> None:
+        self.shape, self.note = shape, ""
+        self._machinery, self._device = machinery, machinery.device
+        self._vectors: np.ndarray | None = None
+        with contextlib.ExitStack() as stack:  # what was made is given back where a later step fails
+            self._stream = stack.enter_context(Stream(self._device))
+            self._plan = machinery.preprocess.plan(*shape.picture, shape.input)
+            engine = machinery.engine
+            inputs = {
+                "pixels": (shape.pictures, 3, *shape.input),
+                "words": (shape.batch, shape.words, engine.profiles[0]["words"].most[-1]),
+            }
+            self._context = engine.context(inputs, self._stream.handle)
+            self.arrays, self.bytes = self._layout(inputs)
+            memory = stack.enter_context(self._allocated())
+            self.arrays = {name: _moved(array, memory.pointer) for name, array in self.arrays.items()}
+            tables = self.arrays["tables"]
+            self._upload(tables, self._plan.tables)
+            self._pinned: dict[str, PinnedArray] = {}
+            for name in self._host_names():
+                array = self.arrays[name]
+                pinned = PinnedArray(self._device, array.shape, array.dtype)
+                stack.callback(pinned.close)
+                self._pinned[name] = pinned
+            self._event = Event(self._device)
+            stack.callback(self._event.close)
+            tensors = ("pixels", "words", "features", "refined")
+            self._context.place(
+                {name: self.arrays[name].pointer for name in tensors}, self.arrays["activations"].pointer
+            )
+            self._graph: Graph | None = None
+            self._record()
+            if self._graph is not None:
+                stack.callback(self._graph.close)
+            self._owned = stack.pop_all()
+
+    def run(self, pictures: Sequence[np.ndarray], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """pictures: P of (H, W, 3) uint8. vectors: (B, K, t) float32; the same object means the same words as before.
+
+        Returns new arrays: labels (B, H, W) uint16 and confidence (B, H, W) float32, or scores (B, K, h, w) and gram
+        (B, 5, h, w) float32 where the shape has no size.
+        """
+        stream = self._stream.handle
+        staged = self._pinned["picture"].array
+        for index, picture in enumerate(pictures):
+            staged[index] = picture
+        self._set_words(vectors, stream)
+        self._launch(stream)
+        self._stream.wait()
+        return {name: pinned.array.copy() for name, pinned in self._pinned.items() if name != "picture"}
+
+    def run_on(self, stream: int, picture: DeviceArray, vectors: np.ndarray, out: dict[str, DeviceArray]) -> None:
+        """picture: (P, H, W, 3) uint8 on this GPU. out: labels and confidence, as `run` returns them, on this GPU.
+
+        Returns at once: `stream` does the work, after what it was given before.
+        """
+        self._event.hold(stream)  # what another stream was last given with these buffers
+        self._set_words(vectors, stream)
+        self._copy(self.arrays["picture"], picture, stream)
+        self._launch(stream)
+        for name, array in out.items():
+            self._copy(array, self.arrays[name], stream)
+        self._event.record(stream)
+
+    def close(self) -> None:
+        """Wait for what was launched, and give everything back; closing twice is fine."""
+        owned, self._owned = self._owned, contextlib.ExitStack()
+        with owned:
+            if self._context is not None:
+                self._event.hold(self._stream.handle)
+                self._stream.wait()
+                self._context = None  # type: ignore[assignment]
+
+    def _layout(self, inputs: dict[str, tuple[int, ...]]) -> tuple[dict[str, DeviceArray], int]:
+        """Every buffer at its offset in one piece of memory, and the piece's bytes."""
+        shape, outputs = self.shape, self._context.outputs
+        low, words = outputs["features"][1:3], shape.words
+        float32 = {
+            **inputs, **outputs, "scores": (shape.batch, words, *low), "gram": (shape.batch, 5, *low),
+        }  # fmt: skip
+        wanted: list[tuple[str, tuple[int, ...], str]] = [
+            ("picture", (shape.pictures, *shape.picture, 3), "uint8"),
+            ("tables", self._plan.tables.shape, "int32"),
+            ("resized", (self._plan.workspace_bytes(shape.pictures),), "uint8"),
+            *((name, edges, "float32") for name, edges in float32.items()),
+            ("measured", (CudaMaskHead.workspace_bytes(outputs["features"], words),), "uint8"),
+            ("activations", (max(1, self._context.workspace_bytes),), "uint8"),
+        ]
+        if shape.size is not None:
+            wanted += [
+                ("labels", (shape.batch, *shape.size), "uint16"),
+                ("confidence", (shape.batch, *shape.size), "float32"),
+            ]
+        arrays, end = {}, 0
+        for name, edges, dtype in wanted:
+            array = DeviceArray(end, tuple(edges), dtype)
+            arrays[name] = array
+            end += -(-max(1, array.nbytes) // _ALIGNMENT) * _ALIGNMENT
+        return arrays, end
+
+    def _allocated(self) -> Memory:
+        try:
+            return Memory(self._device, self.bytes)
+        except GpuMemoryShort as error:
+            height, width = self.shape.picture
+            raise GpuMemoryShort(
+                f"{self.shape.batch} x {self.shape.words} words on {self.shape.pictures} pictures of {width}x{height} need "
+                f"{self.bytes >> 20} MiB, {self._device} has {self._device.free_bytes >> 20} MiB free ({error}); give fewer "
+                "pictures or words at once, or choose another backend"
+            ) from None
+
+    def _host_names(self) -> tuple[str, ...]:
+        if not self.shape.host:
+            return ()
+        return ("picture", "labels", "confidence") if self.shape.size is not None else ("picture", "scores", "gram")
+
+    def _record(self) -> None:
+        """Run the steps once, which TensorRT asks for before they may be recorded, then record them."""
+        stream = self._stream.handle
+        for name in ("picture", "words"):
+            self._fill(self.arrays[name])
+        self._steps(stream)
+        self._stream.wait()
+        try:
+            self._graph = Graph(self._device, stream, lambda: self._steps(stream))
+        except CudaFailed as error:
+            self.note = f"CUDA graphs are not used, every step is launched by itself ({error})"
+
+    def _launch(self, stream: int) -> None:
+        if self._graph is not None:
+            self._graph.launch(stream)
+        else:
+            self._steps(stream)
+
+    def _steps(self, stream: int) -> None:
+        arrays, shape, head = self.arrays, self.shape, self._machinery.mask_head
+        with self._device.current():
+            if shape.host:
+                self._move("picture", stream, to_gpu=True)
+            self._machinery.preprocess.launch(
+                arrays["picture"].pointer, shape.pictures, self._plan, arrays["tables"].pointer,
+                arrays["resized"].pointer, arrays["pixels"].pointer, stream,
+            )  # fmt: skip
+            self._context.enqueue(stream)
+            maps = arrays["scores"], arrays["gram"]
+            head.maps(arrays["features"], arrays["refined"], arrays["measured"], *maps, stream)
+            if shape.size is not None:
+                head.labels(*maps, shape.threshold, arrays["labels"], arrays["confidence"], stream)
+            for name in self._host_names()[1:]:
+                self._move(name, stream, to_gpu=False)
+
+    def _move(self, name: str, stream: int, to_gpu: bool) -> None:
+        array, pinned, driver = self.arrays[name], self._pinned[name], self._device.driver
+        if to_gpu:
+            driver.cuMemcpyHtoDAsync(array.pointer, pinned.pointer, array.nbytes, stream)
+        else:
+            driver.cuMemcpyDtoHAsync(pinned.pointer, array.pointer, array.nbytes, stream)
+
+    def _set_words(self, vectors: np.ndarray, stream: int) -> None:
+        if vectors is not self._vectors:
+            self._upload(self.arrays["words"], vectors, stream)
+            self._vectors = vectors
+
+    def _upload(self, to: DeviceArray, array: np.ndarray, stream: int | None = None) -> None:
+        array = np.ascontiguousarray(array, to.dtype)
+        assert array.nbytes == to.nbytes
+        with self._device.current():
+            # from pageable memory the call returns once the bytes are on their way from a copy of the driver's
+            self._device.driver.cuMemcpyHtoDAsync(
+                to.pointer, array.ctypes.data, array.nbytes, self._stream.handle if stream is None else stream
+            )
+
+    def _fill(self, array: DeviceArray) -> None:
+        with self._device.current():
+            self._device.driver.cuMemsetD8Async(array.pointer, 0, array.nbytes, self._stream.handle)
+
+    def _copy(self, to: DeviceArray, source: DeviceArray, stream: int) -> None:
+        with self._device.current():
+            self._device.driver.cuMemcpyDtoDAsync(to.pointer, source.pointer, to.nbytes, stream)
+
+
+def _moved(array: DeviceArray, start: int) -> DeviceArray:
+    return DeviceArray(start + array.pointer, array.shape, array.dtype)

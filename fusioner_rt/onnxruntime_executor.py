@@ -1,0 +1,138 @@
+"""Runs a bundle's ONNX graphs: the picture is prepared by Pillow, the mask head runs on the CPU."""
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .bundle import Bundle, build_command
+from .errors import GraphUnusable
+from .executor import Answer, Clock, Request, TextGraph, Waiting
+from .mask_head import MaskHead, cores
+from .onnxruntime_backend import Graph, OnnxRuntime
+
+_Maps: TypeAlias = tuple[np.ndarray, np.ndarray]
+# Many small calls, which the mask head makes from threads of its own, and whose float32 must be float32 (not TF32).
+_LOADED: dict[str, dict[str, Any]] = {"mask_tiles": {"threads": 1, "on_cpu": True}}
+
+
+class LoadedGraphs:
+    """The graphs of a bundle, each loaded when first asked for, its bytes checked again then."""
+
+    def __init__(self, bundle: Bundle, runtime: OnnxRuntime) -> None:
+        self.bundle, self.runtime = bundle, runtime
+        self.graphs: dict[str, Graph] = {}
+        self._loading = threading.Lock()
+
+    def load_now(self, *names: str) -> None:
+        """Those checked a moment ago, when the bundle was opened."""
+        for name in names:
+            self.graphs[name] = self.runtime.load(self.bundle.graph(name), **_LOADED.get(name, {}))
+
+    def __call__(self, name: str) -> Graph:
+        """Raises BundleFileMissing, BundleFileAltered, GraphUnusable."""
+        with self._loading:
+            if name not in self.graphs:
+                path = self.bundle.graph(name)
+                content = self.bundle.read_again(path)
+                self.graphs[name] = self.runtime.load(path, content, **_LOADED.get(name, {}))
+            return self.graphs[name]
+
+    def mask_head(self, threads: int | None) -> MaskHead:
+        """The mask head over these graphs."""
+
+        def later(name: str) -> Callable[..., dict[str, np.ndarray]]:
+            return lambda inputs: self(name)(inputs)
+
+        tiles = later("mask_tiles") if "mask_tiles" in self.bundle.manifest["graphs"] else None
+        scores, labels, probabilities = map(later, ("mask_scores", "mask_labels", "mask_probabilities"))
+        return MaskHead(scores, labels, probabilities, tiles, threads or cores())
+
+    def close(self) -> None:
+        with self._loading:
+            self.graphs.clear()
+
+
+class OnnxRuntimeExecutor:
+    """Executor over ONNX Runtime. Raises GraphUnusable, BackendUnavailable."""
+
+    def __init__(self, bundle: Bundle, backend: str, threads: int | None) -> None:
+        """backend: onnxruntime-cpu or onnxruntime-cuda. threads: per graph, by default one per core."""
+        self._bundle = bundle
+        self._graphs = LoadedGraphs(bundle, OnnxRuntime(backend, threads))
+        labels = "mask_tiles" if "mask_tiles" in bundle.manifest["graphs"] else "mask_labels"
+        self._graphs.load_now("image_fusion", "mask_scores", labels)  # the others wait until they are needed
+        self._mask_head = self._graphs.mask_head(threads)
+
+    @property
+    def notes(self) -> list[str]:
+        return []
+
+    def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
+        """(3, h, w) float32."""
+        return self._bundle.preprocessing(rgb, input_size)
+
+    def group(self, waiting: Waiting) -> Hashable:
+        return waiting.input_size
+
+    def text(self) -> TextGraph:
+        return self._graphs("text")
+
+    def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
+        pixels = np.stack([one.prepared for one in group])
+        fuse = self._fuse_jointly if request.mode == "joint" else self._fuse_independently
+        answers = []
+        for index, maps in enumerate(fuse(pixels, request.vectors, clock)):
+            with clock("mask_head", index):
+                answers.append(resolve(self._mask_head, maps, group[index].size, request))
+        return answers
+
+    def close(self) -> None:
+        self._graphs.close()
+        self._mask_head.close()
+
+    def _fuse_jointly(self, pixels: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
+        """pixels: (B, 3, h, w). Returns B pairs of scores (1, K, h', w') and gram (1, 5, h', w')."""
+        with clock("image_fusion"):
+            words = np.repeat(vectors[None], len(pixels), axis=0)
+            fused = self._graphs("image_fusion")({"pixels": pixels, "words": words})
+        with clock("mask_head"):
+            scores, gram = self._maps(fused)
+        return [(scores[index : index + 1], gram[index : index + 1]) for index in range(len(pixels))]
+
+    def _fuse_independently(self, pixels: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
+        """Every picture with each word alone. Returns B pairs of scores (K, 1, h', w') and gram (K, 5, h', w')."""
+        every, most = [], self._bundle.batch.max
+        for index in range(len(pixels)):
+            parts = []
+            for start in range(0, len(vectors), most):
+                words = vectors[start : start + most, None]
+                with clock("image_fusion", index):
+                    fused = self._graphs("image_fusion")({"pixels": pixels[index : index + 1], "words": words})
+                with clock("mask_head", index):
+                    parts.append(self._maps(fused))
+            every.append((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])))
+        return every
+
+    def _maps(self, fused: dict[str, np.ndarray]) -> _Maps:
+        scores, gram = self._mask_head.maps(fused["features"], fused["refined"])
+        check_finite(self._bundle, scores, gram)
+        return scores, gram
+
+
+def resolve(head: MaskHead, maps: _Maps, size: tuple[int, int], request: Request) -> Answer:
+    """Maps of one picture to labels; independent words are K pictures of one word each."""
+    labels_of = head.labels if request.mode == "joint" else head.independent_labels
+    labels, confidence = labels_of(*maps, size, request.threshold)
+    every = head.probabilities(*maps, size).reshape(-1, *size) if request.probabilities else None
+    return Answer(labels, confidence, every)
+
+
+def check_finite(bundle: Bundle, *arrays: np.ndarray) -> None:
+    """Raises GraphUnusable where a value is not finite."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise GraphUnusable(
+            f"{bundle.graph('image_fusion')}: computed values that are not finite, as {bundle.precision} may on some "
+            f"machines; rebuild it without --fp16: {build_command(bundle.folder, precision='fp32')}"
+        )
