@@ -24,6 +24,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 MOST_WORDS = 65535
+NOT_OFFERED = ("fp8", "int8")
 MASK_HEAD_KERNELS = "mask head kernels for GPUs"
 EXAMPLES = """
 examples:
@@ -33,8 +34,12 @@ examples:
       your own, proved on your own pictures
   python export/build_engine.py --fp16 --max-words 1000 --sizes 256,512,1536 --max-batch 1
       up to 1000 words, inputs of about 512 x 512 pixels, no edge longer than 1536
-  python export/build_engine.py --fp16 --backend tensorrt-rtx --for sm_86,sm_89
-      with TensorRT-RTX plans for two kinds of GPU; none is needed to build them
+  python export/build_engine.py --fp16 --backend tensorrt-rtx
+      with TensorRT-RTX plans for every GPU of compute capability 8.0 and later; none is needed to build them
+  python export/build_engine.py --fp16 --backend tensorrt-rtx --for sm_89,sm_120
+      with one plan each for two kinds of GPU instead
+  python export/build_engine.py --fp16 --backend tensorrt --profiles latency,any-size --timing-cache timings.cache
+      with TensorRT plans for the GPU that is here, tuned for one picture at a time, and measured kernels kept
   python export/build_engine.py --fp16 --kernels sm_86,sm_89
       the mask head compiled for two kinds of GPU alone; --kernels none for a bundle that only serves on CPUs
 
@@ -64,7 +69,8 @@ class InputUnreadable(FusionerError):
 class Options:
     """What the command line says; `build` takes it from anywhere. sizes: least, usual and largest input edge, pixels.
 
-    kernels: "all", "none" or "sm_80,sm_90", what the mask head is compiled for.
+    kernels: "all", "none" or "sm_80,sm_90", what the mask head is compiled for. bf16: of the TensorRT plans alone.
+    profiles and what follows: as tensorrt_engine.PlanOptions.
     chosen: the checkpoint was named by the user, who may then replace a bundle of another model.
     """
 
@@ -79,11 +85,16 @@ class Options:
     kernels: str = "all"
     pictures: Path | None = None
     chosen: bool = True
+    bf16: bool = False
+    profiles: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
 
 
 @dataclass
 class Row:
-    """One line of the closing table. note: said behind it."""
+    """One line of the closing table. note: said behind it. layers: of a plan, by kind and type."""
 
     file: str
     bytes: int
@@ -92,6 +103,7 @@ class Row:
     agreement: float | None
     seconds: float
     note: str = ""
+    layers: str = ""
 
 
 @dataclass
@@ -148,7 +160,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
         raise unwritable(out.parent, error) from None
     stages: Stages | None = None
     try:
-        stages = Stages(total=10, shown=shown)
+        stages = Stages(total=11 if options.bf16 else 10, shown=shown)
         rows = _build_into(unfinished, options, stages)
         from fusioner_rt.bundle import Bundle
         from training.checkpoint import replace_folder
@@ -187,8 +199,11 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
             raise UsageError(
                 f"--max-words {options.max_words}: a label map numbers its words with 16 bits, {MOST_WORDS} at most"
             )
-        backend = tensorrt_engine.choose(options.backend)
-        tensorrt_engine.check(backend, options.build_for)  # known to fail now rather than in a minute
+        plans = tensorrt_engine.PlanOptions(
+            tensorrt_engine.choose(options.backend), options.build_for, options.profiles, options.timing_cache,
+            options.hardware_compatible, options.version_compatible, _plan_precision(options),
+        )  # fmt: skip
+        tensorrt_engine.check(plans)  # known to fail now rather than in a minute
         without = mask_head_kernels.without(options.kernels)
         pictures = gates.gate_pictures(options.pictures or _own_pictures())
     with stages("checkpoint and encoders"):
@@ -202,9 +217,9 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
     made: dict[str, onnx.ModelProto] = {}
     for name, export in (("text", graphs.text_graph), ("image_fusion", graphs.image_fusion_graph)):
         with stages(f"{name} graph"):
-            made[name] = precision.to_fp16(export(model)) if options.fp16 else export(model)
+            made[name] = precision.to_half(export(model)) if options.fp16 else export(model)
             if options.fp16:
-                precision.prove_fp16(name, made[name])
+                precision.prove_half(name, made[name])
     with stages("mask head graphs"):
         made["mask_scores"] = mask_head_graph.scores_graph(model.config.width)
         made["mask_labels"] = mask_head_graph.labels_graph(model.config.temperature)
@@ -217,7 +232,17 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
         running = {name: runtime.load(folder / f"{name}.onnx") for name in made}
 
     with stages("gate: parity with PyTorch"):
-        parity = gates.parity(model, running, how, pictures, options.fp16)
+        parity = gates.parity(model, running, how, pictures, "fp16" if options.fp16 else "fp32")
+    narrow: dict[str, onnx.ModelProto] = {}
+    if options.bf16:
+        with stages("gate: parity of bf16"):
+            rounded = dict(running)
+            for name in tensorrt_engine.PLANNED:
+                narrow[name] = precision.to_half(made[name], precision.BF16)
+                precision.prove_half(name, narrow[name], precision.BF16)
+                whole = precision.emulated(narrow[name], precision.BF16)  # a CPU has no bfloat16 operators
+                rounded[name] = runtime.load(folder / f"{name}.onnx", whole.SerializeToString())
+            of_plans = gates.parity(model, rounded, how, pictures, "bf16")
     with stages("gate: batches"):
         batch = gates.batch(running, parity, how, pictures, options.max_batch)
     with stages("gate: order of words"):
@@ -250,13 +275,23 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
 
             manifest["kernels"] = mask_head_kernels.add(folder, options.kernels, options.fp16, progress)
     with stages("engines and manifest"):
-        if backend != "onnxruntime":
-            stages.seconds |= tensorrt_engine.add_plans(folder, manifest, backend, options.build_for)
+        if options.bf16:
+            manifest["gates"]["parity_bf16"] = of_plans.record()
+        if plans.flavour in tensorrt_engine.MODULES:
+            with tempfile.TemporaryDirectory(dir=folder) as sources:
+                named = {name: Path(sources) / f"{name}.onnx" for name in narrow}
+                for name, file in named.items():
+                    onnx.save_model(narrow[name], file)
+                stages.seconds |= tensorrt_engine.add_plans(folder, manifest, plans, named, stages.shown)
         write_manifest(folder, manifest)
     rows = _rows(folder, manifest, stages.seconds)
     if without and options.kernels != "none":
         rows.append(Row("kernels/", 0, "none", None, None, 0.0, without))
     return rows
+
+
+def _plan_precision(options: Options) -> str:
+    return "bf16" if options.bf16 else "fp16" if options.fp16 else "fp32"
 
 
 def _refuse_another_model(options: Options, config: dict[str, Any]) -> None:
@@ -285,7 +320,7 @@ def _name(folder: Path, generic: str) -> str:
 def _described(name: str, graph: Any) -> dict[str, Any]:
     from onnx import helper
 
-    from export.precision import fp16_weight_share
+    from export.precision import half_weight_share
 
     def values(infos: Any) -> dict[str, Any]:
         return {
@@ -298,13 +333,15 @@ def _described(name: str, graph: Any) -> dict[str, Any]:
 
     return {
         "file": f"{name}.onnx",
-        "fp16_weight_share": round(fp16_weight_share(graph), 4),
+        "fp16_weight_share": round(half_weight_share(graph), 4),
         "inputs": values(graph.graph.input),
         "outputs": values(graph.graph.output),
     }
 
 
 def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> list[Row]:
+    from export.tensorrt_report import summary
+
     parity = manifest["gates"]["parity"]
     errors = {
         "text": parity["embeddings"]["error"],
@@ -322,8 +359,9 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
             )
         )  # fmt: skip
     for engine in manifest["engines"]:
-        size = (folder / engine["file"]).stat().st_size
-        rows.append(Row(engine["file"], size, manifest["precision"], None, None, seconds[engine["file"]]))
+        size, layers = (folder / engine["file"]).stat().st_size, summary(engine["layers"])
+        taken = seconds[engine["file"]]
+        rows.append(Row(engine["file"], size, engine["precision"], None, None, taken, layers=layers))
     if kernels := manifest.get("kernels"):
         sizes = [path.stat().st_size for path in (folder / kernels["abi"]).parent.rglob("*") if path.is_file()]
         both = "fp16, fp32" if "float16" in kernels["features"] else "fp32"
@@ -348,6 +386,8 @@ def table(rows: Sequence[Row]) -> str:
             f"{row.file:<{wide}} {megabytes:>9}  {row.precision:<11} {error:>13} {agreement:>15} {row.seconds:>8.1f}  "
             f"{row.note}".rstrip()
         )
+    if layers := {row.file.partition(".")[0]: row.layers for row in rows if row.layers}:
+        lines += ["layers of the plans by kind and type:", *(f"  {graph}: {said}" for graph, said in layers.items())]
     return "\n".join(lines)
 
 
@@ -394,7 +434,15 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         type=Path,
         help="folder with config.json and weights.safetensors (default: the demonstration model)",
     )
-    add("--fp16", action="store_true", help="half precision, put into the graphs and proved")
+    half = parser.add_mutually_exclusive_group()
+    half.add_argument("--fp16", action="store_true", help="half precision, put into the graphs and proved")
+    half.add_argument(
+        "--bf16",
+        action="store_true",
+        help="bfloat16 in the TensorRT plans alone, proved; the ONNX graphs stay fp32, as no CPU backend runs them in bf16",
+    )
+    for offered_nowhere in NOT_OFFERED:
+        add(f"--{offered_nowhere}", action="store_true", help=argparse.SUPPRESS)
     add("--out", type=Path, help="folder to write (default: engines/NAME, as in models/NAME/checkpoint)")
     add("--max-words", type=_positive, default=256, metavar="N", help="longest vocabulary (default: 256)")
     add(
@@ -421,7 +469,31 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         dest="build_for",
         type=_capabilities,
         metavar="SM,...",
-        help="with tensorrt-rtx: GPUs to build for, such as sm_86,sm_89",
+        help="with tensorrt-rtx: one plan each for these GPUs, such as sm_86,sm_89 (default: one for sm_80 and later)",
+    )
+    add(
+        "--profiles",
+        type=_profiles,
+        default=(),
+        metavar="NAME,...",
+        help="shapes the plans are tuned for, in the order they are tried: latency (one picture), throughput (--max-batch "
+        "pictures), any-size (all that the bundle takes; the default)",
+    )
+    add(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="with tensorrt: what it measured of kernels, read if it is there and written after",
+    )
+    add(
+        "--hardware-compatible",
+        action="store_true",
+        help="with tensorrt: plans for every GPU of sm_80 and later, which may be slower than those for this one alone",
+    )
+    add(
+        "--version-compatible",
+        action="store_true",
+        help="with tensorrt: plans that later versions of the same major number load too; they bring code of their own",
     )
     add(
         "--kernels",
@@ -432,6 +504,12 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     )
     add("--pictures", type=Path, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")
     found = parser.parse_args(arguments)
+    for name in NOT_OFFERED:
+        if vars(found).pop(name):
+            raise UsageError(
+                f"--{name} is not offered: 8 bits need scales measured on pictures like yours, which no checkpoint brings, "
+                "and gates of their own; use --fp16 or --bf16"
+            )
     chosen = found.checkpoint is not None
     found.checkpoint = found.checkpoint or ROOT / "models/demo/checkpoint"
     if found.out is None:
@@ -453,6 +531,15 @@ def _three(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
+def _profiles(text: str) -> tuple[str, ...]:
+    from export.tensorrt_profiles import NAMES
+
+    names = tuple(text.split(","))
+    if not set(names) <= set(NAMES) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name profiles, each once, of {', '.join(NAMES)}")
+    return names
+
+
 def _capabilities(text: str) -> str:
     if not re.fullmatch(r"sm_\d{2,3}(,sm_\d{2,3})*", text):
         raise argparse.ArgumentTypeError(f"{text!r} does not name GPUs as in sm_86,sm_89")
@@ -460,10 +547,10 @@ def _capabilities(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as for Ctrl-C
     start = time.perf_counter()
     try:
+        options = parse(arguments)
         rows = build(options)
     except FusionerError as error:
         print(f"build_engine: {error}", file=sys.stderr)

@@ -102,14 +102,16 @@ class Parity:
 
 
 def parity(
-    model: Fusioner, graphs: Mapping[str, Run], how: Preprocessing, pictures: Sequence[np.ndarray], half: bool
+    model: Fusioner, graphs: Mapping[str, Run], how: Preprocessing, pictures: Sequence[np.ndarray], precision: str
 ) -> Parity:
-    """Gate (a). pictures: (H, W, 3) uint8 each. half: the graphs claim float16.
+    """Gate (a). pictures: (H, W, 3) uint8 each. precision: what the graphs claim: "fp32", "fp16" or "bf16".
 
-    The truth is PyTorch one precision up: float64 for float32 graphs, float32 for float16 ones. Raises ParityFailed,
+    The truth is PyTorch one precision up: float64 for float32 graphs, float32 for those of 16 bits. Raises ParityFailed,
     and WordUnreadable where the text encoder reads no word at all.
     """
-    truth, plain = (model, _Halved(model)) if half else (copy.deepcopy(model).double(), model)
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    truth, plain = (model, _Halved(model, half)) if half else (copy.deepcopy(model).double(), model)
+    without = f"build without --{precision}, or " if half else ""
     asked = gate_words(model.text_encoder)
     prompts = [prompt for word in asked for prompt in fill(model.config.templates, word)]
     tokenizer = PromptTokenizer(model.text_encoder.tokenizer_file, model.text_encoder.max_tokens)
@@ -157,8 +159,7 @@ def parity(
         if not _within(error, result.allowed(name)):
             raise ParityFailed(
                 f"{name} err by {error:.2g} of their largest value, plain PyTorch errs by {result.plain[name]:.2g} in "
-                f"{'fp16' if half else 'fp32'} and twice that is allowed; "
-                f"{'build without --fp16, or ' if half else ''}look at the exported graph"
+                f"{precision} and twice that is allowed; {without}look at the exported graph"
             )
     if not _within(mask_error, MASK_HEAD_ERROR):
         raise ParityFailed(
@@ -168,7 +169,7 @@ def parity(
     if not result.agreement >= LEAST_AGREEMENT:
         raise ParityFailed(
             f"only {result.agreement:.2%} of the gate pictures' pixels get PyTorch's label, {LEAST_AGREEMENT:.1%} are "
-            f"needed; {'build without --fp16, or ' if half else ''}train the checkpoint further: near ties flip"
+            f"needed{f' in {precision}' if half else ''}; {without}train the checkpoint further: near ties flip"
         )
     return result
 
@@ -284,14 +285,14 @@ def textured(seed: int, size: tuple[int, int]) -> np.ndarray:
 
 
 class _Halved:
-    """Plain PyTorch in float16, as on a GPU under autocast: products of float16 operands, kept in float16. Tables that
-    are looked up are float16 too, as in any model whose weights are: of a table of names nothing else would err.
+    """Plain PyTorch in 16 bits, as on a GPU under autocast: products of such operands, kept so. Tables that are looked up
+    are of 16 bits too, as in any model whose weights are: of a table of names nothing else would err.
 
     Emulated, because a CPU is far slower at the real thing than at rounding to it.
     """
 
-    def __init__(self, model: Fusioner) -> None:
-        self.model = model
+    def __init__(self, model: Fusioner, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
 
     class Mode(TorchDispatchMode):
         aten = torch.ops.aten
@@ -299,15 +300,18 @@ class _Halved:
             aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default, aten.embedding.default,
         )  # fmt: skip
 
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.dtype = dtype
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func not in self.halved:
                 return func(*args, **(kwargs or {}))
             rounded = [self.round(value) if isinstance(value, torch.Tensor) else value for value in args]
             return self.round(func(*rounded, **(kwargs or {})))
 
-        @staticmethod
-        def round(value: torch.Tensor) -> torch.Tensor:
-            return value.half().float() if value.is_floating_point() else value  # indices stay whole
+        def round(self, value: torch.Tensor) -> torch.Tensor:
+            return value.to(self.dtype).float() if value.is_floating_point() else value  # indices stay whole
 
 
 class _Compared:
@@ -356,7 +360,7 @@ def _image(model: Fusioner | _Halved, pixels: np.ndarray, words: np.ndarray) -> 
 @torch.no_grad()
 def _torch(model: Fusioner | _Halved, run: Callable[[Fusioner], Any]) -> list[np.ndarray]:
     if isinstance(model, _Halved):
-        with _Halved.Mode():
+        with _Halved.Mode(model.dtype):
             result = run(model.model)
     else:
         result = run(model)

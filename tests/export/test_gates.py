@@ -40,7 +40,7 @@ def graphs(bundle):
 
 @pytest.fixture(scope="module")
 def found(model, graphs, bundle, photographs):
-    return gates.parity(model, graphs, bundle.preprocessing, photographs, half=False)
+    return gates.parity(model, graphs, bundle.preprocessing, photographs, precision="fp32")
 
 
 def faulty(graphs, name, fault):
@@ -64,11 +64,11 @@ def test_float16_errors_are_judged_beside_pytorchs_own(model, tiny_bundle_fp16, 
     bundle = Bundle.open(tiny_bundle_fp16)
     runtime = OnnxRuntime("onnxruntime-cpu")
     graphs = {name: runtime.load(bundle.graph(name)) for name in NAMES}
-    half = gates.parity(model, graphs, bundle.preprocessing, photographs, half=True)
+    half = gates.parity(model, graphs, bundle.preprocessing, photographs, precision="fp16")
     assert 1e-5 < half.plain["features"] < 1e-2
     assert half.errors["features"] > 1e-5
     with pytest.raises(gates.ParityFailed, match="in fp32 and twice that"):
-        gates.parity(model, graphs, bundle.preprocessing, photographs, half=False)
+        gates.parity(model, graphs, bundle.preprocessing, photographs, precision="fp32")
 
 
 def a_wrong_channel(_, outputs):
@@ -97,7 +97,7 @@ def test_parity_stops_a_graph_that_errs_more_than_its_precision_explains(
     model, graphs, bundle, photographs, name, fault
 ):
     with np.errstate(all="ignore"), pytest.raises(gates.ParityFailed, match="err by"):
-        gates.parity(model, faulty(graphs, name, fault), bundle.preprocessing, photographs[:1], half=False)
+        gates.parity(model, faulty(graphs, name, fault), bundle.preprocessing, photographs[:1], precision="fp32")
 
 
 @pytest.mark.parametrize(("graph", "output"), [("mask_labels", "labels"), ("mask_tiles", "word")])
@@ -106,7 +106,7 @@ def test_parity_stops_other_masks(model, graphs, bundle, photographs, graph, out
         outputs[output] = np.where(outputs[output] > 0, outputs[output] % 3 + 1, 0)
 
     with pytest.raises(gates.ParityFailed, match="pixels get PyTorch's label"):
-        gates.parity(model, faulty(graphs, graph, shifted), bundle.preprocessing, photographs[:1], half=False)
+        gates.parity(model, faulty(graphs, graph, shifted), bundle.preprocessing, photographs[:1], precision="fp32")
 
 
 @pytest.mark.parametrize("graph", ["mask_labels", "mask_tiles"])
@@ -115,7 +115,7 @@ def test_parity_stops_a_mask_head_that_errs(model, graphs, bundle, photographs, 
         outputs["confidence"] = outputs["confidence"].astype(np.float16).astype(np.float32)
 
     with pytest.raises(gates.ParityFailed, match="mask head's probabilities"):
-        gates.parity(model, faulty(graphs, graph, coarse), bundle.preprocessing, photographs[:1], half=False)
+        gates.parity(model, faulty(graphs, graph, coarse), bundle.preprocessing, photographs[:1], precision="fp32")
 
 
 def test_parity_stops_probabilities_that_err_where_labels_do_not(model, graphs, bundle, photographs):
@@ -124,7 +124,7 @@ def test_parity_stops_probabilities_that_err_where_labels_do_not(model, graphs, 
 
     with pytest.raises(gates.ParityFailed, match="mask head's probabilities"):
         gates.parity(
-            model, faulty(graphs, "mask_probabilities", shy), bundle.preprocessing, photographs[:1], half=False
+            model, faulty(graphs, "mask_probabilities", shy), bundle.preprocessing, photographs[:1], precision="fp32"
         )
 
 
@@ -137,7 +137,7 @@ def test_parity_stops_a_mask_head_that_loses_a_number(model, graphs, bundle, pho
         outputs[output].flat[0] = np.nan
 
     with pytest.raises(gates.ParityFailed, match="probabilities err by inf"):
-        gates.parity(model, faulty(graphs, graph, lost), bundle.preprocessing, photographs[:1], half=False)
+        gates.parity(model, faulty(graphs, graph, lost), bundle.preprocessing, photographs[:1], precision="fp32")
 
 
 @pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
@@ -147,7 +147,7 @@ def test_numbers_lost_on_both_sides_do_not_allow_each_other(model, graphs, bundl
 
     monkeypatch.setattr(gates, "_text", lambda model, tokens: np.full((16, 24), lost, np.float32))
     with np.errstate(all="ignore"), pytest.raises(gates.ParityFailed, match="embeddings err by inf"):
-        gates.parity(model, faulty(graphs, "text", both), bundle.preprocessing, photographs[:1], half=False)
+        gates.parity(model, faulty(graphs, "text", both), bundle.preprocessing, photographs[:1], precision="fp32")
 
 
 def first_row_for_all(_, outputs):

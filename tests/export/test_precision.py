@@ -46,15 +46,15 @@ def test_nearly_all_weights_of_an_fp16_bundle_are_float16_and_none_of_an_fp32_on
     halves, tiny_bundle, tiny_bundle_fp16
 ):
     for name, model in halves.items():
-        assert precision.prove_fp16(name, model) > 0.99
-        assert precision.fp16_weight_share(onnx.load(tiny_bundle / f"{name}.onnx")) == 0
+        assert precision.prove_half(name, model) > 0.99
+        assert precision.half_weight_share(onnx.load(tiny_bundle / f"{name}.onnx")) == 0
     full, half = ((folder / "image_fusion.onnx").stat().st_size for folder in (tiny_bundle, tiny_bundle_fp16))
     assert half < 0.6 * full
 
 
 def test_a_graph_that_claims_fp16_and_is_fp32_is_refused(tiny_bundle):
     with pytest.raises(precision.PrecisionNotReached, match=r"image_fusion graph holds 0\.0% .*--fp16"):
-        precision.prove_fp16("image_fusion", onnx.load(tiny_bundle / "image_fusion.onnx"))
+        precision.prove_half("image_fusion", onnx.load(tiny_bundle / "image_fusion.onnx"))
 
 
 def test_weights_stored_in_float16_but_widened_before_use_do_not_count(halves):
@@ -71,9 +71,9 @@ def test_weights_stored_in_float16_but_widened_before_use_do_not_count(halves):
     nodes = [*casts, *planted.graph.node]
     del planted.graph.node[:]
     planted.graph.node.extend(nodes)
-    assert precision.fp16_weight_share(planted) == 0
+    assert precision.half_weight_share(planted) == 0
     with pytest.raises(precision.PrecisionNotReached):
-        precision.prove_fp16("image_fusion", planted)
+        precision.prove_half("image_fusion", planted)
 
 
 def small_graph(weight, bias=0.0):
@@ -99,18 +99,18 @@ def test_a_converted_graph_computes_the_same_to_half_precision():
     x = np.random.default_rng(0).standard_normal((5, 2), np.float32)
     full, half = (
         onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0]
-        for m in (graph, precision.to_fp16(graph))
+        for m in (graph, precision.to_half(graph))
     )
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, full, rtol=0, atol=8 * np.finfo(np.float16).eps)
-    assert list(operand_types(precision.to_fp16(graph))) == [
+    assert list(operand_types(precision.to_half(graph))) == [
         ("Cast", {FLOAT}), ("MatMul", {HALF}), ("Add", {HALF}), ("Cast", {HALF}), ("Softmax", {FLOAT}),
     ]  # fmt: skip
 
 
 def test_a_weight_float16_cannot_hold_is_named():
     with pytest.raises(precision.WeightsOverflow, match=r"weight w reaches 1e\+05"):
-        precision.to_fp16(small_graph([[1e5, 0], [0, 1]]))
+        precision.to_half(small_graph([[1e5, 0], [0, 1]]))
 
 
 def test_weights_are_rounded_to_nearest_and_to_no_less_than_float16(halves, tiny_bundle):

@@ -5,67 +5,313 @@ import sys
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from export import tensorrt_engine
-from fusioner_rt.errors import UsageError
+from export import build_engine, tensorrt_engine, tensorrt_report
+from export.precision import PrecisionNotReached
+from export.tensorrt_engine import Network, PlanOptions, Target
+from fusioner_rt import tensorrt_library
+from fusioner_rt.bundle import Bundle
+from fusioner_rt.errors import BackendUnavailable, UsageError
+
+RTX = "tensorrt-rtx"
+
+
+@pytest.fixture(scope="module")
+def trt():
+    return pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+
+
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def copy_graphs(folder, to):
+    for graph in tensorrt_engine.PLANNED:
+        (to / f"{graph}.onnx").write_bytes((folder / f"{graph}.onnx").read_bytes())
 
 
 def test_a_missing_flavour_is_said_with_the_command_that_installs_it(monkeypatch):
-    for flavour, module in tensorrt_engine.MODULES.items():
+    for flavour, module in tensorrt_library.MODULES.items():
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(tensorrt_engine.TensorRTMissing, match=f"pip install {flavour},"):
+        with pytest.raises(BackendUnavailable, match=f"pip install {flavour}$"):
+            tensorrt_library.load(flavour)
+        with pytest.raises(tensorrt_engine.TensorRTMissing, match=f"pip install {flavour}, or build with"):
             tensorrt_engine.load(flavour)
     assert tensorrt_engine.choose("auto") == "onnxruntime"
 
 
-def test_profiles_give_every_input_a_smallest_usual_and_largest_shape(tiny_bundle):
-    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
-    shapes = tensorrt_engine.profiles(manifest, "image_fusion", onnx.load(tiny_bundle / "image_fusion.onnx"))
-    assert shapes["pixels"] == [(1, 3, 32, 32), (1, 3, 96, 96), (4, 3, 1024, 1024)]
-    assert shapes["words"] == [(1, 1, 24), (1, 20, 24), (4, 64, 24)]
-    shapes = tensorrt_engine.profiles(manifest, "text", onnx.load(tiny_bundle / "text.onnx"))
-    assert shapes["input_ids"] == shapes["attention_mask"] == [(1, 1), (2, 16), (256, 64)]
+def test_a_folder_called_tensorrt_is_not_taken_for_it(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendUnavailable, match="is not TensorRT; install it"):
+        tensorrt_library.load("tensorrt")
 
 
-def test_capabilities_are_read_from_gpu_names():
-    assert tensorrt_engine.capabilities("tensorrt-rtx", "sm_80,sm_120") == ["8.0", "12.0"]
+def test_a_version_that_lacks_the_calls_made_is_refused_with_the_oldest_that_has_them(trt, monkeypatch):
+    monkeypatch.setattr(trt, "__version__", "1.6.9")
+    with pytest.raises(BackendUnavailable, match=r"version 1\.6\.9 is installed, 1\.7 or newer is needed"):
+        tensorrt_library.load(RTX)
+    monkeypatch.setattr(trt, "__version__", "1.10.0.2")  # numbers, not letters
+    tensorrt_library.load(RTX)
 
 
-def test_a_gpu_tensorrt_rtx_does_not_know_is_refused_before_the_work():
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
-    tensorrt_engine.check("tensorrt-rtx", "sm_80,sm_120")
+def test_targets_are_read_from_gpu_names_and_without_any_tensorrt_rtx_builds_one_for_all():
+    named = tensorrt_engine.targets(PlanOptions(RTX, "sm_80,sm_120,sm_80"))
+    assert named == [Target("8.0", ("8.0",)), Target("12.0", ("12.0",))]
+    assert tensorrt_engine.targets(PlanOptions(RTX)) == [Target("8.0+")]
+    assert Target("12.0").file("text", RTX) == "text.tensorrt-rtx-sm_120.plan"
+    assert Target("8.0+").file("text", "tensorrt") == "text.tensorrt-sm_80_plus.plan"
+
+
+def test_full_tensorrt_builds_for_the_gpu_that_is_here_and_says_so_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(tensorrt_engine, "this_gpu", lambda: None)
+    with pytest.raises(tensorrt_engine.TensorRTMissing, match="no GPU is visible here"):
+        tensorrt_engine.targets(PlanOptions("tensorrt"))
+    monkeypatch.setattr(tensorrt_engine, "this_gpu", lambda: "8.9")
+    assert tensorrt_engine.targets(PlanOptions("tensorrt")) == [Target("8.9")]
+    assert tensorrt_engine.targets(PlanOptions("tensorrt", hardware_compatible=True)) == [Target("8.0+")]
+    monkeypatch.setattr(tensorrt_engine, "this_gpu", lambda: "7.5")
+    with pytest.raises(UsageError, match=r"begin at compute capability 8\.0, this GPU has 7\.5"):
+        tensorrt_engine.targets(PlanOptions("tensorrt", hardware_compatible=True))
+
+
+def test_a_gpu_tensorrt_rtx_does_not_know_is_refused_before_the_work(trt):
+    tensorrt_engine.check(PlanOptions(RTX, "sm_80,sm_120"))
     with pytest.raises(UsageError, match=r"sm_89.*sm_120"):
-        tensorrt_engine.check("tensorrt-rtx", "sm_99")
+        tensorrt_engine.check(PlanOptions(RTX, "sm_99"))
 
 
-def test_tensorrt_rtx_builds_both_precisions_for_two_gpus(tiny_bundle, tiny_bundle_fp16, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
-    for folder in (tiny_bundle, tiny_bundle_fp16):
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for graph in tensorrt_engine.PLANNED:
-            (tmp_path / f"{graph}.onnx").write_bytes((folder / f"{graph}.onnx").read_bytes())
-        seconds = tensorrt_engine.add_plans(tmp_path, manifest, "tensorrt-rtx", "sm_80,sm_89")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--timing-cache", "t"], "--timing-cache is for --backend tensorrt; of TensorRT-RTX, it times no kernels"),
+        (["--hardware-compatible"], "without --for its plans run on every GPU of compute capability 8.0"),
+        (["--version-compatible"], "each of its releases loads its own plans alone"),
+        (["--for", "sm_87"], "builds ahead of time for sm_75, sm_80"),
+    ],
+)
+def test_what_tensorrt_rtx_has_not_is_refused_by_name(trt, tiny_checkpoint, tmp_path, capsys, arguments, says):
+    command = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "tiny"), "--backend", RTX]
+    assert build_engine.main([*command, *arguments]) == UsageError.exit_code
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "option", [["--profiles", "latency"], ["--bf16"], ["--timing-cache", "t"], ["--version-compatible"]]
+)
+def test_options_of_plans_are_refused_where_none_are_built(tiny_checkpoint, tmp_path, capsys, option):
+    command = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "tiny"), "--backend", "onnxruntime"]
+    assert build_engine.main([*command, *option]) == UsageError.exit_code
+    assert f"{option[0]} is for TensorRT plans, and this build makes none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--fp8", "--int8"])
+def test_eight_bits_are_refused_with_the_reason_and_what_is_offered(option, capsys):
+    assert build_engine.main([option]) == UsageError.exit_code
+    error = capsys.readouterr().err
+    assert f"{option} is not offered: 8 bits need scales measured" in error
+    assert "use --fp16 or --bf16" in error
+    assert error.count("\n") == 1
+
+
+def test_tensorrt_rtx_builds_both_precisions_for_two_gpus_and_one_plan_for_all(
+    trt, tiny_bundle, tiny_bundle_fp16, tmp_path
+):
+    for folder, precision in ((tiny_bundle, "fp32"), (tiny_bundle_fp16, "fp16")):
+        manifest = manifest_of(folder)
+        copy_graphs(folder, tmp_path)
+        seconds = {}
+        for gpus in ("sm_80,sm_89", None):
+            seconds |= tensorrt_engine.add_plans(tmp_path, manifest, PlanOptions(RTX, gpus, precision=precision))
         assert {(e["graph"], e["compute_capability"]) for e in manifest["engines"]} == {
-            (graph, capability) for graph in tensorrt_engine.PLANNED for capability in ("8.0", "8.9")
+            (graph, label) for graph in tensorrt_engine.PLANNED for label in ("8.0", "8.9", "8.0+")
         }
         for engine in manifest["engines"]:
             assert (tmp_path / engine["file"]).stat().st_size > 100_000
             assert seconds[engine["file"]] > 0
+            assert engine["precision"] == precision
+            assert engine["version"] == manifest["built_with"][RTX] == trt.__version__
 
 
-def test_tensorrt_refuses_a_graph_in_the_parsers_own_words(tmp_path):
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
-    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 4])
-    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Det", ["x"], ["y"])], "odd", [value], [out])
-    onnx.save(onnx.helper.make_model(graph, ir_version=10), tmp_path / "odd.onnx")
-    with pytest.raises(tensorrt_engine.TensorRTRefused, match=r"does not accept odd\.onnx: .*Det"):
-        tensorrt_engine.build_plan(trt, tmp_path / "odd.onnx", {}, "8.0", half=False)
+def test_a_built_bundle_records_profiles_layers_and_report_of_every_plan(
+    trt, tiny_checkpoint, picture_folder, tmp_path, traced_once, capsys
+):
+    out = tmp_path / "tiny"
+    command = ["--checkpoint", tiny_checkpoint, "--out", out, "--pictures", picture_folder, "--kernels", "none"]
+    options = ["--fp16", "--backend", RTX, "--profiles", "latency,any-size", "--max-batch", "2"]
+    assert build_engine.main([str(argument) for argument in [*command, *options]]) == 0
+    manifest = Bundle.open(out).manifest
+    assert [engine["graph"] for engine in manifest["engines"]] == list(tensorrt_engine.PLANNED)
+    for engine in manifest["engines"]:
+        described = manifest["graphs"][engine["graph"]]["inputs"]
+        assert engine["compute_capability"] == "8.0+"
+        assert engine["version_compatible"] is False
+        for profile in engine["profiles"]:
+            assert set(profile["inputs"]) == set(described)
+            for name, (_, dimensions) in described.items():
+                least, usual, most = profile["inputs"][name]
+                for length, *bounds in zip(dimensions, least, usual, most, strict=True):
+                    assert bounds == sorted(bounds)
+                    assert isinstance(length, str) or set(bounds) == {length}
+        report = json.loads((out / engine["report"]).read_text())
+        assert tensorrt_report.count(report["network"]) == engine["layers"]
+        assert report["engine"] is None
+        assert "GPU" in report["engine_missing"]
+        assert set(engine["layers"]["matrix_multiply"]) == {"float16"}
+        assert set(engine["layers"]["softmax"]) == set(engine["layers"]["normalization"]) == {"float32"}
+    names = {engine["graph"]: [p["name"] for p in engine["profiles"]] for engine in manifest["engines"]}
+    assert names == {"text": ["latency"], "image_fusion": ["latency", "any-size"]}  # a text plan needs no second one
+    printed = capsys.readouterr().out
+    assert "layers of the plans by kind and type:\n  text: matrix_multiply" in printed
+    assert "\n  image_fusion: convolution" in printed
 
 
-def test_a_graph_tensorrt_reads_as_fp32_is_not_called_fp16(tiny_bundle):
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
-    from export.precision import PrecisionNotReached
+def odd_graph(path, *nodes, outputs=("y",)):
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 4])
+    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    graph = helper.make_graph(list(nodes), "odd", [value], made)
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), path)
+    return path
 
+
+def test_every_operator_tensorrt_lacks_is_named_with_its_node_and_a_cure(trt, tmp_path):
+    nodes = [
+        helper.make_node("Det", ["x"], ["y"], name="det_0"),
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Bernoulli", ["r"], ["z"], name="noise"),
+    ]
+    file = odd_graph(tmp_path / "odd.onnx", *nodes, outputs=("y", "z"))
+    with pytest.raises(tensorrt_engine.TensorRTRefused) as refused:
+        Network(trt, file)
+    message = str(refused.value)
+    assert message.startswith(f"TensorRT-RTX {trt.__version__} does not accept odd.onnx: ")
+    assert "node det_0 (Det): UNSUPPORTED_NODE, node noise (Bernoulli): UNSUPPORTED_NODE: write it with" in message
+    assert "\n" not in message
+
+
+def test_the_parsers_own_reason_is_kept(trt, tmp_path):
+    node = helper.make_node("Resize", ["x", "", "", "n"], ["y"], name="shrink", antialias=1, mode="linear")
+    sizes = helper.make_node("Constant", [], ["n"], value_ints=[1, 2, 2])
+    with pytest.raises(
+        tensorrt_engine.TensorRTRefused, match=r"node shrink \(Resize\): .*Antialiasing is not supported"
+    ):
+        Network(trt, odd_graph(tmp_path / "odd.onnx", sizes, node))
+
+
+def test_a_damaged_or_missing_graph_is_said_to_be_one(trt, tmp_path):
+    (tmp_path / "text.onnx").write_bytes(b"hello")
+    with pytest.raises(tensorrt_engine.TensorRTRefused, match=r"does not accept text\.onnx: .*build the bundle again"):
+        Network(trt, tmp_path / "text.onnx")
+    with pytest.raises(tensorrt_engine.TensorRTRefused, match=r"nowhere\.onnx"):
+        Network(trt, tmp_path / "nowhere.onnx")
+
+
+def test_a_graph_tensorrt_reads_as_fp32_is_not_called_fp16_or_bf16(trt, tiny_bundle, tiny_bundle_fp16):
+    network = Network(trt, tiny_bundle / "image_fusion.onnx")
+    network.prove("fp32")
+    for claimed in ("fp16", "bf16"):
+        with pytest.raises(
+            PrecisionNotReached, match=f"read 0% of image_fusion.onnx's products as {claimed}.*--{claimed}"
+        ):
+            network.prove(claimed)
+    half = Network(trt, tiny_bundle_fp16 / "image_fusion.onnx")
+    half.prove("fp16")
+    with pytest.raises(PrecisionNotReached):
+        half.prove("bf16")
+
+
+def test_a_plan_of_a_planted_fp32_graph_is_not_written_to_a_bundle_that_claims_fp16(
+    trt, tiny_bundle, tiny_bundle_fp16, tmp_path
+):
+    copy_graphs(tiny_bundle_fp16, tmp_path)
+    (tmp_path / "image_fusion.onnx").write_bytes((tiny_bundle / "image_fusion.onnx").read_bytes())
+    manifest = manifest_of(tiny_bundle_fp16)
     with pytest.raises(PrecisionNotReached, match="read 0% of image_fusion"):
-        tensorrt_engine.build_plan(trt, tiny_bundle / "image_fusion.onnx", {}, "8.0", half=True)
+        tensorrt_engine.add_plans(tmp_path, manifest, PlanOptions(RTX, precision="fp16"))
+    assert [engine["graph"] for engine in manifest["engines"]] == ["text"]
+    assert not list(tmp_path.glob("image_fusion*.plan"))
+
+
+def test_the_parsed_network_is_the_graph_that_the_manifest_describes(trt, tiny_bundle, tiny_bundle_fp16):
+    for folder in (tiny_bundle, tiny_bundle_fp16):
+        for graph in tensorrt_engine.PLANNED:
+            network = Network(trt, folder / f"{graph}.onnx").definition
+            described = manifest_of(folder)["graphs"][graph]
+            tensorrt_report.compare(network, described, graph)
+            for side in ("inputs", "outputs"):
+                for name, (dtype, shape) in described[side].items():
+                    for planted in (
+                        {"other": [dtype, shape]},
+                        {name: ["float16", shape]},
+                        {name: [dtype, [*shape, 1]]},
+                        {name: [dtype, [*shape[:-1], 7 if isinstance(shape[-1], int) else shape[-1]]]},
+                    ):
+                        changed = {key: value for key, value in described[side].items() if key != name} | planted
+                        if changed == described[side]:
+                            continue
+                        with pytest.raises(
+                            tensorrt_report.NetworkNotDescribed, match=f"{graph}: TensorRT read the {side}"
+                        ):
+                            tensorrt_report.compare(network, {**described, side: changed}, graph)
+
+
+def test_a_manifest_that_describes_another_graph_stops_the_build(trt, tiny_bundle, tmp_path):
+    copy_graphs(tiny_bundle, tmp_path)
+    manifest = manifest_of(tiny_bundle)
+    manifest["graphs"]["text"]["inputs"]["input_ids"][0] = "int32"
+    with pytest.raises(tensorrt_report.NetworkNotDescribed, match=r"input_ids int64 .*manifest says .*input_ids int32"):
+        tensorrt_engine.add_plans(tmp_path, manifest, PlanOptions(RTX))
+    assert manifest["engines"] == []
+
+
+def test_a_profile_tensorrt_does_not_take_is_refused(trt, tiny_bundle):
+    network = Network(trt, tiny_bundle / "text.onnx")
+    one = {"input_ids": [(1, 1), (2, 4), (4, 8)]}
+    with pytest.raises(tensorrt_engine.TensorRTRefused, match="attention_mask"):
+        network.build([one], Target("8.0+"))
+
+
+class Cache:
+    def __init__(self, content):
+        self.content = content
+
+    def serialize(self):
+        return self.content + b"+"
+
+
+class Config:
+    """What the timing cache needs of TensorRT's configuration, which TensorRT-RTX has not."""
+
+    cache = None
+
+    def create_timing_cache(self, serialized_timing_cache):
+        return Cache(serialized_timing_cache) if serialized_timing_cache in (b"", b"good") else None
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert not ignore_mismatch
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self):
+        return self.cache
+
+
+def test_a_timing_cache_is_read_if_it_is_there_and_written_after(tmp_path):
+    for before, after in ((None, b"+"), (b"good", b"good+")):
+        file, config = tmp_path / f"{before}", Config()
+        if before:
+            file.write_bytes(before)
+        timings = tensorrt_engine.TimingCache(file)
+        timings.lend(config)
+        timings.keep(config)
+        assert file.read_bytes() == after
+    (tmp_path / "bad").write_bytes(b"bad")
+    with pytest.raises(UsageError, match="is no timing cache of this TensorRT and GPU; name another file"):
+        tensorrt_engine.TimingCache(tmp_path / "bad").lend(Config())
+            b"bad"
+        ) else None
