@@ -179,7 +179,7 @@ class Network:
         self._parser = trt.OnnxParser(self.definition, self._log.logger)  # holds the weights
         if not self._parser.parse_from_file(str(graph)) or not self.definition.num_outputs:
             errors = [self._parser.get_error(index) for index in range(self._parser.num_errors)]
-            raise TensorRTRefused(f"{_name(trt)} does not accept {self.name}: {_explained(errors, self._log.take())}")
+            raise TensorRTRefused(f"{_name(trt)} does not accept {self.name}: {_explained(errors, _said(self._log))}")
         self.layers = tensorrt_report.layer_list(self.definition)
 
     def prove(self, precision: str) -> None:
@@ -224,7 +224,7 @@ class Network:
         if version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if timings:
-            timings.lend(config)
+            timings.lend(trt, config)
         config.progress_monitor = told = monitor(trt, progress)
         self._log.take()
         plan = run(lambda: self._builder.build_serialized_network(self.definition, config), progress, title, shown)
@@ -242,8 +242,10 @@ class TimingCache:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def lend(self, config: Any) -> None:
+    def lend(self, trt: ModuleType, config: Any) -> None:
         """Raises UsageError where the file is something else, or of another TensorRT or GPU; OutputUnwritable."""
+        log = tensorrt_library.error_log(trt)
+        log.take()
         try:
             content = self._path.read_bytes() if self._path.exists() else b""
         except OSError as error:
@@ -251,6 +253,7 @@ class TimingCache:
         try:
             cache = config.create_timing_cache(content)
             taken = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+            taken = taken and not _said(log)  # some versions take what they could not read
         except (RuntimeError, TypeError):
             taken = False
         if not taken:
@@ -320,6 +323,11 @@ def _name(trt: ModuleType) -> str:
     return f"{kind} {trt.__version__}"
 
 
+def _said(log: tensorrt_library.ErrorLog) -> str:
+    said = log.take()
+    return "" if said == tensorrt_library.NOTHING_SAID else said
+
+
 def _sm(capability: str) -> str:
     return "sm_" + capability.replace(".", "")
 
@@ -349,5 +357,5 @@ def _explained(errors: Sequence[Any], logged: str) -> str:
         what = code if said in ("", "false") else f"{said} [{code}]"
         by_cure.setdefault(_CURES.get(code, _OTHERWISE), []).append(where + what)
     if not by_cure:
-        return f"{logged if logged != 'no reason given' else 'it holds no graph'}; {_CURES['MODEL_DESERIALIZE_FAILED']}"
+        return f"{logged or 'it holds no graph'}; {_CURES['MODEL_DESERIALIZE_FAILED']}"
     return "; ".join(f"{', '.join(found)}: {cure}" for cure, found in by_cure.items())

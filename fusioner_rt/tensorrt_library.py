@@ -39,6 +39,8 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 LEAST = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 7)}
 """The oldest version whose calls are those made here."""
 
+NOTHING_SAID = "no reason given"
+
 
 def load(flavour: str) -> ModuleType:
     """The flavour's Python module. Raises BackendUnavailable where it is missing, broken or too old."""
@@ -84,9 +86,9 @@ class ErrorLog:
         self.logger = Logger()
 
     def take(self) -> str:
-        """The errors since the last call, in one line; "no reason given" without any."""
+        """The errors since the last call, in one line; NOTHING_SAID without any."""
         said = [one_line(Exception(self._errors.popleft())) for _ in range(len(self._errors))]
-        return "; ".join(dict.fromkeys(said)) or "no reason given"
+        return "; ".join(dict.fromkeys(said)) or NOTHING_SAID
 
 
 def error_log(trt: ModuleType) -> ErrorLog:
