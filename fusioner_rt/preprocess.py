@@ -80,6 +80,11 @@ class Preprocessing:
         whole = math.floor(length / self.multiple + 0.5) * self.multiple
         return min(max(whole, self.multiple), self.longest // self.multiple * self.multiple)
 
+    def gain_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
+        """(3,) float32 both: a pixel's value is level · gain - shift, each rounded to float32."""
+        std = np.asarray(self.std, np.float32)
+        return 1 / (255 * std), np.asarray(self.mean, np.float32) / std
+
     def __call__(self, rgb: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
         """Resize and normalise.
 
@@ -92,10 +97,8 @@ class Preprocessing:
         image = Image.fromarray(rgb)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling[self.resample.upper()])
-        std = np.asarray(self.std, np.float32)
-        gain = (1 / (255 * std))[:, None, None]
-        shift = (np.asarray(self.mean, np.float32) / std)[:, None, None]
+        gain, shift = self.gain_and_shift()
         planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32)
-        planes *= gain
-        planes -= shift
+        planes *= gain[:, None, None]
+        planes -= shift[:, None, None]
         return planes

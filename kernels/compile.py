@@ -1,4 +1,4 @@
-"""Compiles the mask head's kernels without a GPU: cubins for every architecture, PTX for those to come.
+"""Compiles the mask head's and preprocessing's kernels without a GPU: cubins for every architecture, PTX for those to come.
 
   python -m kernels.compile                       # the resource table of every kernel on every architecture
   python -m kernels.compile --out DIR             # also writes cubins, PTX and the ABI record, as in a bundle
@@ -101,7 +101,7 @@ def compile_one(name: str, capability: int, tiling: Tiling) -> Compiled:
         attrs={(arguments.index(argument),): [["tt.divisibility", 16]] for argument in chosen.multiples},
     )
     # fused multiply-add by name: a later Triton changes the default
-    options = {"num_warps": tiling.warps, "num_stages": tiling.stages, "enable_fp_fusion": True}
+    options = {"num_warps": tiling.warps, "num_stages": tiling.stages, "enable_fp_fusion": chosen.fused}
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -13,6 +13,7 @@ from typing import Any
 import triton.language as tl
 from triton import knobs
 
+from kernels.resize import resize_columns_kernel, resize_rows_kernel
 from kernels.resolve import labels_kernel, masks_kernel, probabilities_kernel
 from kernels.score_maps import maps_kernel, measure_kernel
 
@@ -21,6 +22,9 @@ TARGETS = (75, 80, 86, 89, 90, 100, 120)
 
 FEATURE_TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 OUTPUT_TYPES = {"float16": "*fp16", "float32": "*fp32"}
+RESIZES = {"rows": resize_rows_kernel, "columns": resize_columns_kernel}
+PIXEL_TYPES = {"uint8": "*u8", "float32": "*fp32"}
+"""What a resize writes: pixels for the next one, or normalised planes."""
 DOT_TYPES = {"float16": tl.float16, "bfloat16": tl.bfloat16, "float32": tl.float32}
 PARTS = 4 if knobs.runtime.interpret else 256
 """Programs that look for a picture's largest feature value, a power of two; the interpreter takes one after another."""
@@ -45,6 +49,7 @@ class Variant:
     """kernel: the jitted function. types: of its run-time arguments, in order. constants: constexprs but the tile's.
 
     multiples: arguments promised to be multiples of 16 (pointers: bytes), which lets loads be wide.
+    fused: whether a product and a sum may become one instruction, which rounds once where two round twice.
     """
 
     kernel: Any
@@ -52,12 +57,14 @@ class Variant:
     tilings: Sequence[Tiling]
     constants: Mapping[str, Any] = field(default_factory=dict)
     multiples: Sequence[str] = ()
+    fused: bool = True
 
 
 def names(features: Sequence[str] = tuple(FEATURE_TYPES)) -> list[str]:
-    """Every variant for features of the dtypes given, stage 1 first."""
+    """Every variant for features of the dtypes given: the mask head's, stage 1 first, then those of preprocessing."""
     first = [name for dtype in features for name in (f"measure.{dtype}", f"maps.{dtype}.few", f"maps.{dtype}.many")]
-    return [*first, "labels.float16", "labels.float32", "probabilities.float16", "probabilities.float32", "masks"]
+    second = ["labels.float16", "labels.float32", "probabilities.float16", "probabilities.float32", "masks"]
+    return [*first, *second, *(f"resize_{axis}.{dtype}" for axis in RESIZES for dtype in PIXEL_TYPES)]
 
 
 def exists(name: str, capability: int) -> bool:
@@ -72,6 +79,8 @@ def variant(name: str, capability: int) -> Variant:
         return _measure(types[0])
     if kind == "maps":
         return _maps(types[0], few=types[1] == "few", capability=capability)
+    if kind.startswith("resize_"):
+        return _resize(kind.removeprefix("resize_"), types[0])
     resolving: dict[str, Callable[..., Variant]] = {"labels": _labels, "probabilities": _probabilities, "masks": _masks}
     return resolving[kind](*types)
 
@@ -85,6 +94,11 @@ def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1
     (low_height, low_width), (height, width) = features, output
     rows = height if low_height == 1 else min(height, -(-3 * height // (2 * low_height)) + 1)
     return {"positions": low_height * low_width, "words": words, "bands": low_height, "band_rows": rows, "columns": width}  # fmt: skip
+
+
+def resize_sizes(rows: int, columns: int) -> dict[str, int]:
+    """The sizes that grids of a resize are made of: rows, and values of a row, of what it writes."""
+    return {"rows": rows, "values": 3 * columns}
 
 
 def programs(grid: Grid, size: Mapping[str, int]) -> int:
@@ -167,3 +181,17 @@ def _probabilities(dtype: str) -> Variant:
 def _masks() -> Variant:
     types = _resolved({"masks": "*i32"}, ("least_cosine",))
     return Variant(masks_kernel, types, _tilings((128,)), multiples=("scores", "gram", "masks"))
+
+
+def _resize(axis: str, dtype: str) -> Variant:
+    scale = [f"{what}_{channel}" for what in ("gain", "shift") for channel in ("red", "green", "blue")]
+    lengths = ("H", "W", "w" if axis == "rows" else "h", "T")
+    return Variant(
+        RESIZES[axis],
+        {"pictures": "*u8", "first": "*i32", "weights": "*i32", "out": PIXEL_TYPES[dtype],
+         **dict.fromkeys(scale, "fp32"), **dict.fromkeys(lengths, "i32")},
+        [Tiling({"ROWS": 4, "VALUES": 256}, ((("rows", 4), ("values", 256)),), stages=1)],
+        {"PLANES": dtype == "float32"},
+        ("pictures", "first", "weights", "out"),
+        fused=False,
+    )  # fmt: skip

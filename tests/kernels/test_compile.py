@@ -78,6 +78,29 @@ def test_the_record_has_the_parameters_the_cubin_has(compiled: list[Compiled], t
         assert [int(number, 16) for number in threads.groups()] == [launch["threads"], 1, 1]
 
 
+@every_architecture
+def test_normalising_rounds_the_product_and_then_the_difference(compiled: list[Compiled]) -> None:
+    for one in compiled:
+        if one.name.startswith("resize_"):
+            counts = compiler.instructions(one.cubin)
+            assert counts.get("FFMA", 0) == 0, one.name
+            assert counts.get("FMUL", 0) == counts.get("FADD", 0) == (8 if one.name.endswith(".float32") else 0)
+
+
+def test_a_kernel_that_may_fuse_is_seen_to_and_portable_ptx_leaves_the_driver_no_choice(tmp_path: Path) -> None:
+    name = "resize_columns.float32"
+    chosen = variants.variant(name, 80)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compiler, "variant", lambda *_: dataclasses.replace(chosen, fused=True))
+        fusing = compiler.compile_one(name, 80, chosen.tilings[0])
+    assert compiler.instructions(fusing.cubin)["FFMA"] == 8
+    for text, fused in ((fusing.ptx, 8), (choose(name, 80).ptx, 0)):
+        (tmp_path / "kernel.ptx").write_text(text)
+        assembler = [compiler.knobs.nvidia.ptxas.path, "-arch=sm_90", "--fmad=true", "kernel.ptx", "-o", "cubin"]
+        subprocess.run(assembler, cwd=tmp_path, check=True)
+        assert compiler.instructions((tmp_path / "cubin").read_bytes()).get("FFMA", 0) == fused
+
+
 def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_path: Path) -> None:
     features = ("float16",)
     compiler.write(tmp_path, features, (80,))
@@ -112,7 +135,7 @@ def test_a_kernel_too_large_for_the_registers_is_seen_to_spill() -> None:
 
 
 def test_every_variant_is_compiled_for_every_architecture_that_has_its_type() -> None:
-    assert len(set(compiler.jobs())) == len(compiler.jobs()) == 14 * len(TARGETS) - 3
+    assert len(set(compiler.jobs())) == len(compiler.jobs()) == 18 * len(TARGETS) - 3
     assert {name for name, target in compiler.jobs() if target == 75} == set(names(("float16", "float32")))
 
 
@@ -131,6 +154,14 @@ def test_programs_cover_every_word_position_and_output_pixel(launch: Any) -> Non
     (_, height, width), words, size, name, target = launch
     named = sizes((height, width), words, size)
     for tiling in variants.variant(name, target).tilings:
+        if name.startswith("resize_"):
+            written = variants.resize_sizes(*size)
+            tile, total = tiling.constants, programs(tiling.grid, written)
+            across = -(-written["values"] // tile["VALUES"])  # as the kernel divides its programs
+            assert total % across == 0
+            assert total // across * tile["ROWS"] >= size[0] > (total // across - 1) * tile["ROWS"]
+            assert across * tile["VALUES"] >= 3 * size[1]
+            continue
         tile, total = tiling.constants, programs(tiling.grid, named)
         if name.startswith("measure."):
             parts = variants.variant(name, target).constants["PARTS"]

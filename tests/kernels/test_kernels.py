@@ -29,8 +29,12 @@ def test_kernels_keep_their_laws(group: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["measure.float32", "maps.float32.few", "labels.float16", "probabilities.float16", "masks"]
-)
+    "name",
+    [
+        "measure.float32", "maps.float32.few", "labels.float16", "probabilities.float16", "masks", "resize_rows.float32",
+        "resize_columns.uint8",
+    ],
+)  # fmt: skip
 def test_kernels_compile_where_a_size_is_one(name: str) -> None:
     """A launch from torch makes a constant of an argument that is 1, which the interpreter does not."""
     chosen = variant(name, 80)

@@ -22,7 +22,7 @@ from kernels.variants import variant
 
 FOLDER = Path(os.environ["COMPILED_KERNELS"])
 TEMPERATURE = 0.07
-VIEWS = {"*fp16": np.float16, "*fp32": np.float32, "*i32": np.int32, "*u16": np.uint16}
+VIEWS = {"*fp16": np.float16, "*fp32": np.float32, "*i32": np.int32, "*u16": np.uint16, "*u8": np.uint8}
 
 
 class Gpu:

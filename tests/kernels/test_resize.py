@@ -1,0 +1,45 @@
+"""Runs resize_laws.py where the kernels can run: on a GPU, else by Triton's interpreter, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusioner_rt import cuda_preprocess, resample
+from fusioner_rt.preprocess import Preprocessing
+from kernels import resize, variants
+
+LAWS = Path(__file__).with_name("resize_laws.py")
+
+
+def test_resize_kernels_keep_their_laws() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    if not torch.cuda.is_available():
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--durations=3", str(LAWS)]
+    done = subprocess.run(command, cwd=LAWS.parents[2], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_fused_multiply_add_would_give_other_bits() -> None:
+    """So that equality of bits above and the machine code without FFMA say something."""
+    gain, shift = Preprocessing(320, 32, 1024).gain_and_shift()
+    levels = np.arange(256, dtype=np.float32)[:, None]
+    fused = (levels.astype(np.float64) * gain - shift).astype(np.float32)
+    assert (fused != levels * gain - shift).any()
+
+
+@given(st.integers(1, 70000), st.integers(1, 70000))
+def test_grids_are_made_of_the_sizes_the_kernels_were_written_for(rows: int, columns: int) -> None:
+    assert cuda_preprocess.sizes(rows, columns) == variants.resize_sizes(rows, columns)
+
+
+def test_the_launcher_names_the_kernels_there_are_and_weights_have_one_unit() -> None:
+    assert resize.PRECISION_BITS == resample.PRECISION_BITS
+    assert list(cuda_preprocess.KERNELS) == [name for name in variants.names() if name.startswith("resize_")]
