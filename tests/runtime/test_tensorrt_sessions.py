@@ -1,0 +1,407 @@
+"""Sessions on TensorRT without a GPU: on the emulated one (emulated_gpu.py), against the CPU backend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import emulated_gpu
+import numpy as np
+import pytest
+from emulated_gpu import EmulatedGpu, plan
+from made_pictures import scene
+
+from fusioner_rt import Session
+from fusioner_rt.errors import (
+    BackendUnavailable,
+    DeviceArrayInvalid,
+    GpuMemoryShort,
+    GraphUnusable,
+    PlanForAnotherGpu,
+    PlanForAnotherVersion,
+    PlanUnusable,
+    SizeOutsideProfile,
+    UsageError,
+)
+
+WORDS = ["cat", "tree", "red car"]
+
+
+@pytest.fixture
+def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """The tiny bundle with plans of both graphs."""
+    folder = tmp_path / "planned"
+    shutil.copytree(tiny_bundle, folder)
+    for graph in ("image_fusion", "text"):
+        plan(folder, graph)
+    return folder
+
+
+@pytest.fixture
+def gpu(planned: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedGpu:
+    gpu = EmulatedGpu(planned)
+    emulated_gpu.install(monkeypatch, gpu)
+    return gpu
+
+
+@pytest.fixture
+def session(planned: Path, gpu: EmulatedGpu) -> Any:
+    with Session(planned, backend="tensorrt-rtx", cache=False) as session:
+        yield session
+
+
+def agree(ours: Any, theirs: Any) -> None:
+    """The GPU's maps are rounded otherwise than the CPU's: labels but for ties, confidence to the last digits."""
+    np.testing.assert_allclose(ours.confidence, theirs.confidence, atol=2e-5)
+    assert (ours.labels == theirs.labels).mean() > 0.999
+    assert ours.words == theirs.words
+
+
+def test_masks_are_those_of_the_cpu(planned: Path, session: Session) -> None:
+    assert session.backend.effective == "tensorrt-rtx"
+    pictures = [scene(61, 93), scene(50, 50, 2), scene(61, 93, 3), scene(96, 96, 4)]
+    with Session(planned, backend="onnxruntime-cpu", cache=False) as cpu:
+        for options in ({}, {"size": (40, 31)}, {"threshold": 0.6}, {"mode": "independent"}, {"probabilities": True}):
+            for ours, theirs in zip(
+                session.segment(pictures, WORDS, **options), cpu.segment(pictures, WORDS, **options), strict=True
+            ):
+                agree(ours, theirs)
+                np.testing.assert_array_equal(ours.picture, theirs.picture)
+                if options.get("probabilities"):
+                    np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=2e-5)
+                elif "probabilities" not in options:
+                    assert ours.probabilities is None
+    assert session.text_encoder_calls == len(WORDS)
+
+
+def test_a_steady_state_launches_one_graph_and_allocates_nothing(session: Session, gpu: EmulatedGpu) -> None:
+    frames = [scene(61, 93, seed) for seed in range(4)]
+    session.set_vocabulary(WORDS)
+    session.segment(frames[0])
+    gpu.calls.clear()
+    gpu.order.clear()
+    for frame in frames:
+        session.segment(frame)
+    called = [name for name in gpu.calls if not name.startswith("cuCtx")]
+    assert called == ["cuGraphLaunch", "cuStreamSynchronize"] * 4
+    assert [what for what, _ in gpu.order[:1]] == ["launch"]
+
+
+def test_new_words_are_uploaded_once(session: Session, gpu: EmulatedGpu) -> None:
+    frame = scene(61, 93)
+    for words in (WORDS, ["a", "b", "c"]):
+        session.set_vocabulary(words)
+        session.segment(frame)
+        gpu.calls.clear()
+        session.segment(frame)
+        assert "cuMemcpyHtoDAsync" not in gpu.calls
+    session.set_vocabulary(["d", "e", "f"])
+    session.segment(frame)
+    assert "cuMemcpyHtoDAsync" in gpu.calls
+
+
+def test_every_step_is_on_the_paths_own_stream_and_recorded_once_run(session: Session, gpu: EmulatedGpu) -> None:
+    session.set_vocabulary("cat")
+    gpu.order.clear()
+    session.segment(scene(61, 93))
+    kinds = [what for what, _ in gpu.order if what in ("kernel", "engine", "launch")]
+    # two passes of the resize, the engine, three kernels of the mask head: run, recorded, then launched as one
+    steps = ["kernel", "kernel", "engine", "kernel", "kernel", "kernel"]
+    assert kinds[: len(steps) * 2 + 1] == [*steps, *steps, "launch"]
+    assert len({stream for what, stream in gpu.order if what in ("kernel", "engine", "launch")}) == 1
+
+
+def test_what_cannot_be_recorded_is_launched_step_by_step_and_said(
+    planned: Path, session: Session, gpu: EmulatedGpu
+) -> None:
+    gpu.recordable = False
+    with Session(planned, backend="onnxruntime-cpu", cache=False) as cpu:
+        agree(session.segment(scene(61, 93), WORDS), cpu.segment(scene(61, 93), WORDS))
+    assert any("CUDA graphs are not used" in note and "INVALIDATED" in note for note in session.notes)
+
+
+def test_threads_share_a_session_and_get_what_one_would(session: Session) -> None:
+    frames = [scene(61, 93, seed) for seed in range(24)]
+    session.set_vocabulary(WORDS)
+    alone = [session.segment(frame) for frame in frames]
+    found: dict[int, Any] = {}
+
+    def work(start: int) -> None:
+        for index in range(start, len(frames), 6):
+            found[index] = session.segment(frames[index])
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, result in enumerate(alone):
+        np.testing.assert_array_equal(found[index].labels, result.labels)
+        np.testing.assert_array_equal(found[index].confidence, result.confidence)
+
+
+def test_closing_gives_all_memory_back(planned: Path, gpu: EmulatedGpu) -> None:
+    with Session(planned, backend="tensorrt-rtx", cache=False) as session:
+        session.segment([scene(61, 93), scene(50, 50)], WORDS)
+        session.segment(scene(50, 50), WORDS, mode="independent")
+        assert gpu.memory
+        assert gpu.pinned
+    assert not gpu.memory
+    assert not gpu.pinned
+    assert gpu.contexts == 0
+    with pytest.raises(UsageError, match="closed"):
+        session.segment(scene(50, 50), WORDS)
+
+
+def test_paths_are_bounded_and_the_least_used_goes(session: Session, gpu: EmulatedGpu) -> None:
+    session.set_vocabulary("cat")
+    sizes = [(40, 40 + index) for index in range(20)]
+    for size in sizes:
+        session.segment(scene(50, 50), size=size)
+    paths = session._executor._paths
+    assert paths.made == 20
+    assert len(paths._idle) == 16
+    session.segment(scene(50, 50), size=sizes[-1])
+    session.segment(scene(50, 50), size=sizes[4])
+    assert paths.made == 20
+    session.segment(scene(50, 50), size=sizes[0])
+    assert paths.made == 21
+
+
+def test_with_too_little_memory_idle_paths_go_then_the_size_is_told(session: Session, gpu: EmulatedGpu) -> None:
+    session.set_vocabulary("cat")
+    for width in (40, 41, 42):
+        session.segment(scene(50, 50), size=(40, width))
+    gpu.free = 1000
+    session.segment(scene(50, 50), size=(40, 43))
+    assert len(session._executor._paths._idle) < 4
+    gpu.free = 0
+    with pytest.raises(GpuMemoryShort, match=r"1 x 1 words on 1 pictures of 900x900 need \d+ MiB, GPU 0 .* fewer"):
+        session.segment(scene(900, 900), size=(4000, 4000))
+    gpu.free = 1 << 30
+    session.segment(scene(50, 50), size=(40, 40))
+
+
+def test_a_shape_outside_the_plan_names_its_limits_and_the_rebuild(
+    planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((planned / "manifest.json").read_text())
+    manifest["engines"] = []
+    (planned / "manifest.json").write_text(json.dumps(manifest))
+    narrow = {"pixels": [[1, 3, 32, 32], [1, 3, 96, 96], [1, 3, 96, 96]], "words": [[1, 1, 24], [1, 2, 24], [1, 2, 24]]}
+    wide = {"pixels": [[1, 3, 32, 32], [1, 3, 96, 96], [2, 3, 96, 96]], "words": [[1, 1, 24], [1, 2, 24], [2, 2, 24]]}
+    plan(planned, "image_fusion", profiles=[narrow, wide])
+    gpu = EmulatedGpu(planned)
+    emulated_gpu.install(monkeypatch, gpu)
+    with Session(planned, backend="tensorrt-rtx", cache=False) as session:
+        session.segment([scene(50, 50), scene(50, 50, 2)], "cat, tree")
+        says = (
+            r"asked for pixels 1x3x96x96, words 1x3x24.*words 1x1..2x24 or .*--backend tensorrt-rtx --profiles any-size"
+        )
+        with pytest.raises(SizeOutsideProfile, match=says):
+            session.segment(scene(50, 50), "cat, tree, sofa")
+        assert any("words are encoded on the CPU" in note for note in session.notes)
+
+
+def test_values_that_are_not_finite_are_found_out(session: Session, gpu: EmulatedGpu) -> None:
+    maps = gpu.maps_kernel
+
+    def overflowing(pictures: int, *values: Any) -> None:
+        maps(pictures, *values)
+        emulated_gpu.at(values[-6], (1,), "float32")[:] = np.nan
+
+    gpu.maps_kernel = overflowing
+    for mode in ("joint", "independent"):
+        with pytest.raises(GraphUnusable, match=r"not finite.*without --fp16"):
+            session.segment(scene(50, 50), WORDS, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "says"),
+    [
+        (
+            {"version": "1.6.0.1"},
+            PlanForAnotherVersion,
+            r"built with version 1\.6\.0\.1, and 1\.7\.1\.116 is installed",
+        ),
+        ({"capability": "8.9"}, PlanForAnotherGpu, r"built for compute capability 8\.9, and GPU 0 .* has 8\.0"),
+        ({"diagnostics": 1}, PlanForAnotherVersion, "was built with another version than 1"),
+        ({"diagnostics": 2}, PlanForAnotherGpu, "for other GPUs"),
+        ({"diagnostics": 16}, GpuMemoryShort, "more memory than this GPU has"),
+        ({"diagnostics": 32}, PlanUnusable, "no plan, or a damaged one"),
+        ({"diagnostics": 64}, PlanUnusable, "diagnostics 64"),
+        ({"dtypes": {"pixels": "float16"}}, PlanUnusable, "pixels float16.*manifest says pixels float32"),
+    ],
+)
+def test_plans_that_do_not_fit_are_told_apart(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict, kind: type[Exception], says: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    plan(folder, "image_fusion", **more)
+    gpu = EmulatedGpu(folder)
+    emulated_gpu.install(monkeypatch, gpu)
+    with pytest.raises(kind, match=f"{says}.*"):
+        Session(folder, backend="tensorrt-rtx", cache=False)
+    assert not gpu.memory
+    with Session(folder, cache=False) as session:
+        assert session.backend.effective == "onnxruntime-cpu"
+        assert "tensorrt-rtx" in dict(session.backend.passed_over)
+
+
+def test_a_plan_that_is_none_is_refused_in_tensorrts_own_words(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    plan(folder, "image_fusion", flavour="tensorrt", version="11.4.0.106")
+    (broken,) = folder.glob("*.plan")
+    broken.write_bytes(b"no plan")
+    from fusioner_rt.bundle import write_manifest
+
+    write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
+    emulated_gpu.install(monkeypatch, EmulatedGpu(folder), "tensorrt", "11.4.0.106")
+    with pytest.raises(
+        PlanUnusable, match=r"does not load it \(magicTag == expected failed\); rebuild it: .*tensorrt "
+    ):
+        Session(folder, backend="tensorrt", cache=False)
+
+
+def test_a_plan_larger_than_the_free_memory_is_refused_before_it_is_loaded(planned: Path, gpu: EmulatedGpu) -> None:
+    gpu.free = 1 << 20
+    with pytest.raises(GpuMemoryShort, match=r"needs about 256 MiB, GPU 0 .* has 1 MiB free.*nvidia-smi"):
+        Session(planned, backend="tensorrt-rtx", cache=False)
+
+
+def test_what_tensorrt_rtx_compiles_is_kept_between_sessions(planned: Path, gpu: EmulatedGpu, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    with Session(planned, backend="tensorrt-rtx", cache=folder) as session:
+        session.segment(scene(50, 50), "cat")
+    (kept,) = folder.glob("tensorrt-rtx-*.cache")
+    assert kept.read_bytes().startswith(b"compiled")
+    kept.write_bytes(b"of another driver")
+    with Session(planned, backend="tensorrt-rtx", cache=folder) as session:
+        session.segment(scene(50, 50), "cat")
+        assert not session.notes
+    assert kept.read_bytes().startswith(b"compiled")
+
+
+@pytest.mark.parametrize("call", ["cuGraphInstantiate", "cuMemHostAlloc", "cuEventCreate", "cuLaunchKernel"])
+def test_a_call_that_fails_leaves_nothing_behind(session: Session, gpu: EmulatedGpu, call: str) -> None:
+    from fusioner_rt.errors import CudaFailed
+
+    session.set_vocabulary("cat")
+    before = dict(gpu.memory)
+    gpu.failing = call
+    if call == "cuGraphInstantiate":
+        session.segment(scene(50, 50))
+        assert any(call in note for note in session.notes)
+        return
+    with pytest.raises(CudaFailed, match=call):
+        session.segment(scene(50, 50))
+    assert gpu.memory.keys() == before.keys()
+    assert not gpu.pinned
+    gpu.failing = ""
+    session.segment(scene(50, 50))
+
+
+class OnGpu:
+    """An array of another library in the emulated memory."""
+
+    def __init__(self, gpu: EmulatedGpu, array: np.ndarray, stream: int | None = None, strides: Any = None) -> None:
+        self.pointer = int(gpu.cuMemAlloc(array.nbytes)[1])
+        self.shape, self.dtype = array.shape, array.dtype
+        self.array()[:] = array
+        self.__cuda_array_interface__ = {
+            "version": 3, "shape": array.shape, "typestr": array.dtype.str, "data": (self.pointer, False),
+            "strides": strides, "stream": stream,
+        }  # fmt: skip
+
+    def array(self) -> np.ndarray:
+        return emulated_gpu.at(self.pointer, self.shape, self.dtype.name)
+
+
+def test_pictures_in_gpu_memory_give_masks_in_gpu_memory(session: Session, gpu: EmulatedGpu) -> None:
+    frames = np.stack([scene(61, 93, seed) for seed in range(3)])
+    session.set_vocabulary(WORDS)
+    for given, size in ((frames, None), (frames[0], (30, 40))):
+        hosted = session.segment(list(frames) if given is frames else given, size=size)
+        found = session.segment_on_device(OnGpu(gpu, given, stream=7), size=size, stream=55)
+        assert found.words == tuple(WORDS)
+        for index, host in enumerate(hosted if given is frames else [hosted]):
+            labels, confidence = (
+                array.numpy() if given is not frames else array.numpy()[index]
+                for array in (found.labels, found.confidence)
+            )
+            np.testing.assert_array_equal(labels, host.labels)
+            np.testing.assert_array_equal(confidence, host.confidence)
+        interface = found.labels.__cuda_array_interface__
+        assert (interface["typestr"], interface["shape"], interface["stream"]) == (
+            "<u2",
+            labels.shape if given is not frames else (3, 61, 93),
+            55,
+        )
+        assert found.labels.__dlpack_device__() == (2, 0)
+
+
+def test_with_arrays_of_the_callers_a_call_on_the_gpu_allocates_nothing(session: Session, gpu: EmulatedGpu) -> None:
+    session.set_vocabulary(WORDS)
+    frame = OnGpu(gpu, scene(61, 93))
+    out = OnGpu(gpu, np.zeros((61, 93), np.uint16)), OnGpu(gpu, np.zeros((61, 93), np.float32))
+    session.segment_on_device(frame, stream=55, out=out)
+    gpu.calls.clear()
+    gpu.order.clear()
+    session.segment_on_device(frame, stream=55, out=out)
+    assert not {"cuMemAlloc", "cuMemHostAlloc", "cuStreamSynchronize", "cuCtxSynchronize"} & set(gpu.calls)
+    # buffers wait for their last user, the picture comes in, one launch, two results go out, the buffers are marked
+    assert gpu.order == [(what, 55) for what in ("wait", "copy", "launch", "copy", "copy", "record")]
+    np.testing.assert_array_equal(out[0].array(), session.segment(scene(61, 93)).labels)
+
+
+def test_a_producers_stream_is_waited_for(session: Session, gpu: EmulatedGpu) -> None:
+    session.set_vocabulary(WORDS)
+    session.segment_on_device(OnGpu(gpu, scene(50, 50)), stream=55)
+    gpu.order.clear()
+    session.segment_on_device(OnGpu(gpu, scene(50, 50), stream=7), stream=55)
+    assert gpu.order[:2] == [("record", 7), ("wait", 55)]
+    gpu.order.clear()
+    session.segment_on_device(OnGpu(gpu, scene(50, 50), stream=1))  # 1 is the default stream, whose handle is 0
+    assert gpu.order[0] == ("wait", 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda gpu: scene(50, 50), "picture is a ndarray in host memory"),
+        (lambda gpu: "photo.jpg", "picture is a str; give an array in GPU memory"),
+        (lambda gpu: OnGpu(gpu, scene(50, 50).astype(np.float32)), r"picture is float32 \(50, 50, 3\)"),
+        (lambda gpu: OnGpu(gpu, scene(50, 50)[..., 0]), r"picture is uint8 \(50, 50\)"),
+        (lambda gpu: OnGpu(gpu, scene(50, 50), strides=(3, 150, 1)), "make it contiguous"),
+        (
+            lambda gpu: OnGpu(gpu, np.stack([scene(50, 50)] * 5)),
+            "5 pictures; the bundle was built for 4.*--max-batch 5",
+        ),
+    ],
+)
+def test_other_arrays_are_refused(session: Session, gpu: EmulatedGpu, make: Callable[..., Any], says: str) -> None:
+    session.set_vocabulary(WORDS)
+    with pytest.raises(DeviceArrayInvalid, match=says):
+        session.segment_on_device(make(gpu))
+
+
+def test_results_of_another_shape_are_refused(session: Session, gpu: EmulatedGpu) -> None:
+    out = OnGpu(gpu, np.zeros((61, 93), np.uint16)), OnGpu(gpu, np.zeros((61, 92), np.float32))
+    with pytest.raises(DeviceArrayInvalid, match=r"confidence of out is float32 \(61, 92\); give float32 \(61, 93\)"):
+        session.segment_on_device(OnGpu(gpu, scene(61, 93)), WORDS, out=out)
+
+
+def test_the_cpu_takes_no_gpu_arrays(tiny_bundle: Path) -> None:
+    with (
+        Session(tiny_bundle, backend="onnxruntime-cpu", cache=False) as session,
+        pytest.raises(BackendUnavailable, match=r"needs a TensorRT backend.*doctor"),
+    ):
+        session.segment_on_device(scene(50, 50), "cat")
