@@ -263,7 +263,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
             "batch": {"min": 1, "opt": 1, "max": options.max_batch},
             "size": {"min": least, "opt": usual, "max": most},
         },
-        "graphs": {name: _described(name, graph) for name, graph in made.items()},
+        "graphs": {name: graphs.described(name, graph) for name, graph in made.items()},
         "gates": {"parity": parity.record(), "batch": batch, "words": words},
         "engines": [],
     }
@@ -315,28 +315,6 @@ def _name(folder: Path, generic: str) -> str:
     """A folder's name, or its parent's where the folder is only called what it is."""
     folder = folder.absolute()
     return folder.parent.name if folder.name == generic else folder.name
-
-
-def _described(name: str, graph: Any) -> dict[str, Any]:
-    from onnx import helper
-
-    from export.precision import half_weight_share
-
-    def values(infos: Any) -> dict[str, Any]:
-        return {
-            info.name: [
-                helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).name,
-                [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim],
-            ]
-            for info in infos
-        }
-
-    return {
-        "file": f"{name}.onnx",
-        "fp16_weight_share": round(half_weight_share(graph), 4),
-        "inputs": values(graph.graph.input),
-        "outputs": values(graph.graph.output),
-    }
 
 
 def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> list[Row]:

@@ -38,7 +38,8 @@ WORDS = ("cat", "dog", "horse", "person", "sofa", "tree", "grass", "bird")
 """Asked of every gate picture: some are there, some are not. A text encoder that cannot read one is asked for another."""
 
 LEAST_AGREEMENT = 0.995
-"""Share of pixels whose label is the one PyTorch gives."""
+"""Share of pixels whose label is the one PyTorch gives. bfloat16 flips more near ties than that in PyTorch too: of its
+plans twice the pixels are allowed that PyTorch flips in bfloat16, where they are more."""
 
 MASK_HEAD_ERROR = 1e-5
 """Largest probability error of the mask head against its definition."""
@@ -79,6 +80,7 @@ class Parity:
     """What the parity gate found.
 
     errors, plain: by output, relative to its largest value; plain is PyTorch's own. agreement: share of all pixels.
+    plain_agreement: PyTorch's own, where it was asked.
     mask_error: the mask head's, in probability. words: (K, t) float32, the text graph's vectors of gate_words.
     """
 
@@ -88,6 +90,7 @@ class Parity:
     mask_error: float
     pictures: int
     words: np.ndarray
+    plain_agreement: float | None = None
 
     def allowed(self, output: str) -> float:
         return 2 * self.plain[output] + ROUNDINGS
@@ -97,7 +100,9 @@ class Parity:
             name: {"error": self.errors[name], "pytorch_error": self.plain[name], "allowed": self.allowed(name)}
             for name in self.errors
         }
-        mask = {"mask_agreement": self.agreement, "mask_head_error": self.mask_error, "pictures": self.pictures}
+        mask: Record = {"mask_agreement": self.agreement, "mask_head_error": self.mask_error, "pictures": self.pictures}
+        if self.plain_agreement is not None:
+            mask["pytorch_mask_agreement"] = self.plain_agreement
         return {**outputs, **mask}
 
 
@@ -127,7 +132,7 @@ def parity(
     head = MaskHead(
         graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"], graphs.get("mask_tiles")
     )
-    agreed = pixels_compared = 0
+    agreed = plain_agreed = pixels_compared = 0
     mask_error = 0.0
     for picture in pictures:
         pixels = how(picture)[None]
@@ -145,6 +150,8 @@ def parity(
         for one in (head, bands):
             found, _ = one.labels(*own, size, 0.5)
             agreed, pixels_compared = agreed + int((found == expected).sum()), pixels_compared + found.size
+        if precision == "bf16":  # once for each of the two heads
+            plain_agreed += 2 * int((_reference_masks(theirs, size, model.config.temperature)[0] == expected).sum())
         maps = head.maps(*(value.astype(np.float32) for value in true))
         for made, wanted in (
             (head.labels(*maps, size, 0.5)[1], confident),
@@ -154,7 +161,11 @@ def parity(
             mask_error = max(mask_error, _largest(made - wanted))
 
     agreement = agreed / max(1, pixels_compared)
-    result = Parity(compared.errors, compared.plain, agreement, mask_error, len(pictures), words.astype(np.float32))
+    of_plain = plain_agreed / max(1, pixels_compared) if precision == "bf16" else None
+    least = min(LEAST_AGREEMENT, 1 - 2 * (1 - of_plain)) if of_plain is not None else LEAST_AGREEMENT
+    result = Parity(
+        compared.errors, compared.plain, agreement, mask_error, len(pictures), words.astype(np.float32), of_plain
+    )
     for name, error in result.errors.items():
         if not _within(error, result.allowed(name)):
             raise ParityFailed(
@@ -166,9 +177,9 @@ def parity(
             f"the mask head's probabilities err by {mask_error:.2g}, at most {MASK_HEAD_ERROR} is allowed; "
             "run: python -m pytest tests/export/test_mask_head_graph.py"
         )
-    if not result.agreement >= LEAST_AGREEMENT:
+    if not result.agreement >= least:
         raise ParityFailed(
-            f"only {result.agreement:.2%} of the gate pictures' pixels get PyTorch's label, {LEAST_AGREEMENT:.1%} are "
+            f"only {result.agreement:.2%} of the gate pictures' pixels get PyTorch's label, {least:.1%} are "
             f"needed{f' in {precision}' if half else ''}; {without}train the checkpoint further: near ties flip"
         )
     return result

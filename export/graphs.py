@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from export.mask_head_graph import IR_VERSION, OPSET
+from export.precision import half_weight_share
 from training.model import Fusioner
 
 
@@ -98,6 +99,26 @@ def tidy(model: onnx.ModelProto, outputs: dict[str, list[Any]]) -> onnx.ModelPro
                 dimension.dim_param = name
     onnx.checker.check_model(model, full_check=False)
     return model
+
+
+def described(name: str, graph: onnx.ModelProto) -> dict[str, Any]:
+    """A manifest's entry of a graph: its file, its share of float16 weights, dtype and shape of its inputs and outputs."""
+
+    def values(infos: Iterable[onnx.ValueInfoProto]) -> dict[str, Any]:
+        return {
+            info.name: [
+                onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).name,
+                [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim],
+            ]
+            for info in infos
+        }
+
+    return {
+        "file": f"{name}.onnx",
+        "fp16_weight_share": round(half_weight_share(graph), 4),
+        "inputs": values(graph.graph.input),
+        "outputs": values(graph.graph.output),
+    }
 
 
 @contextlib.contextmanager
