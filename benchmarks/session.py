@@ -2,6 +2,7 @@
 
   python benchmarks/session.py                               # the demonstration bundle, 1, 20 and 150 words
   python benchmarks/session.py --engine engines/mine --json records.jsonl
+  python benchmarks/session.py --engine engines/mine --backends tensorrt-rtx,onnxruntime-cuda,onnxruntime-cpu
 
 Wall time beside processor time: on a shared machine the first tells of the neighbours too. One JSON line a row.
 """
@@ -28,15 +29,30 @@ ROOT = Path(__file__).resolve().parents[1]
 NOUNS = ("cat", "sofa", "person", "cup", "window", "floor", "curtain", "plant", "dog", "table")
 
 
-def steady(engine: Path, picture: Path, words: int, repeats: int) -> dict[str, Any]:
+def free_gpu_bytes() -> int | None:
+    """Of the first GPU; None where there is none."""
+    from fusioner_rt.cuda_driver import Device
+
+    try:
+        device = Device()
+    except fusioner_rt.FusionerError:
+        return None
+    free = device.free_bytes
+    device.close()
+    return free
+
+
+def steady(engine: Path, picture: Path, words: int, repeats: int, backend: str) -> dict[str, Any]:
     """Median milliseconds per stage over `repeats` calls after one warm-up; words are cached, as they are in service."""
     names = [
         f"{noun} {index // len(NOUNS) + 1}" if index >= len(NOUNS) else noun
         for index, noun in zip(range(words), NOUNS * words, strict=False)
     ]
-    with fusioner_rt.Session(engine, cache=False) as session:
+    before = free_gpu_bytes()
+    with fusioner_rt.Session(engine, backend=backend, cache=False) as session:
         session.set_vocabulary(names)
         session.segment(picture)
+        warm = free_gpu_bytes()
         wall, processor, stages = [], [], []
         for _ in range(repeats):
             started, spent = time.perf_counter(), time.process_time()
@@ -46,10 +62,18 @@ def steady(engine: Path, picture: Path, words: int, repeats: int) -> dict[str, A
             stages.append(result.timing)
         return {
             "what": "segment", "words": words, "size": list(result.labels.shape), "backend": session.backend.effective,
-            **machine.percentiles(wall),
+            **machine.percentiles(wall), "p99_ms": round(float(np.percentile(wall, 99)), 3),
+            **_gpu_memory(before, warm, free_gpu_bytes()),
             "processor_p50_ms": round(float(np.median(processor)), 1),
             "stages_p50_ms": {stage: round(float(np.median([s[stage] for s in stages])), 1) for stage in stages[0]},
         }  # fmt: skip
+
+
+def _gpu_memory(before: int | None, warm: int | None, after: int | None) -> dict[str, Any]:
+    """gpu_mb: what a warm session holds, context included. gpu_mb_grown: what further calls added to it."""
+    if before is None or warm is None or after is None:
+        return {}
+    return {"gpu_mb": round((before - warm) / 1e6), "gpu_mb_grown": round((warm - after) / 1e6)}
 
 
 def cold(engine: Path, picture: Path, repeats: int) -> dict[str, Any]:
@@ -92,6 +116,7 @@ def main() -> int:
         "--picture", type=Path, default=ROOT / "docs/pictures/cat.jpg", help="default: a photograph of 451×300"
     )
     parser.add_argument("--words", default="1,20,150", help="numbers of words (default: %(default)s)")
+    parser.add_argument("--backends", default="auto", help="as in Session, commas between them (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="calls per row (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
     given = parser.parse_args()
@@ -99,7 +124,11 @@ def main() -> int:
     if load > 0.7:
         print(f"note: the load average is {load:.1f}; wall times tell of it", file=sys.stderr)
     try:
-        rows = [steady(given.engine, given.picture, int(count), given.repeats) for count in given.words.split(",")]
+        rows = [
+            steady(given.engine, given.picture, int(count), given.repeats, backend)
+            for backend in given.backends.split(",")
+            for count in given.words.split(",")
+        ]
     except fusioner_rt.FusionerError as error:
         print(f"benchmarks/session.py: {error}", file=sys.stderr)
         return error.exit_code
