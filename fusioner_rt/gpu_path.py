@@ -15,7 +15,7 @@ import numpy as np
 from .cuda_driver import Device, Event, Graph, Memory, PinnedArray, Stream
 from .cuda_mask_head import CudaMaskHead, DeviceArray
 from .cuda_preprocess import CudaPreprocess
-from .errors import CudaFailed, GpuMemoryShort
+from .errors import CudaFailed, GpuMemoryShort, PlanUnusable
 from .tensorrt_engine import Engine
 
 _ALIGNMENT = 256
@@ -182,7 +182,7 @@ class Path:
         self._stream.wait()
         try:
             self._graph = Graph(self._device, stream, lambda: self._steps(stream))
-        except CudaFailed as error:
+        except (CudaFailed, PlanUnusable) as error:
             self.note = f"CUDA graphs are not used, every step is launched by itself ({error})"
 
     def _launch(self, stream: int) -> None:

@@ -33,7 +33,8 @@ class EngineContext:
         for tensor, pointer in pointers.items():
             if not self._context.set_tensor_address(tensor, pointer):
                 raise PlanUnusable(f"{self._name}: TensorRT does not take the address of {tensor}")
-        self._context.set_device_memory(workspace, self.workspace_bytes)
+        if self.workspace_bytes:
+            self._context.set_device_memory(workspace, self.workspace_bytes)
 
     def enqueue(self, stream: int) -> None:
         """Returns at once, the stream does the work. Raises PlanUnusable."""

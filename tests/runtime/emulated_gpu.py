@@ -52,7 +52,7 @@ class EmulatedGpu(EmulatedDriver):
         self.names = {path.read_bytes() + b"\0": path.stem for path in (bundle / "kernels").rglob("*.[cp][ut][bx]*")}
         self.recorded: dict[int, list[Callable[[], None]]] = {}  # by stream
         self.recorders: set[int] = set()  # threads
-        self.recordable = True
+        self.recordable = self.engine_recordable = True
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.pinned: dict[int, Any] = {}
         self.events = self.streams = 0
@@ -304,7 +304,7 @@ def tensorrt(gpu: EmulatedGpu, flavour: str = "tensorrt-rtx", version: str = VER
         def execute_async_v3(self, stream: int) -> bool:
             assert gpu.contexts > 0, "no context is current"
             assert self.memory[1] >= 12345
-            if int(stream) in gpu.recorded and not self.ran:
+            if int(stream) in gpu.recorded and not (self.ran and gpu.engine_recordable):
                 return False  # TensorRT wants one run before it is recorded
             self.ran = True
             gpu.order.append(("engine", stream))

@@ -115,13 +115,14 @@ def test_every_step_is_on_the_paths_own_stream_and_recorded_once_run(session: Se
     assert len({stream for what, stream in gpu.order if what in ("kernel", "engine", "launch")}) == 1
 
 
+@pytest.mark.parametrize(("which", "says"), [("recordable", "INVALIDATED"), ("engine_recordable", "could not run it")])
 def test_what_cannot_be_recorded_is_launched_step_by_step_and_said(
-    planned: Path, session: Session, gpu: EmulatedGpu
+    planned: Path, session: Session, gpu: EmulatedGpu, which: str, says: str
 ) -> None:
-    gpu.recordable = False
+    setattr(gpu, which, False)
     with Session(planned, backend="onnxruntime-cpu", cache=False) as cpu:
         agree(session.segment(scene(61, 93), WORDS), cpu.segment(scene(61, 93), WORDS))
-    assert any("CUDA graphs are not used" in note and "INVALIDATED" in note for note in session.notes)
+    assert any("CUDA graphs are not used" in note and says in note for note in session.notes)
 
 
 def test_threads_share_a_session_and_get_what_one_would(session: Session) -> None:
