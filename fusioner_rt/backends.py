@@ -6,12 +6,15 @@ A rung works when its libraries load, the machine can run them, and the bundle's
 believed because it is installed. A backend asked for by name is that one or an error.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .bundle import Bundle
-from .errors import BackendUnavailable, FusionerError
-from .executor import Executor
+from .errors import BackendUnavailable, FusionerError, one_line
+from .executor import Executor, Request, Waiting
 from .plans import of_flavour
 
 LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
@@ -23,13 +26,16 @@ CHOICES = {"auto": LADDER, "onnxruntime": LADDER[2:]} | {name: (name,) for name 
 class Backend:
     """requested: what the caller named; effective: what runs; why: one sentence that leads from one to the other.
 
-    passed_over: rungs that would have been preferred, with what kept each from being taken.
+    passed_over: rungs that would have been preferred, with what kept each from being taken and what cures it.
+    note: a sentence for the user where one of them was to be expected here, or None: the bundle has plans for it and
+    there is an NVIDIA GPU, or the GPU's ONNX Runtime was installed.
     """
 
     requested: str
     effective: str
     why: str
     passed_over: tuple[tuple[str, str], ...] = ()
+    note: str | None = None
 
 
 def check_requested(requested: str) -> None:
@@ -41,31 +47,84 @@ def check_requested(requested: str) -> None:
 def open_executor(
     bundle: Bundle, requested: str, threads: int | None, cache: Path | None = None
 ) -> tuple[Executor, Backend]:
-    """The best rung of `requested` that works. cache: folder for what a backend compiles here, or None. Raises BackendUnavailable, and what the last rung raised."""
+    """The best rung of `requested` that works. cache: folder for what a backend compiles here, or None.
+
+    Raises BackendUnavailable, and what the last rung raised, with what was to be expected of better ones.
+    """
     check_requested(requested)
     rungs = CHOICES[requested]
     passed_over: list[tuple[str, str]] = []
     for name in rungs:
         try:
-            executor, what = _open(bundle, name, threads, cache)
+            executor, what = open_rung(bundle, name, threads, cache)
         except FusionerError as error:
-            if name == rungs[-1]:
-                raise
-            passed_over.append((name, str(error)))
-        else:
-            why = "it was asked for" if len(rungs) == 1 else "it is the best that works here"
-            return executor, Backend(requested, name, f"{why}: {what}", tuple(passed_over))
+            if name != rungs[-1]:
+                passed_over.append((name, str(error).removeprefix(f"backend {name}: ")))
+                continue
+            if expected := _expected(bundle, passed_over):
+                raise type(error)(f"{error}; better backends: {_listed(expected)}") from None
+            raise
+        why = "it was asked for" if len(rungs) == 1 else "it is the best that works here"
+        note = None
+        if expected := _expected(bundle, passed_over):
+            note = f"{name} runs, not a better backend; {_listed(expected)}"
+        elif requested == "auto" and name == LADDER[-1] and _gpu_is_offered():
+            note = f"{name} runs, the NVIDIA GPU of this machine does nothing; ask fusioner-rt doctor what it takes"
+        return executor, Backend(requested, name, f"{why}: {what}", tuple(passed_over), note)
     raise AssertionError("a ladder has rungs")
 
 
-def _open(bundle: Bundle, name: str, threads: int | None, cache: Path | None) -> tuple[Executor, str]:
-    """The rung's executor and what it runs on. Raises FusionerError."""
+def open_rung(bundle: Bundle, name: str, threads: int | None, cache: Path | None = None) -> tuple[Executor, str]:
+    """The executor of one rung of LADDER, ready to run, and what it runs on. Raises what keeps it from that."""
     if name.startswith("onnxruntime"):
         from .onnxruntime_executor import OnnxRuntimeExecutor
 
-        return OnnxRuntimeExecutor(bundle, name, threads), f"ONNX Runtime, {name.rpartition('-')[2].upper()}"
+        runs = OnnxRuntimeExecutor(bundle, name, threads)
+        if name == "onnxruntime-cuda":
+            _prove(bundle, name, runs)
+        return runs, f"ONNX Runtime, {name.rpartition('-')[2].upper()}"
     of_flavour(bundle, name, "image_fusion")  # before anything is imported for it
     from .tensorrt_executor import TensorRTExecutor
 
     executor = TensorRTExecutor(bundle, name, threads, cache)
     return executor, executor.description
+
+
+def _prove(bundle: Bundle, name: str, executor: Executor) -> None:
+    """Run an empty picture and one word: that it loads does not say that it has kernels for this GPU, or memory.
+
+    Raises BackendUnavailable, the executor closed.
+    """
+    side, channels = bundle.size.opt, bundle.manifest["graphs"]["image_fusion"]["inputs"]["words"][1][-1]
+    vectors = np.full((1, channels), channels**-0.5, np.float32)
+    try:
+        prepared = executor.prepare(np.zeros((side, side, 3), np.uint8), (side, side))
+        picture = Waiting(prepared, (side, side), (side, side))
+        executor.run([picture], Request(vectors, 0.5, "joint", False), lambda *_: contextlib.nullcontext())
+    except FusionerError as error:
+        executor.close()
+        raise BackendUnavailable(
+            f"backend {name}: a first picture of {side}x{side} pixels failed ({one_line(error)}); choose another backend"
+        ) from None
+
+
+def _expected(bundle: Bundle, passed_over: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of the rungs passed over that someone has prepared this machine and this bundle for."""
+    if not passed_over:
+        return []
+    from .onnxruntime_backend import built_with_cuda
+
+    prepared = {plan.flavour for plan in bundle.plans} if _gpu_is_offered() else set()
+    if built_with_cuda():
+        prepared.add("onnxruntime-cuda")
+    return [(name, reason) for name, reason in passed_over if name in prepared]
+
+
+def _gpu_is_offered() -> bool:
+    from .nvidia import all_hidden, gpu_is_there
+
+    return gpu_is_there() and not all_hidden()
+
+
+def _listed(reasons: list[tuple[str, str]]) -> str:
+    return " | ".join(f"{name}: {reason}" for name, reason in reasons)

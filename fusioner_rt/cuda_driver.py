@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import BackendUnavailable, CudaFailed, GpuMemoryShort, one_line
 
-INSTALL = "install NVIDIA's driver, and pip install 'fusioner-rt[tensorrt-rtx]' or '[gpu]' for cuda-bindings"
+INSTALL = "install NVIDIA's driver, or a newer one"
 
 
 class Driver:
@@ -22,7 +22,9 @@ class Driver:
             try:
                 from cuda.bindings import driver
             except ImportError as error:
-                raise BackendUnavailable(f"cuda-bindings cannot be imported ({one_line(error)}); {INSTALL}") from None
+                raise BackendUnavailable(
+                    f"cuda-bindings cannot be imported ({one_line(error)}); pip install cuda-bindings cuda-core"
+                ) from None
             bindings = driver
         self.bindings = bindings
         try:
@@ -41,7 +43,7 @@ class Driver:
             except (
                 RuntimeError
             ) as error:  # cuda-bindings raises where there is no driver library, or one without this call
-                raise BackendUnavailable(f"{name}: {one_line(error)}; {INSTALL}") from None
+                raise BackendUnavailable(f"{name}: {one_line(error).rstrip('.')}; {INSTALL}") from None
             if int(code):
                 short = code == self.bindings.CUresult.CUDA_ERROR_OUT_OF_MEMORY
                 raise (GpuMemoryShort if short else CudaFailed)(f"{name} failed: {self._explained(code)}")

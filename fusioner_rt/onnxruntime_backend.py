@@ -1,15 +1,36 @@
-"""Runs a bundle's graphs with ONNX Runtime, and says honestly on what they run."""
+"""Runs a bundle's graphs with ONNX Runtime, and says honestly on what they run.
 
+Its GPU package lists CUDA as available anywhere. Where driver or libraries are missing it then runs on the CPU unasked,
+and so it does for good after a run on the GPU has failed: both are refused here.
+"""
+
+import contextlib
+import ctypes
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from .bundle import build_command
 from .errors import BackendUnavailable, GraphUnusable, one_line
+from .nvidia import driver_missing
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_INSTALL = "install it: pip install onnxruntime, or onnxruntime-gpu"
+_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+_CUDA_OPTIONS = {"use_tf32": "0"}  # float32 must be float32
+
+
+def built_with_cuda() -> bool:
+    """The installed ONNX Runtime is the GPU's, whether it can run here or not."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return CUDA in onnxruntime.get_available_providers()
 
 
 def providers(name: str, available: list[str]) -> list[str]:
@@ -23,7 +44,7 @@ def providers(name: str, available: list[str]) -> list[str]:
     if CUDA not in available:
         raise BackendUnavailable(
             "backend onnxruntime-cuda: the installed ONNX Runtime was built without CUDA; replace it: "
-            "pip uninstall onnxruntime && pip install onnxruntime-gpu, or choose onnxruntime-cpu"
+            f"pip uninstall onnxruntime && {_LIBRARIES}, or choose onnxruntime-cpu"
         )
     return [CUDA, CPU]
 
@@ -36,15 +57,15 @@ class OnnxRuntime:
 
         Raises BackendUnavailable.
         """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise BackendUnavailable(
-                f"ONNX Runtime cannot be loaded ({error}); install it: pip install onnxruntime, or onnxruntime-gpu"
-            ) from None
-        self._module: Any = onnxruntime
-        self._providers = providers(name, onnxruntime.get_available_providers())
+        self._module = _module()
+        self._providers = providers(name, self._module.get_available_providers())
         self._threads = threads
+        if CUDA in self._providers:
+            if missing := driver_missing():
+                raise BackendUnavailable(
+                    f"backend onnxruntime-cuda: there is no NVIDIA driver ({missing}); install it, or choose onnxruntime-cpu"
+                )
+            _load_cuda_libraries(self._module)
 
     def load(
         self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False
@@ -57,22 +78,35 @@ class OnnxRuntime:
         options.log_severity_level = 4  # what goes wrong is raised, in words of our own
         if threads or self._threads:
             options.intra_op_num_threads = threads or self._threads
+        cuda = CUDA in self._providers and not on_cpu
+        chosen: list[Any] = [(CUDA, _CUDA_OPTIONS), CPU] if cuda else [CPU]
         try:
-            session = self._module.InferenceSession(
-                content or str(path), options, providers=[CPU] if on_cpu else self._providers
-            )
+            # Without `enable_fallback=0` a failure of the GPU, here or in a later run, is printed and the CPU takes over.
+            session = self._module.InferenceSession(content or str(path), options, chosen, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions have no common base
+            if cuda and self._loads_on_cpu(path, content):
+                raise self._no_cuda(one_line(error)) from None
             raise GraphUnusable(
                 f"{path}: ONNX Runtime {self._module.__version__} cannot load it ({one_line(error)}); "
                 f"rebuild the bundle: {build_command(path.parent)}"
             ) from None
-        if not on_cpu and CUDA in self._providers and CUDA not in session.get_providers():
-            # ONNX Runtime lists CUDA as available and, where driver or libraries are missing, runs on the CPU unasked.
-            raise BackendUnavailable(
-                "backend onnxruntime-cuda: ONNX Runtime could not start CUDA on this machine and fell back to the CPU; check "
-                "nvidia-smi and the CUDA and cuDNN versions that onnxruntime-gpu wants, or choose onnxruntime-cpu"
-            )
+        if cuda and CUDA not in session.get_providers():
+            raise self._no_cuda(f"it fell back to the CPU{_missing_library(self._module)}")
         return Graph(session, path)
+
+    def _loads_on_cpu(self, path: Path, content: bytes | None) -> bool:
+        """The graph is not to blame."""
+        try:
+            self.load(path, content, on_cpu=True)
+        except GraphUnusable:
+            return False
+        return True
+
+    def _no_cuda(self, reason: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"backend onnxruntime-cuda: ONNX Runtime {self._module.__version__} could not start CUDA on this machine "
+            f"({reason}); check nvidia-smi, get CUDA's and cuDNN's libraries ({_LIBRARIES}), or choose onnxruntime-cpu"
+        )
 
 
 class Graph:
@@ -93,3 +127,36 @@ class Graph:
                 f"{self._path}: failed on {shapes} ({one_line(error)}); "
                 f"rebuild the bundle: {build_command(self._path.parent)}"
             ) from None
+
+
+def _module() -> Any:
+    """ONNX Runtime's. Raises BackendUnavailable."""
+    try:
+        import onnxruntime
+    except Exception as error:  # an ImportError, or whatever a broken installation raises
+        raise BackendUnavailable(f"ONNX Runtime cannot be loaded ({one_line(error)}); {_INSTALL}") from None
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two packages was removed
+        raise BackendUnavailable(
+            "ONNX Runtime is installed in part; remove what is left and install one of its packages: "
+            "pip uninstall onnxruntime onnxruntime-gpu && pip install onnxruntime, or onnxruntime-gpu"
+        )
+    return onnxruntime
+
+
+def _load_cuda_libraries(module: ModuleType) -> None:
+    """Those that pip installed beside ONNX Runtime, which does not look for them there by itself."""
+    beside = Path(str(module.__file__)).parents[1] / "nvidia"
+    if hasattr(module, "preload_dlls") and beside.is_dir():
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            module.preload_dlls()
+
+
+def _missing_library(module: ModuleType) -> str:
+    """Which library its CUDA part does not find. Asked after ONNX Runtime has tried: loaded before, it would not work."""
+    part = Path(str(module.__file__)).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if part.is_file():
+        try:
+            ctypes.CDLL(str(part))
+        except OSError as error:
+            return f": {error}"
+    return ""

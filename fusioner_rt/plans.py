@@ -1,5 +1,6 @@
 """The TensorRT plans of a bundle, and which of them this machine can load: told before anything is loaded."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 """What the flavours are called in a sentence."""
+_PORTABLE = (8, 0)  # from here on a build without --for serves every GPU
+_CAPABILITY = re.compile(r"[0-9]+\.[0-9]+\+?")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Plan:
         least = tuple(int(part) for part in self.capability.removesuffix("+").split("."))
         return tuple(capability) >= least if self.capability.endswith("+") else tuple(capability) == least
 
+    @property
+    def gpus(self) -> str:
+        """Which GPUs run it, in words: "8.9", or "8.0 and later"."""
+        return self.capability.replace("+", " and later")
+
     def loads_with(self, version: str) -> bool:
         if not self.version_compatible:
             return version == self.version
@@ -48,7 +56,8 @@ def read_plans(folder: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[Plan
             folder / str(entry["file"]), str(entry["graph"]), str(entry["flavour"]), str(entry["version"]),
             str(entry["compute_capability"]), bool(entry.get("version_compatible", False)),
         )  # fmt: skip
-        plan.runs_on((0, 0))
+        if not _CAPABILITY.fullmatch(plan.capability):
+            raise ValueError(f"{plan.capability!r} is no compute capability")
         plans.append(plan)
     return tuple(plans)
 
@@ -60,41 +69,44 @@ def choose(bundle: "Bundle", flavour: str, graph: str, version: str, capability:
     PlanForAnotherGpu, PlanForAnotherVersion.
     """
     plans = of_flavour(bundle, flavour, graph)
-    name = FLAVOURS[flavour]
+    name, build = FLAVOURS[flavour], bundle.build_command(backend=flavour)
     here = [plan for plan in plans if plan.runs_on(capability)]
     if not here:
-        built = ", ".join(sorted({plan.capability for plan in plans}))
+        built = ", ".join(sorted({plan.gpus for plan in plans}))
+        where = "" if flavour == "tensorrt-rtx" else " on the machine with this GPU"
+        if flavour == "tensorrt-rtx" and tuple(capability) < _PORTABLE:
+            build += f" --for sm_{capability[0]}{capability[1]}"
         raise PlanForAnotherGpu(
             f"{bundle.folder}: its {name} plans of {graph} were built for compute capability {built}, and {gpu} has "
-            f"{capability[0]}.{capability[1]}; {_rebuild(bundle, flavour)}, on a machine with this GPU"
-            + (" or with --for none at all for a portable plan" if flavour == "tensorrt-rtx" else "")
+            f"{capability[0]}.{capability[1]}; build the bundle again{where}: {build}"
         )
     loaded = [plan for plan in here if plan.loads_with(version)]
     if not loaded:
-        built = ", ".join(sorted({plan.version for plan in here}))
+        newest = max(here, key=lambda plan: _numbers(plan.version))
+        built = ", ".join(sorted({plan.version for plan in here}, key=_numbers))
         raise PlanForAnotherVersion(
             f"{bundle.folder}: its {name} plans of {graph} were built with version {built}, and {version} is installed; "
-            f"install the other, or {_rebuild(bundle, flavour)}"
+            f"install theirs (pip install {flavour}=={newest.version}), or build the bundle again with yours: {build}"
         )
-    return min(loaded, key=lambda plan: (plan.capability.endswith("+"), -_numbers(plan.capability.rstrip("+"))[0]))
+    return max(loaded, key=_preference)
 
 
 def of_flavour(bundle: "Bundle", flavour: str, graph: str) -> list[Plan]:
     """Every plan of a graph. Raises PlanMissing where there is none."""
     plans = [plan for plan in bundle.plans if plan.flavour == flavour and plan.graph == graph]
     if not plans:
-        held = ", ".join(
-            sorted({f"{FLAVOURS.get(plan.flavour, plan.flavour)} for {plan.capability}" for plan in bundle.plans})
-        )
+        held = sorted({f"{FLAVOURS.get(plan.flavour, plan.flavour)} for {plan.gpus}" for plan in bundle.plans})
         raise PlanMissing(
-            f"{bundle.folder}: holds no {FLAVOURS[flavour]} plan of {graph} (plans: {held or 'none'}); build them: "
-            f"{bundle.build_command(backend=flavour)}"
+            f"{bundle.folder}: holds no {FLAVOURS[flavour]} plan of {graph} (plans: {', '.join(held) or 'none'}); "
+            f"build them: {bundle.build_command(backend=flavour)}"
         )
     return plans
 
 
-def _rebuild(bundle: "Bundle", flavour: str) -> str:
-    return f"rebuild it: {bundle.build_command(backend=flavour)}"
+def _preference(plan: Plan) -> tuple[bool, tuple[int, ...], bool, tuple[int, ...]]:
+    """Larger is better: made for one kind of GPU, for later ones, bound to its version, of a later one."""
+    portable = plan.capability.endswith("+")
+    return not portable, _numbers(plan.capability.rstrip("+")), not plan.version_compatible, _numbers(plan.version)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,0 +1,48 @@
+"""What can be told of NVIDIA's hardware and driver without calling either."""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+_PCI_VENDOR = "0x10de"
+_PCI_DISPLAY = "0x03"  # display controllers; the data centre's GPUs are of this class too
+DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+def gpu_is_there(root: Path = Path("/")) -> bool:
+    """An NVIDIA GPU is in this machine, or was handed to this container. root: of the file system, for tests."""
+    if sys.platform == "win32":
+        return driver_missing() is None
+    if any((root / "dev").glob("nvidia[0-9]*")) or (root / "usr/lib/wsl/lib/libcuda.so.1").exists():
+        return True
+    for vendor in (root / "sys/bus/pci/devices").glob("*/vendor"):
+        if _read(vendor) == _PCI_VENDOR and _read(vendor.with_name("class")).startswith(_PCI_DISPLAY):
+            return True
+    return False
+
+
+def driver_missing() -> str | None:
+    """Why the driver's library cannot be loaded, or None where it can."""
+    try:
+        ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def driver_version(root: Path = Path("/")) -> str | None:
+    """Of the kernel's module, such as "580.65.06", where the system tells it."""
+    return _read(root / "sys/module/nvidia/version") or None
+
+
+def all_hidden() -> bool:
+    """CUDA_VISIBLE_DEVICES keeps every GPU from this process."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
