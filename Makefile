@@ -5,8 +5,9 @@ PICTURE ?= docs/pictures/cat.jpg
 WORDS ?= cat, sofa
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test bare lint clean
+.PHONY: demo test bare lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -14,7 +15,7 @@ demo: engines/demo/manifest.json  ## builds the demonstration engines and segmen
 engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors $(wildcard export/*.py kernels/*.py training/*.py training/encoders/*.py)
 	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
 
-test: lint $(VENV)/.ready-tensorrt  ## every check that needs no GPU
+test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready  ## every check that needs no GPU
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 bare:  ## the runtime alone, as an application installs it: its size, and the cost of a first picture
@@ -37,6 +38,17 @@ $(READY): pyproject.toml constraints.txt requirements-weights.txt
 # Builds plans without a GPU, which the tests do.
 $(VENV)/.ready-tensorrt: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorrt-rtx]'
+	touch $@
+
+# What full TensorRT's calls look like, without its libraries, which are not on the registry; out of the path of imports.
+tensorrt-bindings: $(BINDINGS)/.ready
+WHEEL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target
+
+$(BINDINGS)/.ready: $(READY)
+	$(WHEEL) $(BINDINGS)/11.4.0.106 tensorrt-cu13-bindings==11.4.0.106
+	$(WHEEL) $(BINDINGS)/10.16.1.11 tensorrt-cu13-bindings==10.16.1.11
+	$(WHEEL) $(BINDINGS)/10.9.0.34 tensorrt-cu12-bindings==10.9.0.34
+	$(WHEEL) $(BINDINGS)/stubs tensorrt-stubs==10.13.0.35.1
 	touch $@
 
 clean:

@@ -75,7 +75,7 @@ def monitor(trt: ModuleType, progress: Progress) -> Any:
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+            super().__init__()  # TensorRT insists on it
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             _guarded(progress, lambda: progress.start(phase_name, parent_phase or None, num_steps))
