@@ -2,8 +2,8 @@
 
     picture uint8 ─ resize, normalise ─► pixels ─ engine ─► features, refined ─ measure, maps ─► scores, gram ─► labels
 
-A path is made once (buffers, context, a first run in which TensorRT readies its kernels, the recording) and then only
-launched: a call allocates nothing on the GPU, and the CPU's part is one launch.
+A path's first call gives the stream every step by itself, in which TensorRT readies its kernels; the second records the
+steps; from then on a call is one launch and allocates nothing on the GPU. Shapes that come once are never recorded.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Machinery:
 class Path:
     """One path. Used by one caller at a time; `GpuPaths` sees to that. Raises GpuMemoryShort, CudaFailed, PlanUnusable.
 
-    note: why the path is not a graph, where it could not be recorded: it is then given to the stream step by step.
+    note: why the path is not a graph, where it could not be recorded: it then goes on step by step.
     """
 
     def __init__(self, machinery: Machinery, shape: Shape) -> None:
@@ -70,6 +70,7 @@ class Path:
                 "words": (shape.batch, shape.words, engine.profiles[0]["words"].most[-1]),
             }
             self._context = engine.context(inputs, self._stream.handle)
+            stack.callback(engine.give_back, self._context)
             self.arrays, self.bytes = self._layout(inputs)
             memory = stack.enter_context(self._allocated())
             self.arrays = {name: _moved(array, memory.pointer) for name, array in self.arrays.items()}
@@ -88,9 +89,7 @@ class Path:
                 {name: self.arrays[name].pointer for name in tensors}, self.arrays["activations"].pointer
             )
             self._graph: Graph | None = None
-            self._record()
-            if self._graph is not None:
-                stack.callback(self._graph.close)
+            self._calls = 0
             self._owned = stack.pop_all()
 
     def run(self, pictures: Sequence[np.ndarray], vectors: np.ndarray) -> dict[str, np.ndarray]:
@@ -124,11 +123,8 @@ class Path:
     def close(self) -> None:
         """Wait for what was launched, and give everything back; closing twice is fine."""
         owned, self._owned = self._owned, contextlib.ExitStack()
-        with owned:
-            if self._context is not None:
-                self._event.hold(self._stream.handle)
-                self._stream.wait()
-                self._context = None  # type: ignore[assignment]
+        with owned, contextlib.suppress(CudaFailed):  # of work that failed, its caller was told
+            self._idle()
 
     def _layout(self, inputs: dict[str, tuple[int, ...]]) -> tuple[dict[str, DeviceArray], int]:
         """Every buffer at its offset in one piece of memory, and the piece's bytes."""
@@ -173,19 +169,25 @@ class Path:
             return ()
         return ("picture", "labels", "confidence") if self.shape.size is not None else ("picture", "scores", "gram")
 
-    def _record(self) -> None:
-        """Run the steps once, which TensorRT asks for before they may be recorded, then record them."""
-        stream = self._stream.handle
-        for name in ("picture", "words"):
-            self._fill(self.arrays[name])
-        self._steps(stream)
+    def _idle(self) -> None:
+        """Wait for what any stream was given with these buffers."""
+        self._event.hold(self._stream.handle)
         self._stream.wait()
+
+    def _record(self) -> None:
+        """TensorRT asks for one call before this."""
+        stream = self._stream.handle
+        self._idle()
         try:
             self._graph = Graph(self._device, stream, lambda: self._steps(stream))
+            self._owned.callback(self._graph.close)
         except (CudaFailed, PlanUnusable) as error:
             self.note = f"CUDA graphs are not used, every step is launched by itself ({error})"
 
     def _launch(self, stream: int) -> None:
+        self._calls += 1
+        if self._calls == 2:
+            self._record()
         if self._graph is not None:
             self._graph.launch(stream)
         else:
@@ -228,10 +230,6 @@ class Path:
             self._device.driver.cuMemcpyHtoDAsync(
                 to.pointer, array.ctypes.data, array.nbytes, self._stream.handle if stream is None else stream
             )
-
-    def _fill(self, array: DeviceArray) -> None:
-        with self._device.current():
-            self._device.driver.cuMemsetD8Async(array.pointer, 0, array.nbytes, self._stream.handle)
 
     def _copy(self, to: DeviceArray, source: DeviceArray, stream: int) -> None:
         with self._device.current():

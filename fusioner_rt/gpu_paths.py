@@ -28,13 +28,26 @@ class GpuPaths:
 
     @contextlib.contextmanager
     def path(self, shape: Shape) -> Iterator[Path]:
-        """A path for the shape, to oneself inside `with`. Raises UsageError once closed, and what making one raises."""
+        """A path for the shape, to oneself inside `with`. Raises UsageError once closed, and what making one raises.
+
+        A path inside whose `with` something is raised is given back to the GPU.
+        """
         path = self._take(shape)
         try:
             yield path
-        finally:
+        except BaseException:
+            try:
+                path.close()
+            finally:
+                with self._change:
+                    self._busy -= 1
+                    self._change.notify_all()
+            raise
+        else:
             with self._change:
                 self._busy -= 1
+                if path.note and path.note not in self.notes:
+                    self.notes.append(path.note)
                 self._idle[id(path)] = path
                 self._change.notify_all()
 
@@ -87,6 +100,4 @@ class GpuPaths:
                 raise
             with self._change:
                 self.made += 1
-                if path.note and path.note not in self.notes:
-                    self.notes.append(path.note)
             return path

@@ -11,21 +11,23 @@ import numpy as np
 from . import tensorrt_library as library
 from .bundle import Bundle
 from .cuda_driver import Device
-from .errors import GpuMemoryShort, PlanUnusable, SizeOutsideProfile
+from .errors import GpuMemoryShort, PlanUnusable, SizeOutsideProfile, one_line
 from .plans import FLAVOURS, Plan
 
 Shapes = Mapping[str, tuple[int, ...]]
+_KEPT = 16  # contexts given back
 _RESERVE = 256 << 20  # bytes beside a plan's weights, for what TensorRT and its context take
 
 
 class EngineContext:
     """One context with its shapes set. workspace_bytes: device memory it works in, given to `place`.
 
-    outputs: shapes by name. Used by one thread at a time.
+    inputs, outputs: shapes by name. Used by one thread at a time.
     """
 
-    def __init__(self, context: Any, name: str, outputs: Shapes, workspace_bytes: int) -> None:
+    def __init__(self, context: Any, name: str, inputs: Shapes, outputs: Shapes, workspace_bytes: int) -> None:
         self._context, self._name = context, name
+        self.inputs = dict(inputs)
         self.outputs, self.workspace_bytes = outputs, workspace_bytes
 
     def place(self, pointers: Mapping[str, int], workspace: int) -> None:
@@ -73,6 +75,7 @@ class Engine:
         self._log = library.error_log(self._trt)
         self._cache = cache
         self._making = threading.Lock()
+        self._idle: list[EngineContext] = []
         needed = plan.file.stat().st_size + _RESERVE
         if device.free_bytes < needed:
             raise GpuMemoryShort(
@@ -111,9 +114,16 @@ class Engine:
         )
 
     def context(self, shapes: Shapes, stream: int) -> EngineContext:
-        """A context for these input shapes; `stream` may be given work for it. Raises SizeOutsideProfile, PlanUnusable."""
+        """A context for these input shapes, new or given back; `stream` may be given work for it.
+
+        Raises SizeOutsideProfile, PlanUnusable.
+        """
         index = self.profile(shapes)
         with self._making, self._device.current():
+            for held in self._idle:
+                if held.inputs == shapes:
+                    self._idle.remove(held)
+                    return held
             self._log.take()
             context = library.create_context(self._trt, self._engine, self._cache)
             if context is None or not context.set_optimization_profile_async(index, stream):
@@ -121,18 +131,30 @@ class Engine:
             for name, shape in shapes.items():
                 if not context.set_input_shape(name, shape):
                     raise self._refused(f"does not take {name} of {shape}")
-            if unknown := context.infer_shapes():
+            try:
+                unknown = context.infer_shapes()
+            except RuntimeError as error:
+                raise self._refused(f"cannot tell its shapes: {one_line(error)}") from None
+            if unknown:
                 raise self._refused(f"cannot tell the shapes of {', '.join(unknown)}")
             outputs = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
-            return EngineContext(context, str(self.plan.file), outputs, context.update_device_memory_size_for_shapes())
+            workspace = int(context.update_device_memory_size_for_shapes())
+            return EngineContext(context, str(self.plan.file), shapes, outputs, workspace)
+
+    def give_back(self, context: EngineContext) -> None:
+        """For the next caller of `context` with its shapes; making one takes milliseconds, with new shapes far more."""
+        with self._making, self._device.current():
+            self._idle.append(context)
+            del self._idle[:-_KEPT]
 
     def dtype(self, name: str) -> np.dtype:
         """Of a tensor."""
         return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
 
     def close(self) -> None:
-        """Its contexts must be gone; closing twice is fine."""
-        with self._device.current():
+        """Contexts in use must have been given back; closing twice is fine."""
+        with self._making, self._device.current():
+            self._idle.clear()
             self._engine = self._runtime = None
 
     def _check_tensors(self) -> None:
@@ -175,6 +197,7 @@ class TextEngine:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(Stream(self._device)).handle
             context = self._engine.context({name: array.shape for name, array in arrays.items()}, stream)
+            stack.callback(self._engine.give_back, context)
             outputs = {name: np.empty(shape, self._engine.dtype(name)) for name, shape in context.outputs.items()}
             memory = {
                 name: stack.enter_context(Memory(self._device, array.nbytes))

@@ -47,7 +47,7 @@ class TensorRTExecutor:
             kernels = Kernels(folder, self.device)
             stack.callback(kernels.close)
             self._cache = library.RuntimeCache(self._cache_file(flavour, cache))
-            engine = Engine(bundle, plan, self.device, self._cache)
+            self._engine = engine = Engine(bundle, plan, self.device, self._cache)
             stack.callback(engine.close)
             temperature = float(bundle.manifest["temperature"])
             machinery = Machinery(

@@ -81,7 +81,8 @@ def test_masks_are_those_of_the_cpu(planned: Path, session: Session) -> None:
 def test_a_steady_state_launches_one_graph_and_allocates_nothing(session: Session, gpu: EmulatedGpu) -> None:
     frames = [scene(61, 93, seed) for seed in range(4)]
     session.set_vocabulary(WORDS)
-    session.segment(frames[0])
+    for frame in frames[:2]:
+        session.segment(frame)
     gpu.calls.clear()
     gpu.order.clear()
     for frame in frames:
@@ -95,7 +96,8 @@ def test_new_words_are_uploaded_once(session: Session, gpu: EmulatedGpu) -> None
     frame = scene(61, 93)
     for words in (WORDS, ["a", "b", "c"]):
         session.set_vocabulary(words)
-        session.segment(frame)
+        for _ in range(2):
+            session.segment(frame)
         gpu.calls.clear()
         session.segment(frame)
         assert "cuMemcpyHtoDAsync" not in gpu.calls
@@ -104,14 +106,17 @@ def test_new_words_are_uploaded_once(session: Session, gpu: EmulatedGpu) -> None
     assert "cuMemcpyHtoDAsync" in gpu.calls
 
 
-def test_every_step_is_on_the_paths_own_stream_and_recorded_once_run(session: Session, gpu: EmulatedGpu) -> None:
+def test_a_shape_is_recorded_when_it_comes_again(session: Session, gpu: EmulatedGpu) -> None:
     session.set_vocabulary("cat")
     gpu.order.clear()
-    session.segment(scene(61, 93))
+    for _ in range(3):
+        session.segment(scene(61, 93))
     kinds = [what for what, _ in gpu.order if what in ("kernel", "engine", "launch")]
-    # two passes of the resize, the engine, three kernels of the mask head: run, recorded, then launched as one
+    # two passes of the resize, the engine, three kernels of the mask head: run, then recorded and launched as one
     steps = ["kernel", "kernel", "engine", "kernel", "kernel", "kernel"]
+    done = [kind for kind in kinds if kind == "launch"]
     assert kinds[: len(steps) * 2 + 1] == [*steps, *steps, "launch"]
+    assert len(done) == 2
     assert len({stream for what, stream in gpu.order if what in ("kernel", "engine", "launch")}) == 1
 
 
@@ -121,7 +126,8 @@ def test_what_cannot_be_recorded_is_launched_step_by_step_and_said(
 ) -> None:
     setattr(gpu, which, False)
     with Session(planned, backend="onnxruntime-cpu", cache=False) as cpu:
-        agree(session.segment(scene(61, 93), WORDS), cpu.segment(scene(61, 93), WORDS))
+        for _ in range(3):
+            agree(session.segment(scene(61, 93), WORDS), cpu.segment(scene(61, 93), WORDS))
     assert any("CUDA graphs are not used" in note and says in note for note in session.notes)
 
 
@@ -156,6 +162,17 @@ def test_closing_gives_all_memory_back(planned: Path, gpu: EmulatedGpu) -> None:
     assert gpu.contexts == 0
     with pytest.raises(UsageError, match="closed"):
         session.segment(scene(50, 50), WORDS)
+
+
+def test_pictures_of_many_sizes_share_contexts_of_few(session: Session, gpu: EmulatedGpu) -> None:
+    session.set_vocabulary("cat")
+    made = []
+    create = session._executor._engine._engine.create_execution_context
+    session._executor._engine._engine.create_execution_context = lambda *given: made.append(given) or create(*given)
+    for index in range(40):
+        session.segment(scene(60 + index % 20, 60 + index % 20))
+    assert session._executor._paths.made == 40
+    assert len(made) == 16  # as many as paths are kept, all of one input size
 
 
 def test_paths_are_bounded_and_the_least_used_goes(session: Session, gpu: EmulatedGpu) -> None:
@@ -299,7 +316,8 @@ def test_a_call_that_fails_leaves_nothing_behind(session: Session, gpu: Emulated
     before = dict(gpu.memory)
     gpu.failing = call
     if call == "cuGraphInstantiate":
-        session.segment(scene(50, 50))
+        for _ in range(2):
+            session.segment(scene(50, 50))
         assert any(call in note for note in session.notes)
         return
     with pytest.raises(CudaFailed, match=call):
@@ -353,7 +371,8 @@ def test_with_arrays_of_the_callers_a_call_on_the_gpu_allocates_nothing(session:
     session.set_vocabulary(WORDS)
     frame = OnGpu(gpu, scene(61, 93))
     out = OnGpu(gpu, np.zeros((61, 93), np.uint16)), OnGpu(gpu, np.zeros((61, 93), np.float32))
-    session.segment_on_device(frame, stream=55, out=out)
+    for _ in range(2):
+        session.segment_on_device(frame, stream=55, out=out)
     gpu.calls.clear()
     gpu.order.clear()
     session.segment_on_device(frame, stream=55, out=out)
