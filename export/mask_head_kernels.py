@@ -1,4 +1,4 @@
-"""The mask head's GPU kernels in a bundle: which of them, and whether this platform compiles them (docs/bundle.md)."""
+"""The GPU kernels in a bundle, for mask head and preprocessing: which, and whether this platform compiles them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def add(
         ) from None
     except (RuntimeError, TritonError) as error:
         raise KernelsNotCompiled(
-            f"Triton {_triton_version()} does not compile the mask head's kernels "
+            f"Triton {_triton_version()} does not compile the kernels "
             f"({' '.join(str(error).split())[:300]}); install the pinned one: pip install -c constraints.txt triton, "
             "or build with --kernels none"
         ) from None

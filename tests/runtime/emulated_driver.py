@@ -25,6 +25,7 @@ class EmulatedDriver:
 
     CUdevice_attribute = real.CUdevice_attribute
     CUstream_flags = real.CUstream_flags
+    CUresult = real.CUresult
     CUfunction_attribute = real.CUfunction_attribute
     CUpointer_attribute = real.CUpointer_attribute
 
