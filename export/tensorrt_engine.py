@@ -209,7 +209,8 @@ class Network:
 
         Raises TensorRTRefused, and what interrupts the caller once the build has stopped.
         """
-        trt, progress = self.trt, Progress()
+        trt = self.trt
+        progress = Progress()
         config = self._builder.create_builder_config()
         for shapes in profiles:
             profile = self._builder.create_optimization_profile()
@@ -218,6 +219,7 @@ class Network:
             if config.add_optimization_profile(profile) < 0:
                 raise TensorRTRefused(f"{_name(trt)} does not take the profile {shapes}: {self._log.take()}")
         tensorrt_library.set_capabilities(trt, config, list(target.named))
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default: what the graph keeps in float32 is kept for its digits
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's report names types
         if hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -352,7 +354,7 @@ def _explained(errors: Sequence[Any], logged: str) -> str:
     """Every parser error with its node, operator and cure, in one line; equal cures are said once, after the last."""
     by_cure: dict[str, list[str]] = {}
     for error in errors:
-        code, said = error.code().name, " ".join(error.desc().split())
+        code, said = str(error.code().name), " ".join(error.desc().split())
         where = f"node {error.node_name() or error.node()} ({error.node_operator()}): " if error.node_operator() else ""
         what = code if said in ("", "false") else f"{said} [{code}]"
         by_cure.setdefault(_CURES.get(code, _OTHERWISE), []).append(where + what)

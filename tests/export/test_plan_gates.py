@@ -1,0 +1,108 @@
+"""Plans are proved where they run. Without a GPU: on the emulated one, whose TensorRT is ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+
+import emulated_gpu
+from emulated_gpu import EmulatedGpu, plan
+
+from export import gates, plan_gates
+from fusioner_rt.bundle import Bundle
+from fusioner_rt.onnxruntime_backend import OnnxRuntime
+from training import checkpoint
+
+
+@pytest.fixture
+def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "planned"
+    shutil.copytree(tiny_bundle, folder)
+    for graph in ("image_fusion", "text"):
+        plan(folder, graph)
+    return folder
+
+
+def prove(folder: Path, tiny_checkpoint: Path, pictures: list[np.ndarray]) -> dict[str, dict[str, Any]]:
+    bundle, runtime = Bundle.open(folder), OnnxRuntime("onnxruntime-cpu")
+    graphs = {name: runtime.load(bundle.graph(name)) for name in bundle.manifest["graphs"]}
+    return plan_gates.prove(bundle, checkpoint.load(tiny_checkpoint), graphs, bundle.preprocessing, pictures)
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    return [gates.textured(seed, (64, 96)) for seed in (1, 2)]
+
+
+def test_plans_pass_every_gate_where_they_run(planned, tiny_checkpoint, pictures, monkeypatch) -> None:
+    gpu = EmulatedGpu(planned)
+    emulated_gpu.install(monkeypatch, gpu)
+    (record,) = prove(planned, tiny_checkpoint, pictures).values()
+    assert record["run"]
+    assert record["parity"]["mask_agreement"] > 0.99
+    assert record["batch"]["equal_pictures"] == 4
+    assert record["words"]["mask_agreement"] > 0.99
+    assert not gpu.memory
+
+
+def test_a_plan_that_confuses_the_pictures_of_a_batch_is_refused(
+    planned, tiny_checkpoint, pictures, monkeypatch
+) -> None:
+    """The known failure of engines: right for one picture, wrong for several."""
+    gpu = EmulatedGpu(planned)
+    module = emulated_gpu.install(monkeypatch, gpu)
+    deserialize = module.Runtime.deserialize_cuda_engine
+
+    def confused(self: Any, content: bytes) -> Any:
+        engine = deserialize(self, content)
+        run = engine.session.run
+
+        class Session:
+            get_inputs, get_outputs = engine.session.get_inputs, engine.session.get_outputs
+
+            def run(self, names: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+                found = run(names, inputs)
+                if len(inputs.get("pixels", ())) > 1:
+                    found[0] = found[0][::-1].copy()
+                return found
+
+        engine.session = Session()
+        return engine
+
+    monkeypatch.setattr(module.Runtime, "deserialize_cuda_engine", confused)
+    with pytest.raises(gates.BatchFailed, match="different pictures in a batch"):
+        prove(planned, tiny_checkpoint, pictures)
+
+
+def test_a_plan_of_another_gpu_or_without_one_is_said_not_to_have_run(
+    planned, tiny_checkpoint, pictures, monkeypatch
+) -> None:
+    (record,) = prove(planned, tiny_checkpoint, pictures).values()
+    assert record["run"] is False
+    assert "no GPU here" in record["why"]
+    emulated_gpu.install(monkeypatch, EmulatedGpu(planned, capability=(7, 5)))
+    (record,) = prove(planned, tiny_checkpoint, pictures).values()
+    assert record["why"] == "for compute capability 8.0+, the GPU here has 7.5"
+
+
+def test_a_plan_for_one_picture_skips_the_gate_of_batches(
+    tiny_bundle, tmp_path, tiny_checkpoint, pictures, monkeypatch
+) -> None:
+    folder = tmp_path / "narrow"
+    shutil.copytree(tiny_bundle, folder)
+    single = {
+        "pixels": [[1, 3, 32, 32], [1, 3, 96, 96], [1, 3, 1024, 1024]],
+        "words": [[1, 1, 24], [1, 20, 24], [1, 64, 24]],
+    }
+    plan(folder, "image_fusion", profiles=[single])
+    emulated_gpu.install(monkeypatch, EmulatedGpu(folder))
+    (record,) = prove(folder, tiny_checkpoint, pictures).values()
+    assert record["run"]
+    assert "fewer pictures than the bundle" in record["batch"]["why"]
