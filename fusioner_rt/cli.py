@@ -1,4 +1,4 @@
-"""The command line: `fusioner-rt segment | info | words`."""
+"""The command line: `fusioner-rt segment | info | doctor | words`."""
 
 import argparse
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
+from .errors import BackendUnavailable, FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 
 if TYPE_CHECKING:
     from .segmentation import Segmentation
@@ -23,7 +23,8 @@ examples:
   fusioner-rt segment photo.jpg --words "cat, sofa"            one picture, overlay in output/
   fusioner-rt segment photos/ --words "cat, sofa" --out seen   every picture of a folder
   fusioner-rt segment a.png --words dog --json dog.json        masks as COCO annotations
-  fusioner-rt info                                             what this machine and this bundle can do
+  fusioner-rt info                                             what runs this bundle here, and why
+  fusioner-rt doctor                                           what each backend lacks, and what cures it
   fusioner-rt words                                            which words are cached
 """
 
@@ -36,8 +37,30 @@ examples:
   fusioner-rt segment photo.jpg --words "cat, dog" --mode independent --threshold 0.6
       judge every word alone, and only paint pixels above 60%
 
+Where a GPU or a plan of the bundle goes unused, one line on stderr says so; --backend NAME makes that an error.
+
 exit code: 0 when every picture was done; otherwise the rest is still done, each failure is one line on stderr,
 and the code is that of the failure's kind (60 where kinds differ). docs: fusioner_rt/errors.py lists the codes.
+"""
+
+
+_BACKENDS = """\
+backends, best first; auto takes the first that works, a named one never falls back to another:
+  tensorrt            plans of NVIDIA's TensorRT        pip install tensorrt cuda-bindings cuda-core
+  tensorrt-rtx        plans of TensorRT-RTX             pip install tensorrt-rtx cuda-bindings cuda-core
+  onnxruntime-cuda    the bundle's graphs on a GPU      pip install 'onnxruntime-gpu[cuda,cudnn]'
+  onnxruntime-cpu     the bundle's graphs on the CPU    pip install onnxruntime
+  onnxruntime         the better of the last two
+"""
+
+_DOCTOR_EXAMPLES = f"""\
+examples:
+  fusioner-rt doctor                          for the bundle that a session would find
+  fusioner-rt doctor --engine engines/mine    for this one
+  fusioner-rt doctor --json | jq .auto        which backend would run
+
+{_BACKENDS}
+exit code: 0 when some backend works; otherwise that of the error that onnxruntime-cpu, the last, ends with.
 """
 
 
@@ -72,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"fusioner-rt {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="segment | info | words")
+    commands = parser.add_subparsers(required=True, metavar="segment | info | doctor | words")
 
     segment = commands.add_parser(
         "segment", help="find words in pictures", description="Find words in pictures.", epilog=_SEGMENT_EXAMPLES,
@@ -93,12 +116,23 @@ def _parser() -> argparse.ArgumentParser:
     segment.set_defaults(run=_segment)
 
     info = commands.add_parser(
-        "info", help="what this machine and this bundle can do",
-        description="Machine, bundle, its profiles, and which backend would run it and why.",
+        "info", help="what runs this bundle here, and why",
+        description="Machine, bundle, its profiles, which backend runs it, and why each better one does not.",
+        epilog=_BACKENDS, formatter_class=raw,
     )  # fmt: skip
     _add_session_options(info)
     info.add_argument("--json", action="store_true", help="as one JSON object")
     info.set_defaults(run=_info)
+
+    doctor = commands.add_parser(
+        "doctor", help="what each backend lacks here, and what cures it",
+        description="Looks at driver, GPUs, packages and bundle, tries every backend, and says for each whether it "
+        "works, else all that it lacks and what to do. Needs no bundle, GPU or backend to be there.",
+        epilog=_DOCTOR_EXAMPLES, formatter_class=raw,
+    )  # fmt: skip
+    _add_engine_option(doctor)
+    doctor.add_argument("--json", action="store_true", help="as one JSON object")
+    doctor.set_defaults(run=_doctor)
 
     words = commands.add_parser(
         "words", help="list or clear the cached words",
@@ -110,13 +144,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_session_options(parser: argparse.ArgumentParser) -> None:
+def _add_engine_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", metavar="DIR", help="engine bundle (FUSIONER_ENGINE, engines/demo or models/demo/bundle)"
     )
+
+
+def _add_session_options(parser: argparse.ArgumentParser) -> None:
+    _add_engine_option(parser)
     parser.add_argument(
-        "--backend", default="auto", metavar="NAME", help="auto, onnxruntime, or that with -cpu or -cuda (auto)"
-    )
+        "--backend", default="auto", metavar="NAME",
+        help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or onnxruntime for either of the last two (auto)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (one per core)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
 
@@ -145,8 +184,9 @@ def _segment(options: argparse.Namespace) -> int:
     failures: list[FusionerError] = []
     with _open(options) as session:
         session.set_vocabulary(options.words)
-        for note in session.notes:
-            print(f"fusioner-rt: note: {note}", file=sys.stderr)
+        for note in (session.backend.note, *session.notes):
+            if note:
+                print(f"fusioner-rt: note: {' '.join(note.split())}", file=sys.stderr)
         bar = _Bar(len(pictures))
         for path in pictures:
             try:
@@ -263,19 +303,27 @@ def _info(options: argparse.Namespace) -> int:
     with _open(options) as session:
         facts = _facts(session)
     if options.json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(facts, indent=2, default=lambda plan: plan.to_json()))
         return 0
     for group, entries in facts.items():
         print(group)
         for name, value in entries.items():
-            print(f"  {name:<12} {value}")
+            for index, line in enumerate(_lines(value)):
+                print(f"  {'' if index else name.replace('_', ' '):<12} {line}")
     return 0
+
+
+def _lines(value: Any) -> list[str]:
+    """A fact as a person reads it."""
+    if isinstance(value, dict):
+        return [f"{name}: {said}" for name, said in value.items()] or ["none"]
+    if isinstance(value, list):
+        return [str(entry) for entry in value] or ["none"]
+    return [str(value)]
 
 
 def _facts(session: "Session") -> dict[str, dict[str, Any]]:
     import platform
-
-    import onnxruntime
 
     from .mask_head import cores
     from .text_cache import TextCache
@@ -289,11 +337,15 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
         "machine": {
             "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             "cores": cores(),
-            "onnxruntime": onnxruntime.__version__,
-            "providers": ", ".join(onnxruntime.get_available_providers()),
+            **_onnxruntime(),
             "fusioner-rt": __version__,
         },
-        "backend": {"requested": backend.requested, "effective": backend.effective, "why": backend.why},
+        "backend": {
+            "requested": backend.requested,
+            "effective": backend.effective,
+            "why": backend.why,
+            "passed_over": dict(backend.passed_over),
+        },
         "bundle": {
             "folder": str(bundle.folder),
             "name": bundle.name,
@@ -306,10 +358,33 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
             "batch": f"{bundle.batch.min} to {bundle.batch.max} pictures",
             "edges": f"{bundle.size.min} to {bundle.size.max} pixels",
             "kernels": f"{', '.join(kernels['targets'])} ({', '.join(kernels['features'])})" if kernels else "none",
-            "plans": len(bundle.manifest.get("engines", [])) or "none",
+            "plans": list(bundle.plans),
         },
         "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},
     }
+
+
+def _onnxruntime() -> dict[str, str]:
+    """TensorRT runs without it."""
+    try:
+        import onnxruntime
+
+        providers = ", ".join(onnxruntime.get_available_providers())
+        return {"onnxruntime": onnxruntime.__version__, "providers": providers}
+    except Exception:  # whatever a broken installation raises; the doctor says more
+        return {"onnxruntime": "cannot be loaded", "providers": "none"}
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    try:
+        from .doctor import examine, report
+    except ImportError as error:  # of what every installation has
+        raise BackendUnavailable(
+            f"{error}; install fusioner-rt again, with all that it needs: pip install --force-reinstall fusioner-rt"
+        ) from None
+    findings = examine(options.engine)
+    print(json.dumps(findings.to_json(), indent=2) if options.json else report(findings))
+    return findings.exit_code
 
 
 def _words(options: argparse.Namespace) -> int:

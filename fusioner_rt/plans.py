@@ -41,6 +41,19 @@ class Plan:
         """Which GPUs run it, in words: "8.9", or "8.0 and later"."""
         return self.capability.replace("+", " and later")
 
+    def to_json(self) -> dict[str, Any]:
+        """What a person is told of it."""
+        return {
+            "file": self.file.name,
+            "graph": self.graph,
+            "flavour": self.flavour,
+            "version": self.version,
+            "compute_capability": self.capability,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.file.name}, {FLAVOURS.get(self.flavour, self.flavour)} {self.version}, for {self.gpus}"
+
     def loads_with(self, version: str) -> bool:
         if not self.version_compatible:
             return version == self.version
