@@ -131,6 +131,10 @@ class Stages:
             self._bar.write(f"  {name:<34} {self.seconds[name]:6.1f} s", file=sys.stderr)
         self._bar.update()
 
+    def expect(self, more: int) -> None:
+        """That many stages beside those counted at the start."""
+        self._bar.total += more
+
     def say(self, text: str) -> None:
         """What the stage is at now, in place of its name."""
         self._bar.set_description_str(text)
@@ -190,8 +194,8 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
     with stages("loading the libraries"):
         import onnx
 
-        from export import gates, graphs, mask_head_graph, mask_head_kernels, precision, tensorrt_engine
-        from fusioner_rt.bundle import write_manifest
+        from export import gates, graphs, mask_head_graph, mask_head_kernels, plan_gates, precision, tensorrt_engine
+        from fusioner_rt.bundle import Bundle, write_manifest
         from fusioner_rt.onnxruntime_backend import OnnxRuntime
         from training import checkpoint
 
@@ -283,7 +287,12 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
                 for name, file in named.items():
                     onnx.save_model(narrow[name], file)
                 stages.seconds |= tensorrt_engine.add_plans(folder, manifest, plans, named, stages.shown)
-        write_manifest(folder, manifest)
+        manifest = write_manifest(folder, manifest)
+    if manifest["engines"]:
+        stages.expect(1)
+        with stages("gate: plans on this GPU"):
+            manifest["gates"]["plans"] = plan_gates.prove(Bundle.open(folder), model, running, how, pictures)
+            write_manifest(folder, manifest)
     rows = _rows(folder, manifest, stages.seconds)
     if without and options.kernels != "none":
         rows.append(Row("kernels/", 0, "none", None, None, 0.0, without))
@@ -339,7 +348,12 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
     for engine in manifest["engines"]:
         size, layers = (folder / engine["file"]).stat().st_size, summary(engine["layers"])
         taken = seconds[engine["file"]]
-        rows.append(Row(engine["file"], size, engine["precision"], None, None, taken, layers=layers))
+        proof = manifest["gates"]["plans"].get(engine["file"], {})
+        parity = proof.get("parity")
+        error = max(parity[name]["error"] for name in ("features", "refined")) if parity else None
+        agreement = parity["mask_agreement"] if parity else None
+        note = "" if proof.get("run", True) else "not run: no such GPU here"
+        rows.append(Row(engine["file"], size, engine["precision"], error, agreement, taken, note, layers))
     if kernels := manifest.get("kernels"):
         sizes = [path.stat().st_size for path in (folder / kernels["abi"]).parent.rglob("*") if path.is_file()]
         both = "fp16, fp32" if "float16" in kernels["features"] else "fp32"

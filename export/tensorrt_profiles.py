@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NAMES = ("latency", "throughput", "any-size")
 LATENCY_WORDS = 64
 PROMPTS = 256
-"""Prompts that a runtime encodes at once."""
+"""Most prompts of a call: a word's templates, or those of several words."""
 
 Shape = tuple[int, ...]
 Shapes = dict[str, list[Shape]]

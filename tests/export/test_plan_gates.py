@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
+import emulated_gpu
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-
-import emulated_gpu
 from emulated_gpu import EmulatedGpu, plan
 
 from export import gates, plan_gates

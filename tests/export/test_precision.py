@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from export import precision
@@ -111,6 +112,48 @@ def test_a_converted_graph_computes_the_same_to_half_precision():
 def test_a_weight_float16_cannot_hold_is_named():
     with pytest.raises(precision.WeightsOverflow, match=r"weight w reaches 1e\+05"):
         precision.to_half(small_graph([[1e5, 0], [0, 1]]))
+
+
+def test_a_bf16_graph_is_emulated_by_rounding_what_every_operator_gives():
+    graph = precision.to_half(small_graph([[0.5, -1.25], [2.0, 0.3]], 0.1), precision.BF16)
+    assert graph.opset_import[0].version == 22  # the first whose convolutions take bfloat16
+    assert [(t.name, t.data_type) for t in graph.graph.initializer] == [
+        ("w.bf16", TensorProto.BFLOAT16), ("b.bf16", TensorProto.BFLOAT16),
+    ]  # fmt: skip
+    assert precision.prove_half("small", graph, precision.BF16) == 1
+    with pytest.raises(precision.PrecisionNotReached):
+        precision.prove_half("small", graph, precision.FP16)
+    x = np.random.default_rng(0).standard_normal((50, 2), np.float32)
+    emulation = precision.emulated(graph, precision.BF16)
+    found = onnxruntime.InferenceSession(emulation.SerializeToString()).run(None, {"x": x})[0]
+
+    def rounded(values):
+        return torch.from_numpy(np.asarray(values, np.float32)).bfloat16().float().numpy()
+
+    total = rounded(rounded(rounded(x) @ rounded([[0.5, -1.25], [2.0, 0.3]])) + rounded(0.1))
+    expected = torch.softmax(torch.from_numpy(total), -1).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4 * np.finfo(np.float32).eps)
+    exact = onnxruntime.InferenceSession(small_graph([[0.5, -1.25], [2.0, 0.3]], 0.1).SerializeToString())
+    assert np.abs(exact.run(None, {"x": x})[0] - expected).max() > 1e-4  # rounding is not optimised away
+
+
+def test_a_float16_graph_and_its_emulation_agree_to_float16(halves, tiny_bundle_fp16):
+    """ONNX Runtime has float16 operators: what the emulation does for bfloat16 is held against them."""
+    shapes = {"input_ids": (3, 7), "attention_mask": (3, 7)}
+    inputs = {name: np.ones(shape, np.int64) for name, shape in shapes.items()}
+    emulation = precision.emulated(halves["text"], precision.FP16).SerializeToString()
+    found, real = (
+        onnxruntime.InferenceSession(source).run(None, inputs)[0]
+        for source in (emulation, str(tiny_bundle_fp16 / "text.onnx"))
+    )
+    np.testing.assert_allclose(found, real, rtol=0, atol=8 * np.finfo(np.float16).eps)
+
+
+def test_bfloat16_holds_what_float16_cannot():
+    large = small_graph([[1e5, 0], [0, 1]])
+    assert precision.to_half(large, precision.BF16)
+    with pytest.raises(precision.WeightsOverflow, match=r"bf16 ends at 3\.39e\+38; build without --bf16"):
+        precision.to_half(small_graph([[3.4e38, 0], [0, 1]]), precision.BF16)
 
 
 def test_weights_are_rounded_to_nearest_and_to_no_less_than_float16(halves, tiny_bundle):

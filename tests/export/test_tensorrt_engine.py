@@ -171,6 +171,28 @@ def test_a_built_bundle_records_profiles_layers_and_report_of_every_plan(
     assert "\n  image_fusion: convolution" in printed
 
 
+def test_bf16_is_in_the_plans_alone_and_proved_beside_pytorchs_own(
+    trt, tiny_checkpoint, picture_folder, tmp_path, traced_once
+):
+    out = tmp_path / "tiny"
+    command = ["--checkpoint", tiny_checkpoint, "--out", out, "--pictures", picture_folder, "--kernels", "none"]
+    options = ["--bf16", "--backend", RTX, "--max-batch", "1"]
+    assert build_engine.main([str(argument) for argument in [*command, *options]]) == 0
+    manifest = Bundle.open(out).manifest
+    assert manifest["precision"] == "fp32"
+    assert {graph["fp16_weight_share"] for graph in manifest["graphs"].values()} == {0}
+    for engine in manifest["engines"]:
+        assert engine["precision"] == "bf16"
+        assert set(engine["layers"]["matrix_multiply"]) == {"bfloat16"}
+        assert set(engine["layers"]["softmax"]) == {"float32"}
+    proved = manifest["gates"]["parity_bf16"]
+    for output in ("embeddings", "features", "refined"):
+        fp32 = manifest["gates"]["parity"][output]["error"]
+        assert 100 * fp32 < proved[output]["error"] <= proved[output]["allowed"]  # it is bf16 that was run
+    assert proved["pytorch_mask_agreement"] < 1
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == []
+
+
 def odd_graph(path, *nodes, outputs=("y",)):
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 4])
     made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
