@@ -133,7 +133,7 @@ class Stages:
 
     def expect(self, more: int) -> None:
         """That many stages beside those counted at the start."""
-        self._bar.total += more
+        self._bar.total = self.total = self.total + more
 
     def say(self, text: str) -> None:
         """What the stage is at now, in place of its name."""

@@ -183,14 +183,16 @@ class Engine:
         return f"rebuild it: {self._bundle.build_command(backend=self.plan.flavour)}"
 
 
-class TextEngine:
-    """The text graph's plan, called like the ONNX graph: arrays by input name in, arrays by output name out."""
+class PlanGraph:
+    """A plan called like its ONNX graph: arrays by input name in, arrays by output name out. Plans and allocates anew in
+    every call: for words, which are encoded once, and for proofs.
+    """
 
     def __init__(self, engine: Engine, device: Device) -> None:
         self._engine, self._device = engine, device
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Words are encoded once, so this plans and allocates anew. Raises SizeOutsideProfile, PlanUnusable, CudaFailed."""
+        """Raises SizeOutsideProfile, PlanUnusable, CudaFailed."""
         from .cuda_driver import Memory, Stream
 
         arrays = {name: np.ascontiguousarray(array, self._engine.dtype(name)) for name, array in inputs.items()}

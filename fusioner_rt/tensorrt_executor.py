@@ -22,7 +22,7 @@ from .gpu_paths import GpuPaths
 from .mask_head import MaskHead
 from .onnxruntime_backend import OnnxRuntime
 from .onnxruntime_executor import LoadedGraphs, check_finite, resolve
-from .tensorrt_engine import Engine, TextEngine
+from .tensorrt_engine import Engine, PlanGraph
 
 
 class TensorRTExecutor:
@@ -124,7 +124,7 @@ class TensorRTExecutor:
                     self._text_note = f"words are encoded on the CPU: {error}"
                 else:
                     self._owned.callback(engine.close)
-                    self._text = TextEngine(engine, self.device)
+                    self._text = PlanGraph(engine, self.device)
         return self._text or self._cpu()[0]("text")
 
     def close(self) -> None:
