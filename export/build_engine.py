@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import datetime
 import json
-import re
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
     sys.path[0] = str(ROOT)
 
+from export import plan_arguments  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 MOST_WORDS = 65535
@@ -167,7 +167,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
         stages = Stages(total=11 if options.bf16 else 10, shown=shown)
         rows = _build_into(unfinished, options, stages)
         from fusioner_rt.bundle import Bundle
-        from training.checkpoint import replace_folder
+        from fusioner_rt.files import replace_folder
 
         Bundle.open(unfinished)  # what the runtime will check, checked before anyone relies on it
         unfinished.chmod(0o755)
@@ -456,37 +456,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         default="auto",
         help="auto: TensorRT where it is installed and a GPU is visible, else ONNX Runtime alone",
     )
-    add(
-        "--for",
-        dest="build_for",
-        type=_capabilities,
-        metavar="SM,...",
-        help="with tensorrt-rtx: one plan each for these GPUs, such as sm_86,sm_89 (default: one for sm_80 and later)",
-    )
-    add(
-        "--profiles",
-        type=_profiles,
-        default=(),
-        metavar="NAME,...",
-        help="shapes the plans are tuned for, in the order they are tried: latency (one picture), throughput (--max-batch "
-        "pictures), any-size (all that the bundle takes; the default)",
-    )
-    add(
-        "--timing-cache",
-        type=Path,
-        metavar="FILE",
-        help="with tensorrt: what it measured of kernels, read if it is there and written after",
-    )
-    add(
-        "--hardware-compatible",
-        action="store_true",
-        help="with tensorrt: plans for every GPU of sm_80 and later, which may be slower than those for this one alone",
-    )
-    add(
-        "--version-compatible",
-        action="store_true",
-        help="with tensorrt: plans that later versions of the same major number load too; they bring code of their own",
-    )
+    plan_arguments.add_to(parser)
     add(
         "--kernels",
         default="all",
@@ -521,21 +491,6 @@ def _three(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not MIN,OPT,MAX in pixels, such as 256,512,1024")
     return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-def _profiles(text: str) -> tuple[str, ...]:
-    from export.tensorrt_profiles import NAMES
-
-    names = tuple(text.split(","))
-    if not set(names) <= set(NAMES) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text!r} does not name profiles, each once, of {', '.join(NAMES)}")
-    return names
-
-
-def _capabilities(text: str) -> str:
-    if not re.fullmatch(r"sm_\d{2,3}(,sm_\d{2,3})*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} does not name GPUs as in sm_86,sm_89")
-    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

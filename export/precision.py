@@ -40,6 +40,8 @@ FULL = {
 FIRST_OPERAND_ONLY = {"Resize"}  # its scales are float32 by definition
 TABLE_READERS = {"Gather", "Slice"}
 
+LARGE = 4096  # bytes of a weight whose values no shape depends on
+
 LEAST_HALF_SHARE = 0.95
 """Below this share of weights in half precision a graph is not what its option promises. Norms and biases are the rest."""
 
@@ -61,8 +63,7 @@ def to_half(model: onnx.ModelProto, kind: Half = FP16) -> onnx.ModelProto:
 
     From `kind.opset` on operators differ from those before in the types they take alone, so the number is raised to it.
     """
-    converted = onnx.ModelProto()
-    converted.CopyFrom(model)
+    converted = _without_weights(model)
     for opset in converted.opset_import:
         if opset.domain in ("", "ai.onnx"):
             opset.version = max(opset.version, kind.opset)
@@ -70,7 +71,7 @@ def to_half(model: onnx.ModelProto, kind: Half = FP16) -> onnx.ModelProto:
     if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
         raise ValueError(f"{graph.name}: a graph with control flow cannot be converted to {kind.name}")
     types = _float_types(model)
-    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == FLOAT}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == FLOAT}
     copies: dict[str, onnx.TensorProto] = {}
     casts: dict[str, onnx.NodeProto] = {}
     nodes: list[onnx.NodeProto] = []
@@ -126,11 +127,11 @@ def to_half(model: onnx.ModelProto, kind: Half = FP16) -> onnx.ModelProto:
             nodes.append(helper.make_node("Cast", [narrow], [value.name], name=value.name, to=FLOAT))
 
     read_names = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in (*graph.initializer, *copies.values()) if tensor.name in read_names]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    kept = [tensor for tensor in (*model.graph.initializer, *copies.values()) if tensor.name in read_names]
+    del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
-    onnx.checker.check_model(converted, full_check=True)
+    onnx.checker.check_model(_outline(converted), full_check=True)
     return converted
 
 
@@ -164,7 +165,7 @@ def emulated(model: onnx.ModelProto, kind: Half) -> onnx.ModelProto:
                 nodes.append(helper.make_node("Cast", [f"{name}.exact"], [name], to=kind.onnx))
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    onnx.checker.check_model(whole, full_check=True)
+    onnx.checker.check_model(_outline(whole), full_check=True)
     return whole
 
 
@@ -198,11 +199,38 @@ def prove_half(name: str, model: onnx.ModelProto, kind: Half = FP16, least: floa
     return share
 
 
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without initializers: those of a large model are gigabytes."""
+    copy = onnx.ModelProto()
+    for whole, made in ((model, copy), (model.graph, copy.graph)):
+        for field, value in whole.ListFields():
+            if field.name in ("graph", "initializer"):
+                continue
+            if isinstance(value, (str, int)):
+                setattr(made, field.name, value)
+            else:
+                getattr(made, field.name).extend(value)
+    return copy
+
+
+def _outline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large weights are inputs: enough to infer types of and to check."""
+    outline = _without_weights(model)
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() > LARGE:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            outline.graph.input.append(value)
+        else:
+            outline.graph.initializer.append(tensor)
+    return outline
+
+
 def _types(model: onnx.ModelProto) -> dict[str, int]:
     """The type of every value that a node or the caller computes, by name."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    inferred = onnx.shape_inference.infer_shapes(_outline(model)).graph
+    weights = {tensor.name for tensor in model.graph.initializer}
     values = (*inferred.input, *inferred.value_info, *inferred.output)
-    return {value.name: value.type.tensor_type.elem_type for value in values}
+    return {value.name: value.type.tensor_type.elem_type for value in values if value.name not in weights}
 
 
 def _float_types(model: onnx.ModelProto) -> dict[str, int]:

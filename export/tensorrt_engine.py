@@ -95,8 +95,10 @@ def this_gpu() -> str | None:
     try:
         device = Device()
     except FusionerError:  # no driver, no GPU, or no cuda-bindings: PyTorch may bring its own
-        import torch
-
+        try:
+            import torch
+        except ImportError:
+            return None
         return "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
     capability = "{}.{}".format(*device.capability)
     device.close()

@@ -1,0 +1,168 @@
+"""Adds TensorRT plans to an engine bundle, from the ONNX graphs in it: no checkpoint and no PyTorch are needed.
+
+For the machine that serves, where plans of the machine that built do not load: another GPU, another TensorRT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
+    sys.path[0] = str(ROOT)
+
+import numpy as np  # noqa: E402
+
+from export import plan_arguments  # noqa: E402
+from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
+
+EXAMPLES = """
+examples:
+  python export/add_plans.py engines/demo --backend tensorrt-rtx
+      one TensorRT-RTX plan a graph for every GPU of compute capability 8.0 and later; no GPU is needed here
+  python export/add_plans.py engines/demo --backend tensorrt --profiles latency,any-size
+      TensorRT plans for the GPU of this machine, proved on it
+
+needs: pip install -c constraints.txt -e '.[cpu,tensorrt-rtx]' onnx tqdm     (or tensorrt in place of tensorrt-rtx)
+The bundle is changed whole or not at all. Plans of the same backend and GPU are replaced, all others stay.
+"""
+LEAST_AGREEMENT = 0.99
+"""Of the labels with those of ONNX Runtime on the CPU: two roundings of one graph differ at the edges of masks alone."""
+
+
+class PlansDisagree(FusionerError):
+    """On this GPU the new plans give other masks than the graphs they were built from."""
+
+    exit_code = 94
+
+
+def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, **options: Any) -> dict[str, Any]:
+    """Build plans into the bundle in `folder`; returns its new manifest.
+
+    backend: tensorrt or tensorrt-rtx. pictures: a folder to compare masks on where a GPU here runs the plans. options:
+    as tensorrt_engine.PlanOptions. Raises the bundle's errors, TensorRTMissing, TensorRTRefused, PrecisionNotReached,
+    PlansDisagree, UsageError, OutputUnwritable.
+    """
+    from export import tensorrt_engine
+    from fusioner_rt.bundle import Bundle, write_manifest
+    from fusioner_rt.files import replace_folder, unwritable
+
+    bundle = Bundle.open(folder)
+    asked = tensorrt_engine.PlanOptions(backend, precision=bundle.precision, **options)
+    tensorrt_engine.check(asked)
+    out = folder.absolute()
+    try:
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
+    except OSError as error:
+        raise unwritable(out.parent, error) from None
+    try:
+        manifest = bundle.manifest | {"engines": [], "built_with": dict(bundle.manifest["built_with"])}
+        _copy(out, unfinished, bundle.manifest["files"])
+        tensorrt_engine.add_plans(unfinished, manifest, asked, shown=shown)
+        replaced = {entry["file"] for entry in manifest["engines"]}
+        kept = [entry for entry in bundle.manifest.get("engines", []) if entry["file"] not in replaced]
+        manifest["engines"] = kept + manifest["engines"]
+        write_manifest(unfinished, manifest)
+        proved = _compare(unfinished, backend, pictures)
+        plans = bundle.manifest["gates"].get("plans", {}) | {
+            name: proved for name in replaced if "image_fusion" in name
+        }
+        manifest = write_manifest(unfinished, manifest | {"gates": bundle.manifest["gates"] | {"plans": plans}})
+        Bundle.open(unfinished)
+        unfinished.chmod(0o755)
+        replace_folder(unfinished, out)
+    except OSError as error:
+        raise unwritable(out, error) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
+    for name in names:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, to / name)
+
+
+def _compare(folder: Path, backend: str, named: Path | None) -> dict[str, Any]:
+    """Masks of the new plans beside ONNX Runtime's, where this machine runs them. Raises PlansDisagree."""
+    from fusioner_rt import Session
+    from fusioner_rt.cuda_driver import Device
+    from fusioner_rt.pictures import SUFFIXES
+
+    try:
+        device = Device()
+        gpu = str(device)
+        device.close()
+        session = Session(folder, backend=backend, cache=False)
+    except FusionerError as error:
+        return {"run": False, "why": str(error)}
+    place = named or ROOT / "docs" / "pictures"
+    pictures = sorted(path for path in place.glob("*") if path.suffix.lower() in SUFFIXES)[:8]
+    if not pictures:
+        raise UsageError(
+            f"--pictures {place}: no pictures in this folder; name one that holds some, to compare masks on"
+        )
+    words = ["person", "cat", "sofa", "tree", "car"][: session.bundle.words.max]
+    with session, Session(folder, backend="onnxruntime-cpu", cache=False) as cpu:
+        agreed = [
+            float((session.segment(path, words).labels == cpu.segment(path, words).labels).mean()) for path in pictures
+        ]
+    if not min(agreed) >= LEAST_AGREEMENT:
+        raise PlansDisagree(
+            f"on {gpu} the new plans label {min(agreed):.2%} of {pictures[int(np.argmin(agreed))].name} as ONNX Runtime "
+            f"does, {LEAST_AGREEMENT:.0%} are needed; build the bundle without --fp16, or use another version of {backend}"
+        )
+    return {"run": True, "gpu": gpu, "mask_agreement_with_onnxruntime": min(agreed), "pictures": len(pictures)}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="add_plans.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="BUNDLE", help="the bundle's folder, such as engines/demo")
+    parser.add_argument("--backend", choices=("tensorrt", "tensorrt-rtx"), required=True)
+    plan_arguments.add_to(parser)
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="photographs to compare masks on (default: docs/pictures)"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = vars(parse(arguments))
+    folder: Path = given.pop("folder")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as for Ctrl-C
+    start = time.perf_counter()
+    try:
+        manifest = add(folder, **given)
+    except FusionerError as error:
+        print(f"add_plans: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"add_plans: the Python package {error.name} is not installed; pip install {error.name}", file=sys.stderr)
+        return 90
+    except KeyboardInterrupt:
+        print(f"add_plans: interrupted; {folder} is as it was", file=sys.stderr)
+        return 130
+    proofs = manifest["gates"]["plans"]
+    print(f"{folder}  ({time.perf_counter() - start:.0f} s)")
+    for entry in manifest["engines"]:
+        size = os.stat(folder / entry["file"]).st_size / 1e6
+        proof = proofs.get(entry["file"], {"run": True})
+        said = "" if proof["run"] else "  not run here"
+        print(f"  {entry['file']:<48} {size:8.1f} MB  {entry.get('precision', manifest['precision'])}{said}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
