@@ -37,6 +37,7 @@ GRAPHS: dict[str, Callable[[Fusioner], onnx.ModelProto]] = {
 }
 PRECISIONS = ("fp32", "fp16", "bf16")
 GPUS = ("sm_80", "sm_89", "sm_120")
+KNOWN = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 
 Record = dict[str, Any]
 
@@ -150,14 +151,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--gpus",
-        default=",".join(GPUS),
+        type=_choice(KNOWN),
+        default=list(GPUS),
         metavar="SM,...",
         help=f"one plan each (default: {','.join(GPUS)}); a portable plan, for sm_80 and later, is always built",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there, one a line")
     options = parser.parse_args(arguments)
     try:
-        asked = tensorrt_engine.PlanOptions("tensorrt-rtx", options.gpus)
+        asked = tensorrt_engine.PlanOptions("tensorrt-rtx", ",".join(options.gpus))
         tensorrt_engine.check(asked)
         targets = [*tensorrt_engine.targets(asked), Target("8.0+")]
         records, where = [], _where()
