@@ -160,8 +160,9 @@ def test_a_built_bundle_records_profiles_layers_and_report_of_every_plan(
                     assert isinstance(length, str) or set(bounds) == {length}
         report = json.loads((out / engine["report"]).read_text())
         assert tensorrt_report.count(report["network"]) == engine["layers"]
-        assert report["engine"] is None
-        assert "GPU" in report["engine_missing"]
+        assert (report["engine"] is None) == bool(report["engine_missing"])
+        if tensorrt_engine.this_gpu() is None:
+            assert "no GPU is visible here" in report["engine_missing"]
         assert set(engine["layers"]["matrix_multiply"]) == {"float16"}
         assert set(engine["layers"]["softmax"]) == set(engine["layers"]["normalization"]) == {"float32"}
     names = {engine["graph"]: [p["name"] for p in engine["profiles"]] for engine in manifest["engines"]}

@@ -120,10 +120,12 @@ def test_an_interrupt_waits_for_the_build_to_stop_and_is_raised_then(monkeypatch
     progress, ended = Progress(), threading.Event()
 
     def build():
-        while progress.step("build", 0):
+        for _ in range(500):
+            if not progress.step("build", 0):
+                time.sleep(0.3)  # TensorRT cleaning up
+                ended.set()
+                return
             time.sleep(0.01)
-        time.sleep(0.3)  # TensorRT cleaning up
-        ended.set()
 
     def interrupted(futures, timeout):
         monkeypatch.undo()
