@@ -115,6 +115,11 @@ class Bundle:
         """The command that builds this bundle again; see the function of that name."""
         return build_command(self.folder, **cured)
 
+    def plans_command(self, backend: str, profiles: str = "") -> str:
+        """The command that builds TensorRT plans into this bundle from its own graphs."""
+        command = f"python export/add_plans.py {shlex.quote(str(self.folder))} --backend {backend}"
+        return f"{command} --profiles {profiles}" if profiles else command
+
     @property
     def tokenizer(self) -> Path:
         return self.folder / self.manifest["tokenizer"]["file"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -43,6 +44,22 @@ def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write_atomically(Path(os.path.realpath(path)), write)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Puts a finished folder in another's place; the old one is gone only once the new one stands."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    os.replace(folder, old / "old")
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old / "old", folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def writable_folder(folder: Path) -> Path:

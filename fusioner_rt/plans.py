@@ -82,7 +82,7 @@ def choose(bundle: "Bundle", flavour: str, graph: str, version: str, capability:
     PlanForAnotherGpu, PlanForAnotherVersion.
     """
     plans = of_flavour(bundle, flavour, graph)
-    name, build = FLAVOURS[flavour], bundle.build_command(backend=flavour)
+    name, build = FLAVOURS[flavour], bundle.plans_command(flavour)
     here = [plan for plan in plans if plan.runs_on(capability)]
     if not here:
         built = ", ".join(sorted({plan.gpus for plan in plans}))
@@ -91,7 +91,7 @@ def choose(bundle: "Bundle", flavour: str, graph: str, version: str, capability:
             build += f" --for sm_{capability[0]}{capability[1]}"
         raise PlanForAnotherGpu(
             f"{bundle.folder}: its {name} plans of {graph} were built for compute capability {built}, and {gpu} has "
-            f"{capability[0]}.{capability[1]}; build the bundle again{where}: {build}"
+            f"{capability[0]}.{capability[1]}; build plans for it{where}: {build}"
         )
     loaded = [plan for plan in here if plan.loads_with(version)]
     if not loaded:
@@ -99,7 +99,7 @@ def choose(bundle: "Bundle", flavour: str, graph: str, version: str, capability:
         built = ", ".join(sorted({plan.version for plan in here}, key=_numbers))
         raise PlanForAnotherVersion(
             f"{bundle.folder}: its {name} plans of {graph} were built with version {built}, and {version} is installed; "
-            f"install theirs (pip install {flavour}=={newest.version}), or build the bundle again with yours: {build}"
+            f"install theirs (pip install {flavour}=={newest.version}), or build plans with yours: {build}"
         )
     return max(loaded, key=_preference)
 
@@ -111,7 +111,7 @@ def of_flavour(bundle: "Bundle", flavour: str, graph: str) -> list[Plan]:
         held = sorted({f"{FLAVOURS.get(plan.flavour, plan.flavour)} for {plan.gpus}" for plan in bundle.plans})
         raise PlanMissing(
             f"{bundle.folder}: holds no {FLAVOURS[flavour]} plan of {graph} (plans: {', '.join(held) or 'none'}); "
-            f"build them: {bundle.build_command(backend=flavour)}"
+            f"build them: {bundle.plans_command(flavour)}"
         )
     return plans
 

@@ -109,8 +109,8 @@ class Engine:
         asked = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
         built = " or ".join(", ".join(f"{name} {span}" for name, span in ranges.items()) for ranges in self.profiles)
         raise SizeOutsideProfile(
-            f"{self.plan.file}: was asked for {asked}, and was built for {built}; rebuild it with a wider profile: "
-            + self._bundle.build_command(backend=self.plan.flavour, profiles="any-size")
+            f"{self.plan.file}: was asked for {asked}, and was built for {built}; build it with a wider profile: "
+            + self._bundle.plans_command(self.plan.flavour, profiles="any-size")
         )
 
     def context(self, shapes: Shapes, stream: int) -> EngineContext:
@@ -180,7 +180,7 @@ class Engine:
         return PlanUnusable(f"{self.plan.file}: TensorRT {what} ({self._log.take()}); {self._rebuild()}")
 
     def _rebuild(self) -> str:
-        return f"rebuild it: {self._bundle.build_command(backend=self.plan.flavour)}"
+        return f"build it again: {self._bundle.plans_command(self.plan.flavour)}"
 
 
 class PlanGraph:

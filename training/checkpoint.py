@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from fusioner_rt.errors import FusionerError
+from fusioner_rt.files import replace_folder
 from fusioner_rt.templates import PAPER_TEMPLATES
 from training.encoders import image_encoder, text_encoder
 from training.model import Fusioner, FusionerConfig
@@ -109,19 +109,3 @@ def load(folder: Path | str) -> Fusioner:
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from None
     return model.eval()
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Puts a finished folder in another's place; the old one is gone only once the new one stands."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.replace(folder, old / "old")
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        os.replace(old / "old", folder)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)

@@ -33,7 +33,7 @@ def bundle_of(*held: Plan) -> Any:
     return SimpleNamespace(
         folder=Path("engines/x"),
         plans=held,
-        build_command=lambda backend: f"python export/build_engine.py --backend {backend}",
+        plans_command=lambda backend: f"python export/add_plans.py engines/x --backend {backend}",
     )
 
 

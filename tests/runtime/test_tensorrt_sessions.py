@@ -284,7 +284,7 @@ def test_a_plan_that_is_none_is_refused_in_tensorrts_own_words(
     write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
     emulated_gpu.install(monkeypatch, EmulatedGpu(folder), "tensorrt", "11.4.0.106")
     with pytest.raises(
-        PlanUnusable, match=r"does not load it \(magicTag == expected failed\); rebuild it: .*tensorrt "
+        PlanUnusable, match=r"does not load it \(magicTag == expected failed\); build it again: .*add_plans.py .* --backend tensorrt"
     ):
         Session(folder, backend="tensorrt", cache=False)
 
