@@ -70,6 +70,17 @@ def test_half_of_a_child_in_one_of_four_steps_is_an_eighth():
     assert progress.done == 1 / 4
 
 
+def test_phases_side_by_side_never_make_it_fall():
+    progress = Progress()
+    progress.start("build", None, 2)
+    for name in ("one", "other"):
+        progress.start(name, "build", 4)
+    progress.step("one", 1)
+    assert progress.done == 1 / 4
+    progress.step("other", 0)
+    assert progress.done == 1 / 4
+
+
 def test_tensorrt_reports_its_phases_while_it_builds(trt, tiny_bundle):
     network, told = Network(trt, tiny_bundle / "text.onnx"), []
 
