@@ -7,6 +7,7 @@ steps; from then on a call is one launch and allocates nothing on the GPU. Shape
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,7 @@ class Shape:
 
     pictures: P, beside batch B vocabularies of `words` words each: P = B, or 1 where a picture meets B vocabularies.
     picture: (H, W) of the pictures. input: (h, w) of the network's. size: (H, W) of the label maps, or None for a path
-    that ends at the low-resolution maps. threshold: of the labels. host: whether pictures come from host memory and
-    results go there.
+    that ends at the low-resolution maps. host: whether pictures come from host memory and results go there.
     """
 
     pictures: int
@@ -37,7 +37,6 @@ class Shape:
     picture: tuple[int, int]
     input: tuple[int, int]
     size: tuple[int, int] | None
-    threshold: float
     host: bool
 
 
@@ -90,10 +89,13 @@ class Path:
             )
             self._graph: Graph | None = None
             self._calls = 0
+            self._threshold = math.nan
+            stack.callback(self._forget)
             self._owned = stack.pop_all()
 
-    def run(self, pictures: Sequence[np.ndarray], vectors: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, pictures: Sequence[np.ndarray], vectors: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
         """pictures: P of (H, W, 3) uint8. vectors: (B, K, t) float32; the same object means the same words as before.
+        threshold: of the labels; another than before is recorded anew.
 
         Returns new arrays: labels (B, H, W) uint16 and confidence (B, H, W) float32, or scores (B, K, h, w) and gram
         (B, 5, h, w) float32 where the shape has no size.
@@ -103,11 +105,13 @@ class Path:
         for index, picture in enumerate(pictures):
             staged[index] = picture
         self._set_words(vectors, stream)
-        self._launch(stream)
+        self._launch(stream, threshold)
         self._stream.wait()
         return {name: pinned.array.copy() for name, pinned in self._pinned.items() if name != "picture"}
 
-    def run_on(self, stream: int, picture: DeviceArray, vectors: np.ndarray, out: dict[str, DeviceArray]) -> None:
+    def run_on(
+        self, stream: int, picture: DeviceArray, vectors: np.ndarray, threshold: float, out: dict[str, DeviceArray]
+    ) -> None:
         """picture: (P, H, W, 3) uint8 on this GPU. out: labels and confidence, as `run` returns them, on this GPU.
 
         Returns at once: `stream` does the work, after what it was given before.
@@ -115,7 +119,7 @@ class Path:
         self._event.hold(stream)  # what another stream was last given with these buffers
         self._set_words(vectors, stream)
         self._copy(self.arrays["picture"], picture, stream)
-        self._launch(stream)
+        self._launch(stream, threshold)
         for name, array in out.items():
             self._copy(array, self.arrays[name], stream)
         self._event.record(stream)
@@ -169,6 +173,12 @@ class Path:
             return ()
         return ("picture", "labels", "confidence") if self.shape.size is not None else ("picture", "scores", "gram")
 
+    def _forget(self) -> None:
+        """The graph; no launch of it may still be running."""
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
+
     def _idle(self) -> None:
         """Wait for what any stream was given with these buffers."""
         self._event.hold(self._stream.handle)
@@ -180,11 +190,14 @@ class Path:
         self._idle()
         try:
             self._graph = Graph(self._device, stream, lambda: self._steps(stream))
-            self._owned.callback(self._graph.close)
         except (CudaFailed, PlanUnusable) as error:
             self.note = f"CUDA graphs are not used, every step is launched by itself ({error})"
 
-    def _launch(self, stream: int) -> None:
+    def _launch(self, stream: int, threshold: float) -> None:
+        if threshold != self._threshold:
+            self._threshold, self._calls = threshold, 0
+            self._idle()
+            self._forget()
         self._calls += 1
         if self._calls == 2:
             self._record()
@@ -206,7 +219,7 @@ class Path:
             maps = arrays["scores"], arrays["gram"]
             head.maps(arrays["features"], arrays["refined"], arrays["measured"], *maps, stream)
             if shape.size is not None:
-                head.labels(*maps, shape.threshold, arrays["labels"], arrays["confidence"], stream)
+                head.labels(*maps, self._threshold, arrays["labels"], arrays["confidence"], stream)
             for name in self._host_names()[1:]:
                 self._move(name, stream, to_gpu=False)
 

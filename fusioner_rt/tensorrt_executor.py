@@ -109,10 +109,10 @@ class TensorRTExecutor:
         pictures, height, width = picture.shape[:3]
         words = len(request.vectors)
         size = labels.shape[1], labels.shape[2]
-        shape = Shape(pictures, pictures, words, (height, width), input_size, size, request.threshold, host=False)
+        shape = Shape(pictures, pictures, words, (height, width), input_size, size, host=False)
         with self._paths.path(shape) as path:
             vectors = request.vectors if pictures == 1 else self._repeated(request.vectors, pictures)
-            path.run_on(stream, picture, vectors, {"labels": labels, "confidence": confidence})
+            path.run_on(stream, picture, vectors, request.threshold, {"labels": labels, "confidence": confidence})
 
     def text(self) -> TextGraph:
         """The text plan where the bundle has one that loads here, else the ONNX graph on the CPU."""
@@ -141,13 +141,12 @@ class TensorRTExecutor:
     def _run(self, group: Sequence[Waiting], request: Request, size: tuple[int, int] | None) -> dict[str, np.ndarray]:
         first, count = group[0], len(group)
         height, width = first.prepared.shape[:2]
-        shape = Shape(
-            count, count, len(request.vectors), (height, width), first.input_size, size,
-            request.threshold if size is not None else 0.0, host=True,
-        )  # fmt: skip
+        shape = Shape(count, count, len(request.vectors), (height, width), first.input_size, size, host=True)
         with self._paths.path(shape) as path:
             vectors = request.vectors if count == 1 else self._repeated(request.vectors, count)
-            return path.run([waiting.prepared for waiting in group], vectors)
+            return path.run(
+                [waiting.prepared for waiting in group], vectors, request.threshold if size is not None else 0.0
+            )
 
     def _independent(self, waiting: Waiting, request: Request) -> tuple[np.ndarray, np.ndarray]:
         """One picture with each word alone: scores (K, 1, h, w) and gram (K, 5, h, w)."""
@@ -155,9 +154,9 @@ class TensorRTExecutor:
         parts = []
         for start in range(0, len(request.vectors), self._bundle.batch.max):
             words = request.vectors[start : start + self._bundle.batch.max, None]
-            shape = Shape(1, len(words), 1, (height, width), waiting.input_size, None, 0.0, host=True)
+            shape = Shape(1, len(words), 1, (height, width), waiting.input_size, None, host=True)
             with self._paths.path(shape) as path:
-                parts.append(path.run([waiting.prepared], words))
+                parts.append(path.run([waiting.prepared], words, 0.0))
         scores, gram = (np.concatenate([part[name] for part in parts]) for name in ("scores", "gram"))
         return scores, gram
 

@@ -120,6 +120,23 @@ def test_a_shape_is_recorded_when_it_comes_again(session: Session, gpu: Emulated
     assert len({stream for what, stream in gpu.order if what in ("kernel", "engine", "launch")}) == 1
 
 
+def test_another_threshold_is_recorded_anew_in_the_same_buffers(
+    planned: Path, session: Session, gpu: EmulatedGpu
+) -> None:
+    session.set_vocabulary(WORDS)
+    frame = scene(61, 93)
+    launches = []
+    with Session(planned, backend="onnxruntime-cpu", cache=False) as cpu:
+        for threshold in (0.5, 0.5, 0.5, 0.7, 0.7, 0.7, 0.5):
+            gpu.order.clear()
+            ours = session.segment(frame, threshold=threshold)
+            agree(ours, cpu.segment(frame, WORDS, threshold=threshold))
+            launches.append([what for what, _ in gpu.order].count("launch"))
+    assert launches == [0, 1, 1, 0, 1, 1, 0]
+    assert session._executor._paths.made == 1
+    assert len([work for work in gpu.graphs.values() if work]) == 0  # each was given back
+
+
 @pytest.mark.parametrize(("which", "says"), [("recordable", "INVALIDATED"), ("engine_recordable", "could not run it")])
 def test_what_cannot_be_recorded_is_launched_step_by_step_and_said(
     planned: Path, session: Session, gpu: EmulatedGpu, which: str, says: str
@@ -284,7 +301,8 @@ def test_a_plan_that_is_none_is_refused_in_tensorrts_own_words(
     write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
     emulated_gpu.install(monkeypatch, EmulatedGpu(folder), "tensorrt", "11.4.0.106")
     with pytest.raises(
-        PlanUnusable, match=r"does not load it \(magicTag == expected failed\); build it again: .*add_plans.py .* --backend tensorrt"
+        PlanUnusable,
+        match=r"does not load it \(magicTag == expected failed\); build it again: .*add_plans.py .* --backend tensorrt",
     ):
         Session(folder, backend="tensorrt", cache=False)
 
