@@ -117,7 +117,7 @@ def _where() -> Record:
 
     return {
         "tensorrt_rtx": tensorrt_rtx.__version__, "torch": torch.__version__.partition("+")[0],
-        "onnx": onnx.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU needed",
+        "onnx": onnx.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip
 
