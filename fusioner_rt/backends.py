@@ -87,6 +87,7 @@ def open_rung(bundle: Bundle, name: str, threads: int | None, cache: Path | None
     from .tensorrt_executor import TensorRTExecutor
 
     executor = TensorRTExecutor(bundle, name, threads, cache)
+    _prove(bundle, name, executor)
     return executor, executor.description
 
 
