@@ -31,7 +31,8 @@ class Segmentation:
     probabilities: (K, H, W) float32 where `segment(..., probabilities=True)` asked for them, else None.
     picture: (H', W', 3) uint8 RGB, the picture as decoded, at its own size.
     timing: milliseconds per stage: decode, preprocess, text, image_fusion, mask_head, and total, their sum. Work done
-        for several pictures at once is divided evenly among them.
+        for several pictures at once is divided evenly among them. TensorRT backends prepare the picture, fuse and
+        resolve the masks in one launch, which counts as image_fusion.
     """
 
     words: tuple[str, ...]
