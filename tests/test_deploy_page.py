@@ -1,0 +1,271 @@
+"""docs/deploy.md against the code: its blocks run, its commands exist, and its errors are the code's, each and all."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fusioner_rt import Session
+from fusioner_rt.errors import FusionerError
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "deploy.md").read_text()
+TROUBLE = PAGE.partition("## Troubleshoot")[2]
+MESSAGES, NOTES = TROUBLE.split("**Notes**")
+RUNTIME = (
+    "backends",
+    "plans",
+    "tensorrt_*",
+    "gpu_*",
+    "device_*",
+    "onnxruntime_*",
+    "cuda_driver",
+    "cuda_kernels",
+    "cuda_preprocess",
+)
+"""Modules of a session on a GPU."""
+BUILD = ("tensorrt_engine", "tensorrt_report", "add_plans", "mask_head_kernels")
+NOT_MET = {
+    "…: TensorRT … (…); …",  # around those that have rows
+    # Calls that an application which launches the kernels itself can get wrong, and a session does not.
+    "…: … programs for … pictures; a GPU takes at most 2**31 and 65535",
+    "…: arguments …, expected …",
+    "…: … is …, expected a multiple of 16",
+    "size is …x… pixels; the kernels make edges of 1 to 65535",
+    "a batch of … pictures; expected 1 to 65535",
+    "… lies at …; expected an address that is a multiple of 16",
+    "… lies on GPU …; expected memory of …: copy it there",
+    "… at … is no memory of a GPU (…); expected memory of …",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def template(node: ast.AST, constants: dict[str, str]) -> str:
+    """A string's text, … for what is filled in. constants: texts of the module's own names."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Name):
+        return constants.get(node.id, "")
+    if isinstance(node, ast.FormattedValue):
+        return template(node.value, constants) if isinstance(node.value, ast.Name) else ""
+    parts: list[ast.expr] = []
+    if isinstance(node, ast.JoinedStr):
+        parts = node.values
+    elif isinstance(node, ast.BinOp):
+        parts = [node.left, node.right]
+    return "".join(template(part, constants) or "…" for part in parts)
+
+
+def constants_of(tree: ast.Module) -> dict[str, str]:
+    """Module-level names of texts."""
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    return {
+        target.id: str(node.value.value)
+        for node in assigned
+        for target in node.targets
+        if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant)
+    }
+
+
+@cache
+def classes() -> dict[str, type[FusionerError]]:
+    """Every error there is, by its name."""
+    for file in (ROOT / "export").glob("*.py"):
+        importlib.import_module(f"export.{file.stem}")
+    found, waiting = {}, [FusionerError]
+    while waiting:
+        one = waiting.pop()
+        found[one.__name__] = one
+        waiting += one.__subclasses__()
+    return found
+
+
+def raised(file: Path) -> Iterator[tuple[str, str]]:
+    """Class and template of every message in a file: of calls of a class, of functions that return one, and of pairs."""
+    known = classes()
+    tree = ast.parse(file.read_text())
+    constants = constants_of(tree)
+    makers = {
+        node.name: node.returns.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id in known
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            named = [part.id for part in ast.walk(node.func) if isinstance(part, ast.Name)]
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            named += [makers[name] for name in (called, *named) if name in makers]
+            parts = node.args
+        elif isinstance(node, ast.Tuple):
+            named, parts = [part.id for part in node.elts if isinstance(part, ast.Name)], node.elts
+        else:
+            continue
+        for name in set(named) & set(known):
+            yield from ((name, text) for text in (template(part, constants) for part in parts) if text)
+
+
+@cache
+def messages(folders: tuple[str, ...] = ("fusioner_rt", "export")) -> list[tuple[str, str]]:
+    return [pair for folder in folders for file in sorted((ROOT / folder).glob("*.py")) for pair in raised(file)]
+
+
+def cells(text: str) -> list[list[str]]:
+    """The tables' rows without heads and rules."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in rows if "has" not in row[0].split("`")[0]]
+
+
+def fragments(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def errors_of(row: list[str]) -> list[tuple[str, int]]:
+    return [(name, int(code)) for name, code in re.findall(r"([A-Z]\w+) (\d+)", row[1])]
+
+
+ROWS = cells(MESSAGES)
+
+
+def test_the_table_is_read_whole() -> None:
+    assert len(ROWS) > 30
+    for row in ROWS:
+        assert len(row) == 4, row
+        assert fragments(row[0]), row
+        assert errors_of(row), row
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: fragments(row[0])[0])
+def test_every_message_is_one_that_its_error_is_raised_with(row: list[str]) -> None:
+    for name, code in errors_of(row):
+        assert classes()[name].exit_code == code, name
+    named = {name for name, _ in errors_of(row)}
+    for fragment in fragments(row[0]):
+        assert [kind for kind, text in messages() if kind in named and fragment in text], fragment
+
+
+def test_every_message_of_a_session_on_a_gpu_has_a_row() -> None:
+    files = sorted({file for name in RUNTIME for file in (ROOT / "fusioner_rt").glob(f"{name}.py")})
+    rows = [(name, fragment) for row in ROWS for name, _ in errors_of(row) for fragment in fragments(row[0])]
+    said = {(kind, text) for file in files for kind, text in raised(file) if text not in NOT_MET}
+    assert len(said) > 50
+    for kind, text in said:
+        assert any(name == kind and fragment in text for name, fragment in rows), (kind, text)
+    assert {text for _, text in messages()} >= NOT_MET  # none of them is gone
+
+
+def test_every_error_about_gpus_and_plans_has_a_row() -> None:
+    named = {name for row in ROWS for name, _ in errors_of(row)}
+    about = {"CUDA", "GPU", "kernel", "TensorRT", "backend", "plan"}
+    of_runtime = {
+        name
+        for name, kind in classes().items()
+        if kind.__module__ == "fusioner_rt.errors" and any(word in (kind.__doc__ or "") for word in about)
+    }
+    of_build = {kind.__name__ for kind in classes().values() if kind.__module__ in {f"export.{name}" for name in BUILD}}
+    assert len(of_runtime) >= 10
+    assert (of_runtime | of_build) <= named
+
+
+def test_every_note_is_in_the_source() -> None:
+    source = [
+        template(node, {})
+        for file in (ROOT / "fusioner_rt").glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, (ast.Constant, ast.JoinedStr))
+    ]
+    rows = cells(NOTES)
+    assert len(rows) >= 4
+    for row in rows:
+        for fragment in fragments(row[0]):
+            assert any(fragment in text for text in source), fragment
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page's reader stands in: the repository, with a bundle of their own in engines/demo."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("docs", "models", "export", "fusioner_rt", "benchmarks", "kernels", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "models/demo/bundle", folder / "engines/demo")
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "FUSIONER_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_python_blocks_run_or_call_a_session_as_it_can_be(checkout: Path) -> None:
+    on_cpu, on_gpu = blocks("python")
+    said = run([sys.executable, "-c", on_cpu], checkout)
+    assert "not tensorrt: " in said
+    tree = ast.parse(on_gpu)
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("session.")
+    ]
+    assert len(calls) == 2
+    for call in calls:
+        assert isinstance(call.func, ast.Attribute)
+        signature = inspect.signature(getattr(Session, call.func.attr))
+        signature.bind(None, *call.args, **{str(keyword.arg): None for keyword in call.keywords})
+
+
+def test_the_commands_that_need_no_gpu_run_in_the_order_of_the_page(checkout: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    done = []
+    for line in (line for block in blocks("sh") for line in block.splitlines()):
+        program, *rest = shlex.split(line)
+        if program == "fusioner-rt":
+            done.append(run([sys.executable, "-m", "fusioner_rt", *rest], checkout))
+        elif rest[0].startswith("export/"):
+            done.append(run([sys.executable, *rest], checkout))
+    added, doctor, info = done
+    assert "image_fusion.tensorrt-rtx" in added
+    assert "image_fusion.tensorrt-rtx" in doctor
+    assert "image_fusion.tensorrt-rtx" in info
+
+
+def test_every_command_and_option_named_exists() -> None:
+    commands = re.findall(r"(?:python )(?:-m )?([\w./]+)((?: [^`\n|]*)?)", PAGE)
+    assert {name for name, _ in commands} >= {"export/build_engine.py", "export/add_plans.py", "benchmarks/session.py"}
+    known = {}
+    for name in {name for name, _ in commands} - {"pytest"}:
+        program = [name] if name.endswith(".py") else ["-m", name]
+        known[name] = run([sys.executable, *program, "--help"], ROOT)
+    for name, rest in commands:
+        for option in re.findall(r"(?<=\s)--[\w-]+", rest):
+            assert option in known[name], (name, option)
+        for path in re.findall(r"(?<=\s)(?:tests|benchmarks|export)/[\w./]+", rest):
+            assert (ROOT / path).exists(), path
+    everywhere = "".join(known.values()) + (ROOT / "fusioner_rt" / "cli.py").read_text()
+    for option in re.findall(r"`(--[a-z][\w-]+)", PAGE):
+        assert option in everywhere or option in ("--gpus",), option
+
+
+def test_every_file_link_and_extra_named_exists() -> None:
+    for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", PAGE):
+        assert (ROOT / "docs" / link).exists(), link
+    for path in re.findall(r"`((?:tests|docs|examples|export|kernels)/[\w./]*)`", PAGE):
+        assert (ROOT / path).exists(), path
+    project = (ROOT / "pyproject.toml").read_text()
+    for extras in re.findall(r"\.\[([\w,-]+)\]", PAGE + (ROOT / "README.md").read_text()):
+        for extra in extras.split(","):
+            assert f"\n{extra} = [" in project, extra
