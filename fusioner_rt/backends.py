@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .bundle import Bundle
-from .errors import BackendUnavailable, FusionerError, one_line
+from .errors import BackendUnavailable, FusionerError, GraphUnusable, one_line
 from .executor import Executor, Request, Waiting
 from .plans import of_flavour
 
@@ -94,7 +94,7 @@ def open_rung(bundle: Bundle, name: str, threads: int | None, cache: Path | None
 def _prove(bundle: Bundle, name: str, executor: Executor) -> None:
     """Run an empty picture and one word: that it loads does not say that it has kernels for this GPU, or memory.
 
-    Raises BackendUnavailable, the executor closed.
+    Raises what the picture raised, the executor closed.
     """
     side, channels = bundle.size.opt, bundle.manifest["graphs"]["image_fusion"]["inputs"]["words"][1][-1]
     vectors = np.full((1, channels), channels**-0.5, np.float32)
@@ -102,11 +102,14 @@ def _prove(bundle: Bundle, name: str, executor: Executor) -> None:
         prepared = executor.prepare(np.zeros((side, side, 3), np.uint8), (side, side))
         picture = Waiting(prepared, (side, side), (side, side))
         executor.run([picture], Request(vectors, 0.5, "joint", False), lambda *_: contextlib.nullcontext())
-    except FusionerError as error:
+    except GraphUnusable as error:  # which says to rebuild the graph, and here the machine may be to blame
         executor.close()
         raise BackendUnavailable(
             f"backend {name}: a first picture of {side}x{side} pixels failed ({one_line(error)}); choose another backend"
         ) from None
+    except BaseException:
+        executor.close()
+        raise
 
 
 def _expected(bundle: Bundle, passed_over: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -150,7 +150,12 @@ def report(findings: Findings) -> str:
         """The cure of what is wrong gets a line of its own, unbroken, to be copied."""
         found, _, cure = str(text).rpartition("; ") if mark in "✗!" else (str(text), "", "")
         start, empty = f"{mark if name else ' '} {name:<{_LEFT - 3}} ", " " * _LEFT
-        lines.extend(textwrap.wrap(found or cure, _WIDTH, initial_indent=start, subsequent_indent=empty))
+        lines.extend(
+            textwrap.wrap(
+                found or cure, _WIDTH, initial_indent=start, subsequent_indent=empty, break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )  # fmt: skip
         if found and cure:
             lines.append(f"{empty}→ {cure}")
 
