@@ -91,6 +91,7 @@ class Path:
             self._calls = 0
             self._threshold = math.nan
             stack.callback(self._forget)
+            self._stream.wait()  # other streams may use the tables from here on
             self._owned = stack.pop_all()
 
     def run(self, pictures: Sequence[np.ndarray], vectors: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
