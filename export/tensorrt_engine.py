@@ -135,6 +135,10 @@ def check(options: PlanOptions) -> None:
     trt = load(flavour)
     known = tensorrt_library.known_capabilities(trt)
     for target in targets(options):
+        if options.precision == "bf16" and float(target.label.rstrip("+")) < 8:
+            raise UsageError(
+                f"--bf16: GPUs of compute capability {target.label} have no bfloat16, those from 8.0 on do; use --fp16"
+            )
         for capability in target.named:
             if capability not in known:
                 raise UsageError(

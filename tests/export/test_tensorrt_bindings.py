@@ -4,6 +4,7 @@ TensorRT-RTX: the real ones, loaded without their libraries."""
 import ast
 import functools
 import io
+import re
 from pathlib import Path
 
 import bindings_alone as bindings
@@ -11,7 +12,12 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted([*ROOT.glob("export/tensorrt_*.py"), *ROOT.glob("fusioner_rt/tensorrt_*.py")])
+SOURCES = sorted(
+    file
+    for room in ("export", "fusioner_rt")
+    for file in (ROOT / room).glob("*.py")
+    if file.name.startswith("tensorrt_") or re.search(r"\b_?trt\.", file.read_text())
+)
 
 MODULE = "the module"
 RECEIVERS = {
@@ -39,8 +45,7 @@ RECEIVERS = {
     "fusioner_rt/tensorrt_library.py:found": "EngineInvalidityDiagnostics",
     "fusioner_rt/tensorrt_library.py:self._cache": "IRuntimeCache",
     "fusioner_rt/tensorrt_engine.py:self._runtime": "Runtime",
-    "fusioner_rt/tensorrt_engine.py:self._engine": "ICudaEngine",
-    "fusioner_rt/tensorrt_engine.py:TextEngine:self._engine": None,
+    "fusioner_rt/tensorrt_engine.py:Engine:self._engine": "ICudaEngine",
     "fusioner_rt/tensorrt_engine.py:self._context": "IExecutionContext",
     "fusioner_rt/tensorrt_engine.py:Engine:context": "IExecutionContext",
     "fusioner_rt/tensorrt_engine.py:modes": "TensorIOMode",
@@ -101,7 +106,7 @@ class Uses(ast.NodeVisitor):
             self.unnamed.append(f"{self.file}:{'.'.join(self.scope)}: {receiver}.{node.attr}")
 
     def owner(self, receiver):
-        """A class, MODULE, None for what is known to be something else, or "" for what nobody has named."""
+        """A class, MODULE, or "" for what nobody has named."""
         for key in (*(f"{self.file}:{scope}:{receiver}" for scope in self.scope), f"{self.file}:{receiver}", receiver):
             if key in RECEIVERS:
                 return RECEIVERS[key]

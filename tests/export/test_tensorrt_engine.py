@@ -90,6 +90,7 @@ def test_a_gpu_tensorrt_rtx_does_not_know_is_refused_before_the_work(trt):
         (["--hardware-compatible"], "without --for its plans run on every GPU of compute capability 8.0"),
         (["--version-compatible"], "each of its releases loads its own plans alone"),
         (["--for", "sm_87"], "builds ahead of time for sm_75, sm_80"),
+        (["--for", "sm_89,sm_75", "--bf16"], "GPUs of compute capability 7.5 have no bfloat16"),
     ],
 )
 def test_what_tensorrt_rtx_has_not_is_refused_by_name(trt, tiny_checkpoint, tmp_path, capsys, arguments, says):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import bindings_alone as bindings
 import pytest
-from test_tensorrt_bindings import RTX_ALONE
+from test_tensorrt_bindings import RTX_ALONE, SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 SAID = {
@@ -107,6 +107,11 @@ def complaints(sources, stubs):
     assert done.returncode < 2 and "errors prevented further checking" not in done.stdout, done.stdout + done.stderr  # noqa: PT018
     lines = done.stdout.splitlines()
     return [line for line in lines if line.startswith(tuple(SAID)) and ": error: " in line]
+
+
+def test_every_file_that_calls_tensorrt_is_among_those_checked():
+    calling = [file for file in SOURCES if re.search(r"\b_?trt\b", file.read_text())]
+    assert {file.relative_to(ROOT).as_posix() for file in calling} - {"export/tensorrt_matrix.py"} == set(SAID)
 
 
 @pytest.mark.parametrize("stubs", [published, generated])
