@@ -23,7 +23,7 @@ from fusioner_rt.errors import FusionerError
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "deploy.md").read_text()
 TROUBLE = PAGE.partition("## Troubleshoot")[2]
-MESSAGES, NOTES = TROUBLE.split("**Notes**")
+MESSAGES, NOTES = TROUBLE.split("### Notes")
 RUNTIME = (
     "backends",
     "plans",
