@@ -17,6 +17,7 @@ from .backends import LADDER, open_rung
 from .bundle import Bundle, find_bundle
 from .cuda_driver import Device, Driver
 from .errors import BackendUnavailable, FusionerError, one_line
+from .text_cache import default_folder
 
 _T = TypeVar("_T")
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core")
@@ -225,7 +226,7 @@ def _examine(
     if no_bundle is not None:
         lacks.append(no_bundle)
     what = ""
-    if bundle and not lacks and (opened := need(lambda: open_rung(bundle, name, None))):
+    if bundle and not lacks and (opened := need(lambda: open_rung(bundle, name, None, default_folder()))):
         executor, what = opened
         _attempt(executor.close)
     said = tuple(str(lack).removeprefix(f"backend {name}: ") for lack in lacks)

@@ -13,9 +13,15 @@ import pytest
 from made_pictures import encoded, png_header, scene
 from PIL import Image
 
-from fusioner_rt.bundle import MANIFEST
+from fusioner_rt.backends import CHOICES
+from fusioner_rt.bundle import MANIFEST, write_manifest
 from fusioner_rt.cli import main
 from fusioner_rt.files import writable_place
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture
@@ -257,7 +263,53 @@ def test_info_tells_machine_backend_and_bundle(tiny_bundle: Path, capsys: pytest
     assert main(["info", "--engine", str(tiny_bundle), "--json", "--backend", "onnxruntime-cpu"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["backend"]["requested"] == facts["backend"]["effective"] == "onnxruntime-cpu"
+    assert facts["backend"]["passed_over"] == {}
     assert facts["bundle"]["kernels"] == "sm_80 (float32)"
+    assert facts["bundle"]["plans"] == []
+
+
+def test_info_tells_why_each_better_backend_was_passed_over_a_line_each(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "--engine", str(tiny_bundle), "--json"]) == 0
+    passed_over = json.loads(capsys.readouterr().out)["backend"]["passed_over"]
+    assert list(passed_over) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"]
+    assert all("; " in why and "\n" not in why for why in passed_over.values())
+    assert main(["info", "--engine", str(tiny_bundle)]) == 0
+    said = capsys.readouterr().out
+    assert "  passed over  tensorrt: " in said
+    for name, why in passed_over.items():
+        assert f" {name}: {why}\n" in said
+
+
+def test_info_lists_the_plans(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "planned"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for number, (flavour, version, capability) in enumerate(
+        (("tensorrt", "11.4.0.106", "8.9"), ("tensorrt-rtx", "1.7.1.116", "8.0+"))
+    ):
+        (folder / f"{number}.plan").touch()
+        manifest["engines"].append(
+            {"file": f"{number}.plan", "graph": "text", "flavour": flavour, "version": version,
+             "compute_capability": capability}
+        )  # fmt: skip
+    write_manifest(folder, manifest)
+    assert main(["info", "--engine", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "plans        0.plan, TensorRT 11.4.0.106, for 8.9\n" in said
+    assert "             1.plan, TensorRT-RTX 1.7.1.116, for 8.0 and later\n" in said
+    assert main(["info", "--engine", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["bundle"]["plans"]
+    assert told == manifest["engines"]
+
+
+@pytest.mark.parametrize("command", ["segment", "info"])
+def test_help_names_every_backend(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in CHOICES)
 
 
 def test_info_tells_for_which_gpus_the_bundle_has_kernels(

@@ -31,6 +31,11 @@ TRY = """
 import json, sys
 for name in filter(None, sys.argv[2].split(",")):
     sys.modules[name] = None
+if "gpu-package" in sys.argv:
+    import onnxruntime
+    onnxruntime.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    import fusioner_rt.onnxruntime_backend
+    fusioner_rt.onnxruntime_backend.driver_missing = lambda: None
 import numpy as np
 from fusioner_rt import FusionerError, Session
 from fusioner_rt.backends import CHOICES
@@ -50,11 +55,10 @@ print(json.dumps(said))
 """
 
 
-def tried(bundle: Path, without: str = "") -> dict[str, dict[str, Any]]:
+def tried(bundle: Path, without: str = "", *more: str) -> dict[str, dict[str, Any]]:
     """What becomes of every backend that can be asked for, in a process that lacks these modules."""
-    done = subprocess.run(
-        [sys.executable, "-c", TRY, str(bundle), without], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    command = [sys.executable, "-W", "ignore", "-c", TRY, str(bundle), without, *more]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     said: dict[str, dict[str, Any]] = json.loads(done.stdout)
@@ -154,6 +158,16 @@ def failure(bundle: Path, backend: str) -> tuple[int, str]:
     message = str(caught.value)
     assert "\n" not in message
     return caught.value.exit_code, message
+
+
+def test_where_cuda_is_listed_and_does_not_start_nothing_runs_on_the_cpu_unasked(tiny_bundle: Path) -> None:
+    said = tried(tiny_bundle, "", "gpu-package")
+    assert "it fell back to the CPU" in said["onnxruntime-cuda"]["error"]
+    assert said["onnxruntime-cuda"]["code"] == 40
+    for requested in ("auto", "onnxruntime"):
+        assert said[requested]["effective"] == "onnxruntime-cpu"
+        assert said[requested]["note"].startswith("onnxruntime-cpu runs, not a better backend; onnxruntime-cuda: ")
+        assert said[requested]["sum"] == said["onnxruntime-cpu"]["sum"]
 
 
 @pytest.fixture
