@@ -123,15 +123,16 @@ def main() -> int:
     load = os.getloadavg()[0]
     if load > 0.7:
         print(f"note: the load average is {load:.1f}; wall times tell of it", file=sys.stderr)
-    try:
-        rows = [
-            steady(given.engine, given.picture, int(count), given.repeats, backend)
-            for backend in given.backends.split(",")
-            for count in given.words.split(",")
-        ]
-    except fusioner_rt.FusionerError as error:
-        print(f"benchmarks/session.py: {error}", file=sys.stderr)
-        return error.exit_code
+    rows = []
+    for backend in given.backends.split(","):
+        for count in given.words.split(","):
+            try:
+                rows.append(steady(given.engine, given.picture, int(count), given.repeats, backend))
+            except fusioner_rt.FusionerError as error:
+                if "," not in given.backends:
+                    print(f"benchmarks/session.py: {error}", file=sys.stderr)
+                    return error.exit_code
+                rows.append({"what": "segment", "words": int(count), "backend": backend, "error": str(error)})
     where = {**machine.record("onnxruntime"), "load": round(load, 2)}
     rows.append(cold(given.engine, given.picture, max(3, given.repeats // 4)))
     for row in rows:

@@ -50,7 +50,7 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
 
     backend: tensorrt or tensorrt-rtx. pictures: a folder to compare masks on where a GPU here runs the plans. options:
     as tensorrt_engine.PlanOptions. Raises the bundle's errors, TensorRTMissing, TensorRTRefused, PrecisionNotReached,
-    PlansDisagree, UsageError, OutputUnwritable.
+    PlansDisagree, UsageError, OutputUnwritable, and what loading or running a plan raises on a GPU that it is for.
     """
     from export import tensorrt_engine
     from fusioner_rt.bundle import Bundle, write_manifest
@@ -97,14 +97,18 @@ def _compare(folder: Path, backend: str, named: Path | None) -> dict[str, Any]:
     """Masks of the new plans beside ONNX Runtime's, where this machine runs them. Raises PlansDisagree."""
     from fusioner_rt import Session
     from fusioner_rt.cuda_driver import Device
+    from fusioner_rt.errors import PlanForAnotherGpu
     from fusioner_rt.pictures import SUFFIXES
 
     try:
         device = Device()
-        gpu = str(device)
-        device.close()
-        session = Session(folder, backend=backend, cache=False)
     except FusionerError as error:
+        return {"run": False, "why": f"no GPU here: {error}"}
+    gpu = str(device)
+    device.close()
+    try:
+        session = Session(folder, backend=backend, cache=False)
+    except PlanForAnotherGpu as error:
         return {"run": False, "why": str(error)}
     place = named or ROOT / "docs" / "pictures"
     pictures = sorted(path for path in place.glob("*") if path.suffix.lower() in SUFFIXES)[:8]

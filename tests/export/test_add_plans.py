@@ -14,7 +14,7 @@ from emulated_gpu import EmulatedGpu
 
 from export import add_plans, tensorrt_engine
 from fusioner_rt.bundle import Bundle
-from fusioner_rt.errors import UsageError
+from fusioner_rt.errors import PlanUnusable, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,6 +86,17 @@ def test_plans_that_give_other_masks_than_their_graphs_are_refused(
     write_manifest(bundle, json.loads((bundle / "manifest.json").read_text()))
     with pytest.raises(add_plans.PlansDisagree, match=r"the new plans label .*% of .* as ONNX Runtime does, 99%"):
         add_plans._compare(bundle, "tensorrt-rtx", picture_folder)
+
+
+def test_a_plan_that_does_not_load_on_a_gpu_that_it_is_for_fails_the_build(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, picture_folder: Path
+) -> None:
+    emulated_gpu.plan(bundle, "image_fusion", diagnostics=32)
+    emulated_gpu.install(monkeypatch, EmulatedGpu(bundle))
+    with pytest.raises(PlanUnusable, match="no plan, or a damaged one"):
+        add_plans._compare(bundle, "tensorrt-rtx", picture_folder)
+    emulated_gpu.install(monkeypatch, EmulatedGpu(bundle, capability=(7, 5)))
+    assert add_plans._compare(bundle, "tensorrt-rtx", picture_folder)["run"] is False
 
 
 def test_no_pictures_are_said(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
