@@ -1,5 +1,5 @@
 """The TensorRT path is type-checked: against the stubs that are published for 10.13 (by others than NVIDIA), and against
-stubs made of the bindings of 11.4, for which none are.
+stubs made of the bindings of 11.4 and of TensorRT-RTX, for which none are.
 
 The code itself takes TensorRT's module and objects as Any, since neither flavour need be installed. Here copies of it say
 what they are, and mypy follows every call from there.
@@ -82,9 +82,21 @@ def published(folder, temporary):
 
 def generated(folder, temporary):
     """Made by mypy's stubgen of the bindings of the newest version."""
-    variables = bindings.environment(bindings.VERSIONS[-1], temporary)
-    command = [Path(sys.executable).with_name("stubgen"), "--inspect-mode", "-q", "-m", "tensorrt_bindings.tensorrt"]
-    subprocess.run([*command, "-o", folder], env={**os.environ, **variables}, check=True, capture_output=True)
+    _generate("tensorrt_bindings.tensorrt", folder, bindings.environment(bindings.VERSIONS[-1], temporary))
+
+
+def of_rtx(folder, temporary):
+    """The same of the installed TensorRT-RTX."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    _generate("tensorrt_rtx_bindings.tensorrt_rtx", folder, {})
+
+
+def _generate(module, folder, variables):
+    command = [Path(sys.executable).with_name("stubgen"), "--inspect-mode", "-q", "-m", module, "-o", folder / "made"]
+    subprocess.run(command, env={**os.environ, **variables}, check=True, capture_output=True)
+    (folder / "tensorrt_bindings").mkdir()
+    made = folder / "made" / f"{module.replace('.', '/')}.pyi"
+    (folder / "tensorrt_bindings" / "tensorrt.pyi").write_text(made.read_text())
     star = "from tensorrt_bindings.tensorrt import *\nfrom typing import Any\n__version__: str\n"
     (folder / "tensorrt_bindings" / "__init__.pyi").write_text(star)
     (folder / "tensorrt").mkdir()
@@ -114,13 +126,17 @@ def test_every_file_that_calls_tensorrt_is_among_those_checked():
     assert {file.relative_to(ROOT).as_posix() for file in calling} - {"export/tensorrt_matrix.py"} == set(SAID)
 
 
-@pytest.mark.parametrize("stubs", [published, generated])
+@pytest.mark.parametrize("stubs", [published, generated, of_rtx])
 def test_the_tensorrt_path_is_type_checked(sources, stubs, tmp_path, tmp_path_factory):
     stubs(tmp_path, str(tmp_path_factory.mktemp("libraries")))
     found = complaints(sources, tmp_path)
     assert [line for line in found if not re.search("|".join(ALLOWED), line)] == []
-    # What TensorRT-RTX alone has is complained of, so the types do reach the calls.
-    assert any('"IBuilderConfig" has no attribute "set_compute_capability"' in line for line in found)
+    # What TensorRT-RTX alone has is complained of with full TensorRT, so the types do reach the calls.
+    lacking = [line for line in found if re.search(ALLOWED[0], line)]
+    assert any('"IBuilderConfig" has no attribute "set_compute_capability"' in line for line in lacking) == (
+        stubs is not of_rtx
+    )
+    assert stubs is not of_rtx or not lacking
     shutil.copytree(sources, tmp_path / "broken")
     file = tmp_path / "broken" / "export" / "tensorrt_engine.py"
     planted = {"ignore_mismatch=False": "ignore=False", "VERSION_COMPATIBLE)": "VERSION_COMPATIBLY)"}
