@@ -108,6 +108,7 @@ def measure(
                     "bytes": len(plan), "trace_seconds": round(trace_seconds, 1),
                     "parse_seconds": round(parse_seconds, 2), "build_seconds": round(time.perf_counter() - start, 1),
                     "profile": shapes, "layers": tensorrt_report.count(network.layers),
+                    "load": round(os.getloadavg()[0], 1),
                 }  # fmt: skip
 
 
