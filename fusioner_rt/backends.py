@@ -64,6 +64,11 @@ def open_executor(
             if expected := _expected(bundle, passed_over):
                 raise type(error)(f"{error}; better backends: {_listed(expected)}") from None
             raise
+        except Exception as error:  # a library that fails in a way nobody foresaw is a rung that does not work
+            if name == rungs[-1]:
+                raise
+            passed_over.append((name, f"{type(error).__name__}: {one_line(error)}; please report this"))
+            continue
         why = "it was asked for" if len(rungs) == 1 else "it is the best that works here"
         note = None
         if expected := _expected(bundle, passed_over):

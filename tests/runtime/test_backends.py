@@ -112,6 +112,26 @@ def test_a_rung_that_loads_and_cannot_run_is_passed_over(tiny_bundle: Path, monk
     assert backend.effective == "onnxruntime-cuda"
 
 
+def test_a_library_that_fails_unforeseen_is_passed_over_but_not_hidden_where_it_was_named(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = backends.open_rung
+
+    def broken(bundle: Bundle, name: str, *more: object) -> object:
+        if name == "tensorrt":
+            raise TypeError("deserialize_cuda_engine():\nincompatible arguments")
+        return real(bundle, name, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backends, "open_rung", broken)
+    bundle = Bundle.open(tiny_bundle)
+    executor, backend = open_executor(bundle, "auto", threads=1)
+    executor.close()
+    said = "TypeError: deserialize_cuda_engine(): incompatible arguments; please report this"
+    assert dict(backend.passed_over)["tensorrt"] == said
+    with pytest.raises(TypeError):
+        open_executor(bundle, "tensorrt", threads=1)
+
+
 def test_an_onnx_runtime_installed_in_part_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of two packages that share a folder when one of them was removed."""
     monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
