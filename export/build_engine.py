@@ -25,7 +25,7 @@ from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 MOST_WORDS = 65535
 NOT_OFFERED = ("fp8", "int8")
-MASK_HEAD_KERNELS = "mask head kernels for GPUs"
+KERNELS = "kernels for GPUs"
 EXAMPLES = """
 examples:
   python export/build_engine.py --fp16
@@ -41,7 +41,7 @@ examples:
   python export/build_engine.py --fp16 --backend tensorrt --profiles latency,any-size --timing-cache timings.cache
       with TensorRT plans for the GPU that is here, tuned for one picture at a time, and measured kernels kept
   python export/build_engine.py --fp16 --kernels sm_86,sm_89
-      the mask head compiled for two kinds of GPU alone; --kernels none for a bundle that only serves on CPUs
+      kernels compiled for two kinds of GPU alone; --kernels none for a bundle that only serves on CPUs
 
 The bundle is written whole or not at all: a build that fails or is interrupted leaves an older bundle as it was.
 """
@@ -69,7 +69,7 @@ class InputUnreadable(FusionerError):
 class Options:
     """What the command line says; `build` takes it from anywhere. sizes: least, usual and largest input edge, pixels.
 
-    kernels: "all", "none" or "sm_80,sm_90", what the mask head is compiled for. bf16: of the TensorRT plans alone.
+    kernels: "all", "none" or "sm_80,sm_90", what the kernels are compiled for. bf16: of the TensorRT plans alone.
     profiles and what follows: as tensorrt_engine.PlanOptions.
     chosen: the checkpoint was named by the user, who may then replace a bundle of another model.
     """
@@ -271,11 +271,11 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
         "gates": {"parity": parity.record(), "batch": batch, "words": words},
         "engines": [],
     }
-    with stages(MASK_HEAD_KERNELS):
+    with stages(KERNELS):
         if options.kernels != "none" and not without:
 
             def progress(done: int, total: int) -> None:
-                stages.say(f"{MASK_HEAD_KERNELS} {done}/{total}")
+                stages.say(f"{KERNELS} {done}/{total}")
 
             manifest["kernels"] = mask_head_kernels.add(folder, options.kernels, options.fp16, progress)
     with stages("engines and manifest"):
@@ -358,7 +358,7 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
         sizes = [path.stat().st_size for path in (folder / kernels["abi"]).parent.rglob("*") if path.is_file()]
         both = "fp16, fp32" if "float16" in kernels["features"] else "fp32"
         rows.append(
-            Row(f"kernels/ ({len(sizes)} files)", sum(sizes), both, None, None, seconds[MASK_HEAD_KERNELS],
+            Row(f"kernels/ ({len(sizes)} files)", sum(sizes), both, None, None, seconds[KERNELS],
                 ", ".join(kernels["targets"]))
         )  # fmt: skip
     return rows
@@ -461,7 +461,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--kernels",
         default="all",
         metavar="SM,...",
-        help="GPUs to compile the mask head's kernels for: all, none, or some of them, such as sm_80,sm_90; no GPU is "
+        help="GPUs to compile the kernels for: all, none, or some of them, such as sm_80,sm_90; no GPU is "
         "needed, and a GPU newer than all of them compiles sm_80's portable form when it loads it (default: all)",
     )
     add("--pictures", type=Path, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")
