@@ -21,6 +21,7 @@ from .text_cache import default_folder
 
 _T = TypeVar("_T")
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core")
+_CUDA_VERSIONS = ("", "-cu13", "-cu12")  # TensorRT's packages may be installed for one alone
 _LEFT, _WIDTH = 20, 118  # columns of a name and of a line
 
 
@@ -288,10 +289,10 @@ def _gpu(driver: Driver, ordinal: int) -> Gpu:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except Exception:  # not installed, or its record is damaged
-        return None
+    for name in (package + ending for ending in (_CUDA_VERSIONS if package in plans.FLAVOURS else ("",))):
+        with contextlib.suppress(Exception):  # not installed, or its record is damaged
+            return metadata.version(name)
+    return None
 
 
 def _kernels(bundle: Bundle) -> Iterator[str]:

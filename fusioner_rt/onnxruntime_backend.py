@@ -19,7 +19,6 @@ from .errors import BackendUnavailable, GraphUnusable, one_line
 from .nvidia import driver_missing
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_INSTALL = "install it: pip install onnxruntime, or onnxruntime-gpu"
 _LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 _CUDA_OPTIONS = {"use_tf32": "0"}  # float32 must be float32
 
@@ -57,7 +56,9 @@ class OnnxRuntime:
 
         Raises BackendUnavailable.
         """
-        self._module = _module()
+        self._module = _module(
+            _LIBRARIES if name == "onnxruntime-cuda" else "pip install onnxruntime, or onnxruntime-gpu"
+        )
         self._providers = providers(name, self._module.get_available_providers())
         self._threads = threads
         if CUDA in self._providers:
@@ -129,12 +130,12 @@ class Graph:
             ) from None
 
 
-def _module() -> Any:
-    """ONNX Runtime's. Raises BackendUnavailable."""
+def _module(install: str) -> Any:
+    """ONNX Runtime's. install: the command that brings it. Raises BackendUnavailable."""
     try:
         import onnxruntime
     except Exception as error:  # an ImportError, or whatever a broken installation raises
-        raise BackendUnavailable(f"ONNX Runtime cannot be loaded ({one_line(error)}); {_INSTALL}") from None
+        raise BackendUnavailable(f"ONNX Runtime cannot be loaded ({one_line(error)}); install it: {install}") from None
     if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two packages was removed
         raise BackendUnavailable(
             "ONNX Runtime is installed in part; remove what is left and install one of its packages: "

@@ -116,7 +116,7 @@ sys.exit(main(["doctor", "--engine", sys.argv[1]]))
 @pytest.mark.parametrize(
     ("without", "code", "says"),
     [
-        (["onnxruntime"], 40, ["ONNX Runtime cannot be loaded", "→ install it: pip install onnxruntime"]),
+        (["onnxruntime"], 40, ["→ install it: pip install onnxruntime,", "→ install it: pip install 'onnxruntime-gpu[cuda,cudnn]'"]),
         (["cuda.bindings"], 0, ["cuda-bindings cannot be imported", "→ pip install cuda-bindings cuda-core"]),
         (["tensorrt_rtx", "tensorrt"], 0, ["→ install it: pip install tensorrt\n", "→ install it: pip install tensorrt-rtx\n"]),
         (["onnxruntime", "cuda.bindings", "tensorrt_rtx", "tensorrt"], 40, ["no backend works"]),
@@ -153,6 +153,16 @@ def test_two_onnx_runtimes_in_one_folder_are_a_warning(
     assert "both installed" in warning
     assert "pip uninstall onnxruntime onnxruntime-gpu && " in warning
     assert f"! warning           {warning.split(';')[0][:60]}" in report(findings)
+
+
+def test_tensorrt_is_found_under_the_name_of_its_cuda_version(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "tensorrt_cu12-10.16.1.11.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt-cu12\nVersion: 10.16.1.11\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert examine(tiny_bundle).packages["tensorrt"] == "10.16.1.11"
 
 
 def test_a_package_that_breaks_in_its_own_way_is_told(
