@@ -131,6 +131,8 @@ def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: s
     """
     if not hasattr(runtime, "get_engine_validity"):
         return
+    log = error_log(trt)
+    log.take()
     validity, diagnostics = runtime.get_engine_validity(content)
     if validity != trt.EngineValidity.INVALID:
         return
@@ -146,7 +148,7 @@ def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: s
     for flag, kind, said in kinds:
         if int(diagnostics) & int(flag):
             raise kind(f"{what}: {said}; {cure}")
-    raise PlanUnusable(f"{what}: TensorRT calls it invalid (diagnostics {int(diagnostics)}); {cure}")
+    raise PlanUnusable(f"{what}: TensorRT calls it invalid (diagnostics {int(diagnostics)}: {log.take()}); {cure}")
 
 
 class RuntimeCache:
