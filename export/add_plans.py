@@ -57,6 +57,11 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     from fusioner_rt.files import replace_folder, unwritable
 
     bundle = Bundle.open(folder)
+    if any(entry.get("precision") == "bf16" for entry in bundle.manifest.get("engines", [])):
+        raise UsageError(
+            f"{folder}: its plans are bf16, which is proved beside PyTorch: build the bundle again: "
+            f"{bundle.build_command(backend=backend)}"
+        )
     asked = tensorrt_engine.PlanOptions(backend, precision=bundle.precision, **options)
     tensorrt_engine.check(asked)
     out = folder.absolute()

@@ -298,7 +298,8 @@ def add_plans(
         source, start = (sources or {}).get(graph, folder / manifest["graphs"][graph]["file"]), time.perf_counter()
         network = Network(trt, source)
         tensorrt_report.compare(network.definition, manifest["graphs"][graph], f"{_name(trt)}, {source.name}")
-        network.prove(options.precision)
+        precision = options.precision if graph in (sources or {}) else manifest["precision"]
+        network.prove(precision)
         model = onnx.load(source, load_external_data=False)
         profiles = tensorrt_profiles.distinct(names, manifest, model)
         for target in chosen:
@@ -315,7 +316,7 @@ def add_plans(
                 {
                     "file": file, "graph": graph, "flavour": options.flavour, "version": trt.__version__,
                     "compute_capability": target.label, "version_compatible": options.version_compatible,
-                    "precision": options.precision, "report": f"{file}.layers.json",
+                    "precision": precision, "report": f"{file}.layers.json",
                     "layers": tensorrt_report.count(network.layers),
                     "profiles": [{"name": name, "inputs": shapes} for name, shapes in profiles.items()],
                 }

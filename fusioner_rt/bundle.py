@@ -154,8 +154,8 @@ class Bundle:
 def build_command(folder: Path, **cured: str | int) -> str:
     """The command that builds the bundle in `folder` again, with its own precision and profiles but those being cured.
 
-    cured: precision ("fp16" or "fp32"), sizes ("32,320,1024"), max_words, max_batch, backend, profiles. What the manifest does not tell,
-    because it is missing, damaged or of another version, is left to the command's defaults, in half precision. The
+    cured: precision ("fp16", "bf16" or "fp32"), sizes ("32,320,1024"), max_words, max_batch, backend, profiles. What
+    the manifest does not tell, because it is missing, damaged or of another version, is left to the command's defaults, in half precision. The
     checkpoint is named by its place in the command alone, as a bundle does not say where it came from; the
     demonstration's is the default, and for any other bundle it would build the wrong model.
     """
@@ -169,12 +169,14 @@ def build_command(folder: Path, **cured: str | int) -> str:
             options = {"precision": precision, "sizes": sizes, **most}
             if flavours := sorted({str(entry["flavour"]) for entry in manifest["engines"]}):
                 options["backend"] = flavours[0]  # a build makes plans of one flavour
+            if any(entry.get("precision") == "bf16" for entry in manifest["engines"]):
+                options["precision"] = "bf16"  # of plans alone
     options |= cured
     parts = ["python export/build_engine.py"]
     if not any(folder.absolute().parts[-len(place.parts) :] == place.parts for place in _DEMONSTRATION):
         parts.append("--checkpoint CHECKPOINT")
-    if options["precision"] == "fp16":
-        parts.append("--fp16")
+    if options["precision"] != "fp32":
+        parts.append(f"--{options['precision']}")
     names = ("sizes", "max_words", "max_batch", "backend", "profiles")
     parts += [f"--{name.replace('_', '-')} {options[name]}" for name in names if name in options]
     return " ".join([*parts, "--out", shlex.quote(str(folder))])
