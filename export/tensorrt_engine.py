@@ -225,6 +225,7 @@ class Network:
             if config.add_optimization_profile(profile) < 0:
                 raise TensorRTRefused(f"{_name(trt)} does not take the profile {shapes}: {self._log.take()}")
         tensorrt_library.set_capabilities(trt, config, list(target.named))
+        tensorrt_library.require_own_memory(trt, config)
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default: what the graph keeps in float32 is kept for its digits
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's report names types
         if hardware_compatible:

@@ -6,6 +6,7 @@ Looked up in the bindings of TensorRT 10.9, 10.16 and 11.4 and TensorRT-RTX 1.7 
     networks typed by their graph             asked for     always asked for (the flag is there in all four)
     plans for GPUs that are not here          -      -      -     set_compute_capability; none set: 8.0 and later
     plans for later GPUs                      AMPERE_PLUS         see above
+    BuilderFlag.REQUIRE_USER_ALLOCATION       -      -      -     yes
     version-compatible plans, timing cache    yes    yes    yes   -
     get_engine_validity, is_stream_capturable -      -      -     yes
     create_runtime_config                     -      yes    yes   yes
@@ -122,6 +123,14 @@ def set_capabilities(trt: ModuleType, config: Any, capabilities: list[str]) -> N
         for index, capability in enumerate(capabilities):
             member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
             config.set_compute_capability(member, index)
+
+
+def require_own_memory(trt: ModuleType, config: Any) -> None:
+    """Build plans that work in the memory given to them, so that their work can be recorded in a CUDA graph. TensorRT-RTX
+    else allocates as it runs where tensors are larger than it holds memory for; with this such a build fails.
+    """
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: str) -> None:

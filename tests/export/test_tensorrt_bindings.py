@@ -40,6 +40,7 @@ RECEIVERS = {
     "export/tensorrt_report.py:engine.create_engine_inspector()": "EngineInspector",
     "fusioner_rt/tensorrt_library.py:config": "IRuntimeConfig",
     "fusioner_rt/tensorrt_library.py:set_capabilities:config": "IBuilderConfig",
+    "fusioner_rt/tensorrt_library.py:require_own_memory:config": "IBuilderConfig",
     "fusioner_rt/tensorrt_library.py:runtime": "Runtime",
     "fusioner_rt/tensorrt_library.py:engine": "ICudaEngine",
     "fusioner_rt/tensorrt_library.py:found": "EngineInvalidityDiagnostics",
@@ -59,6 +60,7 @@ RTX_ALONE = {
     "IRuntimeCache.deserialize", "IRuntimeCache.serialize", "CudaGraphStrategy", "CudaGraphStrategy.DISABLED",
     "DynamicShapesKernelSpecializationStrategy", "DynamicShapesKernelSpecializationStrategy.EAGER",
     "ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability",
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
     *(f"EngineInvalidityDiagnostics.{name}" for name in (
         "VERSION_MISMATCH", "UNSUPPORTED_CC", "INSUFFICIENT_GPU_MEMORY", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME",
         "MALFORMED_ENGINE",

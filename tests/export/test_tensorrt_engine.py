@@ -303,6 +303,45 @@ def test_a_profile_tensorrt_does_not_take_is_refused(trt, tiny_bundle):
         network.build([one], Target("8.0+"))
 
 
+@pytest.fixture
+def configured(trt, tiny_bundle):
+    """The configuration a plan was built with, as TensorRT holds it after."""
+
+    class Recording:
+        def __init__(self, builder):
+            self.builder, self.config = builder, None
+
+        def __getattr__(self, name):
+            return getattr(self.builder, name)
+
+        def create_builder_config(self):
+            self.config = self.builder.create_builder_config()
+            assert self.config.get_flag(trt.BuilderFlag.TF32)  # TensorRT's own default
+            return self.config
+
+    network = Network(trt, tiny_bundle / "text.onnx")
+    network._builder = builder = Recording(network._builder)
+    profile = {name: [(1, 1), (2, 4), (4, 8)] for name in ("input_ids", "attention_mask")}
+    assert network.build([profile], Target("8.0+"))
+    return builder.config
+
+
+def test_what_is_float32_is_not_rounded_to_tf32(trt, configured):
+    assert configured.get_flag(trt.BuilderFlag.TF32) is False
+
+
+def test_a_plan_of_tensorrt_rtx_allocates_nothing_as_it_runs(trt, configured):
+    assert configured.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION) is True
+
+
+def test_a_tensorrt_that_has_no_such_flag_is_not_asked_for_it():
+    class Full:
+        class BuilderFlag:
+            TF32 = 7
+
+    tensorrt_library.require_own_memory(Full, None)
+
+
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
 def test_a_timing_cache_is_written_where_there_was_none_and_another_file_is_refused(trt, tmp_path):
     # TensorRT-RTX has the calls, and does nothing in them: full TensorRT alone is offered the option.

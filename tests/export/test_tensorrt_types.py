@@ -26,6 +26,7 @@ SAID = {
     "export/tensorrt_progress.py": {},
     "fusioner_rt/tensorrt_library.py": {
         "config: Any, capabilities": "config: trt.IBuilderConfig, capabilities", "runtime: Any": "runtime: trt.Runtime",
+        "ModuleType, config: Any) -> None": "ModuleType, config: trt.IBuilderConfig) -> None",
         "engine: Any": "engine: trt.ICudaEngine",
     },
     "fusioner_rt/tensorrt_engine.py": {"context: Any": "context: trt.IExecutionContext"},
