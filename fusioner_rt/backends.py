@@ -14,7 +14,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .errors import BackendUnavailable, FusionerError, GraphUnusable, one_line
-from .executor import Executor, Request, Waiting
+from .executor import Executor, RecordingExecutor, Request, Waiting
 from .plans import of_flavour
 
 LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
@@ -97,16 +97,21 @@ def open_rung(bundle: Bundle, name: str, threads: int | None, cache: Path | None
 
 
 def _prove(bundle: Bundle, name: str, executor: Executor) -> None:
-    """Run an empty picture and one word: that it loads does not say that it has kernels for this GPU, or memory.
+    """Run made pictures and one word: that it loads does not say that it has kernels for this GPU, or memory.
 
-    Raises what the picture raised, the executor closed.
+    Raises what the pictures raised, the executor closed.
     """
     side, channels = bundle.size.opt, bundle.manifest["graphs"]["image_fusion"]["inputs"]["words"][1][-1]
-    vectors = np.full((1, channels), channels**-0.5, np.float32)
+    request = Request(np.full((1, channels), channels**-0.5, np.float32), 0.5, "joint", False)
+    noise = np.random.default_rng(0)
     try:
-        prepared = executor.prepare(np.zeros((side, side, 3), np.uint8), (side, side))
-        picture = Waiting(prepared, (side, side), (side, side))
-        executor.run([picture], Request(vectors, 0.5, "joint", False), lambda *_: contextlib.nullcontext())
+        pictures = []
+        for _ in range(2):
+            rgb = noise.integers(0, 256, (side, side, 3), np.uint8)
+            pictures.append(Waiting(executor.prepare(rgb, (side, side)), (side, side), (side, side)))
+        executor.run(pictures[:1], request, lambda *_: contextlib.nullcontext())
+        if isinstance(executor, RecordingExecutor):
+            executor.prove_recording(pictures, request)
     except GraphUnusable as error:  # which says to rebuild the graph, and here the machine may be to blame
         executor.close()
         raise BackendUnavailable(

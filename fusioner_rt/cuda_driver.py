@@ -1,14 +1,17 @@
 """The CUDA driver through cuda-bindings: every return code is read, memory and streams are given back."""
 
 import contextlib
+import copy
 import ctypes
+import gc
+import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from .errors import BackendUnavailable, CudaFailed, GpuMemoryShort, one_line
+from .errors import BackendUnavailable, CudaFailed, DeviceArrayInvalid, GpuMemoryShort, one_line
 
 INSTALL = "install NVIDIA's driver, or a newer one"
 
@@ -99,6 +102,24 @@ class Device:
             yield
         finally:
             self.driver.cuCtxPopCurrent()
+
+    def again(self) -> "Device":
+        """The same GPU for another owner, who closes it for himself: the context lives as long as one of them."""
+        other = copy.copy(self)
+        other._context = self.driver.cuDevicePrimaryCtxRetain(self.handle)
+        return other
+
+    def check_owns(self, pointer: int, name: str) -> None:
+        """Raises DeviceArrayInvalid where an address is no memory of this GPU. name: of the array, for the message."""
+        which = self.driver.bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        try:
+            ordinal = int(self.driver.cuPointerGetAttribute(which, pointer))
+        except CudaFailed as error:
+            raise DeviceArrayInvalid(
+                f"{name} at {pointer:#x} is no memory of a GPU ({error}); expected memory of {self}"
+            ) from None
+        if ordinal != self.ordinal:
+            raise DeviceArrayInvalid(f"{name} lies on GPU {ordinal}; expected memory of {self}: copy it there")
 
     @property
     def free_bytes(self) -> int:
@@ -195,7 +216,7 @@ class Graph:
         self._device, driver = device, device.driver
         self._executable: Any = None
         mode = driver.bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        with device.current():
+        with _uncollected(), device.current():
             driver.cuStreamBeginCapture(stream, mode)
             try:
                 record()
@@ -220,6 +241,22 @@ class Graph:
             executable, self._executable = self._executable, None
             with self._device.current():
                 self._device.driver.cuGraphExecDestroy(executable)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected inside: a GPU array that goes frees its memory, which must not happen in a recording."""
+    with _RECORDING:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
+
+
+_RECORDING = threading.Lock()
 
 
 class Memory:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cuda_kernels import Kernels
-from .errors import CudaFailed, DeviceArrayInvalid, UsageError
+from .errors import DeviceArrayInvalid, UsageError
 
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "uint16": 2, "uint8": 1}
 PARTS = 256  # partial maxima of a picture's features
@@ -178,17 +178,8 @@ class CudaMaskHead:
         self._kernels.launch(name, pictures, size, arguments, stream)
 
     def _check_device(self, **arrays: DeviceArray) -> None:
-        device = self._kernels.device
-        which = device.driver.bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
         for name, array in arrays.items():
-            try:
-                ordinal = int(device.driver.cuPointerGetAttribute(which, array.pointer))
-            except CudaFailed as error:
-                raise DeviceArrayInvalid(
-                    f"{name} at {array.pointer:#x} is no memory of a GPU ({error}); expected memory of {device}"
-                ) from None
-            if ordinal != device.ordinal:
-                raise DeviceArrayInvalid(f"{name} lies on GPU {ordinal}; expected memory of {device}: copy it there")
+            self._kernels.device.check_owns(array.pointer, name)
 
 
 def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1)) -> dict[str, int]:

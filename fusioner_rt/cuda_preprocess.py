@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .cuda_kernels import Kernels
-from .errors import CudaFailed, DeviceArrayInvalid, KernelsUnusable, PictureInvalid, UsageError
+from .errors import DeviceArrayInvalid, KernelsUnusable, PictureInvalid, UsageError
 from .preprocess import Preprocessing
 from .resample import columns_first, taps
 
@@ -133,19 +133,10 @@ class CudaPreprocess:
             source = out
 
     def _check(self, addresses: dict[str, int]) -> None:
-        device = self._kernels.device
-        which = device.driver.bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
         for name, address in addresses.items():
             if address % _ALIGNMENT or not address:
                 raise DeviceArrayInvalid(f"{name} lies at {address:#x}; expected an address that is a multiple of 16")
-            try:
-                ordinal = int(device.driver.cuPointerGetAttribute(which, address))
-            except CudaFailed as error:
-                raise DeviceArrayInvalid(
-                    f"{name} at {address:#x} is no memory of a GPU ({error}); expected memory of {device}"
-                ) from None
-            if ordinal != device.ordinal:
-                raise DeviceArrayInvalid(f"{name} lies on GPU {ordinal}; expected memory of {device}: copy it there")
+            self._kernels.device.check_owns(address, name)
 
 
 def sizes(rows: int, columns: int) -> dict[str, int]:

@@ -7,23 +7,31 @@ import numpy as np
 
 from .cuda_driver import Device, Event, Memory
 from .cuda_mask_head import DeviceArray
-from .errors import DeviceArrayInvalid, one_line
+from .errors import CudaFailed, DeviceArrayInvalid, one_line
 
 _LEGACY_DEFAULT = 1  # how both protocols name CUDA's default stream, whose handle is 0
+_ON_CUDA = 2  # kDLCUDA
 
 
 class GpuArray:
-    """An array in GPU memory that owns it. torch.as_tensor, cupy.asarray and from_dlpack take it without a copy.
+    """An array in GPU memory that owns it, also after its session has closed. torch.from_dlpack, torch.as_tensor and
+    cupy.asarray take it without a copy.
 
-    shape, dtype: as numpy's. stream: the CUDA stream whose work fills it; who reads it by either protocol on another
-    stream waits there. `numpy()` copies it to the host.
+    shape, dtype: as numpy's. stream: the CUDA stream whose work fills it: read it there, or by `from_dlpack`, which makes
+    the reader's stream wait. `numpy()` copies it to the host.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: str, stream: int) -> None:
         self.shape, self.dtype, self.stream = shape, np.dtype(dtype), stream
-        self._device = device
-        self._memory = Memory(device, int(np.prod(shape)) * self.dtype.itemsize)
-        self._filled = Event(device)
+        self._owned = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._device = device.again()
+            stack.callback(self._device.close)
+            self._memory = Memory(self._device, int(np.prod(shape)) * self.dtype.itemsize)
+            stack.callback(self._memory.close)  # which waits for what uses it
+            self._filled = Event(self._device)
+            stack.callback(self._filled.close)
+            self._owned = stack.pop_all()
 
     @property
     def array(self) -> DeviceArray:
@@ -43,56 +51,70 @@ class GpuArray:
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
         from cuda.core.utils import StridedMemoryView
 
+        if options.get("dl_device") == self.__dlpack_device__():  # where it is: nothing to ask for
+            del options["dl_device"]
         if stream != -1:  # the consumer's stream waits; None means the default one
             self._filled.hold(0 if stream in (None, _LEGACY_DEFAULT) else stream)
         return StridedMemoryView.from_cuda_array_interface(self, stream_ptr=-1).__dlpack__(stream=-1, **options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, self._device.ordinal  # kDLCUDA
+        return _ON_CUDA, self._device.ordinal
 
     def numpy(self) -> np.ndarray:
         """A copy in host memory, complete when this returns."""
         return self._memory.download(np.empty(self.shape, self.dtype), self.stream)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at interpreter shutdown, or where making it failed
-            self._filled.close()
-            self._memory.close()  # waits for what uses it
+        with contextlib.suppress(Exception):  # at interpreter shutdown, or on a GPU that failed
+            self._owned.close()
 
 
-def view(array: Any, name: str, device: Device, stream: int) -> tuple[DeviceArray, Any]:
-    """What an object of another library holds in GPU memory, and what must be kept alive while it is used.
+def view(array: Any, name: str, device: Device, stream: int, writable: bool = False) -> DeviceArray:
+    """What an object of another library holds in GPU memory; the object must outlive the work that uses it.
 
     array: with `__cuda_array_interface__` or `__dlpack__`, contiguous. stream: waits for the work that fills the array,
-    where the object tells of it. Raises DeviceArrayInvalid.
+    where the object tells of it. Raises DeviceArrayInvalid, also for memory of another GPU and, if it is to be
+    `writable`, for memory that may only be read.
     """
+    if isinstance(array, GpuArray):
+        return array.array
     if isinstance(array, DeviceArray):
-        return array, array
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is not None:
-        _wait(interface.get("stream"), device, stream)
-        return DeviceArray.of(array, name), array
+        device.check_owns(array.pointer, name)
+        return array
+    try:
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if interface is not None:
+            _wait(interface.get("stream"), device, stream)
+        else:
+            interface = _from_dlpack(array, name, device, stream)
+    except (DeviceArrayInvalid, CudaFailed):
+        raise
+    except Exception as error:  # the producer's, of any kind
+        raise DeviceArrayInvalid(f"{name}: the {type(array).__name__} gives no array ({one_line(error)})") from None
+    found = DeviceArray.of(type("Described", (), {"__cuda_array_interface__": interface})(), name)
+    if writable and interface["data"][1]:
+        raise DeviceArrayInvalid(f"{name} is read-only; give an array that may be written")
+    device.check_owns(found.pointer, name)
+    return found
+
+
+def _from_dlpack(array: Any, name: str, device: Device, stream: int) -> dict[str, Any]:
+    """As `__cuda_array_interface__` would tell it."""
     if not hasattr(array, "__dlpack__"):
         raise DeviceArrayInvalid(
             f"{name} is a {type(array).__name__}; give an array in GPU memory with __cuda_array_interface__ or __dlpack__ "
             "(torch, CuPy, PyCUDA, Numba), or use segment for pictures in host memory"
         )
-    if array.__dlpack_device__()[0] != 2:
+    if array.__dlpack_device__()[0] != _ON_CUDA:
         raise DeviceArrayInvalid(
             f"{name} is a {type(array).__name__} in host memory; copy it to {device}, or use segment, which does"
         )
     from cuda.core.utils import StridedMemoryView
 
-    try:
-        held = StridedMemoryView.from_dlpack(array, stream_ptr=stream or _LEGACY_DEFAULT)
-    except Exception as error:  # the producer's, of any kind
-        raise DeviceArrayInvalid(f"{name}: its __dlpack__ failed ({one_line(error)})") from None
-    interface = {
-        "shape": tuple(held.shape), "typestr": np.dtype(held.dtype).str, "data": (held.ptr, held.readonly),
-        "strides": None if held.strides is None else tuple(step * np.dtype(held.dtype).itemsize for step in held.strides),
-    }  # fmt: skip
-    described = type("Described", (), {"__cuda_array_interface__": interface})()
-    return DeviceArray.of(described, name), held
+    held = StridedMemoryView.from_dlpack(array, stream_ptr=stream or _LEGACY_DEFAULT)
+    dtype = np.dtype(held.dtype)
+    strides = None if held.strides is None else tuple(step * dtype.itemsize for step in held.strides)
+    return {"shape": tuple(held.shape), "typestr": dtype.str, "data": (held.ptr, held.readonly), "strides": strides}
 
 
 def _wait(producer: int | None, device: Device, stream: int) -> None:

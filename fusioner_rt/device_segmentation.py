@@ -34,7 +34,7 @@ def segment_on_device(
             "fusioner-rt doctor what to do; or copy the picture to the host and use segment"
         )
     device = executor.device
-    given, _ = view(picture, "picture", device, stream)
+    given = view(picture, "picture", device, stream)
     batch = given if len(given.shape) == 4 else DeviceArray(given.pointer, (1, *given.shape), given.dtype)
     if given.dtype != "uint8" or len(batch.shape) != 4 or batch.shape[3] != 3 or min(batch.shape) < 1:
         raise DeviceArrayInvalid(f"picture is {given.dtype} {given.shape}; give (H, W, 3) or (B, H, W, 3) uint8 RGB")
@@ -52,7 +52,7 @@ def segment_on_device(
     )  # fmt: skip
     arrays = []
     for name, dtype, result in (("labels", "uint16", results[0]), ("confidence", "float32", results[1])):
-        array = result.array if isinstance(result, GpuArray) else view(result, name, device, stream)[0]
+        array = view(result, f"{name} of out", device, stream, writable=True)
         if array.shape != shape or array.dtype != dtype:
             raise DeviceArrayInvalid(f"{name} of out is {array.dtype} {array.shape}; give {dtype} {shape}")
         arrays.append(DeviceArray(array.pointer, edges, dtype))

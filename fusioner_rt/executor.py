@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,14 @@ class Clock(Protocol):
     """Times a stage (of `segmentation.STAGES`) for pictures, by their place in the group being run, or for all."""
 
     def __call__(self, stage: str, *members: int) -> AbstractContextManager[None]: ...
+
+
+@runtime_checkable
+class RecordingExecutor(Protocol):
+    """An executor that records what it runs, to launch it as a whole later."""
+
+    def prove_recording(self, pictures: Sequence[Waiting], request: Request) -> None:
+        """Compare both ways of running on two pictures of one size."""
 
 
 class Executor(Protocol):

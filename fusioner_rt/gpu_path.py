@@ -8,7 +8,7 @@ steps; from then on a call is one launch and allocates nothing on the GPU. Shape
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from .cuda_driver import Device, Event, Graph, Memory, PinnedArray, Stream
 from .cuda_mask_head import CudaMaskHead, DeviceArray
 from .cuda_preprocess import CudaPreprocess
-from .errors import CudaFailed, GpuMemoryShort, PlanUnusable
+from .errors import CudaFailed, FusionerError, GpuMemoryShort
 from .tensorrt_engine import Engine
 
 _ALIGNMENT = 256
@@ -40,14 +40,19 @@ class Shape:
     host: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Machinery:
-    """What all paths of a session share."""
+    """What all paths of a session share. ready: called when a path has run for the first time, which readied kernels.
+
+    not_recorded: why no path is to be recorded, or nothing.
+    """
 
     device: Device
     engine: Engine
     preprocess: CudaPreprocess
     mask_head: CudaMaskHead
+    ready: Callable[[], None]
+    not_recorded: str = ""
 
 
 class Path:
@@ -90,6 +95,7 @@ class Path:
             self._graph: Graph | None = None
             self._calls = 0
             self._threshold = math.nan
+            self._ready = False
             stack.callback(self._forget)
             self._stream.wait()  # other streams may use the tables from here on
             self._owned = stack.pop_all()
@@ -108,6 +114,8 @@ class Path:
         self._set_words(vectors, stream)
         self._launch(stream, threshold)
         self._stream.wait()
+        if not self._ready:
+            self._first_done()
         return {name: pinned.array.copy() for name, pinned in self._pinned.items() if name != "picture"}
 
     def run_on(
@@ -128,7 +136,8 @@ class Path:
     def close(self) -> None:
         """Wait for what was launched, and give everything back; closing twice is fine."""
         owned, self._owned = self._owned, contextlib.ExitStack()
-        with owned, contextlib.suppress(CudaFailed):  # of work that failed, its caller was told
+        # Of work that failed its caller was told, and the GPU takes no more: not even memory back.
+        with contextlib.suppress(CudaFailed), owned, contextlib.suppress(CudaFailed):
             self._idle()
 
     def _layout(self, inputs: dict[str, tuple[int, ...]]) -> tuple[dict[str, DeviceArray], int]:
@@ -189,10 +198,22 @@ class Path:
         """TensorRT asks for one call before this."""
         stream = self._stream.handle
         self._idle()
-        try:
-            self._graph = Graph(self._device, stream, lambda: self._steps(stream))
-        except (CudaFailed, PlanUnusable) as error:
-            self.note = f"CUDA graphs are not used, every step is launched by itself ({error})"
+        if not self._ready:
+            self._first_done()
+        reason = self._machinery.not_recorded
+        if not reason and not self._context.recordable(stream):
+            reason = "TensorRT says that its work cannot be recorded"
+        if not reason:
+            try:
+                self._graph = Graph(self._device, stream, lambda: self._steps(stream))
+            except FusionerError as error:
+                reason = str(error)
+        if reason:
+            self.note = f"CUDA graphs are not used, every step is launched by itself ({reason})"
+
+    def _first_done(self) -> None:
+        self._ready = True
+        self._machinery.ready()
 
     def _launch(self, stream: int, threshold: float) -> None:
         if threshold != self._threshold:

@@ -51,13 +51,18 @@ class GpuPaths:
                 self._idle[id(path)] = path
                 self._change.notify_all()
 
+    def clear(self) -> None:
+        """Give the idle ones back."""
+        with self._change:
+            while self._idle:
+                self._idle.popitem()[1].close()
+
     def close(self) -> None:
         """Wait for paths in use, and give all back; closing twice is fine."""
         with self._change:
             self._closed = True
             self._change.wait_for(lambda: self._busy == 0)
-            while self._idle:
-                self._idle.popitem()[1].close()
+        self.clear()
 
     def _take(self, shape: Shape) -> Path:
         with self._change:

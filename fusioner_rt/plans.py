@@ -55,9 +55,9 @@ class Plan:
         return f"{self.file.name}, {FLAVOURS.get(self.flavour, self.flavour)} {self.version}, for {self.gpus}"
 
     def loads_with(self, version: str) -> bool:
-        if not self.version_compatible:
-            return version == self.version
         ours, theirs = _numbers(self.version), _numbers(version)
+        if not self.version_compatible:
+            return ours == theirs
         return ours[:1] == theirs[:1] and theirs >= ours
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from . import tensorrt_library as library
 from .bundle import Bundle
-from .cuda_driver import Device
-from .errors import GpuMemoryShort, PlanUnusable, SizeOutsideProfile, one_line
+from .cuda_driver import Device, Memory, Stream
+from .errors import GpuMemoryShort, PlanUnusable, SizeOutsideProfile, UsageError, one_line
 from .plans import FLAVOURS, Plan
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -25,8 +25,11 @@ class EngineContext:
     inputs, outputs: shapes by name. Used by one thread at a time.
     """
 
-    def __init__(self, context: Any, name: str, inputs: Shapes, outputs: Shapes, workspace_bytes: int) -> None:
-        self._context, self._name = context, name
+    def __init__(
+        self, context: Any, kept: Any, name: str, inputs: Shapes, outputs: Shapes, workspace_bytes: int
+    ) -> None:
+        """kept: what must live as long as the context."""
+        self._context, self._kept, self._name = context, kept, name
         self.inputs = dict(inputs)
         self.outputs, self.workspace_bytes = outputs, workspace_bytes
 
@@ -37,6 +40,10 @@ class EngineContext:
                 raise PlanUnusable(f"{self._name}: TensorRT does not take the address of {tensor}")
         if self.workspace_bytes:
             self._context.set_device_memory(workspace, self.workspace_bytes)
+
+    def recordable(self, stream: int) -> bool:
+        """Whether TensorRT lets its work on the stream be recorded, as far as it tells."""
+        return library.recordable(self._context, stream)
 
     def enqueue(self, stream: int) -> None:
         """Returns at once, the stream does the work. Raises PlanUnusable."""
@@ -125,7 +132,7 @@ class Engine:
                     self._idle.remove(held)
                     return held
             self._log.take()
-            context = library.create_context(self._trt, self._engine, self._cache)
+            context, kept = library.create_context(self._trt, self._engine, self._cache)
             if context is None or not context.set_optimization_profile_async(index, stream):
                 raise self._refused("gives no context for it")
             for name, shape in shapes.items():
@@ -139,7 +146,7 @@ class Engine:
                 raise self._refused(f"cannot tell the shapes of {', '.join(unknown)}")
             outputs = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
             workspace = int(context.update_device_memory_size_for_shapes())
-            return EngineContext(context, str(self.plan.file), shapes, outputs, workspace)
+            return EngineContext(context, kept, str(self.plan.file), shapes, outputs, workspace)
 
     def give_back(self, context: EngineContext) -> None:
         """For the next caller of `context` with its shapes; making one takes milliseconds, with new shapes far more."""
@@ -185,16 +192,36 @@ class Engine:
 
 class PlanGraph:
     """A plan called like its ONNX graph: arrays by input name in, arrays by output name out. Plans and allocates anew in
-    every call: for words, which are encoded once, and for proofs.
+    every call: for words, which are encoded once, and for proofs. Threads may share one.
     """
 
     def __init__(self, engine: Engine, device: Device) -> None:
+        """The engine becomes this object's."""
         self._engine, self._device = engine, device
+        self._running, self._closed = 0, False
+        self._change = threading.Condition()
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raises SizeOutsideProfile, PlanUnusable, CudaFailed."""
-        from .cuda_driver import Memory, Stream
+        """Raises SizeOutsideProfile, PlanUnusable, CudaFailed, and UsageError once closed."""
+        with self._change:
+            if self._closed:
+                raise UsageError("this session is closed; open another")
+            self._running += 1
+        try:
+            return self._run(inputs)
+        finally:
+            with self._change:
+                self._running -= 1
+                self._change.notify_all()
 
+    def close(self) -> None:
+        """Wait for calls that run, and close the engine; closing twice is fine."""
+        with self._change:
+            self._closed = True
+            self._change.wait_for(lambda: self._running == 0)
+        self._engine.close()
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = {name: np.ascontiguousarray(array, self._engine.dtype(name)) for name, array in inputs.items()}
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(Stream(self._device)).handle

@@ -15,7 +15,7 @@ from .cuda_driver import Device
 from .cuda_kernels import Kernels
 from .cuda_mask_head import CudaMaskHead, DeviceArray
 from .cuda_preprocess import CudaPreprocess
-from .errors import FusionerError, KernelsUnusable
+from .errors import CudaFailed, FusionerError, KernelsUnusable, UsageError
 from .executor import Answer, Clock, Request, TextGraph, Waiting
 from .gpu_path import Machinery, Path, Shape
 from .gpu_paths import GpuPaths
@@ -23,6 +23,8 @@ from .mask_head import MaskHead
 from .onnxruntime_backend import OnnxRuntime
 from .onnxruntime_executor import LoadedGraphs, check_finite, resolve
 from .tensorrt_engine import Engine, PlanGraph
+
+_SAME = 0.999  # of the labels; some kernels add up in any order
 
 
 class TensorRTExecutor:
@@ -46,14 +48,14 @@ class TensorRTExecutor:
             plan = self._choose(flavour, "image_fusion")
             kernels = Kernels(folder, self.device)
             stack.callback(kernels.close)
-            self._cache = library.RuntimeCache(self._cache_file(flavour, cache))
+            self._cache = library.RuntimeCache(self._cache_file(flavour, cache), self.device)
+            stack.callback(self._cache.close)  # after the contexts are gone
             self._engine = engine = Engine(bundle, plan, self.device, self._cache)
             stack.callback(engine.close)
             temperature = float(bundle.manifest["temperature"])
-            machinery = Machinery(
-                self.device, engine, CudaPreprocess(kernels, bundle.preprocessing), CudaMaskHead(kernels, temperature)
-            )
-            self._paths = GpuPaths(lambda shape: self._make(machinery, shape))
+            preprocess, mask_head = CudaPreprocess(kernels, bundle.preprocessing), CudaMaskHead(kernels, temperature)
+            self._machinery = Machinery(self.device, engine, preprocess, mask_head, self._cache.save)
+            self._paths = GpuPaths(lambda shape: Path(self._machinery, shape))
             stack.callback(self._paths.close)
             self._owned = stack.pop_all()
         self.description = f"{plan.file.name} on {self.device}, {plans.FLAVOURS[flavour]} {self._trt.__version__}"
@@ -61,6 +63,7 @@ class TensorRTExecutor:
         self._loading = threading.Lock()
         self._text: TextGraph | None = None
         self._text_note = ""
+        self._closed = False
         self._on_cpu: tuple[LoadedGraphs, MaskHead] | None = None
 
     @property
@@ -117,26 +120,40 @@ class TensorRTExecutor:
     def text(self) -> TextGraph:
         """The text plan where the bundle has one that loads here, else the ONNX graph on the CPU."""
         with self._loading:
+            if self._closed:
+                raise UsageError("this session is closed; open another")
             if self._text is None:
                 try:
                     engine = Engine(self._bundle, self._choose(self._flavour, "text"), self.device, self._cache)
                 except FusionerError as error:
                     self._text_note = f"words are encoded on the CPU: {error}"
                 else:
-                    self._owned.callback(engine.close)
                     self._text = PlanGraph(engine, self.device)
         return self._text or self._cpu()[0]("text")
 
+    def prove_recording(self, pictures: Sequence[Waiting], request: Request) -> None:
+        """Run two pictures of one size step by step, recorded, and the first again as a launch of that recording. Where
+        its masks are not those of its steps, nothing is recorded any more, and `notes` says so.
+        """
+        first, second = pictures
+        steps, _, launched = (self._run([one], request, one.size) for one in (first, second, first))
+        same = (steps["labels"] == launched["labels"]).mean() > _SAME
+        if not (same and np.allclose(steps["confidence"], launched["confidence"], atol=1 - _SAME, equal_nan=True)):
+            self._machinery.not_recorded = "the recording of a first picture gave other masks than its steps"
+        self._paths.clear()
+
     def close(self) -> None:
-        self._paths.close()
-        self._cache.save()
-        owned, self._owned = self._owned, contextlib.ExitStack()
-        self._text = None
-        if self._on_cpu is not None:
-            graphs, head = self._on_cpu
-            graphs.close()
-            head.close()
-        owned.close()
+        with contextlib.suppress(CudaFailed):  # of a GPU that failed, its caller was told
+            with self._loading:
+                self._closed, text, self._text = True, self._text, None
+            self._paths.close()
+            if isinstance(text, PlanGraph):
+                text.close()
+            if self._on_cpu is not None:
+                graphs, head = self._on_cpu
+                graphs.close()
+                head.close()
+            self._owned.close()
 
     def _run(self, group: Sequence[Waiting], request: Request, size: tuple[int, int] | None) -> dict[str, np.ndarray]:
         first, count = group[0], len(group)
@@ -169,11 +186,6 @@ class TensorRTExecutor:
             return held[1]
 
     _repeats: tuple[np.ndarray, np.ndarray] | None = None
-
-    def _make(self, machinery: Machinery, shape: Shape) -> Path:
-        path = Path(machinery, shape)
-        self._cache.save()  # TensorRT-RTX has just compiled for this shape
-        return path
 
     def _choose(self, flavour: str, graph: str) -> plans.Plan:
         gpu = str(self.device)

@@ -24,8 +24,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .cuda_driver import Device
 from .errors import (
     BackendUnavailable,
+    CudaFailed,
     FusionerError,
     GpuMemoryShort,
     PlanForAnotherGpu,
@@ -161,58 +163,73 @@ def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: s
 
 
 class RuntimeCache:
-    """The kernels TensorRT-RTX compiled on a machine, kept in a file between processes; other flavours have none.
+    """The kernels TensorRT-RTX compiled on a GPU, kept in a file between processes; other flavours have none.
 
-    note: what went wrong with the file, or None. A file of another driver, GPU or version is started afresh.
+    note: what went wrong with the file, or None. A file of another driver, GPU or version is started afresh. Threads may
+    share one; it must outlive the contexts made with it.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, device: Device) -> None:
         """path: None keeps nothing."""
-        self.path = path
+        self.path, self._device = path, device
         self.note: str | None = None
         self._cache: Any = None
         self._kept = b""
+        self._lock = threading.Lock()
 
     def of(self, config: Any) -> Any:
         """The cache for a runtime configuration, read from the file the first time."""
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-            with contextlib.suppress(OSError):
-                if self.path is not None:
-                    content = self.path.read_bytes()
+        with self._lock, self._device.current():
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                with contextlib.suppress(OSError):
+                    content = self.path.read_bytes() if self.path is not None else b""
                     if content and self._cache.deserialize(content):
                         self._kept = content
-        return self._cache
+            return self._cache
 
     def save(self) -> None:
-        """Write what was compiled since, whole or not at all."""
-        if self.path is None or self._cache is None:
+        """Write what was compiled since, whole or not at all; what goes wrong is a note."""
+        if self.path is None:
             return
-        content = bytes(self._cache.serialize())
-        if content == self._kept:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, lambda stream: stream.write(content))
-            self._kept, self.note = content, None
-        except OSError as error:
-            self.note = (
-                f"what TensorRT-RTX compiled cannot be kept in {self.path} ({error.strerror or error}): the next process "
-                "compiles again; name a writable folder with --cache, cache= or FUSIONER_CACHE"
-            )
+        with self._lock:
+            try:
+                with self._device.current():
+                    serialized = self._cache.serialize() if self._cache is not None else None
+                content = bytes(serialized) if serialized is not None else b""
+                if content and content != self._kept:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(self.path, lambda stream: stream.write(content))
+                    self._kept, self.note = content, None
+            except (OSError, RuntimeError, CudaFailed) as error:
+                self.note = (
+                    f"what TensorRT-RTX compiled cannot be kept in {self.path} ({one_line(error)}): the next process compiles "
+                    "again; name a writable folder with --cache, cache= or FUSIONER_CACHE"
+                )
+
+    def close(self) -> None:
+        """Save, and let go of it; the contexts made with it must be gone. Closing twice is fine."""
+        self.save()
+        with self._lock, contextlib.suppress(CudaFailed), self._device.current():
+            self._cache = None
 
 
-def create_context(trt: ModuleType, engine: Any, cache: RuntimeCache | None) -> Any:
-    """An execution context that works in memory given to it. TensorRT-RTX compiles for its very shapes, and at once:
-    what a captured graph holds is not replaced later.
+def create_context(trt: ModuleType, engine: Any, cache: RuntimeCache | None) -> tuple[Any, Any]:
+    """An execution context that works in memory given to it, and what must live as long. TensorRT-RTX compiles for its
+    very shapes, and at once: what a captured graph holds is not replaced later.
     """
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        return engine.create_execution_context(strategy)
+        return engine.create_execution_context(strategy), None
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the whole path is captured, not the engine alone
     if cache is not None:
         config.set_runtime_cache(cache.of(config))
-    return engine.create_execution_context(config)
+    return engine.create_execution_context(config), config
+
+
+def recordable(context: Any, stream: int) -> bool:
+    """Whether TensorRT lets a CUDA graph be made of its work, as far as this version tells before it is tried."""
+    return bool(context.is_stream_capturable(stream)) if hasattr(context, "is_stream_capturable") else True
