@@ -43,6 +43,7 @@ RECEIVERS = {
     "fusioner_rt/tensorrt_library.py:require_own_memory:config": "IBuilderConfig",
     "fusioner_rt/tensorrt_library.py:runtime": "Runtime",
     "fusioner_rt/tensorrt_library.py:engine": "ICudaEngine",
+    "fusioner_rt/tensorrt_library.py:recordable:context": "IExecutionContext",
     "fusioner_rt/tensorrt_library.py:found": "EngineInvalidityDiagnostics",
     "fusioner_rt/tensorrt_library.py:self._cache": "IRuntimeCache",
     "fusioner_rt/tensorrt_engine.py:self._runtime": "Runtime",
@@ -60,7 +61,7 @@ RTX_ALONE = {
     "IRuntimeCache.deserialize", "IRuntimeCache.serialize", "CudaGraphStrategy", "CudaGraphStrategy.DISABLED",
     "DynamicShapesKernelSpecializationStrategy", "DynamicShapesKernelSpecializationStrategy.EAGER",
     "ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability",
-    "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "BuilderFlag.REQUIRE_USER_ALLOCATION", "IExecutionContext.is_stream_capturable",
     *(f"EngineInvalidityDiagnostics.{name}" for name in (
         "VERSION_MISMATCH", "UNSUPPORTED_CC", "INSUFFICIENT_GPU_MEMORY", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME",
         "MALFORMED_ENGINE",
