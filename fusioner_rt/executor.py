@@ -63,11 +63,15 @@ class Executor(Protocol):
     def notes(self) -> list[str]:
         """What did not go as it should and was worked around, one sentence each."""
 
+    @property
+    def most(self) -> int:
+        """Pictures of a group at most."""
+
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
         """What of a picture (H, W, 3) uint8 is kept until it is run; it may be the picture itself."""
 
     def group(self, waiting: Waiting) -> Hashable:
-        """Pictures with the same value may be run together, as many as the bundle's largest batch."""
+        """Pictures with the same value may be run together."""
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
         """One answer per picture, in order."""

@@ -69,6 +69,10 @@ class OnnxRuntimeExecutor:
     def notes(self) -> list[str]:
         return []
 
+    @property
+    def most(self) -> int:
+        return self._bundle.batch.max
+
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
         """(3, h, w) float32."""
         return self._bundle.preprocessing(rgb, input_size)

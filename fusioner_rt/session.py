@@ -161,7 +161,7 @@ class Session:
         results: dict[int, Segmentation] = {}
         decoded: dict[int, np.ndarray] = {}
         groups: dict[Hashable, dict[int, Waiting]] = defaultdict(dict)
-        most = self.bundle.batch.max if mode == "joint" else 1
+        most = self._executor.most if mode == "joint" else 1
 
         def run(group: dict[int, Waiting]) -> None:
             members = list(group)

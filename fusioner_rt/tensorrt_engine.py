@@ -108,6 +108,10 @@ class Engine:
             for index in range(self._engine.num_optimization_profiles)
         ]
 
+    def most(self, name: str) -> int:
+        """The largest first dimension of an input that any profile allows."""
+        return max(ranges[name].most[0] for ranges in self.profiles)
+
     def profile(self, shapes: Shapes) -> int:
         """The first profile that holds the shapes of all inputs. Raises SizeOutsideProfile."""
         for index, ranges in enumerate(self.profiles):

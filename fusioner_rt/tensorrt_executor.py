@@ -70,6 +70,10 @@ class TensorRTExecutor:
     def notes(self) -> list[str]:
         return [*self._paths.notes, *(note for note in (self._text_note, self._cache.note) if note)]
 
+    @property
+    def most(self) -> int:
+        return min(self._engine.most("pixels"), self._bundle.batch.max)
+
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
         """The picture itself: the GPU does the rest."""
         return rgb
@@ -168,9 +172,9 @@ class TensorRTExecutor:
     def _independent(self, waiting: Waiting, request: Request) -> tuple[np.ndarray, np.ndarray]:
         """One picture with each word alone: scores (K, 1, h, w) and gram (K, 5, h, w)."""
         height, width = waiting.prepared.shape[:2]
-        parts = []
-        for start in range(0, len(request.vectors), self._bundle.batch.max):
-            words = request.vectors[start : start + self._bundle.batch.max, None]
+        parts, most = [], min(self._engine.most("words"), self._bundle.batch.max)
+        for start in range(0, len(request.vectors), most):
+            words = request.vectors[start : start + most, None]
             shape = Shape(1, len(words), 1, (height, width), waiting.input_size, None, host=True)
             with self._paths.path(shape) as path:
                 parts.append(path.run([waiting.prepared], words, 0.0))
