@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ examples:
 needs: pip install -c constraints.txt -e '.[cpu,tensorrt-rtx]' onnx tqdm     (or tensorrt in place of tensorrt-rtx)
 The bundle is changed whole or not at all. Plans of the same backend and GPU are replaced, all others stay.
 """
+Record = dict[str, Any]
+
 LEAST_AGREEMENT = 0.99
 """Of the labels with those of ONNX Runtime on the CPU: two roundings of one graph differ at the edges of masks alone."""
 
@@ -73,14 +75,11 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
         manifest = bundle.manifest | {"engines": [], "built_with": dict(bundle.manifest["built_with"])}
         _copy(out, unfinished, bundle.manifest["files"])
         tensorrt_engine.add_plans(unfinished, manifest, asked, shown=shown)
+        proofs = _prove(unfinished, manifest, backend, pictures)
         replaced = {entry["file"] for entry in manifest["engines"]}
         kept = [entry for entry in bundle.manifest.get("engines", []) if entry["file"] not in replaced]
         manifest["engines"] = kept + manifest["engines"]
-        write_manifest(unfinished, manifest)
-        proved = _compare(unfinished, backend, pictures)
-        plans = bundle.manifest["gates"].get("plans", {}) | {
-            name: proved for name in replaced if "image_fusion" in name
-        }
+        plans = bundle.manifest["gates"].get("plans", {}) | proofs
         manifest = write_manifest(unfinished, manifest | {"gates": bundle.manifest["gates"] | {"plans": plans}})
         Bundle.open(unfinished)
         unfinished.chmod(0o755)
@@ -98,23 +97,51 @@ def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
         shutil.copyfile(source / name, to / name)
 
 
-def _compare(folder: Path, backend: str, named: Path | None) -> dict[str, Any]:
-    """Masks of the new plans beside ONNX Runtime's, where this machine runs them. Raises PlansDisagree."""
-    from fusioner_rt import Session
+def _prove(folder: Path, manifest: Mapping[str, Any], backend: str, named: Path | None) -> dict[str, Record]:
+    """What running the plans of `manifest`, all of them new, showed: by the name of each image_fusion plan's file.
+
+    A session takes the best plan of a bundle, so each is run from a manifest that holds it and its text plan alone; the
+    last such is left in the folder. Raises PlansDisagree.
+    """
+    from fusioner_rt.bundle import write_manifest
     from fusioner_rt.cuda_driver import Device
+    from fusioner_rt.plans import read_plans
+
+    entries, records = manifest["engines"], {}
+    files = [entry["file"] for entry in entries if entry["graph"] == "image_fusion"]
+    try:
+        device = Device()
+    except FusionerError as error:
+        return {file: _not_run(f"no GPU here: {error}") for file in files}
+    gpu, capability = str(device), device.capability
+    device.close()
+    for file, plan in zip((entry["file"] for entry in entries), read_plans(folder, entries), strict=True):
+        if file not in files:
+            continue
+        if plan.runs_on(capability):
+            pair = [entry for entry in entries if entry["compute_capability"] == plan.capability]
+            write_manifest(folder, {**manifest, "engines": pair})
+            records[file] = _compare(folder, backend, named, gpu)
+        else:
+            here = "{}.{}".format(*capability)
+            records[file] = _not_run(f"for compute capability {plan.capability}, the GPU here has {here}")
+    return records
+
+
+def _not_run(why: str) -> Record:
+    return {"run": False, "why": why}
+
+
+def _compare(folder: Path, backend: str, named: Path | None, gpu: str) -> Record:
+    """Masks of a bundle's only plans of `backend` beside ONNX Runtime's. gpu: that of this machine. Raises PlansDisagree."""
+    from fusioner_rt import Session
     from fusioner_rt.errors import PlanForAnotherGpu
     from fusioner_rt.pictures import SUFFIXES
 
     try:
-        device = Device()
-    except FusionerError as error:
-        return {"run": False, "why": f"no GPU here: {error}"}
-    gpu = str(device)
-    device.close()
-    try:
         session = Session(folder, backend=backend, cache=False)
     except PlanForAnotherGpu as error:
-        return {"run": False, "why": str(error)}
+        return _not_run(str(error))
     place = named or ROOT / "docs" / "pictures"
     pictures = sorted(path for path in place.glob("*") if path.suffix.lower() in SUFFIXES)[:8]
     if not pictures:
@@ -126,12 +153,19 @@ def _compare(folder: Path, backend: str, named: Path | None) -> dict[str, Any]:
         agreed = [
             float((session.segment(path, words).labels == cpu.segment(path, words).labels).mean()) for path in pictures
         ]
+        notes = session.notes
     if not min(agreed) >= LEAST_AGREEMENT:
         raise PlansDisagree(
             f"on {gpu} the new plans label {min(agreed):.2%} of {pictures[int(np.argmin(agreed))].name} as ONNX Runtime "
             f"does, {LEAST_AGREEMENT:.0%} are needed; build the bundle without --fp16, or use another version of {backend}"
         )
-    return {"run": True, "gpu": gpu, "mask_agreement_with_onnxruntime": min(agreed), "pictures": len(pictures)}
+    record: Record = {
+        "run": True,
+        "gpu": gpu,
+        "mask_agreement_with_onnxruntime": min(agreed),
+        "pictures": len(pictures),
+    }
+    return record | ({"notes": notes} if notes else {})
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -164,11 +198,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"add_plans: interrupted; {folder} is as it was", file=sys.stderr)
         return 130
     proofs = manifest["gates"]["plans"]
+    run = {
+        (entry["flavour"], entry["compute_capability"]): proofs.get(entry["file"], {"run": True})["run"]
+        for entry in manifest["engines"]
+        if entry["graph"] == "image_fusion"
+    }
     print(f"{folder}  ({time.perf_counter() - start:.0f} s)")
     for entry in manifest["engines"]:
         size = os.stat(folder / entry["file"]).st_size / 1e6
-        proof = proofs.get(entry["file"], {"run": True})
-        said = "" if proof["run"] else "  not run here"
+        said = "" if run.get((entry["flavour"], entry["compute_capability"]), True) else "  not run here"
         print(f"  {entry['file']:<48} {size:8.1f} MB  {entry.get('precision', manifest['precision'])}{said}")
     return 0
 

@@ -7,16 +7,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import emulated_gpu
+import onnx
 import pytest
 from emulated_gpu import EmulatedGpu
 
 from export import add_plans, tensorrt_engine
-from fusioner_rt.bundle import Bundle
+from fusioner_rt.bundle import Bundle, write_manifest
 from fusioner_rt.errors import PlanUnusable, UsageError
 
 ROOT = Path(__file__).parents[2]
+RTX = "tensorrt-rtx"
 
 
 @pytest.fixture
@@ -61,17 +64,32 @@ def test_a_build_that_fails_leaves_the_bundle_as_it_was(bundle: Path, monkeypatc
     assert not list(bundle.glob("*.plan"))
 
 
-def test_plans_that_give_other_masks_than_their_graphs_are_refused(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, picture_folder: Path
-) -> None:
-    """With the emulated TensorRT: the plan of `image_fusion` runs another bundle's graph, with its channels turned."""
-    import onnx
+@pytest.fixture
+def building(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], dict[str, Any]]:
+    """`add` builds emulated plans; what is special of one, by graph and compute capability, is put in here."""
+    special: dict[tuple[str, str], dict[str, Any]] = {}
 
-    emulated_gpu.plan(bundle, "image_fusion")
-    gpu = EmulatedGpu(bundle)
-    emulated_gpu.install(monkeypatch, gpu)
-    assert add_plans._compare(bundle, "tensorrt-rtx", picture_folder)["mask_agreement_with_onnxruntime"] > 0.999
+    def build(folder: Path, manifest: dict[str, Any], options: tensorrt_engine.PlanOptions, **_: object) -> None:
+        write_manifest(folder, manifest)
+        for target in tensorrt_engine.targets(options):
+            for graph in tensorrt_engine.PLANNED:
+                emulated_gpu.plan(folder, graph, options.flavour, capability=target.label)
+                entry = json.loads((folder / "manifest.json").read_text())["engines"][-1]
+                alter(folder / entry["file"], **special.get((graph, target.label), {}))
+                manifest["engines"].append(entry)
 
+    monkeypatch.setattr(tensorrt_engine, "check", lambda options: None)
+    monkeypatch.setattr(tensorrt_engine, "add_plans", build)
+    return special
+
+
+def alter(plan: Path, **fields: Any) -> None:
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | fields))
+
+
+@pytest.fixture
+def turned(bundle: Path) -> dict[str, Any]:
+    """What makes a plan of `image_fusion` draw other masks: another bundle's graph, with its channels turned."""
     model = onnx.load(bundle / "image_fusion.onnx")
     for node in model.graph.node:
         for index, name in enumerate(node.output):
@@ -79,32 +97,106 @@ def test_plans_that_give_other_masks_than_their_graphs_are_refused(
                 node.output[index] = "refined.right"
     model.graph.node.append(onnx.helper.make_node("Neg", ["refined.right"], ["refined"]))
     onnx.save(model, bundle.parent / "turned.onnx")
-    (plan,) = bundle.glob("*.plan")
-    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"graph": str(bundle.parent / "turned.onnx")}))
-    from fusioner_rt.bundle import write_manifest
+    return {"graph": str(bundle.parent / "turned.onnx")}
 
-    write_manifest(bundle, json.loads((bundle / "manifest.json").read_text()))
+
+def add(
+    bundle: Path, pictures: Path, gpus: str | None, here: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """The proofs after `add_plans.add` where the GPU has the capability `here`, by the plans' own."""
+    gpu = EmulatedGpu(bundle, capability=here)
+    emulated_gpu.install(monkeypatch, gpu)
+    manifest = add_plans.add(bundle, RTX, pictures, shown=False, build_for=gpus)
+    assert not gpu.memory
+    assert Bundle.open(bundle).manifest == manifest
+    files = {entry["file"]: entry["compute_capability"] for entry in manifest["engines"]}
+    return {files[file]: proof for file, proof in manifest["gates"]["plans"].items()}
+
+
+def test_each_new_plan_is_run_where_it_runs_and_others_are_said_not_to_have_run(
+    bundle: Path, building: object, monkeypatch: pytest.MonkeyPatch, picture_folder: Path
+) -> None:
+    proofs = add(bundle, picture_folder, "sm_86,sm_89", (8, 9), monkeypatch)
+    assert proofs["8.6"] == {"run": False, "why": "for compute capability 8.6, the GPU here has 8.9"}
+    assert proofs["8.9"]["run"] is True
+    assert proofs["8.9"]["mask_agreement_with_onnxruntime"] > 0.999
+    assert proofs["8.9"]["pictures"] == 3
+
+
+def test_a_plan_of_another_gpu_is_not_proved_by_an_older_plan_that_runs_here(
+    bundle: Path, building: object, monkeypatch: pytest.MonkeyPatch, picture_folder: Path, capsys: Any
+) -> None:
+    older = add(bundle, picture_folder, None, (8, 0), monkeypatch)
+    assert older["8.0+"]["run"] is True
+    proofs = add(bundle, picture_folder, "sm_120", (8, 0), monkeypatch)
+    assert proofs["12.0"] == {"run": False, "why": "for compute capability 12.0, the GPU here has 8.0"}
+    assert proofs["8.0+"] == older["8.0+"]
+    assert len(Bundle.open(bundle).plans) == 4
+    command = [str(bundle), "--backend", RTX, "--for", "sm_121", "--pictures", str(picture_folder)]
+    assert add_plans.main(command) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if ".plan" in line]
+    assert {line.split("-")[-1][:4] for line in said if "not run here" in line} == {"12.0", "12.1"}
+    assert sum("not run here" in line for line in said) == 4  # text plans as well
+
+
+def test_a_new_plan_is_proved_itself_though_the_bundle_has_one_that_sessions_prefer(
+    bundle: Path,
+    building: dict[Any, Any],
+    turned: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    picture_folder: Path,
+) -> None:
+    emulated_gpu.plan(bundle, "image_fusion", capability="8.9")
+    (exact,) = bundle.glob("*.plan")
+    building["image_fusion", "8.0+"] = turned
     with pytest.raises(add_plans.PlansDisagree, match=r"the new plans label .*% of .* as ONNX Runtime does, 99%"):
-        add_plans._compare(bundle, "tensorrt-rtx", picture_folder)
+        add(bundle, picture_folder, None, (8, 9), monkeypatch)
+
+    del building["image_fusion", "8.0+"]
+    alter(exact, **turned)
+    write_manifest(bundle, json.loads((bundle / "manifest.json").read_text()))
+    proofs = add(bundle, picture_folder, None, (8, 9), monkeypatch)
+    assert proofs.keys() == {"8.0+"}
+    assert proofs["8.0+"]["run"] is True
+
+
+def test_plans_that_give_other_masks_than_their_graphs_are_refused(
+    bundle: Path,
+    building: dict[Any, Any],
+    turned: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    picture_folder: Path,
+) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+    building["image_fusion", "8.0+"] = turned
+    with pytest.raises(add_plans.PlansDisagree, match=r"the new plans label .*% of .* as ONNX Runtime does, 99%"):
+        add(bundle, picture_folder, None, (8, 0), monkeypatch)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()} == before
 
 
 def test_a_plan_that_does_not_load_on_a_gpu_that_it_is_for_fails_the_build(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, picture_folder: Path
+    bundle: Path, building: dict[Any, Any], monkeypatch: pytest.MonkeyPatch, picture_folder: Path
 ) -> None:
-    emulated_gpu.plan(bundle, "image_fusion", diagnostics=32)
-    emulated_gpu.install(monkeypatch, EmulatedGpu(bundle))
+    building["image_fusion", "8.0+"] = {"diagnostics": 32}
     with pytest.raises(PlanUnusable, match="no plan, or a damaged one"):
-        add_plans._compare(bundle, "tensorrt-rtx", picture_folder)
-    emulated_gpu.install(monkeypatch, EmulatedGpu(bundle, capability=(7, 5)))
-    assert add_plans._compare(bundle, "tensorrt-rtx", picture_folder)["run"] is False
+        add(bundle, picture_folder, None, (8, 0), monkeypatch)
+    proofs = add(bundle, picture_folder, None, (7, 5), monkeypatch)
+    assert proofs["8.0+"] == {"run": False, "why": "for compute capability 8.0+, the GPU here has 7.5"}
 
 
-def test_no_pictures_are_said(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    emulated_gpu.plan(bundle, "image_fusion")
-    emulated_gpu.install(monkeypatch, EmulatedGpu(bundle))
+def test_a_text_plan_that_does_not_load_is_noted_beside_the_proof(
+    bundle: Path, building: dict[Any, Any], monkeypatch: pytest.MonkeyPatch, picture_folder: Path
+) -> None:
+    assert "notes" not in add(bundle, picture_folder, None, (8, 0), monkeypatch)["8.0+"]
+    building["text", "8.0+"] = {"diagnostics": 32}
+    (note,) = add(bundle, picture_folder, None, (8, 0), monkeypatch)["8.0+"]["notes"]
+    assert "words are encoded on the CPU" in note
+
+
+def test_no_pictures_are_said(bundle: Path, building: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no pictures in this folder"):
-        add_plans._compare(bundle, "tensorrt-rtx", tmp_path / "empty")
+        add(bundle, tmp_path / "empty", None, (8, 0), monkeypatch)
 
 
 def test_what_is_wrong_is_said_in_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
