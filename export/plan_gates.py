@@ -71,12 +71,28 @@ def _prove(
             engine = Engine(bundle, one, device)
             stack.callback(engine.close)
             running[one.graph] = PlanGraph(engine, device)
+        if text:
+            running["text"] = _word_by_word(running["text"], len(bundle.templates))
         found = gates.parity(model, running, how, pictures, precision)
         return {
             "run": True, "gpu": str(device), "parity": found.record(),
             "batch": _batch(bundle, running, found, how, pictures),
             "words": gates.words(running, found, how, pictures[0]),
         }  # fmt: skip
+
+
+def _word_by_word(text: Run, templates: int) -> Run:
+    """The text graph given one word's prompts at a time, as sessions do: its profiles need hold no more of them."""
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        prompts = len(next(iter(inputs.values())))
+        parts = [
+            text({name: array[start : start + templates] for name, array in inputs.items()})
+            for start in range(0, prompts, templates)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return run
 
 
 def _batch(

@@ -88,6 +88,22 @@ def test_a_plan_of_another_gpu_or_without_one_is_said_not_to_have_run(
     assert record["why"] == "for compute capability 8.0+, the GPU here has 7.5"
 
 
+def test_a_text_plan_that_holds_the_prompts_of_one_word_alone_passes(
+    tiny_bundle, tmp_path, tiny_checkpoint, pictures, monkeypatch
+) -> None:
+    """As that of a model with so many templates that several words' are more than a profile's prompts."""
+    folder = tmp_path / "templates"
+    shutil.copytree(tiny_bundle, folder)
+    templates = len(Bundle.open(folder).templates)
+    prompts = {name: [[1, 1], [templates, 8], [templates, 64]] for name in ("input_ids", "attention_mask")}
+    plan(folder, "image_fusion")
+    plan(folder, "text", profiles=[prompts])
+    emulated_gpu.install(monkeypatch, EmulatedGpu(folder))
+    (record,) = prove(folder, tiny_checkpoint, pictures).values()
+    assert record["run"]
+    assert 0 < record["parity"]["embeddings"]["error"] <= record["parity"]["embeddings"]["allowed"]
+
+
 def test_a_plan_for_one_picture_skips_the_gate_of_batches(
     tiny_bundle, tmp_path, tiny_checkpoint, pictures, monkeypatch
 ) -> None:
