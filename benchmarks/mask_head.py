@@ -27,6 +27,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from benchmarks import machine
 from benchmarks.mask_head_candidates import (
     TEMPERATURE,

@@ -22,6 +22,9 @@ from typing import Any
 
 import numpy as np
 
+if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import fusioner_rt
 from benchmarks import machine
 

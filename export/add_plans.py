@@ -33,7 +33,8 @@ examples:
       TensorRT plans for the GPU of this machine, proved on it
 
 needs: pip install -c constraints.txt -e '.[cpu,tensorrt-rtx]' onnx tqdm     (or tensorrt in place of tensorrt-rtx)
-The bundle is changed whole or not at all. Plans of the same backend and GPU are replaced, all others stay.
+The bundle is changed whole or not at all. Plans of the same backend and GPU are replaced, as are damaged ones; all others
+stay.
 """
 Record = dict[str, Any]
 
@@ -47,6 +48,12 @@ class PlansDisagree(FusionerError):
     exit_code = 94
 
 
+class BundleChanged(FusionerError):
+    """The bundle is no longer the one that plans were built for."""
+
+    exit_code = 95
+
+
 def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, **options: Any) -> dict[str, Any]:
     """Build plans into the bundle in `folder`; returns its new manifest.
 
@@ -55,17 +62,27 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     PlansDisagree, UsageError, OutputUnwritable, and what loading or running a plan raises on a GPU that it is for.
     """
     from export import tensorrt_engine
-    from fusioner_rt.bundle import Bundle, write_manifest
-    from fusioner_rt.files import replace_folder, unwritable
+    from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest
+    from fusioner_rt.errors import BundleMissing
+    from fusioner_rt.files import check_replaceable, replace_folder, unwritable
 
-    bundle = Bundle.open(folder)
+    if not (folder / MANIFEST).is_file():
+        raise BundleMissing(f"{folder}: holds no engine bundle; name a bundle's folder, such as engines/demo")
+    check_replaceable(folder)
+    before = (folder / MANIFEST).read_bytes()
+    bundle = Bundle.open(folder, plans=False)
     if any(entry.get("precision") == "bf16" for entry in bundle.manifest.get("engines", [])):
         raise UsageError(
             f"{folder}: its plans are bf16, which is proved beside PyTorch: build the bundle again: "
             f"{bundle.build_command(backend=backend)}"
         )
     asked = tensorrt_engine.PlanOptions(backend, precision=bundle.precision, **options)
-    tensorrt_engine.check(asked)
+    try:
+        tensorrt_engine.check(asked)
+    except tensorrt_engine.TensorRTMissing as error:
+        raise tensorrt_engine.TensorRTMissing(
+            str(error).removesuffix(", or build with --backend onnxruntime")
+        ) from None
     out = folder.absolute()
     try:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
@@ -73,22 +90,38 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
         raise unwritable(out.parent, error) from None
     try:
         manifest = bundle.manifest | {"engines": [], "built_with": dict(bundle.manifest["built_with"])}
-        _copy(out, unfinished, bundle.manifest["files"])
+        held = [entry for entry in bundle.manifest.get("engines", []) if _whole(bundle, entry)]
+        old = {entry[key] for entry in bundle.manifest.get("engines", []) for key in ("file", "report") if key in entry}
+        kept_files = {entry[key] for entry in held for key in ("file", "report") if key in entry}
+        _copy(out, unfinished, [name for name in bundle.manifest["files"] if name not in old or name in kept_files])
         tensorrt_engine.add_plans(unfinished, manifest, asked, shown=shown)
         proofs = _prove(unfinished, manifest, backend, pictures)
         replaced = {entry["file"] for entry in manifest["engines"]}
-        kept = [entry for entry in bundle.manifest.get("engines", []) if entry["file"] not in replaced]
-        manifest["engines"] = kept + manifest["engines"]
+        manifest["engines"] = [entry for entry in held if entry["file"] not in replaced] + manifest["engines"]
         plans = bundle.manifest["gates"].get("plans", {}) | proofs
         manifest = write_manifest(unfinished, manifest | {"gates": bundle.manifest["gates"] | {"plans": plans}})
         Bundle.open(unfinished)
         unfinished.chmod(0o755)
+        if (folder / MANIFEST).read_bytes() != before:
+            raise BundleChanged(f"{folder}: was changed by another build while this one ran; run it again")
         replace_folder(unfinished, out)
     except OSError as error:
         raise unwritable(out, error) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
+
+
+def _whole(bundle: Any, entry: Mapping[str, Any]) -> bool:
+    """Whether a plan's files are those of the manifest: one that was damaged or lost is left out."""
+    from fusioner_rt.bundle import verify_files
+
+    files = bundle.manifest["files"]
+    try:
+        verify_files(bundle.folder, {entry[key]: files[entry[key]] for key in ("file", "report") if key in entry})
+    except FusionerError:
+        return False
+    return True
 
 
 def _copy(source: Path, to: Path, names: Sequence[str]) -> None:

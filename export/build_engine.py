@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,8 @@ class Stages:
         start = time.perf_counter()
         self._bar.set_description_str(name)
         yield
+        if _TERMINATED.is_set():
+            sys.exit(143)
         self.seconds[name] = time.perf_counter() - start
         if self.shown:
             self._bar.write(f"  {name:<34} {self.seconds[name]:6.1f} s", file=sys.stderr)
@@ -150,13 +153,14 @@ def build(options: Options, shown: bool = True) -> list[Row]:
     PrecisionNotReached, ParityFailed, BatchFailed, WordsFailed, KernelsNotCompiled, TensorRTMissing and others.
     """
     from fusioner_rt.bundle import MANIFEST
-    from fusioner_rt.files import unwritable
+    from fusioner_rt.files import check_replaceable, unwritable
 
     out = options.out.absolute()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise OutputNotABundle(
             f"{options.out} holds something other than an engine bundle; name another with --out DIR"
         )
+    check_replaceable(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
@@ -354,6 +358,8 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
         error = max(parity[name]["error"] for name in ("features", "refined")) if parity else None
         agreement = parity["mask_agreement"] if parity else None
         note = "" if proof.get("run", True) else "not run: no such GPU here"
+        if "kernels" not in manifest:
+            note = "no session runs it: the bundle has no kernels"
         rows.append(Row(engine["file"], size, engine["precision"], error, agreement, taken, note, layers))
     if kernels := manifest.get("kernels"):
         sizes = [path.stat().st_size for path in (folder / kernels["abi"]).parent.rglob("*") if path.is_file()]
@@ -495,8 +501,17 @@ def _three(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
+_TERMINATED = threading.Event()
+
+
+def _terminate(*_: object) -> None:
+    """Clean up as for Ctrl-C. A library that swallows the exit, in a callback of its own, meets it at the stage's end."""
+    _TERMINATED.set()
+    sys.exit(143)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as for Ctrl-C
+    signal.signal(signal.SIGTERM, _terminate)
     start = time.perf_counter()
     try:
         options = parse(arguments)

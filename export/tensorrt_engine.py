@@ -143,7 +143,7 @@ def check(options: PlanOptions) -> None:
             if capability not in known:
                 raise UsageError(
                     f"--for {_sm(capability)}: {flavour} {trt.__version__} builds ahead of time for "
-                    f"{', '.join(map(_sm, known))}; choose of these"
+                    f"{', '.join(map(_sm, known))}; choose of these, or leave --for out: that plan runs on sm_80 and later"
                 )
 
 

@@ -61,8 +61,8 @@ class Bundle:
     plans: tuple[Plan, ...]
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "Bundle":
-        """Read the manifest and check every file against it, before anything is loaded.
+    def open(cls, folder: str | os.PathLike[str], plans: bool = True) -> "Bundle":
+        """Read the manifest and check every file against it, before anything is loaded. plans: check these too.
 
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing or BundleFileAltered.
         """
@@ -104,7 +104,13 @@ class Bundle:
             ) from None
         except FusionerError as error:
             raise ManifestInvalid(f"{folder / MANIFEST}: {error}; {rebuild(folder)}") from None
-        verify_files(folder, manifest["files"])
+        of_plans = {plan.file.relative_to(folder).as_posix() for plan in bundle.plans}
+        of_plans |= {str(entry["report"]) for entry in manifest.get("engines", []) if "report" in entry}
+        verify_files(folder, {name: entry for name, entry in manifest["files"].items() if name not in of_plans})
+        if plans:
+            flavour = bundle.plans[0].flavour if bundle.plans else "tensorrt"
+            cure = f"copy the bundle again, or build its plans again: {bundle.plans_command(flavour)}"
+            verify_files(folder, {name: entry for name, entry in manifest["files"].items() if name in of_plans}, cure)
         return bundle
 
     def graph(self, name: str) -> Path:
@@ -244,33 +250,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_files(folder: Path, files: dict[str, Any]) -> None:
-    """Compare size and sha256 of every file with the manifest's. Raises BundleFileMissing or BundleFileAltered."""
+def verify_files(folder: Path, files: dict[str, Any], cure: str = "") -> None:
+    """Compare size and sha256 of every file with the manifest's. Raises BundleFileMissing or BundleFileAltered.
+
+    cure: what to do about it, by default to build the bundle again.
+    """
+    cure = cure or rebuild(folder)
     for name, expected in files.items():
         if ".." in Path(name).parts or "\\" in name or PureWindowsPath(name).anchor or os.path.isabs(name):
-            raise ManifestInvalid(f"{folder / MANIFEST}: names a file outside the bundle, {name!r}; {rebuild(folder)}")
+            raise ManifestInvalid(f"{folder / MANIFEST}: names a file outside the bundle, {name!r}; {cure}")
         path = folder / name
         try:
             size = path.stat().st_size
             if size != expected["bytes"]:
-                raise BundleFileAltered(
-                    f"{path}: has {size} bytes, the manifest says {expected['bytes']}; {rebuild(folder)}"
-                )
+                raise BundleFileAltered(f"{path}: has {size} bytes, the manifest says {expected['bytes']}; {cure}")
             digest = sha256(path)
         except FileNotFoundError:
-            raise BundleFileMissing(f"{path}: is missing, the manifest lists it; {rebuild(folder)}") from None
+            raise BundleFileMissing(f"{path}: is missing, the manifest lists it; {cure}") from None
         except OSError as error:
             raise BundleFileMissing(
-                f"{path}: cannot be read ({error.strerror}), the manifest lists it; {rebuild(folder)}"
+                f"{path}: cannot be read ({error.strerror}), the manifest lists it; {cure}"
             ) from None
         except (KeyError, TypeError, ValueError) as error:  # the last for names that no file can have
             raise ManifestInvalid(
-                f"{folder / MANIFEST}: files entry {name!r} is malformed ({error!r}); {rebuild(folder)}"
+                f"{folder / MANIFEST}: files entry {name!r} is malformed ({error!r}); {cure}"
             ) from None
         if digest != expected["sha256"]:
             raise BundleFileAltered(
                 f"{path}: its content is not what the bundle was built with (sha256 {digest[:12]}…, "
-                f"expected {str(expected['sha256'])[:12]}…); {rebuild(folder)}"
+                f"expected {str(expected['sha256'])[:12]}…); {cure}"
             )
 
 

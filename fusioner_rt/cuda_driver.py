@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BackendUnavailable, CudaFailed, DeviceArrayInvalid, GpuMemoryShort, one_line
+from .nvidia import driver_missing
 
 INSTALL = "install NVIDIA's driver, or a newer one"
 
@@ -34,6 +35,10 @@ class Driver:
             self.cuInit(0)
         except CudaFailed as error:
             raise BackendUnavailable(f"{error}; {INSTALL}") from None
+        except BackendUnavailable:
+            if missing := driver_missing():
+                raise BackendUnavailable(f"there is no NVIDIA driver ({missing}); {INSTALL}") from None
+            raise
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("cu"):

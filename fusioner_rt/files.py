@@ -52,14 +52,24 @@ def replace_folder(new: Path, folder: Path) -> None:
         os.replace(new, folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.replace(folder, old / "old")
     try:
-        os.replace(new, folder)
-    except BaseException:
-        os.replace(old / "old", folder)
-        raise
+        os.replace(folder, old / "old")
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            os.replace(old / "old", folder)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Known before the work that is to end in `replace_folder`. Raises OutputUnwritable."""
+    if os.path.ismount(folder):
+        raise OutputUnwritable(
+            f"{folder}: is a mount point, and a bundle is replaced by renaming its folder; mount the folder above it, or "
+            "build in a copy and copy that here"
+        )
 
 
 def writable_folder(folder: Path) -> Path:

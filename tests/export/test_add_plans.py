@@ -16,7 +16,7 @@ from emulated_gpu import EmulatedGpu
 
 from export import add_plans, tensorrt_engine
 from fusioner_rt.bundle import Bundle, write_manifest
-from fusioner_rt.errors import PlanUnusable, UsageError
+from fusioner_rt.errors import FusionerError, OutputUnwritable, PlanUnusable, UsageError
 
 ROOT = Path(__file__).parents[2]
 RTX = "tensorrt-rtx"
@@ -206,3 +206,41 @@ def test_what_is_wrong_is_said_in_one_line(bundle: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
     assert all(line.startswith("add_plans: ") for line in said)
+
+
+def test_damaged_and_lost_plans_are_built_again_and_whole_ones_stay(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    for target in ("sm_89", "sm_120"):
+        assert add_plans.main([str(bundle), "--backend", "tensorrt-rtx", "--for", target]) == 0
+    whole = (bundle / "text.tensorrt-rtx-sm_120.plan").read_bytes()
+    (bundle / "text.tensorrt-rtx-sm_89.plan").write_bytes(b"half copied")
+    (bundle / "image_fusion.tensorrt-rtx-sm_120.plan").unlink()
+    with pytest.raises(FusionerError, match=r"copy the bundle again, or .*add_plans\.py"):
+        Bundle.open(bundle)
+    assert add_plans.main([str(bundle), "--backend", "tensorrt-rtx", "--for", "sm_89"]) == 0
+    held = {(plan.graph, plan.capability) for plan in Bundle.open(bundle).plans}
+    assert held == {("text", "8.9"), ("image_fusion", "8.9"), ("text", "12.0")}
+    assert (bundle / "text.tensorrt-rtx-sm_120.plan").read_bytes() == whole
+
+
+def test_a_bundle_that_another_build_changed_meanwhile_is_left_to_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    prove = add_plans._prove
+
+    def meanwhile(*given: object) -> object:
+        (bundle / "manifest.json").write_bytes((bundle / "manifest.json").read_bytes() + b"\n")
+        return prove(*given)
+
+    monkeypatch.setattr(add_plans, "_prove", meanwhile)
+    with pytest.raises(add_plans.BundleChanged, match="run it again"):
+        add_plans.add(bundle, "tensorrt-rtx", None, shown=False, build_for="sm_89")
+    assert not list(bundle.glob("*.plan"))
+
+
+def test_a_mount_point_is_refused_before_the_work(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == bundle)
+    with pytest.raises(OutputUnwritable, match="is a mount point"):
+        add_plans.add(bundle, "tensorrt-rtx", None, shown=False)
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
