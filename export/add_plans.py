@@ -98,7 +98,8 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
         proofs = _prove(unfinished, manifest, backend, pictures)
         replaced = {entry["file"] for entry in manifest["engines"]}
         manifest["engines"] = [entry for entry in held if entry["file"] not in replaced] + manifest["engines"]
-        plans = bundle.manifest["gates"].get("plans", {}) | proofs
+        older = bundle.manifest["gates"].get("plans", {})
+        plans = {file: proof for file, proof in older.items() if file in kept_files} | proofs
         manifest = write_manifest(unfinished, manifest | {"gates": bundle.manifest["gates"] | {"plans": plans}})
         Bundle.open(unfinished)
         unfinished.chmod(0o755)

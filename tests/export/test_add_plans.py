@@ -139,6 +139,14 @@ def test_a_plan_of_another_gpu_is_not_proved_by_an_older_plan_that_runs_here(
     assert sum("not run here" in line for line in said) == 4  # text plans as well
 
 
+def test_the_proof_of_a_plan_that_was_damaged_goes_with_it(
+    bundle: Path, building: object, monkeypatch: pytest.MonkeyPatch, picture_folder: Path
+) -> None:
+    assert add(bundle, picture_folder, None, (8, 0), monkeypatch).keys() == {"8.0+"}
+    (bundle / next(plan.file.name for plan in Bundle.open(bundle).plans if plan.graph == "image_fusion")).unlink()
+    assert add(bundle, picture_folder, "sm_120", (8, 0), monkeypatch).keys() == {"12.0"}
+
+
 def test_a_new_plan_is_proved_itself_though_the_bundle_has_one_that_sessions_prefer(
     bundle: Path,
     building: dict[Any, Any],
