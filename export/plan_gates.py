@@ -15,7 +15,7 @@ import numpy as np
 from export import gates
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.cuda_driver import Device
-from fusioner_rt.errors import FusionerError, SizeOutsideProfile
+from fusioner_rt.errors import FusionerError, PlanForAnotherGpu, SizeOutsideProfile
 from fusioner_rt.mask_tiles import Run
 from fusioner_rt.plans import Plan
 from fusioner_rt.preprocess import Preprocessing
@@ -42,7 +42,10 @@ def prove(
     try:
         for plan in pairs:
             if plan.runs_on(device.capability):
-                records[plan.file.name] = _prove(bundle, plan, device, model, graphs, how, pictures)
+                try:
+                    records[plan.file.name] = _prove(bundle, plan, device, model, graphs, how, pictures)
+                except PlanForAnotherGpu as error:  # which TensorRT itself says of some GPU that a portable plan names
+                    records[plan.file.name] = _not_run(str(error))
             else:
                 here = "{}.{}".format(*device.capability)
                 records[plan.file.name] = _not_run(f"for compute capability {plan.capability}, the GPU here has {here}")

@@ -118,3 +118,15 @@ def test_a_plan_for_one_picture_skips_the_gate_of_batches(
     (record,) = prove(folder, tiny_checkpoint, pictures).values()
     assert record["run"]
     assert "fewer pictures than the bundle" in record["batch"]["why"]
+
+
+def test_a_gpu_that_tensorrt_itself_refuses_is_said_not_to_have_run(
+    tiny_bundle, tmp_path, tiny_checkpoint, pictures, monkeypatch
+) -> None:
+    folder = tmp_path / "refused"
+    shutil.copytree(tiny_bundle, folder)
+    plan(folder, "image_fusion", diagnostics=2)
+    emulated_gpu.install(monkeypatch, EmulatedGpu(folder))
+    (record,) = prove(folder, tiny_checkpoint, pictures).values()
+    assert record["run"] is False
+    assert "built for other GPUs" in record["why"]
