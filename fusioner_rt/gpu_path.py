@@ -127,11 +127,16 @@ class Path:
         """
         self._event.hold(stream)  # what another stream was last given with these buffers
         self._set_words(vectors, stream)
-        self._copy(self.arrays["picture"], picture, stream)
-        self._launch(stream, threshold)
-        for name, array in out.items():
-            self._copy(array, self.arrays[name], stream)
-        self._event.record(stream)
+        try:
+            self._copy(self.arrays["picture"], picture, stream)
+            self._launch(stream, threshold)
+            for name, array in out.items():
+                self._copy(array, self.arrays[name], stream)
+            self._event.record(stream)
+        except BaseException:  # the stream may have been given work with these buffers that no event tells of
+            with contextlib.suppress(CudaFailed), self._device.current():
+                self._device.driver.cuStreamSynchronize(stream)
+            raise
 
     def close(self) -> None:
         """Wait for what was launched, and give everything back; closing twice is fine."""
@@ -209,7 +214,7 @@ class Path:
             except FusionerError as error:
                 reason = str(error)
         if reason:
-            self.note = f"CUDA graphs are not used, every step is launched by itself ({reason})"
+            self.note = not_recorded(reason)
 
     def _first_done(self) -> None:
         self._ready = True
@@ -269,6 +274,11 @@ class Path:
     def _copy(self, to: DeviceArray, source: DeviceArray, stream: int) -> None:
         with self._device.current():
             self._device.driver.cuMemcpyDtoDAsync(to.pointer, source.pointer, to.nbytes, stream)
+
+
+def not_recorded(reason: str) -> str:
+    """A note."""
+    return f"CUDA graphs are not used, every step is launched by itself ({reason})"
 
 
 def _moved(array: DeviceArray, start: int) -> DeviceArray:

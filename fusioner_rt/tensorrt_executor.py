@@ -17,7 +17,7 @@ from .cuda_mask_head import CudaMaskHead, DeviceArray
 from .cuda_preprocess import CudaPreprocess
 from .errors import CudaFailed, FusionerError, KernelsUnusable, UsageError
 from .executor import Answer, Clock, Request, TextGraph, Waiting
-from .gpu_path import Machinery, Path, Shape
+from .gpu_path import Machinery, Path, Shape, not_recorded
 from .gpu_paths import GpuPaths
 from .mask_head import MaskHead
 from .onnxruntime_backend import OnnxRuntime
@@ -68,7 +68,9 @@ class TensorRTExecutor:
 
     @property
     def notes(self) -> list[str]:
-        return [*self._paths.notes, *(note for note in (self._text_note, self._cache.note) if note)]
+        reason = self._machinery.not_recorded
+        every = [not_recorded(reason) if reason else "", *self._paths.notes, self._text_note, self._cache.note]
+        return list(dict.fromkeys(note for note in every if note))
 
     @property
     def most(self) -> int:
@@ -136,15 +138,18 @@ class TensorRTExecutor:
         return self._text or self._cpu()[0]("text")
 
     def prove_recording(self, pictures: Sequence[Waiting], request: Request) -> None:
-        """Run two pictures of one size step by step, recorded, and the first again as a launch of that recording. Where
-        its masks are not those of its steps, nothing is recorded any more, and `notes` says so.
+        """Run two pictures of one size: one step by step, the other as the recording that this readied, and that again
+        step by step. Where its masks differ, nothing is recorded any more, and `notes` says so.
         """
         first, second = pictures
-        steps, _, launched = (self._run([one], request, one.size) for one in (first, second, first))
-        same = (steps["labels"] == launched["labels"]).mean() > _SAME
-        if not (same and np.allclose(steps["confidence"], launched["confidence"], atol=1 - _SAME, equal_nan=True)):
-            self._machinery.not_recorded = "the recording of a first picture gave other masks than its steps"
+        self._run([first], request, first.size)
+        recorded = self._run([second], request, second.size)
         self._paths.clear()
+        steps = self._run([second], request, second.size)
+        self._paths.clear()
+        same = (steps["labels"] == recorded["labels"]).mean() > _SAME
+        if not (same and np.allclose(steps["confidence"], recorded["confidence"], atol=1 - _SAME, equal_nan=True)):
+            self._machinery.not_recorded = "the recording of a first picture gave other masks than its steps"
 
     def close(self) -> None:
         with contextlib.suppress(CudaFailed):  # of a GPU that failed, its caller was told

@@ -570,9 +570,6 @@ def together(works: list[Callable[[], Any]]) -> None:
         assert not thread.is_alive()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a path whose call failed behind the launch closes without waiting for the caller's stream"
-)
 @pytest.mark.parametrize("call", ["cuMemcpyDtoDAsync", "cuEventRecord"])
 def test_a_call_that_fails_behind_a_launch_destroys_nothing_in_use(
     session: Session, gpu: EmulatedGpu, call: str
@@ -590,7 +587,6 @@ def test_a_call_that_fails_behind_a_launch_destroys_nothing_in_use(
     np.testing.assert_array_equal(found.labels.numpy(), session.segment(scene(61, 93)).labels)
 
 
-@pytest.mark.xfail(strict=True, reason="the proof compares the recording with itself: its path has run before")
 @pytest.mark.parametrize("step", ["upload", "resize", "engine", "maps_kernel", "labels_kernel", "download"])
 def test_a_recording_that_gives_other_masks_is_not_used(planned: Path, gpu: EmulatedGpu, step: str) -> None:
     """A step that is missing leaves what the call before it left, so only a picture that no step has seen tells."""
