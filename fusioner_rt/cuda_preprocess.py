@@ -74,7 +74,7 @@ class CudaPreprocess:
     def plan(self, height: int, width: int, size: tuple[int, int] | None = None) -> ResizePlan:
         """For pictures of height x width pixels. size: (h, w) of the result, by default `Preprocessing.input_size`.
 
-        Takes milliseconds for long edges: keep it. Raises PictureInvalid, UsageError.
+        Keep it: the tables are computed on the CPU. Raises PictureInvalid, UsageError.
         """
         after = self._preprocessing.input_size(height, width) if size is None else (int(size[0]), int(size[1]))
         before = (height, width)

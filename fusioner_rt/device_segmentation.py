@@ -30,8 +30,8 @@ def segment_on_device(
     """As `Session.segment_on_device`, its options checked."""
     if not isinstance(executor, TensorRTExecutor):
         raise BackendUnavailable(
-            "segment_on_device needs a TensorRT backend, and this session runs on ONNX Runtime; session.backend tells why, "
-            "fusioner-rt doctor what to do; or copy the picture to the host and use segment"
+            "segment_on_device needs a TensorRT backend, and this session runs on ONNX Runtime; session.backend.passed_over "
+            "tells why, fusioner-rt doctor what to do; or copy the picture to the host and use segment"
         )
     device = executor.device
     given = view(picture, "picture", device, stream)

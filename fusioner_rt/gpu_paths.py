@@ -85,7 +85,7 @@ class GpuPaths:
         return self._new(shape)
 
     def _new(self, shape: Shape) -> Path:
-        """Makes a path outside the lock, which may take seconds; it is counted as busy already."""
+        """Makes a path outside the lock, as TensorRT-RTX may compile for it; it is counted as busy already."""
         while True:
             try:
                 path = self._make(shape)

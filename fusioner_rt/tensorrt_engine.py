@@ -153,7 +153,7 @@ class Engine:
             return EngineContext(context, kept, str(self.plan.file), shapes, outputs, workspace)
 
     def give_back(self, context: EngineContext) -> None:
-        """For the next caller of `context` with its shapes; making one takes milliseconds, with new shapes far more."""
+        """For the next caller of `context` with its shapes: making one is work, to TensorRT-RTX a compilation."""
         with self._making, self._device.current():
             self._idle.append(context)
             del self._idle[:-_KEPT]

@@ -128,7 +128,7 @@ class TensorRTExecutor:
         with self._loading:
             if self._closed:
                 raise UsageError("this session is closed; open another")
-            if self._text is None:
+            if self._text is None and not self._text_note:  # a plan that does not load is not tried for every word
                 try:
                     engine = Engine(self._bundle, self._choose(self._flavour, "text"), self.device, self._cache)
                 except FusionerError as error:

@@ -1,6 +1,7 @@
 """What tests of several rooms share: a small model, and bundles built from it by the real export."""
 
 import functools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ def tiny_bundle(tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: p
 def tiny_bundle_fp16(tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As tiny_bundle, with --fp16."""
     return _built(tiny_checkpoint, picture_folder, tmp_path_factory, fp16=True)
+
+
+@pytest.fixture
+def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle with plans of both graphs, for the emulated TensorRT (tests/runtime/emulated_gpu.py)."""
+    from emulated_gpu import plan
+
+    folder = tmp_path / "planned"
+    shutil.copytree(tiny_bundle, folder)
+    for graph in ("image_fusion", "text"):
+        plan(folder, graph)
+    return folder
 
 
 @pytest.fixture

@@ -17,15 +17,6 @@ from fusioner_rt.onnxruntime_backend import OnnxRuntime
 from training import checkpoint
 
 
-@pytest.fixture
-def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "planned"
-    shutil.copytree(tiny_bundle, folder)
-    for graph in ("image_fusion", "text"):
-        plan(folder, graph)
-    return folder
-
-
 def prove(folder: Path, tiny_checkpoint: Path, pictures: list[np.ndarray]) -> dict[str, dict[str, Any]]:
     bundle, runtime = Bundle.open(folder), OnnxRuntime("onnxruntime-cpu")
     graphs = {name: runtime.load(bundle.graph(name)) for name in bundle.manifest["graphs"]}

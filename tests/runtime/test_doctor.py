@@ -9,7 +9,7 @@ from pathlib import Path
 
 import emulated_gpu
 import pytest
-from emulated_gpu import EmulatedGpu, plan
+from emulated_gpu import EmulatedGpu
 
 from fusioner_rt import Session, doctor, nvidia
 from fusioner_rt.backends import LADDER
@@ -24,15 +24,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def no_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-
-@pytest.fixture
-def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "planned"
-    shutil.copytree(tiny_bundle, folder)
-    for graph in ("image_fusion", "text"):
-        plan(folder, graph)
-    return folder
 
 
 def lacks(findings: doctor.Findings, name: str) -> str:

@@ -38,16 +38,6 @@ WORDS = ["cat", "tree", "red car"]
 
 
 @pytest.fixture
-def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """The tiny bundle with plans of both graphs."""
-    folder = tmp_path / "planned"
-    shutil.copytree(tiny_bundle, folder)
-    for graph in ("image_fusion", "text"):
-        plan(folder, graph)
-    return folder
-
-
-@pytest.fixture
 def gpu(planned: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedGpu]:
     gpu = EmulatedGpu(planned)
     emulated_gpu.install(monkeypatch, gpu)
@@ -766,3 +756,22 @@ def test_closing_while_words_are_encoded_waits_or_is_told(planned: Path, gpu: Em
     assert not gpu.memory
     assert not gpu.pinned
     assert gpu.retained == 0
+
+
+def test_a_text_plan_that_does_not_load_is_tried_once(
+    planned: Path, gpu: EmulatedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fusioner_rt import tensorrt_executor
+
+    with Session(planned, backend="tensorrt-rtx", cache=False) as session:
+        tried = []
+
+        def refuse(*given: Any) -> Any:
+            tried.append(given)
+            raise PlanUnusable("no")
+
+        monkeypatch.setattr(tensorrt_executor, "Engine", refuse)
+        session.set_vocabulary(WORDS)
+        session.set_vocabulary("dog, lamp")
+        assert len(tried) == 1
+        assert session.notes == ["words are encoded on the CPU: no"]
