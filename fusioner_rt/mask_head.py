@@ -6,9 +6,7 @@ what lies between the maps and the output is bounded, however large the output a
 """
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from . import mask_tiles
 from .errors import GraphUnusable, UsageError
 from .mask_tiles import Run
 from .pictures import PIXEL_LIMIT
+from .workers import Workers
 
 BAND_BYTES = 32 << 20
 """Working memory of a band. Every band repeats some work, so that much smaller ones cost time."""
@@ -68,10 +67,7 @@ class MaskHead:
         """
         self._scores, self._labels, self._probabilities, self._tiles = scores, labels, probabilities, tiles
         self._budget = budget
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
-        self._process = 0  # whose threads the pool's are: a forked process inherits none
-        self._starting = threading.Lock()
+        self.workers = Workers(threads, "mask-head")
 
     def maps(self, features: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """features: (B, h, w, d) float32. refined: (B, K, d) float32. Neither is normalised.
@@ -100,7 +96,7 @@ class MaskHead:
         size = _checked(scores, gram, size, pictures=1)
         _check_threshold(threshold)
         if self._tiles:
-            return mask_tiles.resolve(self._tiles, scores[0], gram[0], size, threshold, self._run_all)
+            return mask_tiles.resolve(self._tiles, scores[0], gram[0], size, threshold, self.workers.run_all)
         labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
         limit = np.asarray(threshold, np.float32)
         for first, last in self._bands(scores, size):
@@ -140,22 +136,7 @@ class MaskHead:
 
     def close(self) -> None:
         """End the threads that `labels` has started; another call would start new ones."""
-        with self._starting:
-            pool, self._pool = self._pool, None
-        if pool is not None and self._process == os.getpid():
-            pool.shutdown()
-
-    def _run_all(self, function: Callable[[Any], None], tasks: list[Any]) -> None:
-        if self._threads == 1 or len(tasks) < 2:
-            for task in tasks:
-                function(task)
-            return
-        with self._starting:
-            if self._pool is None or self._process != os.getpid():
-                self._pool, self._process = ThreadPoolExecutor(self._threads, "mask-head"), os.getpid()
-            done = self._pool.map(function, tasks)  # begun before another thread's `close`, they are finished
-        for _ in done:  # raises what a task raised
-            pass
+        self.workers.close()
 
     def _band_probabilities(
         self, scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], first: int, last: int

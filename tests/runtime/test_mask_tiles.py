@@ -257,7 +257,7 @@ head = MaskHead(*(runtime.load(folder / f"mask_{name}.onnx") for name in names),
 random = np.random.default_rng(0)
 scores, gram = random.normal(size=(1, 9, 70, 60)).astype(np.float32), np.ones((1, 5, 70, 60), np.float32)
 expected = head.labels(scores, gram, (420, 400), 0.5)[0]
-assert head._pool
+assert head.workers._pool
 child = os.fork()
 same = np.array_equal(head.labels(scores, gram, (420, 400), 0.5)[0], expected)
 head.close()
@@ -286,7 +286,7 @@ def test_an_error_in_a_thread_reaches_the_caller(graphs: dict[str, Graph], chann
     head = MaskHead(**{**graphs, "tiles": failing}, threads=2)
     with pytest.raises(GraphUnusable, match="failed"):
         head.labels(*maps(head, channels, 8, 9, DENSE, "random"), LARGE, 0.5)
-    assert head._pool
+    assert head.workers._pool
     head.close()
 
 
