@@ -11,8 +11,9 @@ decoder_up_i    rows of one picture's map → rows of the next, twice as large, 
 decoder_scores  rows of the last map → rows of the scores and Gram maps of `kernels.reference.score_maps`, unscaled
 
 `fusioner_rt.decoder` calls them, strip by strip, so that what lies between the operators stays in the processor's cache.
-The features of the last 1×1 conv are never written either. Where they have more channels than its input they are rotated
-into the space they span: inner products, all that the mask head asks for, stay what they are.
+The features of the last 1×1 conv are never written either, and they are rotated: inner products, all that the mask head
+asks for, stay what they are. Of the rotations the one is taken that makes the conv's matrix triangular (QR), so that
+half of it is zeros, and that leaves out directions in which features never differ from zero.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from training.model import Decoder
 
 POINTS = (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2))
 """Where Winograd's polynomials are evaluated, infinity beside. These err half as much as the usual 0, ±1, ±2."""
+
+TRIANGLE = 4
+"""Parts of the triangular matrix, each of which leaves its zeros out: 5/8 of the products remain."""
 
 Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -86,15 +90,12 @@ def _first(decoder: Decoder, half: bool) -> onnx.ModelProto:
     words = graph.Div("refined", graph.Max(largest, real(TINY)))
     words = graph.Div(words, graph.Max(graph.ReduceL2(words, integer([2]), keepdims=1), real(TINY)))
     basis = _rotation(decoder, half)[0]
-    if basis is None:
-        graph.Identity(words, name="words")
-    else:
-        graph.MatMul(words, _array(graph, "basis", basis), name="words")
+    graph.MatMul(words, _array(graph, "basis", basis), name="words")
     return graph.model({
         "map": (FLOAT, ["B", "h", "w", outputs]),
         "mean": (FLOAT, ["B", outputs]),
         "variance": (FLOAT, ["B", outputs]),
-        "words": (FLOAT, ["B", "K", width if basis is None else basis.shape[1]]),
+        "words": (FLOAT, ["B", "K", basis.shape[1]]),
     })  # fmt: skip
 
 
@@ -157,9 +158,9 @@ def _up(decoder: Decoder, index: int, half: bool) -> onnx.ModelProto:
 
 
 def _scores(decoder: Decoder, half: bool) -> onnx.ModelProto:
-    channels, width = decoder.out.in_features, decoder.out.out_features
-    basis, matrix, offset = _rotation(decoder, half)
-    spanned = width if basis is None else basis.shape[1]
+    channels = decoder.out.in_features
+    _, matrix, offset = _rotation(decoder, half)
+    spanned = len(offset)
     graph = Graph("decoder_scores", {
         "x": (FLOAT, ["R", "w", channels]),
         "mean": (FLOAT, [channels]),
@@ -167,11 +168,13 @@ def _scores(decoder: Decoder, half: bool) -> onnx.ModelProto:
         "words": (FLOAT, ["K", spanned]),
     })  # fmt: skip
     x = _normalised(graph, decoder.norms[-1])
-    if basis is None:
-        weight = graph.Transpose(_weight(graph, "weight", decoder.out.weight, half), perm=[1, 0])
-        features = graph.Add(graph.MatMul(x, weight), _bias(graph, decoder.out.bias))
-    else:
-        features = graph.Add(graph.MatMul(x, _array(graph, "matrix", matrix)), _array(graph, "offset", offset))
+    parts = []
+    for index, part in enumerate(np.array_split(np.arange(spanned), min(TRIANGLE, spanned))):
+        first, last = int(part[0]), int(part[-1]) + 1  # channels before the first have no part in these
+        first_used = min(first, channels - 1)
+        used = graph.Slice(x, integer([first_used]), integer([channels]), integer([2])) if index else x
+        parts.append(graph.MatMul(used, _array(graph, f"matrix_{index}", matrix[first_used:, first:last].copy())))
+    features = graph.Add(graph.Concat(*parts, axis=2), _array(graph, "offset", offset))
     flat = graph.Reshape(features, integer([-1, spanned]))
     positions = graph.Shape("x", start=0, end=2)
     scores = graph.MatMul("words", graph.Transpose(flat, perm=[1, 0]))
@@ -186,16 +189,14 @@ def _scores(decoder: Decoder, half: bool) -> onnx.ModelProto:
     return graph.model({"scores": (FLOAT, ["K", "R", "w"]), "gram": (FLOAT, [5, "R", "w"])})
 
 
-def _rotation(decoder: Decoder, half: bool) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """An orthonormal basis (d, e) of what the last conv can give, e < d, and the conv in it: (c, e) and (e,) float32.
+def _rotation(decoder: Decoder, half: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An orthonormal basis (d, e) of what the last conv can give, and the conv in it: (c, e) and (e,), all float32.
 
-    None for the basis where the conv has as many inputs as outputs: there is nothing to gain.
+    Element (i, j) of the conv's matrix is zero where j > i.
     """
     weight, bias = (_numpy(value, half).astype(np.float64) for value in (decoder.out.weight, decoder.out.bias))
-    if weight.shape[1] + 1 >= weight.shape[0]:
-        return None, weight.T.astype(np.float32), bias.astype(np.float32)
     basis, within = np.linalg.qr(np.concatenate([weight, bias[:, None]], axis=1))
-    return basis.astype(np.float32), within[:, :-1].T.astype(np.float32).copy(), within[:, -1].astype(np.float32)
+    return basis.astype(np.float32), within[:, :-1].T.astype(np.float32), within[:, -1].astype(np.float32)
 
 
 def _split(graph: Graph, value: str, name: str) -> list[str]:
