@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test bare lint tensorrt-bindings clean
+.PHONY: demo test bare bench gate lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -23,6 +23,16 @@ bare:  ## the runtime alone, as an application installs it: its size, and the co
 	$(PYTHON) -m venv .venv-bare
 	.venv-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]'
 	.venv-bare/bin/python benchmarks/bare_environment.py
+
+bench: $(VENV)/.ready-bench  ## the latency benchmark's table, on an idle machine: an hour or two
+	$(BIN)/python benchmarks/latency.py --suite cpu
+
+gate: $(VENV)/.ready-bench  ## fails where ours has become slower against PyTorch, both measured now: two minutes
+	$(BIN)/python benchmarks/latency.py --suite smoke --gate --busy
+
+$(VENV)/.ready-bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

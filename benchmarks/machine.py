@@ -9,14 +9,35 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fusioner_rt.errors import FusionerError
 from fusioner_rt.mask_head import cores
 
 ROOT = Path(__file__).resolve().parents[1]
+IDLE = 0.25
+"""Cores that other processes may keep busy; rows measured beside more are marked."""
+
+
+class MachineBusy(FusionerError):
+    """Other processes are running: times would tell of them."""
+
+    exit_code = 92
+
+
+def check_idle(busy: bool) -> None:
+    """Raises MachineBusy."""
+    others = OtherWork()
+    time.sleep(1)
+    if (found := others.cores()) > IDLE and not busy:
+        raise MachineBusy(
+            f"other processes keep {found:.1f} cores busy, a quarter of one may be; wait for them, or pass --busy and "
+            "have every row say so"
+        )
 
 
 def record(*modules: str) -> dict[str, Any]:
@@ -24,27 +45,42 @@ def record(*modules: str) -> dict[str, Any]:
     commit = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     return {
         "machine": f"{platform.machine()}, {cores()} cores",
+        "processor": processor(),
         "commit": subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
         **{module: importlib.import_module(module).__version__ for module in modules},
         "date": datetime.date.today().isoformat(),
     }
 
 
-def percentiles(milliseconds: list[float]) -> dict[str, float]:
-    return {f"p{q}_ms": round(float(np.percentile(milliseconds, q)), 3) for q in (20, 50, 80)}
+def processor() -> str:
+    """Its name as Linux tells it, with what decides the rate of a product."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve") if flag in
+            told.get("flags", told.get("Features", "")).split()]  # fmt: skip
+    return ", ".join([told.get("model name", platform.processor()), *wide])
+
+
+def percentiles(milliseconds: list[float], which: tuple[int, ...] = (20, 50, 80)) -> dict[str, float]:
+    return {f"p{q}_ms": round(float(np.percentile(milliseconds, q)), 3) for q in which}
 
 
 class OtherWork:
     """Cores kept busy by other processes between construction and `cores()`, the load average where Linux tells no more."""
 
-    def __init__(self) -> None:
-        self._wall, self._busy, self._own = time.monotonic(), _busy_seconds(), time.process_time()
+    def __init__(self, own: Callable[[], float] = time.process_time) -> None:
+        """own: processor seconds so far of what is not others' work."""
+        self._spent = own
+        self._wall, self._busy, self._own = time.monotonic(), _busy_seconds(), own()
 
     def cores(self) -> float:
         wall = max(time.monotonic() - self._wall, 1e-3)
         if self._busy is None or (busy := _busy_seconds()) is None:
             return os.getloadavg()[0]
-        return max(0.0, (busy - self._busy - (time.process_time() - self._own)) / wall)
+        return max(0.0, (busy - self._busy - (self._spent() - self._own)) / wall)
 
 
 def _busy_seconds() -> float | None:
@@ -56,6 +92,15 @@ def _busy_seconds() -> float | None:
     except (OSError, ValueError):
         return None
     return (user + nice + system + interrupt + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def processor_seconds(pid: int) -> float:
+    """That a process has spent, of all its threads; 0 where it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def available_memory() -> int:
@@ -76,6 +121,11 @@ class PeakMemory:
 
     def bytes(self) -> int:
         return max(0, _kilobytes("/proc/self/status", "VmHWM:") - self._before) * 1024
+
+
+def peak_resident() -> int:
+    """Bytes that this process has had resident at most; not getrusage's figure, which begins with the parent's."""
+    return _kilobytes("/proc/self/status", "VmHWM:") * 1024
 
 
 def _kilobytes(file: str, field: str) -> int:

@@ -31,6 +31,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import machine
+from benchmarks.machine import IDLE, check_idle
 from benchmarks.mask_head_candidates import (
     TEMPERATURE,
     THRESHOLD,
@@ -57,20 +58,12 @@ SUITES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 LEAST_REPEATS = 3
 BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
-IDLE = 0.25
-"""Cores that other processes may keep busy; rows measured beside more are marked."""
 
 
 class Disagreement(FusionerError):
     """A candidate computes something else than the mask head's definition."""
 
     exit_code = 91
-
-
-class MachineBusy(FusionerError):
-    """Other processes are running: times would tell of them."""
-
-    exit_code = 92
 
 
 def measure(case: Case, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:
@@ -295,17 +288,6 @@ def read(file: Path) -> list[Row]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"{file} is no record of this benchmark ({reason}); --json writes one") from None
-
-
-def check_idle(busy: bool) -> None:
-    """Raises MachineBusy."""
-    others = machine.OtherWork()
-    time.sleep(1)
-    if (cores := others.cores()) > IDLE and not busy:
-        raise MachineBusy(
-            f"other processes keep {cores:.1f} cores busy, a quarter of one may be; wait for them, or pass --busy and "
-            "have every row say so"
-        )
 
 
 def options(arguments: list[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from benchmarks import mask_head, mask_head_candidates, mask_head_report
+from benchmarks import machine, mask_head, mask_head_candidates, mask_head_report
 from benchmarks.mask_head_candidates import Case, candidate, sizes
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +201,7 @@ def test_bad_arguments_are_told_in_one_line(arguments, told, capsys):
 def test_a_busy_machine_is_refused():
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
-            with pytest.raises(mask_head.MachineBusy, match="pass --busy"):
+            with pytest.raises(machine.MachineBusy, match="pass --busy"):
                 mask_head.check_idle(busy=False)
             mask_head.check_idle(busy=True)
         finally:

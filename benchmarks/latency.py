@@ -1,0 +1,476 @@
+"""The whole way from a picture to its label map, against what people would use instead: time, memory and accuracy.
+
+  python benchmarks/latency.py                                   # suite cpu: an hour or two
+  python benchmarks/latency.py --suite smoke --gate              # two minutes; exit status 1 where ours has become slower
+  python benchmarks/latency.py --models vits --outputs 1024 --words 20 --candidates eager,ours
+  python benchmarks/latency.py --json record.jsonl --table record.md --plot record.png
+  python benchmarks/latency.py --from record.jsonl --plot record.png
+  python benchmarks/latency.py --suite gpu --json gpu.jsonl      # where there is an NVIDIA GPU
+
+Every candidate (benchmarks/latency_candidates.py says what each is) runs in a process of its own, gets the same pictures,
+words and vectors, and they take turns. A cell is a model, picture, output size, number of words, batch and precision. A
+suite takes each axis' values in turn with the others held at its middle ones (20 words, one picture); --product takes
+all combinations. The first call of every cell is compared with float64 arithmetic: one that computes something else than
+its precision explains ends the run. What needs too much memory, or fails, is a row that says so.
+
+Models with random weights are made and exported when first needed, which takes minutes, and kept in --work.
+One JSON line a row, appended after every cell; Ctrl-C keeps them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import latency_plots, latency_report, machine
+from benchmarks.latency_candidates import TITLES, Job, needs
+from benchmarks.latency_installed import installed_bytes, model_bytes
+from benchmarks.latency_models import MODELS, MOST_WORDS, Files
+from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.files import writable_place, write_result
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = ["eager", "eager-uncached", "compile", "ort", "openvino", "openvino-bf16", "ours", "ours-words", "clipseg"]
+SUITES: dict[str, dict[str, Any]] = {
+    "smoke": {"models": ["small", "demo"], "outputs": [224, 512], "words": [20], "batch": [1], "repeats": 7, "cold": 1,
+              "candidates": ["eager", "ort", "openvino", "ours", "ours-words"], "seconds": 10, "precision": ["own"]},
+    "cpu": {"models": ["demo", "vits", "vitb", "vitl"], "outputs": [224, 512, 1024, 2048, 4096], "words": [1, 20, 150],
+            "batch": [1, 8], "candidates": CPU, "repeats": 30, "cold": 5, "seconds": 120, "precision": ["own"]},
+    "gpu": {"models": ["demo", "vits", "vitb", "vitl"], "outputs": [224, 512, 1024, 2048, 4096], "words": [1, 20, 150],
+            "batch": [1, 8], "candidates": ["eager", "compile", "kernels", "ours", "clipseg"], "repeats": 100, "cold": 3,
+            "seconds": 60, "precision": ["fp16", "fp32"]},
+}  # fmt: skip
+LEAST_REPEATS = 3
+QUICK_MS = 150
+"""Calls faster than this are preceded by one that is not timed: the other candidates had the caches meanwhile."""
+BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+ANSWER_SECONDS = 1800
+
+
+class Disagreement(FusionerError):
+    """A candidate computes something else than the model."""
+
+    exit_code = 96
+
+
+class Failed(Exception):
+    """A worker's, told in its row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    model: str
+    picture: int
+    output: int
+    words: int
+    batch: int
+    precision: str
+
+
+class Process:
+    """A worker (benchmarks/latency_worker.py): `ask` sends a command and waits for its answer."""
+
+    def __init__(self, job: Job) -> None:
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+        }
+        command = [sys.executable, str(ROOT / "benchmarks/latency_worker.py"), json.dumps(dataclasses.asdict(job))]
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+
+    def ask(self, *command: Any) -> Row:
+        """Raises Failed."""
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except OSError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            self._said.seek(0)
+            last = (self._said.read().strip().splitlines() or ["without a word"])[-1]
+            raise Failed(f"its process ended with status {status}: {last[:200]}")
+        answer: Row = json.loads(line)
+        if "error" in answer:
+            raise Failed(answer["error"])
+        return answer
+
+    def processor_seconds(self) -> float:
+        return machine.processor_seconds(self._process.pid)
+
+    def close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._said.close()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def cells(given: argparse.Namespace) -> list[Cell]:
+    """The suite's: every axis in turn about the middle, or all combinations. Of a repeated one the first."""
+    found: dict[Cell, None] = {}
+    middle_words = 20 if 20 in given.words else given.words[0]
+    middle_batch = given.batch[0]
+    least, most = given.outputs[0], max([size for size in given.outputs if size <= 1024] or given.outputs[:1])
+    for model, precision in itertools.product(given.models, given.precision):
+        if precision == "own":
+            precision = "fp16" if model == "demo" and given.device == "cpu" else "fp32"
+        if given.product:
+            axes = list(itertools.product(given.outputs, given.words, given.batch))
+        else:
+            axes = [(output, middle_words, middle_batch) for output in given.outputs]
+            axes += [(output, words, middle_batch) for output in (least, most) for words in given.words]
+            axes += [(least, middle_words, batch) for batch in given.batch]
+        for output, words, batch in axes:
+            for picture in [output] if given.pictures is None else given.pictures:
+                found[Cell(model, picture, output, words, batch, precision)] = None
+    return list(found)
+
+
+def job(cell: Cell, candidate: str, given: argparse.Namespace) -> Job:
+    return Job(
+        candidate, **dataclasses.asdict(cell), device=given.device, threads=given.threads, work=str(given.work),
+        backend="auto" if given.device == "cuda" else "onnxruntime-cpu",
+    )  # fmt: skip
+
+
+def measure(cell: Cell, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:
+    """One row per candidate. Raises Disagreement."""
+    jobs = {name: job(cell, name, given) for name in given.candidates}
+    rows: dict[str, Row] = {
+        name: {"what": "latency", "candidate": name, **dataclasses.asdict(cell), "device": given.device,
+               "input": list(jobs[name].files.preprocessing().input_size(cell.picture, cell.picture)),
+               "needs_bytes": needs(one)} for name, one in jobs.items()
+    }  # fmt: skip
+    allowed = given.memory_limit * 1e9
+    for row in rows.values():
+        if row["needs_bytes"] > allowed:
+            row["skipped"] = f"needs {row['needs_bytes'] / 1e9:.1f} GB, {given.memory_limit:.1f} GB allowed"
+    names = [name for name, row in rows.items() if "skipped" not in row]
+    together = sum(rows[name]["needs_bytes"] for name in names) <= allowed
+    with contextlib.ExitStack() as stack:
+        truth = stack.enter_context(Process(job(cell, "eager", given)))
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "result.npz"
+        truth.ask("truth_of")
+        for group in [names] if together else [[name] for name in names]:
+            measure_together({name: jobs[name] for name in group}, rows, truth, place, given)
+            for name in group:
+                rows[name]["interleaved"] = together
+                bar.update()
+    bar.update(len(jobs) - len(names))
+    return list(rows.values())
+
+
+def measure_together(
+    jobs: dict[str, Job], rows: dict[str, Row], truth: Process, place: Path, given: argparse.Namespace
+) -> None:
+    """Opens a process for each job, checks its first call, and times them in turns; fills `rows`. Raises Disagreement."""
+    running: dict[str, Process] = {}
+    with contextlib.ExitStack() as stack:
+        for name, one in jobs.items():
+            row = rows[name]
+            try:
+                process = stack.enter_context(Process(one))
+                opened = process.ask("open")
+                first = process.ask("first", str(place))
+                row |= {"open_ms": round(opened["open_ms"], 1), "first_ms": round(first["ms"], 1), **opened["versions"]}
+                row |= {"note": opened["note"], "bytes_on_disk": model_bytes(one)}
+                row |= truth.ask("check", str(place)) if name != "clipseg" else {}
+            except Failed as error:
+                row["skipped"] = str(error)
+                continue
+            refuse_disagreement(row)
+            running[name] = process
+
+        processes = [*running.values(), truth]
+        others = machine.OtherWork(lambda: time.process_time() + sum(one.processor_seconds() for one in processes))
+        taken: dict[str, list[Row]] = {name: [] for name in running}
+        each = given.seconds / max(1, len(running))
+        for turn in range(given.repeats):
+            for name, process in running.items():
+                spent = sum(answer["ms"] for answer in taken[name]) / 1000
+                if turn >= LEAST_REPEATS and spent > each:
+                    continue
+                time.sleep(0.02)  # idle threads of the last one's pool spin a while
+                if rows[name]["first_ms"] < QUICK_MS or (taken[name] and taken[name][-1]["ms"] < QUICK_MS):
+                    process.ask("call")
+                taken[name].append(process.ask("call"))
+        load = round(others.cores(), 2)
+        for name, answers in taken.items():
+            ms = [answer["ms"] for answer in answers]
+            rows[name] |= machine.percentiles(ms, (20, 50, 80, 90, 99))
+            rows[name] |= {
+                "processor_p50_ms": round(float(np.median([answer["processor_ms"] for answer in answers])), 3),
+                "pictures_per_s": round(1000 * jobs[name].batch / float(np.median(ms)), 3), "repeats": len(ms),
+                "stages_p50_ms": {
+                    stage: round(float(np.median([answer["stages"][stage] for answer in answers])), 3)
+                    for stage in answers[0]["stages"]
+                },
+                **running[name].ask("peak"), "load": load, "busy": given.busy or load > machine.IDLE,
+            }  # fmt: skip
+
+
+def refuse_disagreement(row: Row) -> None:
+    """Raises Disagreement for float32 that rounding does not explain, and where the model is no test of it."""
+    if "shortfall" not in row or row["precision"] != "fp32" or "bf16" in row["candidate"]:
+        return
+    if row["shortfall"] > row["explained"]:
+        raise Disagreement(
+            f"{TITLES[row['candidate']]} errs by {row['shortfall']:.2g} in probability on {row['model']}, output "
+            f"{row['output']}², {row['words']} words; rounding explains {row['explained']:.2g}; it computes something else"
+        )
+    if row["words"] > 1 and row["words_winning"] < 2:
+        raise Disagreement(
+            f"in {row['model']} one word wins everywhere, which hides errors; its outputs are to be centred "
+            "(benchmarks/latency_models.py)"
+        )
+
+
+def cold(model: str, precision: str, given: argparse.Namespace) -> list[Row]:
+    """From nothing to the first mask of two words, in fresh processes; files have been read before.
+
+    process_ms: from the start of the process; import_ms: from its first line, the interpreter being up. Candidates that
+    say so encode the words, for the others their vectors lie on disk.
+    """
+    rows = []
+    candidates = [name for name in given.candidates if name not in ("ours-words", "openvino-bf16", "compile")]
+    candidates += ["ours-uncached"] if "ours" in candidates else []
+    edge = 224
+    for name in candidates:
+        row: Row = {"what": "cold", "candidate": name, "model": model, "precision": precision, "device": given.device}
+        one = job(Cell(model, edge, edge, 2, 1, precision), name, given)
+        others, times, own = machine.OtherWork(), [], 0.0
+        spent = time.process_time()
+        try:
+            for repeat in range(given.cold + 1):
+                with Process(one) as process:
+                    process.ask("open")
+                    first = process.ask("first")
+                    ended = time.perf_counter()
+                    own += process.processor_seconds()
+                if repeat:  # once to warm the file cache
+                    times.append(((ended - process.started) * 1000, first["since_start_ms"]))
+        except Failed as error:
+            row["skipped"] = str(error)
+        else:
+            wall, since = np.median(times, axis=0)
+            load = round(max(0.0, others.cores() - (own + spent) / sum(wall for wall, _ in times) / 1000), 2)
+            row |= {"process_p50_ms": round(wall), "import_p50_ms": round(since), "repeats": len(times), "load": load}
+            row |= {"peak_bytes": first["peak_bytes"], "installed_bytes": installed_bytes(name)}
+            row |= {"bytes_on_disk": model_bytes(one), "busy": given.busy}
+        rows.append(row)
+    return rows
+
+
+def measured(given: argparse.Namespace) -> Iterator[list[Row]]:
+    """Rows of one cell after the other. Raises Disagreement."""
+    where = machine.record("numpy") | {"threads": given.threads, "python": sys.version.split()[0]}
+    everything = cells(given)
+    starts = sorted({(cell.model, cell.precision) for cell in everything}) if given.cold else []
+    with tqdm(total=len(everything) * len(given.candidates) + len(starts), bar_format=BAR, disable=None) as bar:
+        for model in given.models:
+            bar.set_postfix_str(f"making {model}")
+            make(model, sorted({cell.precision for cell in everything if cell.model == model}), given)
+        for cell in everything:
+            bar.set_postfix_str(f"{cell.model} {cell.output}² K={cell.words} B={cell.batch} {cell.precision}")
+            yield [{**row, **where} for row in measure(cell, given, bar)]
+        for model, precision in starts:
+            bar.set_postfix_str(f"{model} {precision}, cold starts")
+            yield [{**row, **where} for row in cold(model, precision, given)]
+            bar.update()
+
+
+def make(model: str, precisions: list[str], given: argparse.Namespace) -> None:
+    """Raises UsageError where the files cannot be made."""
+    files = Files(given.work, model)
+    if not (missing := files.missing(precisions)):
+        return
+    given.work.mkdir(parents=True, exist_ok=True)
+    with Process(job(Cell(model, 224, 224, 1, 1, "fp32"), "eager", given)) as process:
+        try:
+            process.ask("prepare", *missing)
+        except Failed as error:
+            raise UsageError(f"{model} cannot be made in {given.work}: {error}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        return benchmark(options(arguments))
+    except FusionerError as error:
+        print(f"benchmarks/latency.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("benchmarks/latency.py: interrupted; the rows of the cells finished so far stand", file=sys.stderr)
+        return 130
+
+
+def benchmark(given: argparse.Namespace) -> int:
+    for file in filter(None, (given.json, given.table, given.plot)):
+        writable_place(file)
+    rows = latency_report.read(given.read) if given.read else []
+    if not given.read:
+        machine.check_idle(given.busy)
+        try:
+            for cell in measured(given):
+                rows += cell
+                if given.json:
+                    with given.json.open("a") as file:
+                        file.writelines(json.dumps(row) + "\n" for row in cell)
+        except KeyboardInterrupt:
+            print(latency_report.table(rows))
+            raise
+    text = latency_report.table(rows)
+    print(text)
+    if given.table:
+        write_result(given.table, lambda stream: stream.write(text.encode()))
+    if given.plot:
+        latency_plots.plot(rows, given.plot)
+    if not given.gate:
+        return 0
+    verdicts, passed = latency_report.gate(rows, json.loads(latency_report.GATE.read_text()))
+    print("\n".join(verdicts))
+    return 0 if passed else 1
+
+
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    """Raises UsageError for what only this machine can tell; argparse ends the process for what it cannot read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--suite", choices=SUITES, default="cpu", help="axes and repeats (default: %(default)s); the flags below replace "
+        "one axis each")  # fmt: skip
+    add(
+        "--models",
+        type=names(*MODELS),
+        metavar="A,B",
+        help="; ".join(f"{name}: {one.title}" for name, one in MODELS.items()),
+    )
+    add("--outputs", type=counts, metavar="A,B", help="edges of the label map, pixels")
+    add("--pictures", type=counts, metavar="A,B", help="edges of the picture, pixels (default: as the label map)")
+    add("--words", type=counts, metavar="A,B", help=f"numbers of words, {MOST_WORDS} at most")
+    add("--batch", type=counts, metavar="A,B", help="pictures in a call, 8 at most")
+    add("--precision", type=names("own", "fp32", "fp16"), metavar="A,B",
+        help="of the exported graphs, and on a GPU of PyTorch; own: fp32, and the demonstration bundle as it is delivered, "
+        "fp16; PyTorch on a CPU computes in float32 always")  # fmt: skip
+    add("--candidates", type=names(*TITLES), metavar="A,B", help=", ".join(TITLES))
+    add("--product", action="store_true", help="all combinations of the axes")
+    add("--repeats", type=count, help="turns each candidate takes in a cell")
+    add("--seconds", type=count, help="a candidate's turns in a cell end when it has had its part of this, but not before "
+        f"{LEAST_REPEATS}")  # fmt: skip
+    add("--cold", type=whole, metavar="N", help="fresh processes for each cold start; 0 for none")
+    add("--threads", type=count, default=machine.cores(), help="CPU threads (default: all %(default)s)")
+    add("--memory-limit", type=float, metavar="GB", help="skip what needs more (default: 0.6 of what is available)")
+    add("--work", type=Path, default=ROOT / "build/latency", metavar="DIR", help="where models and graphs are kept "
+        "(default: build/latency in the checkout)")  # fmt: skip
+    add("--busy", action="store_true", help="measure though other processes run; every row says so")
+    add("--json", type=Path, metavar="FILE", help="append the rows to this file")
+    add("--table", type=Path, metavar="FILE.md", help="write the table, in Markdown")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw time by output size; FILE-words, FILE-channels and FILE-stages beside it",
+    )
+    add("--from", type=Path, dest="read", metavar="FILE", help="measure nothing: print and draw this record")
+    add("--gate", action="store_true", help="exit with 1 where eager over ours is below the ratio in "
+        "docs/records/latency_gate.json")  # fmt: skip
+    given = parser.parse_args(arguments)
+    for axis, value in SUITES[given.suite].items():
+        if getattr(given, axis) is None:
+            setattr(given, axis, value)
+    given.device = "cuda" if given.suite == "gpu" else "cpu"
+    given.work = given.work.absolute()
+    if max(given.words) > MOST_WORDS:
+        raise UsageError(f"--words {max(given.words)}: {MOST_WORDS} names are listed at most; give fewer")
+    if max(given.batch) > 8:
+        raise UsageError(f"--batch {max(given.batch)}: the bundles are built for 8 pictures at most; give fewer")
+    if given.device == "cuda" and not given.read:
+        check_gpu()
+    if given.memory_limit is None:
+        given.memory_limit = round(0.6 * machine.available_memory() / 1e9, 1)
+    return given
+
+
+def check_gpu() -> None:
+    """Raises UsageError."""
+    try:
+        import torch
+
+        seen = torch.cuda.is_available()
+    except ImportError as error:
+        raise UsageError(f"--suite gpu: PyTorch cannot be imported ({error}); install it") from None
+    if not seen:
+        raise UsageError(
+            "--suite gpu: torch sees no GPU; check nvidia-smi and that torch was built for CUDA, or take suite cpu"
+        )
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    return [count(part) for part in text.split(",")]
+
+
+def names(*known: str) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        if unknown := [part for part in text.split(",") if part not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""The models that benchmarks/latency.py times, and the files that its candidates run, kept between runs by a key.
+
+WORK/NAME/checkpoint        random weights from a seed (the demonstration model's own are in models/demo)
+WORK/NAME/fp32, /fp16       bundles, built by export.build_engine
+WORK/NAME/fp32.onnx         the monolith: pixels and words to labels and confidence in one graph, naive head inside
+WORK/NAME/words.npy         (150, t) float32, the vectors of `WORDS` as PyTorch's text encoder gives them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusioner_rt.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    import onnx
+
+    from training.model import Fusioner
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = ROOT / "docs/pictures/cat.jpg"
+MOST_WORDS = 150
+SEED = 0
+FORM = 1
+"""Of the files made here; raised where this module makes others."""
+_MADE_BY = ("export/*.py", "training/model.py", "training/encoders/*.py")
+
+
+@dataclass(frozen=True)
+class Model:
+    """config: arguments of FusionerConfig; none for the demonstration model.
+
+    clipseg: of transformers' CLIPSegVisionConfig, for an image encoder of the same size; none where there is no such.
+    """
+
+    title: str
+    channels: int
+    config: dict[str, Any] = field(default_factory=dict)
+    clipseg: dict[str, Any] | None = None
+
+
+def _paper(image: str, d: int) -> dict[str, Any]:
+    return {"image_encoder": image, "text_encoder": "minilm-l6", "width": d, "decoder": (d,) * 4}
+
+
+MODELS = {
+    "tiny": Model("tiny encoders", 32, {"image_encoder": "tiny", "text_encoder": "tiny", "width": 32, "layers": 2,
+                                        "heads": 4, "decoder": (32, 24)}),
+    "small": Model("tiny encoders, d = 128", 128, {"image_encoder": "tiny", "text_encoder": "tiny", "width": 128,
+                                                   "layers": 3, "decoder": (128, 128, 64)}),
+    "demo": Model("demonstration model", 128),
+    "vits": Model("ViT-S/16, d = 256", 256, _paper("dino-vits16:random", 256),
+                  {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}),
+    "vitb": Model("ViT-B/16, d = 512", 512, _paper("dino-vitb16:random", 512), {}),
+    "vitl": Model("ViT-L/14, d = 512", 512, _paper("open_clip:ViT-L-14:random", 512),
+                  {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
+                   "patch_size": 14}),
+}  # fmt: skip
+"""Early fusion of 12 layers and 8 heads, input 224² (paper 4.1), but for the first three."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a model's files are. Made by `prepare`, in a process of its own: it takes memory that a measurement needs."""
+
+    work: Path
+    model: str
+
+    @property
+    def folder(self) -> Path:
+        return self.work / self.model
+
+    @property
+    def checkpoint(self) -> Path:
+        return ROOT / "models/demo/checkpoint" if self.model == "demo" else self.folder / "checkpoint"
+
+    def bundle(self, precision: str) -> Path:
+        """Of the demonstration model the half precision bundle is the one that is delivered."""
+        if (self.model, precision) == ("demo", "fp16"):
+            return ROOT / "models/demo/bundle"
+        return self.folder / precision
+
+    def monolith(self, precision: str) -> Path:
+        return self.folder / f"{precision}.onnx"
+
+    @property
+    def words(self) -> Path:
+        return self.folder / "words.npy"
+
+    @property
+    def _made(self) -> Path:
+        return self.folder / "made.json"
+
+    def facts(self) -> dict[str, Any]:
+        """What was made and of what: key, preprocessing, bytes of PyTorch's parameters."""
+        try:
+            facts: dict[str, Any] = json.loads(self._made.read_text())
+        except (OSError, ValueError):
+            return {"key": None}
+        return facts
+
+    def missing(self, precisions: list[str]) -> list[str]:
+        """Precisions of which files are not there, or were made by code that has changed since."""
+        if self.facts()["key"] != key(self.model):
+            return precisions
+        return [
+            one
+            for one in precisions
+            if not (self.monolith(one).is_file() and (self.bundle(one) / "manifest.json").is_file())
+        ]
+
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_manifest(self.facts()["preprocessing"])
+
+
+def key(model: str) -> str:
+    """Changes with the model and with the code that exports it."""
+    digest = hashlib.sha256(repr((MODELS[model].config, SEED, FORM)).encode())
+    for pattern in _MADE_BY:
+        for file in sorted(ROOT.glob(pattern)):
+            digest.update(file.read_bytes())
+    if model == "demo":
+        digest.update((ROOT / "models/demo/bundle/manifest.json").read_bytes())
+    return digest.hexdigest()
+
+
+def words(count: int) -> list[str]:
+    """Names of things: COCO's, then those of FSS-1000's test set."""
+    from training.datasets.coco import CLASSES
+    from training.datasets.fss import TEST_CLASSES
+
+    names = dict.fromkeys(name.replace("_", " ").lower() for name in (*CLASSES[1:], *TEST_CLASSES))
+    return list(names)[:count]
+
+
+def picture(edge: int, index: int = 0) -> np.ndarray:
+    """(edge, edge, 3) uint8: a photograph; others of a batch are the same one shifted."""
+    from PIL import Image
+
+    with Image.open(PICTURE) as image:
+        pixels = np.asarray(image.convert("RGB").resize((edge, edge), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(np.roll(pixels, index * edge // 11, axis=1))
+
+
+def prepare(files: Files, precisions: list[str]) -> None:
+    """Make what is missing. Raises what export.build_engine.build raises."""
+    import onnx
+
+    from export.build_engine import Options, build
+    from fusioner_rt import Session
+    from training import checkpoint
+
+    new = key(files.model)
+    if files.facts()["key"] != new:
+        shutil.rmtree(files.folder, ignore_errors=True)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    if MODELS[files.model].config and not files.checkpoint.is_dir():
+        checkpoint.save(random_model(files.model), files.checkpoint, {"pictures": 0})
+    model = checkpoint.load(files.checkpoint)
+    names = words(MOST_WORDS)
+    np.save(files.words, model.word_vectors(names).numpy())
+    for precision in precisions:
+        if not (files.bundle(precision) / "manifest.json").is_file():
+            fp16 = precision == "fp16"
+            build(
+                Options(files.checkpoint, files.bundle(precision), fp16, backend="onnxruntime", kernels="none"), False
+            )
+        whole = monolith(
+            onnx.load(files.bundle(precision) / "image_fusion.onnx"), model.config.width, model.config.temperature
+        )
+        onnx.save_model(whole, files.monolith(precision))
+        with Session(files.bundle(precision), "onnxruntime-cpu", files.work / "words") as session:
+            session.set_vocabulary(names)  # encoded now, and for every measurement in the cache
+    facts = {
+        "key": new, "words": names, "preprocessing": model.preprocessing().to_manifest(),
+        "parameter_bytes": sum(value.numel() * value.element_size() for value in model.state_dict().values()),
+    }  # fmt: skip
+    files._made.write_text(json.dumps(facts, indent=1))
+
+
+def random_model(name: str) -> Fusioner:
+    """The model with seeded weights, both outputs centred on what the photograph gives, so that many words win."""
+    import torch
+
+    from training import checkpoint
+    from training.model import FusionerConfig
+
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        model = checkpoint.build(FusionerConfig(**MODELS[name].config)).eval()
+    pixels = torch.from_numpy(model.preprocessing()(picture(model.preprocessing().side)))
+    with torch.no_grad():
+        features, refined = model(pixels[None], model.word_vectors(words(20))[None])
+        last = model.decoder.out if model.decoder is not None else model.out_pixels
+        last.bias -= features.mean(dim=(0, 1, 2))
+        model.out_words.bias -= refined.mean(dim=(0, 1))
+    return model
+
+
+def monolith(image_fusion: onnx.ModelProto, channels: int, temperature: float) -> onnx.ModelProto:
+    """`image_fusion` with the head that people export: pixels (B, 3, h, w), words (B, K, t), size (2,) int64 to
+    labels (B, H, W) uint16 and confidence (B, H, W) float32, every feature at output size."""
+    import onnx
+
+    head = naive_head(channels, temperature)
+    merged = onnx.compose.merge_models(
+        image_fusion, head, [("features", "head_features"), ("refined", "head_refined")], producer_name="fusioner-rt"
+    )
+    return merged
+
+
+def naive_head(channels: int, temperature: float) -> onnx.ModelProto:
+    """As export.mask_head_graph.naive_graph, for B pictures and the threshold 0.5."""
+    from export.mask_head_graph import FLOAT, INT64, TINY, UINT16, Graph, integer, real
+
+    graph = Graph("mask_naive", {
+        "head_features": (FLOAT, ["B", "h", "w", channels]),
+        "head_refined": (FLOAT, ["B", "K", channels]),
+        "size": (INT64, [2]),
+    }, "head_")  # fmt: skip
+    planes = graph.Transpose("head_features", perm=[0, 3, 1, 2])
+    sizes = graph.Concat(graph.Shape(planes, start=0, end=2), "size", axis=0)
+    planes = graph.Resize(planes, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+    pixels = graph.Div(planes, graph.Max(graph.ReduceL2(planes, integer([1]), keepdims=1), real(TINY)))
+    words = graph.Div("head_refined", graph.Max(graph.ReduceL2("head_refined", integer([2]), keepdims=1), real(TINY)))
+    cosine = graph.MatMul(words, graph.Reshape(pixels, integer([0, 0, -1])))  # (B, K, H·W)
+    probability = graph.Sigmoid(graph.Mul(cosine, real(1 / temperature)))
+    best = graph.ReduceMax(probability, integer([1]), keepdims=0)
+    word = graph.Add(graph.ArgMax(probability, axis=1, keepdims=0), integer(1))
+    found = graph.Cast(graph.Where(graph.Greater(best, real(0.5)), word, integer(0)), to=UINT16)
+    shape = graph.Concat(integer([-1]), "size", axis=0)
+    graph.Reshape(found, shape, name="labels")
+    graph.Reshape(best, shape, name="confidence")
+    return graph.model({"labels": (UINT16, ["B", "H", "W"]), "confidence": (FLOAT, ["B", "H", "W"])})
