@@ -102,7 +102,7 @@ class Row:
     precision: str
     error: float | None
     agreement: float | None
-    seconds: float
+    seconds: float | None
     note: str = ""
     layers: str = ""
 
@@ -198,7 +198,16 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
     with stages("loading the libraries"):
         import onnx
 
-        from export import gates, graphs, mask_head_graph, mask_head_kernels, plan_gates, precision, tensorrt_engine
+        from export import (
+            gates,
+            graphs,
+            mask_head_graph,
+            mask_head_kernels,
+            plan_gates,
+            precision,
+            tensorrt_engine,
+            weights,
+        )
         from fusioner_rt.bundle import Bundle, write_manifest
         from fusioner_rt.onnxruntime_backend import OnnxRuntime
         from training import checkpoint
@@ -222,22 +231,29 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
         how = model.preprocessing(usual, most)
         without = without or mask_head_kernels.unfit(model.config.width)
 
-    made: dict[str, onnx.ModelProto] = {}
-    for name, export in (("text", graphs.text_graph), ("image_fusion", graphs.image_fusion_graph)):
-        with stages(f"{name} graph"):
-            made[name] = precision.to_half(export(model)) if options.fp16 else export(model)
-            if options.fp16:
-                precision.prove_half(name, made[name])
+    in_precision = precision.to_half if options.fp16 else _as_it_is
+    with stages("text graph"):
+        made = {"text": in_precision(graphs.text_graph(model))}
+    with stages("image_fusion graph"):
+        parts = graphs.picture_graphs(model)
+        made["image_fusion"] = in_precision(graphs.joined(parts))
+        parts = {name: in_precision(graph) for name, graph in parts.items()}
+    if options.fp16:
+        for name, graph in made.items():  # which hold all weights of the parts
+            precision.prove_half(name, graph)
     with stages("mask head graphs"):
         made["mask_scores"] = mask_head_graph.scores_graph(model.config.width)
         made["mask_labels"] = mask_head_graph.labels_graph(model.config.temperature)
         made["mask_tiles"] = mask_head_graph.tiles_graph(model.config.temperature)
         made["mask_probabilities"] = mask_head_graph.probabilities_graph(model.config.temperature)
         runtime = OnnxRuntime("onnxruntime-cpu")
-        for name, graph in made.items():
+        lean = weights.share({"image_fusion": made["image_fusion"], **parts}, folder / weights.FILE)
+        written = made | lean
+        for name, graph in written.items():
             onnx.save_model(graph, folder / f"{name}.onnx")
         shutil.copyfile(text.tokenizer_file, folder / "tokenizer.json")
-        running = {name: runtime.load(folder / f"{name}.onnx") for name in made}
+        whole_alone = {name: runtime.load(folder / f"{name}.onnx") for name in made}
+        running = whole_alone | {name: runtime.load(folder / f"{name}.onnx") for name in parts}
 
     with stages("gate: parity with PyTorch"):
         parity = gates.parity(model, running, how, pictures, "fp16" if options.fp16 else "fp32")
@@ -249,8 +265,8 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
             )
             narrow[name] = precision.to_half(made[name], precision.BF16)
             precision.prove_half(name, narrow[name], precision.BF16)
-            whole = precision.emulated(narrow[name], precision.BF16)  # a CPU has no bfloat16 operators
-            rounded = running | {name: runtime.load(folder / f"{name}.onnx", whole.SerializeToString())}
+            exact = precision.emulated(narrow[name], precision.BF16)  # a CPU has no bfloat16 operators
+            rounded = whole_alone | {name: runtime.load(folder / f"{name}.onnx", exact.SerializeToString())}
             of_plans = gates.parity(model, rounded, how, pictures, "bf16")
     with stages("gate: batches"):
         batch = gates.batch(running, parity, how, pictures, options.max_batch)
@@ -272,7 +288,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
             "batch": {"min": 1, "opt": 1, "max": options.max_batch},
             "size": {"min": least, "opt": usual, "max": most},
         },
-        "graphs": {name: graphs.described(name, graph) for name, graph in made.items()},
+        "graphs": {name: graphs.described(name, graph) for name, graph in written.items()},
         "gates": {"parity": parity.record(), "batch": batch, "words": words},
         "engines": [],
     }
@@ -296,12 +312,16 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
     if manifest["engines"]:
         stages.expect(1)
         with stages("gate: plans on this GPU"):
-            manifest["gates"]["plans"] = plan_gates.prove(Bundle.open(folder), model, running, how, pictures)
+            manifest["gates"]["plans"] = plan_gates.prove(Bundle.open(folder), model, whole_alone, how, pictures)
             write_manifest(folder, manifest)
     rows = _rows(folder, manifest, stages.seconds)
     if without and options.kernels != "none":
         rows.append(Row("kernels/", 0, "none", None, None, 0.0, without))
     return rows
+
+
+def _as_it_is(graph: Any) -> Any:
+    return graph
 
 
 def _plan_precision(options: Options) -> str:
@@ -332,6 +352,7 @@ def _name(folder: Path, generic: str) -> str:
 
 
 def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> list[Row]:
+    from export import gates, weights
     from export.tensorrt_report import summary
 
     parity = manifest["gates"]["parity"]
@@ -339,6 +360,9 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
         "text": parity["embeddings"]["error"],
         "image_fusion": max(parity[name]["error"] for name in ("features", "refined")),
         "mask_labels": parity["mask_head_error"],
+        "decoder" if "decoder" in manifest["graphs"] else "fusion": max(
+            parity[name + gates.IN_PARTS]["error"] for name in ("features", "refined")
+        ),
     }
     rows = []
     for name, graph in manifest["graphs"].items():
@@ -347,9 +371,12 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
             Row(
                 graph["file"], (folder / graph["file"]).stat().st_size, f"fp16 {int(share * 1000) / 10}%" if share else "fp32",
                 errors.get(name), parity["mask_agreement"] if name == "mask_labels" else None,
-                seconds.get(f"{name} graph", seconds["mask head graphs"] / 4),
+                seconds.get(f"{name} graph", seconds["mask head graphs"] / 4 if name.startswith("mask") else None),
+                f"its weights are in {graph['weights']}" if "weights" in graph else "",
             )
         )  # fmt: skip
+    size = (folder / weights.FILE).stat().st_size
+    rows.append(Row(weights.FILE, size, "", None, None, None))
     for engine in manifest["engines"]:
         size, layers = (folder / engine["file"]).stat().st_size, summary(engine["layers"])
         taken = seconds[engine["file"]]
@@ -380,9 +407,10 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}"
         agreement = "" if row.agreement is None else f"{row.agreement:.2%}"
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
         megabytes = f"{row.bytes / 1e6:.2f} MB"
         lines.append(
-            f"{row.file:<{wide}} {megabytes:>9}  {row.precision:<11} {error:>13} {agreement:>15} {row.seconds:>8.1f}  "
+            f"{row.file:<{wide}} {megabytes:>9}  {row.precision:<11} {error:>13} {agreement:>15} {seconds:>8}  "
             f"{row.note}".rstrip()
         )
     if layers := {row.file.partition(".")[0]: row.layers for row in rows if row.layers}:

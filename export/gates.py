@@ -4,6 +4,8 @@ parity  the graphs err at most twice what plain PyTorch errs in the same precisi
 batch   a picture's result does not depend on its place in a batch, on its neighbours, or on the batch's size
 words   the vocabulary's order decides which mask is which, and nothing else
 
+Where there are the parts of image_fusion beside it, both ways are put through every gate: backends run one or the other.
+
 Graphs come as callables from arrays by name to arrays by name, so that any backend can be put through the same gates. The
 build puts ONNX Runtime through them; TensorRT plans, which need their GPU to run, are built from the same graphs.
 """
@@ -46,6 +48,9 @@ MASK_HEAD_ERROR = 1e-5
 
 ROUNDINGS = 16 * float(np.finfo(np.float32).eps)
 """What no float32 computation is asked to beat, relative to the largest value: a floor for errors that are near 0."""
+
+IN_PARTS = "_in_parts"
+"""Behind the name of an output in records: of the parts of image_fusion, one after the other."""
 
 LARGEST_PICTURE = 1024
 """Masks are compared at the picture's own size up to this edge; PyTorch's side holds all K maps at once."""
@@ -128,6 +133,7 @@ def parity(
     # Every side fuses the words its own text encoder gives: errors of the whole path, as a user meets them.
     words, plain_words, true_words = (_word_vectors(values, len(asked)) for values in embeddings)
 
+    paths = _paths(graphs)
     bands = MaskHead(graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"])
     head = MaskHead(
         graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"], graphs.get("mask_tiles")
@@ -136,22 +142,27 @@ def parity(
     mask_error = 0.0
     for picture in pictures:
         pixels = how(picture)[None]
-        ours = _fused(graphs, pixels, words.astype(np.float32)[None])
         true = _image(truth, pixels, true_words)
         theirs = _image(plain, pixels, plain_words)
-        for index, name in enumerate(("features", "refined")):
-            compared.add(name, ours[name], theirs[index], true[index])
-        if not all(np.isfinite(value).all() for value in (*ours.values(), *true)):
+        every = {path: _fused(run, pixels, words.astype(np.float32)[None]) for path, run in paths.items()}
+        for path, ours in every.items():
+            for index, name in enumerate(("features", "refined")):
+                compared.add(name + path, ours[name], theirs[index], true[index])
+        if not all(
+            np.isfinite(value).all() for value in (*true, *(v for ours in every.values() for v in ours.values()))
+        ):
             continue  # no masks can be told from it, and what was compared is refused below
 
         size = _mask_size(picture)
         expected, confident, probable = _reference_masks(true, size, model.config.temperature)
-        own = head.maps(ours["features"], ours["refined"])
-        for one in (head, bands):
-            found, _ = one.labels(*own, size, 0.5)
-            agreed, pixels_compared = agreed + int((found == expected).sum()), pixels_compared + found.size
+        for ours in every.values():
+            own = head.maps(ours["features"], ours["refined"])
+            for one in (head, bands):
+                found, _ = one.labels(*own, size, 0.5)
+                agreed, pixels_compared = agreed + int((found == expected).sum()), pixels_compared + found.size
         if precision == "bf16":  # once for each of the two heads
-            plain_agreed += 2 * int((_reference_masks(theirs, size, model.config.temperature)[0] == expected).sum())
+            drawn = _reference_masks(theirs, size, model.config.temperature)[0]
+            plain_agreed += 2 * len(every) * int((drawn == expected).sum())
         maps = head.maps(*(value.astype(np.float32) for value in true))
         for made, wanted in (
             (head.labels(*maps, size, 0.5)[1], confident),
@@ -199,9 +210,15 @@ def batch(
     single = [how(pictures[index % len(pictures)], size) for index in range(count)]
     if len(pictures) < count:  # a picture seen from the other side is another picture
         single[1:] = [np.ascontiguousarray(pixels[:, :, ::-1]) for pixels in single[1:]]
-    alone = [_fused(graphs, pixels[None], found.words[None]) for pixels in single]
-    order = np.roll(np.arange(count), 1)
+    worst = max(_worst_of_batches(run, found, single, most) for run in _paths(graphs).values())
+    return {"pictures": count, "equal_pictures": most, "largest_difference_of_allowed": worst}
 
+
+def _worst_of_batches(run: Run, found: Parity, single: Sequence[np.ndarray], most: int) -> float:
+    """The largest difference as a share of the allowed one. single: (3, h, w) each. Raises BatchFailed."""
+    alone = [_fused(run, pixels[None], found.words[None]) for pixels in single]
+    count = len(single)
+    order = [*range(1, count), 0]
     worst = 0.0
     for what, pixels, expected in (
         ("identical pictures in a batch", [single[0]] * most, [alone[0]] * most),
@@ -209,7 +226,7 @@ def batch(
         ("different pictures in a batch", single, alone),
         ("a permuted batch", [single[index] for index in order], [alone[index] for index in order]),
     ):
-        together = _fused(graphs, np.stack(pixels), np.repeat(found.words[None], len(expected), axis=0))
+        together = _fused(run, np.stack(pixels), np.repeat(found.words[None], len(expected), axis=0))
         for name in ("features", "refined"):
             for row in range(len(expected)):
                 apart = _relative(together[name][row], expected[row][name][0])
@@ -219,33 +236,36 @@ def batch(
                         f"{what}: row {row} of {name} differs by {apart:.2g} of its largest value from the picture "
                         f"alone, {2 * found.allowed(name):.2g} is allowed; build with --max-batch 1, or use another backend"
                     )
-    return {"pictures": count, "equal_pictures": most, "largest_difference_of_allowed": worst}
+    return worst
 
 
 def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture: np.ndarray) -> Record:
     """Gate (c). Raises WordsFailed."""
     pixels, order = how(picture)[None], np.random.default_rng(0).permutation(len(found.words))
-    plain, permuted = (_fused(graphs, pixels, vectors[None]) for vectors in (found.words, found.words[order]))
-    for name, expected in (("features", plain["features"]), ("refined", plain["refined"][:, order])):
-        apart = _relative(permuted[name], expected)
-        if not _within(apart, 2 * found.allowed(name)):
-            raise WordsFailed(
-                f"permuting the words changes {name} by {apart:.2g} of its largest value, {2 * found.allowed(name):.2g} "
-                "is allowed; a graph must not know a word's place: look at the exported image_fusion graph"
-            )
     head = MaskHead(
         graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"], graphs.get("mask_tiles")
     )
-    size = _mask_size(picture)
-    before, after = (head.labels(*head.maps(v["features"], v["refined"]), size, 0.5)[0] for v in (plain, permuted))
-    named = np.concatenate([[0], order + 1])[after]
-    agreement = float((named == before).mean())
-    if not agreement >= LEAST_AGREEMENT:
-        raise WordsFailed(
-            f"permuting the words leaves only {agreement:.2%} of the pixels their word, {LEAST_AGREEMENT:.1%} are needed; "
-            "look at the exported mask_tiles graph"
-        )
-    return {"words": len(order), "mask_agreement": agreement}
+    size, least = _mask_size(picture), 1.0
+    for path, run in _paths(graphs).items():
+        plain, permuted = (_fused(run, pixels, vectors[None]) for vectors in (found.words, found.words[order]))
+        for name, expected in (("features", plain["features"]), ("refined", plain["refined"][:, order])):
+            apart = _relative(permuted[name], expected)
+            if not _within(apart, 2 * found.allowed(name)):
+                raise WordsFailed(
+                    f"permuting the words changes {name}{path} by {apart:.2g} of its largest value, "
+                    f"{2 * found.allowed(name):.2g} is allowed; a graph must not know a word's place: look at the exported "
+                    f"{'fusion' if path else 'image_fusion'} graph"
+                )
+        before, after = (head.labels(*head.maps(v["features"], v["refined"]), size, 0.5)[0] for v in (plain, permuted))
+        named = np.concatenate([[0], order + 1])[after]
+        agreement = float((named == before).mean())
+        if not agreement >= LEAST_AGREEMENT:
+            raise WordsFailed(
+                f"permuting the words leaves only {agreement:.2%} of the pixels their word, {LEAST_AGREEMENT:.1%} are "
+                "needed; look at the exported mask_tiles graph"
+            )
+        least = min(least, agreement)
+    return {"words": len(order), "mask_agreement": least}
 
 
 def gate_words(encoder: TextEncoder) -> list[str]:
@@ -378,8 +398,27 @@ def _torch(model: Fusioner | _Halved, run: Callable[[Fusioner], Any]) -> list[np
     return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
 
 
-def _fused(graphs: Mapping[str, Run], pixels: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
-    return graphs["image_fusion"]({"pixels": np.ascontiguousarray(pixels), "words": np.ascontiguousarray(words)})
+def _paths(graphs: Mapping[str, Run]) -> dict[str, Run]:
+    """The ways from pixels and words to features and refined words, by what is added to the names of their outputs."""
+    paths = {"": graphs["image_fusion"]}
+    return paths | {IN_PARTS: in_parts(graphs)} if "image" in graphs else paths
+
+
+def in_parts(graphs: Mapping[str, Run]) -> Run:
+    """image_fusion as `image`, `fusion` and, where there is one, `decoder` in turn."""
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tokens = graphs["image"]({"pixels": inputs["pixels"]})["tokens"]
+        found = graphs["fusion"]({"tokens": tokens, "words": inputs["words"]})
+        fused = found["fused"]
+        features = graphs["decoder"]({"fused": fused})["features"] if "decoder" in graphs else fused
+        return {"features": features, "refined": found["refined"]}
+
+    return run
+
+
+def _fused(run: Run, pixels: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
+    return run({"pixels": np.ascontiguousarray(pixels), "words": np.ascontiguousarray(words)})
 
 
 def _word_vectors(embeddings: np.ndarray, count: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""The model as two ONNX graphs: prompts to vectors, and a picture with words to features and refined words.
+"""The model as ONNX graphs: prompts to vectors, and a picture with words to features and refined words.
+
+The latter as a whole, and in the three parts that a CPU runs: what depends on the picture alone, what words take part
+in, and the decoder. Parts and whole have the same nodes.
 
 Plain operators only (opset 20): attention as MatMul and Softmax, normalisations whole, no antialiased Resize; so ONNX
 Runtime and TensorRT both take them as they are. Every dimension but 3 and the channels is dynamic.
@@ -10,10 +13,11 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx
+import onnx.compose
 import torch
 from torch import Tensor, nn
 
@@ -36,27 +40,89 @@ def image_fusion_graph(model: Fusioner) -> onnx.ModelProto:
     P is B, or 1: the picture is then encoded once and fused with B vocabularies. H and W are multiples of the image
     encoder's `multiple`.
     """
-    multiple, width = model.image_encoder.multiple, model.config.width
-    example = (torch.randn(2, 3, 3 * multiple, 2 * multiple), torch.randn(3, 5, model.text_encoder.width))
-    names = {"pixels": {0: "P", 2: "H", 3: "W"}, "words": {0: "B", 1: "K"}}
-    outputs = {"features": ["B", "h", "w", width], "refined": ["B", "K", width]}
-    return _export(_OnePictureManyVocabularies(model), example, names, outputs)
+    return joined(picture_graphs(model))
 
 
-class _OnePictureManyVocabularies(nn.Module):
-    """`Fusioner.forward` whose expansion of one picture to B vocabularies is left open in the graph."""
+def picture_graphs(model: Fusioner) -> dict[str, onnx.ModelProto]:
+    """The parts of image_fusion by name: `image`, `fusion`, and `decoder` where the model has one."""
+    parts = {"image": image_graph(model), "fusion": fusion_graph(model)}
+    return parts if model.decoder is None else parts | {"decoder": decoder_graph(model)}
+
+
+def image_graph(model: Fusioner) -> onnx.ModelProto:
+    """`image`: pixels (P, 3, H, W) → tokens (P, h, w, c), float32, unit length."""
+    multiple, encoder = model.image_encoder.multiple, model.image_encoder
+    example = (torch.randn(2, 3, 3 * multiple, 2 * multiple),)
+    return _export(encoder, example, {"pixels": {0: "P", 2: "H", 3: "W"}}, {"tokens": ["P", "h", "w", encoder.width]})
+
+
+def fusion_graph(model: Fusioner) -> onnx.ModelProto:
+    """`fusion`: tokens (P, h, w, c), words (B, K, t) → fused (B, h, w, d), refined (B, K, d), float32; P is B, or 1."""
+    example = (torch.randn(2, 6, 4, model.image_encoder.width), torch.randn(3, 5, model.text_encoder.width))
+    names = {"tokens": {0: "P", 1: "h", 2: "w"}, "words": {0: "B", 1: "K"}}
+    width = model.config.width
+    return _export(_Fusion(model), example, names, {"fused": ["B", "h", "w", width], "refined": ["B", "K", width]})
+
+
+def decoder_graph(model: Fusioner) -> onnx.ModelProto:
+    """`decoder`: fused (B, h, w, d) → features (B, h', w', d), float32. Of a model that has a decoder."""
+    width = model.config.width
+    example = (torch.randn(2, 6, 4, width),)
+    return _export(
+        _Decoder(model), example, {"fused": {0: "B", 1: "h", 2: "w"}}, {"features": ["B", "h'", "w'", width]}
+    )
+
+
+def joined(parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
+    """`image_fusion` of its parts, whose values are named after them. Without a decoder, what is fused are the features."""
+    image, fusion = (onnx.compose.add_prefix(parts[name], f"{name}/") for name in ("image", "fusion"))
+    whole = onnx.compose.merge_models(image, fusion, [("image/tokens", "fusion/tokens")])
+    features = "fusion/fused"
+    if "decoder" in parts:
+        decoder = onnx.compose.add_prefix(parts["decoder"], "decoder/")
+        whole = onnx.compose.merge_models(whole, decoder, [("fusion/fused", "decoder/fused")])
+        features = "decoder/features"
+    names = {"image/pixels": "pixels", "fusion/words": "words", features: "features", "fusion/refined": "refined"}
+    _rename(whole.graph, names)
+    whole.graph.name = "image_fusion"
+    del whole.opset_import[1:]  # one of each part, all equal
+    by_name = {value.name: value for value in whole.graph.output}
+    channels = by_name["features"].type.tensor_type.shape.dim[3].dim_value
+    del whole.graph.output[:]
+    whole.graph.output.extend(by_name[name] for name in ("features", "refined"))
+    return tidy(whole, {"features": ["B", "h", "w", channels], "refined": ["B", "K", channels]})
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+
+
+class _Fusion(nn.Module):
+    """`Fusioner.attend` whose expansion of one picture to B vocabularies is left open in the graph."""
 
     def __init__(self, model: Fusioner) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.model.encode(pixels)
+    def forward(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         # ONNX's Expand takes P = 1 and P = B alike; torch's own would tie P to one of them while tracing.
         batch = _onnx("Shape", (words,), torch.int64, (1,), {"start": 0, "end": 1})
         shape = torch.cat([batch, torch.ones(3, dtype=torch.int64)])
         tokens = _onnx("Expand", (tokens, shape), tokens.dtype, (words.shape[0], *tokens.shape[1:]))
-        return self.model.fuse(tokens, words)
+        return self.model.attend(tokens, words)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, model: Fusioner) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, fused: Tensor) -> Tensor:
+        return self.model.decode(fused)
 
 
 def _onnx(
@@ -102,7 +168,8 @@ def tidy(model: onnx.ModelProto, outputs: dict[str, list[Any]]) -> onnx.ModelPro
 
 
 def described(name: str, graph: onnx.ModelProto) -> dict[str, Any]:
-    """A manifest's entry of a graph: its file, its share of float16 weights, dtype and shape of its inputs and outputs."""
+    """A manifest's entry of a graph: its file and that of its weights where they lie apart, its share of float16 weights,
+    dtype and shape of its inputs and outputs."""
 
     def values(infos: Iterable[onnx.ValueInfoProto]) -> dict[str, Any]:
         return {
@@ -113,8 +180,10 @@ def described(name: str, graph: onnx.ModelProto) -> dict[str, Any]:
             for info in infos
         }
 
+    beside = sorted({e.value for t in graph.graph.initializer for e in t.external_data if e.key == "location"})
     return {
         "file": f"{name}.onnx",
+        **({"weights": beside[0]} if beside else {}),
         "fp16_weight_share": round(half_weight_share(graph), 4),
         "inputs": values(graph.graph.input),
         "outputs": values(graph.graph.output),

@@ -63,7 +63,7 @@ def to_half(model: onnx.ModelProto, kind: Half = FP16) -> onnx.ModelProto:
 
     From `kind.opset` on operators differ from those before in the types they take alone, so the number is raised to it.
     """
-    converted = _without_weights(model)
+    converted = without_weights(model)
     for opset in converted.opset_import:
         if opset.domain in ("", "ai.onnx"):
             opset.version = max(opset.version, kind.opset)
@@ -199,7 +199,7 @@ def prove_half(name: str, model: onnx.ModelProto, kind: Half = FP16, least: floa
     return share
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without initializers: those of a large model are gigabytes."""
     copy = onnx.ModelProto()
     for whole, made in ((model, copy), (model.graph, copy.graph)):
@@ -215,7 +215,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _outline(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose large weights are inputs: enough to infer types of and to check."""
-    outline = _without_weights(model)
+    outline = without_weights(model)
     for tensor in model.graph.initializer:
         if tensor.ByteSize() > LARGE:
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)

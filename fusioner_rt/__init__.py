@@ -5,6 +5,7 @@
     result.overlay().save("seen.jpg")
 
 Session        pictures and words to masks
+EncodedPicture a picture that the image encoder has seen; `segment` takes it with any words
 Segmentation   what it returns: labels, masks, scores, timing, overlay, COCO, files
 Preprocessing  picture to network input; training uses the same one
 FusionerError  the base of every error raised here; `fusioner_rt.errors` lists the kinds
@@ -13,15 +14,17 @@ FusionerError  the base of every error raised here; `fusioner_rt.errors` lists t
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["FusionerError", "Preprocessing", "Segmentation", "Session", "__version__"]
+__all__ = ["EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "__version__"]
 
 if TYPE_CHECKING:
+    from .encoded import EncodedPicture
     from .errors import FusionerError
     from .preprocess import Preprocessing
     from .segmentation import Segmentation
     from .session import Session
 
 _HOMES = {
+    "EncodedPicture": "encoded",
     "FusionerError": "errors",
     "Preprocessing": "preprocess",
     "Segmentation": "segmentation",

@@ -27,7 +27,7 @@ FORMAT = "fusioner-rt bundle"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPHS = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
-LATER_GRAPHS = ("mask_tiles",)
+LATER_GRAPHS = ("mask_tiles", "image", "fusion", "decoder")
 """Used where they are: older bundles lack them."""
 PLACES = ("engines/demo", "models/demo/bundle")
 """Where a bundle is looked for, below the current folder, when none is named."""
@@ -88,6 +88,7 @@ class Bundle:
                 raise TypeError("files is not an object")
             graphs = *GRAPHS, *(graph for graph in LATER_GRAPHS if graph in manifest["graphs"])
             files = [manifest["tokenizer"]["file"], *(manifest["graphs"][graph]["file"] for graph in graphs)]
+            files += [entry["weights"] for entry in map(manifest["graphs"].get, graphs) if "weights" in entry]
             if "kernels" in manifest:
                 kernels = manifest["kernels"]
                 files.append(kernels["abi"])
@@ -116,6 +117,25 @@ class Bundle:
     def graph(self, name: str) -> Path:
         """Where a graph of GRAPHS or LATER_GRAPHS lies."""
         return self.folder / self.manifest["graphs"][name]["file"]
+
+    def weights(self, name: str) -> Path | None:
+        """The file beside a graph that holds its large weights, where there is one."""
+        file = self.manifest["graphs"][name].get("weights")
+        return self.folder / file if file else None
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there are `image`, `fusion` and, of models that have one, `decoder` beside image_fusion."""
+        return {"image", "fusion"} <= self.manifest["graphs"].keys()
+
+    @property
+    def picture_sha256(self) -> str:
+        """Of all that encoded pictures depend on: preprocessing and the graphs that read pictures."""
+        graphs = [entry for name in ("image_fusion", "image") if (entry := self.manifest["graphs"].get(name))]
+        used = {entry[key] for entry in graphs for key in ("file", "weights") if key in entry}
+        hashes = {name: self.manifest["files"][name]["sha256"] for name in used}
+        said = json.dumps([self.manifest["preprocessing"], hashes], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def build_command(self, **cured: str | int) -> str:
         """The command that builds this bundle again; see the function of that name."""

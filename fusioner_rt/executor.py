@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A picture of a call, ready to run. prepared: what `Executor.prepare` made of it.
+    """A picture of a call, ready to run. prepared: what `Executor.prepare` made of it, or `encode` if `encoded`.
 
     input_size: (h, w) of the network's input. size: (H, W) of its label map.
     """
@@ -40,6 +40,7 @@ class Waiting:
     prepared: np.ndarray
     input_size: tuple[int, int]
     size: tuple[int, int]
+    encoded: bool = False
 
 
 class Clock(Protocol):
@@ -73,8 +74,12 @@ class Executor(Protocol):
     def group(self, waiting: Waiting) -> Hashable:
         """Pictures with the same value may be run together."""
 
+    def encode(self, group: Sequence[Waiting]) -> list[np.ndarray]:
+        """Of each picture, in order, all that depends on no words and is computed apart from them: a new array, or what
+        `prepare` made of it."""
+
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
-        """One answer per picture, in order."""
+        """One answer per picture, in order; encoded ones may be among them."""
 
     def text(self) -> TextGraph:
         """The text graph, loaded when first asked for."""

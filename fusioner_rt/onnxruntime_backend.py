@@ -71,12 +71,16 @@ class OnnxRuntime:
     def load(
         self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False
     ) -> "Graph":
-        """A graph ready to run. content: the file's bytes, where the caller has read them. threads: other than the
+        """A graph ready to run. content: the file's bytes, where the caller has read them; weights that lie apart are
+        found beside `path`. threads: other than the
         backend's. on_cpu: there, whatever the backend is. Raises GraphUnusable, and BackendUnavailable where CUDA was
         asked for and does not start.
         """
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, in words of our own
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        # Threads that wait for more work of one graph would take the cores from the next graph's.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads or self._threads:
             options.intra_op_num_threads = threads or self._threads
         cuda = CUDA in self._providers and not on_cpu
@@ -116,18 +120,41 @@ class Graph:
     def __init__(self, session: Any, path: Path) -> None:
         self._session = session
         self._path = path
-        self._outputs = [output.name for output in session.get_outputs()]
+        self._outputs = {output.name: output.shape for output in session.get_outputs()}
+
+    def channels(self, output: str) -> int:
+        """The last dimension of an output, where the graph fixes it."""
+        return int(self._outputs[output][-1])
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raises GraphUnusable where the graph refuses the inputs or runs out of memory."""
         try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+            return dict(zip(self._outputs, self._session.run(list(self._outputs), dict(inputs)), strict=True))
         except Exception as error:
-            shapes = ", ".join(f"{name} {value.shape}" for name, value in inputs.items())
-            raise GraphUnusable(
-                f"{self._path}: failed on {shapes} ({one_line(error)}); "
-                f"rebuild the bundle: {build_command(self._path.parent)}"
-            ) from None
+            raise self._failed(inputs, error) from None
+
+    def fill(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        """Write the outputs into arrays of their shapes, contiguous as the inputs are to be. For graphs on the CPU.
+
+        Raises GraphUnusable.
+        """
+        try:
+            binding = self._session.io_binding()
+            for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+                for name, array in arrays.items():
+                    if not array.flags.c_contiguous:  # its memory is handed over as it lies
+                        raise ValueError(f"{name} is not contiguous")
+                    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise self._failed({**inputs, **outputs}, error) from None
+
+    def _failed(self, arrays: Mapping[str, np.ndarray], error: Exception) -> GraphUnusable:
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in arrays.items())
+        return GraphUnusable(
+            f"{self._path}: failed on {shapes} ({one_line(error)}); "
+            f"rebuild the bundle: {build_command(self._path.parent)}"
+        )
 
 
 def _module(install: str) -> Any:

@@ -1,7 +1,12 @@
-"""Runs a bundle's ONNX graphs: the picture is prepared by Pillow, the mask head runs on the CPU."""
+"""Runs a bundle's ONNX graphs: the picture is prepared by Pillow, the mask head runs on the CPU.
+
+On a CPU the picture goes through `image`, `fusion` and `decoder` in turn, where the bundle has them; otherwise, and on a
+GPU, through `image_fusion`, which is the three in one.
+"""
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,6 +41,8 @@ class LoadedGraphs:
             if name not in self.graphs:
                 path = self.bundle.graph(name)
                 content = self.bundle.read_again(path)
+                if weights := self.bundle.weights(name):
+                    self.bundle.read_again(weights)
                 self.graphs[name] = self.runtime.load(path, content, **_LOADED.get(name, {}))
             return self.graphs[name]
 
@@ -61,8 +68,11 @@ class OnnxRuntimeExecutor:
         """backend: onnxruntime-cpu or onnxruntime-cuda. threads: per graph, by default one per core."""
         self._bundle = bundle
         self._graphs = LoadedGraphs(bundle, OnnxRuntime(backend, threads))
+        self._in_parts = bundle.in_parts and backend == "onnxruntime-cpu"
+        self._has_decoder = "decoder" in bundle.manifest["graphs"]
+        first = ["image", "fusion", *["decoder"] * self._has_decoder] if self._in_parts else ["image_fusion"]
         labels = "mask_tiles" if "mask_tiles" in bundle.manifest["graphs"] else "mask_labels"
-        self._graphs.load_now("image_fusion", "mask_scores", labels)  # the others wait until they are needed
+        self._graphs.load_now(*first, "mask_scores", labels)  # the others wait until they are needed
         self._mask_head = self._graphs.mask_head(threads)
 
     @property
@@ -83,11 +93,17 @@ class OnnxRuntimeExecutor:
     def text(self) -> TextGraph:
         return self._graphs("text")
 
+    def encode(self, group: Sequence[Waiting]) -> list[np.ndarray]:
+        """(h', w', c) float32 tokens each; or the prepared pictures, where image_fusion runs as a whole."""
+        if not self._in_parts:
+            return [one.prepared for one in group]
+        return [tokens.copy() for tokens in self._tokens(group, _untimed)]  # which the others of a batch may outlive
+
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
-        pixels = np.stack([one.prepared for one in group])
+        seen = self._tokens(group, clock) if self._in_parts else np.stack([one.prepared for one in group])
         fuse = self._fuse_jointly if request.mode == "joint" else self._fuse_independently
         answers = []
-        for index, maps in enumerate(fuse(pixels, request.vectors, clock)):
+        for index, maps in enumerate(fuse(seen, request.vectors, clock)):
             with clock("mask_head", index):
                 answers.append(resolve(self._mask_head, maps, group[index].size, request))
         return answers
@@ -96,33 +112,67 @@ class OnnxRuntimeExecutor:
         self._graphs.close()
         self._mask_head.close()
 
-    def _fuse_jointly(self, pixels: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
-        """pixels: (B, 3, h, w). Returns B pairs of scores (1, K, h', w') and gram (1, 5, h', w')."""
-        with clock("image_fusion"):
-            words = np.repeat(vectors[None], len(pixels), axis=0)
-            fused = self._graphs("image_fusion")({"pixels": pixels, "words": words})
-        with clock("mask_head"):
-            scores, gram = self._maps(fused)
-        return [(scores[index : index + 1], gram[index : index + 1]) for index in range(len(pixels))]
+    def _tokens(self, group: Sequence[Waiting], clock: Clock) -> np.ndarray:
+        """(B, h', w', c): of those not yet encoded, from one run of the image graph."""
+        new = [index for index, one in enumerate(group) if not one.encoded]
+        tokens = [one.prepared for one in group]
+        if new:
+            with clock("image", *new):
+                found = self._graphs("image")({"pixels": np.stack([tokens[index] for index in new])})["tokens"]
+            if len(new) == len(group):
+                return found
+            for index, one in zip(new, found, strict=True):
+                tokens[index] = one
+        return np.stack(tokens)
 
-    def _fuse_independently(self, pixels: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
+    def _fuse_jointly(self, seen: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
+        """seen: B pictures' tokens or pixels. Returns B pairs of scores (1, K, h', w') and gram (1, 5, h', w')."""
+        scores, gram = self._fuse(seen, np.repeat(vectors[None], len(seen), axis=0), clock)
+        return [(scores[index : index + 1], gram[index : index + 1]) for index in range(len(seen))]
+
+    def _fuse_independently(self, seen: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
         """Every picture with each word alone. Returns B pairs of scores (K, 1, h', w') and gram (K, 5, h', w')."""
         every, most = [], self._bundle.batch.max
-        for index in range(len(pixels)):
-            parts = []
-            for start in range(0, len(vectors), most):
-                words = vectors[start : start + most, None]
-                with clock("image_fusion", index):
-                    fused = self._graphs("image_fusion")({"pixels": pixels[index : index + 1], "words": words})
-                with clock("mask_head", index):
-                    parts.append(self._maps(fused))
+        for index in range(len(seen)):
+
+            def of_this(stage: str, *members: int, index: int = index) -> AbstractContextManager[None]:
+                return clock(stage, index)
+
+            parts = [
+                self._fuse(seen[index : index + 1], vectors[start : start + most, None], of_this)
+                for start in range(0, len(vectors), most)
+            ]
             every.append((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])))
         return every
 
-    def _maps(self, fused: dict[str, np.ndarray]) -> _Maps:
-        scores, gram = self._mask_head.maps(fused["features"], fused["refined"])
+    def _fuse(self, seen: np.ndarray, words: np.ndarray, clock: Clock) -> _Maps:
+        """seen: tokens or pixels of P pictures, P = B or 1. words: (B, K, t). Returns scores and gram of B."""
+        if not self._in_parts:
+            with clock("image_fusion"):
+                found = self._graphs("image_fusion")({"pixels": seen, "words": words})
+            with clock("mask_head"):
+                return self._scored(found["features"], found["refined"])
+        with clock("fusion"):
+            found = self._graphs("fusion")({"tokens": seen, "words": words})
+        return self._maps(found["fused"], found["refined"], clock)
+
+    def _maps(self, fused: np.ndarray, refined: np.ndarray, clock: Clock) -> _Maps:
+        """fused: (B, h, w, d). refined: (B, K, d). Returns scores (B, K, h', w') and gram (B, 5, h', w'), all float32."""
+        features = fused
+        if self._has_decoder:
+            with clock("decoder"):
+                features = self._graphs("decoder")({"fused": fused})["features"]
+        with clock("mask_head"):
+            return self._scored(features, refined)
+
+    def _scored(self, features: np.ndarray, refined: np.ndarray) -> _Maps:
+        scores, gram = self._mask_head.maps(features, refined)
         check_finite(self._bundle, scores, gram)
         return scores, gram
+
+
+def _untimed(stage: str, *members: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def resolve(head: MaskHead, maps: _Maps, size: tuple[int, int], request: Request) -> Answer:

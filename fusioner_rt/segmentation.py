@@ -16,7 +16,9 @@ from .files import write_result
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STAGES = ("decode", "preprocess", "text", "image_fusion", "mask_head", "total")
+STAGES = (
+    "decode", "preprocess", "text", "image", "fusion", "decoder", "image_fusion", "mask_head", "total",
+)  # fmt: skip
 _ROWS = 1 << 20  # pixels summed at a time: statistics should not cost more memory than the map
 
 
@@ -30,9 +32,11 @@ class Segmentation:
         threshold and the pixel is background.
     probabilities: (K, H, W) float32 where `segment(..., probabilities=True)` asked for them, else None.
     picture: (H', W', 3) uint8 RGB, the picture as decoded, at its own size.
-    timing: milliseconds per stage: decode, preprocess, text, image_fusion, mask_head, and total, their sum. Work done
-        for several pictures at once is divided evenly among them. TensorRT backends prepare the picture, fuse and
-        resolve the masks in one launch, which counts as image_fusion.
+    timing: milliseconds per stage: decode, preprocess, text, image, fusion, decoder, image_fusion, mask_head, and total,
+        their sum. What a backend runs as a whole counts as image_fusion, and then image, fusion and decoder are 0; of
+        those that run the three, image_fusion is. Work done for several pictures at once is divided evenly among them.
+        TensorRT backends prepare the picture, fuse and resolve the masks in one launch, which counts as image_fusion. An
+        encoded picture's decode, preprocess and image are 0.
     """
 
     words: tuple[str, ...]

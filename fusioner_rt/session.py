@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 
 from .backends import Backend, open_executor
 from .bundle import Bundle, find_bundle, input_size_of
+from .encoded import EncodedPicture
 from .errors import UsageError
-from .executor import Clock, Mode, Request, Waiting
+from .executor import Clock, Executor, Mode, Request, Waiting
 from .pictures import PIXEL_LIMIT, Picture, decode, describe
 from .segmentation import STAGES, Segmentation
 from .templates import check_templates
@@ -102,9 +103,52 @@ class Session:
         self._vocabulary = self._encode(words, templates)
 
     @overload
+    def encode(self, picture: Picture | EncodedPicture) -> EncodedPicture: ...
+
+    @overload
+    def encode(
+        self, picture: list[Picture | EncodedPicture] | tuple[Picture | EncodedPicture, ...]
+    ) -> list[EncodedPicture]: ...
+
+    def encode(self, picture: Any) -> EncodedPicture | list[EncodedPicture]:
+        """What `segment` does with a picture before words take part, kept: other words then cost only what follows.
+
+        picture: as for `segment`. Returns what `segment` takes in the picture's place, in a list beside others too, with
+        the same results. It is this bundle's and this backend's, and outlives the session.
+
+        onnxruntime-cpu keeps the image encoder's tokens. Backends that run encoder and fusion as one, those of GPUs, and
+        bundles without the `image` graph keep the prepared picture: there other words cost a whole pass.
+        Raises the errors of pictures, SizeOutsideProfile, GraphUnusable, UsageError.
+        """
+        self._check_open()
+        many = isinstance(picture, (list, tuple))
+        pictures: Sequence[Picture | EncodedPicture] = picture if many else [picture]
+        results: dict[int, EncodedPicture] = {}
+        decoded: dict[int, np.ndarray] = {}
+
+        def run(group: dict[int, Waiting]) -> None:
+            waiting = list(group.values())
+            for index, one, kept in zip(group, waiting, self._executor.encode(waiting), strict=True):
+                results[index] = EncodedPicture(
+                    decoded.pop(index), one.input_size, kept, self._backend.effective, self.bundle.picture_sha256
+                )
+
+        groups = _Groups(self._executor, self._executor.most, run)
+        for index, one in enumerate(pictures):
+            if isinstance(one, EncodedPicture):
+                self._check_encoded(one)
+                results[index] = one
+                continue
+            decoded[index] = rgb = _decoded(one)
+            groups.add(index, self._waiting(rgb, _edges(rgb), one))
+        groups.finish()
+        ordered = [results[index] for index in range(len(pictures))]
+        return ordered if many else ordered[0]
+
+    @overload
     def segment(
         self,
-        picture: Picture,
+        picture: Picture | EncodedPicture,
         words: str | Iterable[str] | None = None,
         size: tuple[int, int] | None = None,
         threshold: float = 0.5,
@@ -115,7 +159,7 @@ class Session:
     @overload
     def segment(
         self,
-        picture: list[Picture] | tuple[Picture, ...],
+        picture: list[Picture | EncodedPicture] | tuple[Picture | EncodedPicture, ...],
         words: str | Iterable[str] | None = None,
         size: tuple[int, int] | None = None,
         threshold: float = 0.5,
@@ -134,8 +178,8 @@ class Session:
     ) -> Segmentation | list[Segmentation]:
         """Masks for one picture, or for each of a list, in its order.
 
-        picture: path, bytes, Pillow image or (H, W, 3) uint8 RGB array, or a list of them; pictures of a list that
-            share an input size are run together.
+        picture: path, bytes, Pillow image, (H, W, 3) uint8 RGB array or what `encode` made of one, or a list of them;
+            pictures of a list that share an input size are run together.
         words: for this call alone, "cat, sofa" or a list; by default those of `set_vocabulary`.
         size: (H, W) of the label map, by default the picture's own.
         threshold: a pixel belongs to its best word where that word's probability exceeds this (paper 3.1.3).
@@ -149,7 +193,7 @@ class Session:
         self._check_open()
         size = _check_options(size, threshold, mode)
         many = isinstance(picture, (list, tuple))
-        pictures: Sequence[Picture] = picture if many else [picture]
+        pictures: Sequence[Picture | EncodedPicture] = picture if many else [picture]
 
         watch = _Stopwatch(len(pictures))
         with watch("text"):
@@ -160,8 +204,6 @@ class Session:
         request = Request(vocabulary.vectors, float(threshold), mode, probabilities)
         results: dict[int, Segmentation] = {}
         decoded: dict[int, np.ndarray] = {}
-        groups: dict[Hashable, dict[int, Waiting]] = defaultdict(dict)
-        most = self._executor.most if mode == "joint" else 1
 
         def run(group: dict[int, Waiting]) -> None:
             members = list(group)
@@ -178,28 +220,24 @@ class Session:
                     probabilities=answer.probabilities,
                 )
 
+        groups = _Groups(self._executor, self._executor.most if mode == "joint" else 1, run)
         kept = 0
         for index, one in enumerate(pictures):
-            with watch("decode", index):
-                rgb = decode(one)
-                if isinstance(one, np.ndarray) and np.may_share_memory(rgb, one):
-                    rgb = rgb.copy()  # the caller may fill the array with the next frame
+            if isinstance(one, EncodedPicture):
+                self._check_encoded(one)
+                rgb = one.picture
+            else:
+                with watch("decode", index):
+                    rgb = _decoded(one)
             height, width = size or _edges(rgb)
             if probabilities:
                 kept += len(vocabulary.words) * height * width * 4
                 _check_kept(kept, len(vocabulary.words), height, width)
             with watch("preprocess", index):
-                input_size = input_size_of(self.bundle, *_edges(rgb), describe(one))
-                waiting = Waiting(self._executor.prepare(rgb, input_size), input_size, (height, width))
+                waiting = self._waiting(rgb, (height, width), one)
             decoded[index] = rgb
-            group = self._executor.group(waiting)
-            groups[group][index] = waiting
-            if len(groups[group]) == most:
-                run(groups.pop(group))
-            elif sum(map(len, groups.values())) >= max(_WAITING, most):
-                run(groups.pop(max(groups, key=lambda key: len(groups[key]))))
-        while groups:
-            run(groups.pop(next(iter(groups))))
+            groups.add(index, waiting)
+        groups.finish()
         ordered = [results[index] for index in range(len(pictures))]
         return ordered if many else ordered[0]
 
@@ -251,12 +289,44 @@ class Session:
         if self._closed:
             raise UsageError("this session is closed; open another")
 
+    def _waiting(self, rgb: np.ndarray, size: tuple[int, int], source: Picture | EncodedPicture) -> Waiting:
+        """A decoded picture made ready to run. size: of its label map. source: what the caller gave."""
+        if isinstance(source, EncodedPicture):
+            return Waiting(source.encoded, source.input_size, size, encoded=True)
+        input_size = input_size_of(self.bundle, *_edges(rgb), describe(source))
+        return Waiting(self._executor.prepare(rgb, input_size), input_size, size)
+
+    def _check_encoded(self, picture: EncodedPicture) -> None:
+        picture.check(self._backend.effective, self.bundle.picture_sha256)
+
     def _encode(self, words: str | Iterable[str], templates: Iterable[str] | None) -> Vocabulary:
         self._check_open()
         parsed = parse_words(words)
         check_count(parsed, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
         return self._text.encode(parsed, chosen)
+
+
+class _Groups:
+    """Pictures of a call that wait for others which may run together with them. most: of a group."""
+
+    def __init__(self, executor: Executor, most: int, run: Callable[[dict[int, Waiting]], None]) -> None:
+        self._executor, self._most, self._run = executor, most, run
+        self._groups: dict[Hashable, dict[int, Waiting]] = defaultdict(dict)
+
+    def add(self, index: int, waiting: Waiting) -> None:
+        """Runs a group that is full, or the largest where too many wait. index: the picture's place in the call."""
+        groups, key = self._groups, self._executor.group(waiting)
+        groups[key][index] = waiting
+        if len(groups[key]) == self._most:
+            self._run(groups.pop(key))
+        elif sum(map(len, groups.values())) >= max(_WAITING, self._most):
+            self._run(groups.pop(max(groups, key=lambda one: len(groups[one]))))
+
+    def finish(self) -> None:
+        """Runs what still waits."""
+        while self._groups:
+            self._run(self._groups.pop(next(iter(self._groups))))
 
 
 class _Stopwatch:
@@ -282,6 +352,14 @@ class _Stopwatch:
 
     def milliseconds(self, index: int) -> dict[str, float]:
         return {stage: round(seconds * 1000, 3) for stage, seconds in self._seconds[index].items()}
+
+
+def _decoded(picture: Picture) -> np.ndarray:
+    """(H, W, 3) uint8, of the session's own."""
+    rgb = decode(picture)
+    if isinstance(picture, np.ndarray) and np.may_share_memory(rgb, picture):
+        rgb = rgb.copy()  # the caller may fill the array with the next frame
+    return rgb
 
 
 def _edges(rgb: np.ndarray) -> tuple[int, int]:

@@ -83,6 +83,10 @@ class TensorRTExecutor:
     def group(self, waiting: Waiting) -> Hashable:
         return waiting.prepared.shape, waiting.size
 
+    def encode(self, group: Sequence[Waiting]) -> list[np.ndarray]:
+        """The pictures themselves: a plan runs image encoder and fusion as one."""
+        return [waiting.prepared for waiting in group]
+
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
         """The GPU's work is one launch: its whole time counts as image_fusion."""
         if request.mode == "joint" and not request.probabilities:

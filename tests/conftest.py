@@ -93,7 +93,7 @@ def _trace_once(patch: pytest.MonkeyPatch) -> None:
     """Tracing is nearly all of a build's time, and the tiny model is always the same: both precisions share its graphs."""
     from export import graphs
 
-    for name in ("text_graph", "image_fusion_graph"):
+    for name in ("text_graph", "picture_graphs"):
         patch.setattr(graphs, name, functools.partial(_traced, name, getattr(graphs, name)))
 
 

@@ -107,7 +107,12 @@ class Fusioner(nn.Module):
         return self.image_encoder(pixels)
 
     def fuse(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens (B or 1, h, w, c), words (B, K, t) → features (B, h', w', d), refined words (B, K, d) (equation 4).
+        """tokens (B or 1, h, w, c), words (B, K, t) → features (B, h', w', d), refined (B, K, d) (equation 4)."""
+        fused, refined = self.attend(tokens, words)
+        return self.decode(fused), refined
+
+    def attend(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """`fuse` up to the decoder: fused pixels (B, h, w, d), refined words (B, K, d).
 
         One picture's tokens may meet B vocabularies: they are expanded here, after the encoder's work.
         """
@@ -124,11 +129,11 @@ class Fusioner(nn.Module):
             pixels, words = sequence[:, : h * w], sequence[:, h * w :]
         elif self.config.fusion == "late":
             pixels, words = self.norm(self.pixel_layers(pixels)), self.norm(self.word_layers(words))
-        pixels, words = self.out_pixels(pixels), self.out_words(words)
-        features = pixels.unflatten(1, (h, w))
-        if self.decoder is not None:
-            features = self.decoder(features.permute(0, 3, 1, 2))
-        return features, words
+        return self.out_pixels(pixels).unflatten(1, (h, w)), self.out_words(words)
+
+    def decode(self, fused: Tensor) -> Tensor:
+        """fused (B, h, w, d) → features (B, h', w', d); without a decoder, the same."""
+        return fused if self.decoder is None else self.decoder(fused.permute(0, 3, 1, 2))
 
     def forward(self, pixels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         return self.fuse(self.encode(pixels), words)

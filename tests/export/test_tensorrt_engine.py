@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export import add_plans, build_engine, tensorrt_engine, tensorrt_report
+from export import add_plans, build_engine, tensorrt_engine, tensorrt_report, weights
 from export.precision import PrecisionNotReached
 from export.tensorrt_engine import Network, PlanOptions, Target
 from fusioner_rt import tensorrt_library
@@ -27,8 +27,8 @@ def manifest_of(folder):
 
 
 def copy_graphs(folder, to):
-    for graph in tensorrt_engine.PLANNED:
-        (to / f"{graph}.onnx").write_bytes((folder / f"{graph}.onnx").read_bytes())
+    for name in (*(f"{graph}.onnx" for graph in tensorrt_engine.PLANNED), weights.FILE):
+        (to / name).write_bytes((folder / name).read_bytes())
 
 
 def test_a_missing_flavour_is_said_with_the_command_that_installs_it(monkeypatch):
@@ -256,7 +256,8 @@ def test_a_plan_of_a_planted_fp32_graph_is_not_written_to_a_bundle_that_claims_f
     trt, tiny_bundle, tiny_bundle_fp16, tmp_path
 ):
     copy_graphs(tiny_bundle_fp16, tmp_path)
-    (tmp_path / "image_fusion.onnx").write_bytes((tiny_bundle / "image_fusion.onnx").read_bytes())
+    for name in ("image_fusion.onnx", weights.FILE):
+        (tmp_path / name).write_bytes((tiny_bundle / name).read_bytes())
     manifest = manifest_of(tiny_bundle_fp16)
     with pytest.raises(PrecisionNotReached, match="read 0% of image_fusion"):
         tensorrt_engine.add_plans(tmp_path, manifest, PlanOptions(RTX, precision="fp16"))

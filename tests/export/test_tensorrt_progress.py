@@ -179,7 +179,8 @@ from export import build_engine, graphs, tensorrt_engine
 from export.tensorrt_progress import Progress
 traced = sys.argv.pop(1)
 graphs.text_graph = lambda model: onnx.load(traced + "/text.onnx")  # what is interrupted comes after the tracing
-graphs.image_fusion_graph = lambda model: onnx.load(traced + "/image_fusion.onnx")
+parts = ("image", "fusion", "decoder")
+graphs.picture_graphs = lambda model: {name: onnx.load(f"{traced}/{name}.onnx") for name in parts}
 class Endless(Progress):  # holds the build at its first step until somebody cancels it
     def step(self, name, step):
         import time

@@ -121,18 +121,27 @@ def test_a_list_gives_what_its_pictures_give_alone_in_their_order(session: Sessi
 def test_batches_keep_within_the_profile(changed_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = changed_bundle(profiles={"batch": {"min": 1, "opt": 1, "max": 3}})
     with Session(folder, cache=False) as session:
-        graph, sizes = session._executor._graphs("image_fusion"), []
+        graphs, encoded, fused = session._executor._graphs, [], []
+        image, fusion = graphs("image"), graphs("fusion")
 
-        def spy(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            sizes.append((len(inputs["pixels"]), *inputs["words"].shape[:2]))
-            return graph(inputs)
+        def encode(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            encoded.append(len(inputs["pixels"]))
+            return image(inputs)
 
-        monkeypatch.setitem(session._executor._graphs.graphs, "image_fusion", spy)
+        def fuse(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            fused.append((len(inputs["tokens"]), *inputs["words"].shape[:2]))
+            return fusion(inputs)
+
+        monkeypatch.setitem(graphs.graphs, "image", encode)
+        monkeypatch.setitem(graphs.graphs, "fusion", fuse)
         session.segment([scene(50, 50, seed) for seed in range(7)], WORDS)
-        assert sizes == [(3, 3, 3), (3, 3, 3), (1, 1, 3)]
-        sizes.clear()
+        assert encoded == [3, 3, 1]
+        assert fused == [(3, 3, 3), (3, 3, 3), (1, 1, 3)]
+        encoded.clear()
+        fused.clear()
         session.segment(scene(50, 50), "a, b, c, d", mode="independent")
-        assert sizes == [(1, 3, 1), (1, 1, 1)]
+        assert encoded == [1]
+        assert fused == [(1, 3, 1), (1, 1, 1)]
 
 
 def test_independent_mode_is_each_word_alone(session: Session, picture: np.ndarray) -> None:
@@ -335,14 +344,14 @@ def test_a_graph_that_computes_no_numbers_is_found_out(
     tiny_bundle: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Session(tiny_bundle, cache=False) as session:
-        graph = session._executor._graphs("image_fusion")
+        graph = session._executor._graphs("fusion")
 
         def overflowing(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             outputs = graph(inputs)
-            outputs["features"][0, 0, 0, 0] = np.inf
+            outputs["fused"][0, 0, 0, 0] = np.inf
             return outputs
 
-        monkeypatch.setitem(session._executor._graphs.graphs, "image_fusion", overflowing)
+        monkeypatch.setitem(session._executor._graphs.graphs, "fusion", overflowing)
         with pytest.raises(GraphUnusable, match="without --fp16"):
             session.segment(picture, "cat")
 
@@ -428,7 +437,7 @@ def test_probabilities_beyond_memory_are_refused_before_anything_is_computed(
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setitem(session._executor._graphs.graphs, "image_fusion", never)
+        patch.setitem(session._executor._graphs.graphs, "image", never)
         says = r"10 words at 11000x11000.* 4\.8 GB, at most 4 GB.*smaller size.*fewer words"
         with pytest.raises(UsageError, match=says):
             session.segment(picture, list("abcdefghij"), size=(11_000, 11_000), probabilities=True)
@@ -444,9 +453,9 @@ def test_a_list_holds_a_bounded_number_of_inputs(session: Session, monkeypatch: 
     monkeypatch.setattr("fusioner_rt.session._WAITING", most + 1)
     sizes = [(side, 200 - side) for side in range(40, 120, 10)] * 3
     events: list[str] = []
-    graph, prepare = session._executor._graphs("image_fusion"), session._executor.prepare
+    graph, prepare = session._executor._graphs("image"), session._executor.prepare
 
-    def fuse(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def encode(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         events.append("-" * len(inputs["pixels"]))
         return graph(inputs)
 
@@ -454,7 +463,7 @@ def test_a_list_holds_a_bounded_number_of_inputs(session: Session, monkeypatch: 
         events.append("+")
         return prepare(*arguments)
 
-    monkeypatch.setitem(session._executor._graphs.graphs, "image_fusion", fuse)
+    monkeypatch.setitem(session._executor._graphs.graphs, "image", encode)
     monkeypatch.setattr(session._executor, "prepare", prepared)
     results = session.segment([scene(*size) for size in sizes], "cat")
     assert [result.labels.shape for result in results] == sizes
