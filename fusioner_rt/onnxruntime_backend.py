@@ -72,15 +72,14 @@ class OnnxRuntime:
         self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False
     ) -> "Graph":
         """A graph ready to run. content: the file's bytes, where the caller has read them; weights that lie apart are
-        found beside `path`. threads: other than the
-        backend's. on_cpu: there, whatever the backend is. Raises GraphUnusable, and BackendUnavailable where CUDA was
-        asked for and does not start.
+        looked for beside `path`. threads: other than the backend's. on_cpu: there, whatever the backend is. Raises
+        GraphUnusable, and BackendUnavailable where CUDA was asked for and does not start.
         """
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, in words of our own
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        # Threads that wait for more work of one graph would take the cores from the next graph's.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Threads that spin until one graph has more work take the cores from the next graph's, and from other processes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads or self._threads:
             options.intra_op_num_threads = threads or self._threads
         cuda = CUDA in self._providers and not on_cpu
