@@ -17,18 +17,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusioner_rt.decoder import Decoder, graph_names
+from fusioner_rt.decoder import Graph as DecoderGraph
 from fusioner_rt.errors import FusionerError, WordUnreadable
 from fusioner_rt.mask_head import MaskHead
 from fusioner_rt.pictures import SUFFIXES, decode
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.templates import fill
 from fusioner_rt.tokens import PromptTokenizer
+from fusioner_rt.workers import Workers
 from kernels import reference
 from training.encoders import TextEncoder, readable_words
 from training.model import Fusioner
@@ -145,9 +148,10 @@ def parity(
         true = _image(truth, pixels, true_words)
         theirs = _image(plain, pixels, plain_words)
         every = {path: _fused(run, pixels, words.astype(np.float32)[None]) for path, run in paths.items()}
+        by_plain, by_truth = _outputs(*theirs), _outputs(*true)
         for path, ours in every.items():
-            for index, name in enumerate(("features", "refined")):
-                compared.add(name + path, ours[name], theirs[index], true[index])
+            for name, value in ours.items():
+                compared.add(name + path, value, by_plain[name], by_truth[name])
         if not all(
             np.isfinite(value).all() for value in (*true, *(v for ours in every.values() for v in ours.values()))
         ):
@@ -156,7 +160,7 @@ def parity(
         size = _mask_size(picture)
         expected, confident, probable = _reference_masks(true, size, model.config.temperature)
         for ours in every.values():
-            own = head.maps(ours["features"], ours["refined"])
+            own = _maps(head, ours)
             for one in (head, bands):
                 found, _ = one.labels(*own, size, 0.5)
                 agreed, pixels_compared = agreed + int((found == expected).sum()), pixels_compared + found.size
@@ -210,11 +214,11 @@ def batch(
     single = [how(pictures[index % len(pictures)], size) for index in range(count)]
     if len(pictures) < count:  # a picture seen from the other side is another picture
         single[1:] = [np.ascontiguousarray(pixels[:, :, ::-1]) for pixels in single[1:]]
-    worst = max(_worst_of_batches(run, found, single, most) for run in _paths(graphs).values())
+    worst = max(_worst_of_batches(path, run, found, single, most) for path, run in _paths(graphs).items())
     return {"pictures": count, "equal_pictures": most, "largest_difference_of_allowed": worst}
 
 
-def _worst_of_batches(run: Run, found: Parity, single: Sequence[np.ndarray], most: int) -> float:
+def _worst_of_batches(path: str, run: Run, found: Parity, single: Sequence[np.ndarray], most: int) -> float:
     """The largest difference as a share of the allowed one. single: (3, h, w) each. Raises BatchFailed."""
     alone = [_fused(run, pixels[None], found.words[None]) for pixels in single]
     count = len(single)
@@ -227,14 +231,15 @@ def _worst_of_batches(run: Run, found: Parity, single: Sequence[np.ndarray], mos
         ("a permuted batch", [single[index] for index in order], [alone[index] for index in order]),
     ):
         together = _fused(run, np.stack(pixels), np.repeat(found.words[None], len(expected), axis=0))
-        for name in ("features", "refined"):
+        for name, rows in together.items():
+            allowed = 2 * found.allowed(name + path)
             for row in range(len(expected)):
-                apart = _relative(together[name][row], expected[row][name][0])
-                worst = max(worst, apart / (2 * found.allowed(name)))
-                if not _within(apart, 2 * found.allowed(name)):
+                apart = _relative(rows[row], expected[row][name][0])
+                worst = max(worst, apart / allowed)
+                if not _within(apart, allowed):
                     raise BatchFailed(
-                        f"{what}: row {row} of {name} differs by {apart:.2g} of its largest value from the picture "
-                        f"alone, {2 * found.allowed(name):.2g} is allowed; build with --max-batch 1, or use another backend"
+                        f"{what}: row {row} of {name}{path} differs by {apart:.2g} of its largest value from the picture "
+                        f"alone, {allowed:.2g} is allowed; build with --max-batch 1, or use another backend"
                     )
     return worst
 
@@ -248,15 +253,16 @@ def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture:
     size, least = _mask_size(picture), 1.0
     for path, run in _paths(graphs).items():
         plain, permuted = (_fused(run, pixels, vectors[None]) for vectors in (found.words, found.words[order]))
-        for name, expected in (("features", plain["features"]), ("refined", plain["refined"][:, order])):
-            apart = _relative(permuted[name], expected)
-            if not _within(apart, 2 * found.allowed(name)):
+        for name, value in plain.items():
+            apart = _relative(permuted[name], value[:, order] if name in ("refined", "scores") else value)
+            allowed = 2 * found.allowed(name + path)
+            if not _within(apart, allowed):
                 raise WordsFailed(
-                    f"permuting the words changes {name}{path} by {apart:.2g} of its largest value, "
-                    f"{2 * found.allowed(name):.2g} is allowed; a graph must not know a word's place: look at the exported "
+                    f"permuting the words changes {name}{path} by {apart:.2g} of its largest value, {allowed:.2g} is "
+                    "allowed; a graph must not know a word's place: look at the exported "
                     f"{'fusion' if path else 'image_fusion'} graph"
                 )
-        before, after = (head.labels(*head.maps(v["features"], v["refined"]), size, 0.5)[0] for v in (plain, permuted))
+        before, after = (head.labels(*_maps(head, values), size, 0.5)[0] for values in (plain, permuted))
         named = np.concatenate([[0], order + 1])[after]
         agreement = float((named == before).mean())
         if not agreement >= LEAST_AGREEMENT:
@@ -398,23 +404,50 @@ def _torch(model: Fusioner | _Halved, run: Callable[[Fusioner], Any]) -> list[np
     return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
 
 
+def _maps(head: MaskHead, outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and Gram maps of what a path gave."""
+    if "gram" in outputs:
+        return outputs["scores"], outputs["gram"]
+    return head.maps(outputs["features"], outputs["refined"])
+
+
 def _paths(graphs: Mapping[str, Run]) -> dict[str, Run]:
-    """The ways from pixels and words to features and refined words, by what is added to the names of their outputs."""
+    """The ways from pixels and words to features or maps, by what is added to the names of their outputs."""
     paths = {"": graphs["image_fusion"]}
     return paths | {IN_PARTS: in_parts(graphs)} if "image" in graphs else paths
 
 
 def in_parts(graphs: Mapping[str, Run]) -> Run:
-    """image_fusion as `image`, `fusion` and, where there is one, `decoder` in turn."""
+    """image_fusion as `image`, `fusion` and, where there are any, the decoder's graphs in turn: to features and refined
+    words without a decoder, else to the maps that the mask head makes of those (`comparable`).
+    """
+    decoder = graph_names(graphs)
+    runs = Decoder([cast(DecoderGraph, graphs[name]) for name in decoder], Workers(2, "gate")) if decoder else None
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tokens = graphs["image"]({"pixels": inputs["pixels"]})["tokens"]
         found = graphs["fusion"]({"tokens": tokens, "words": inputs["words"]})
-        fused = found["fused"]
-        features = graphs["decoder"]({"fused": fused})["features"] if "decoder" in graphs else fused
-        return {"features": features, "refined": found["refined"]}
+        if runs is None:
+            return {"features": found["fused"], "refined": found["refined"]}
+        return comparable(*runs.maps(found["fused"], found["refined"]))
 
     return run
+
+
+def comparable(scores: np.ndarray, gram: np.ndarray) -> dict[str, np.ndarray]:
+    """Maps in units of the picture's mean squared feature length: their scale is nothing that a cosine knows."""
+    unit = gram[:, :1].mean(axis=(2, 3), keepdims=True)
+    return {"scores": scores / np.sqrt(unit), "gram": gram / unit}
+
+
+def _outputs(features: np.ndarray, refined: np.ndarray) -> dict[str, np.ndarray]:
+    """All that paths may give, from the model's own features and words, in their dtype."""
+    f, words = features, refined / np.linalg.norm(refined, axis=-1, keepdims=True)
+    right = np.concatenate([f[:, :, 1:], f[:, :, -1:]], axis=2)
+    down, diagonal = (np.concatenate([x[:, 1:], x[:, -1:]], axis=1) for x in (f, right))
+    gram = [(one * other).sum(axis=-1) for one, other in ((f, f), (f, right), (f, down), (f, diagonal), (right, down))]
+    maps = comparable(np.einsum("bhwd,bkd->bkhw", f, words), np.stack(gram, axis=1))
+    return {"features": features, "refined": refined, **maps}
 
 
 def _fused(run: Run, pixels: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:

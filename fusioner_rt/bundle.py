@@ -27,8 +27,7 @@ FORMAT = "fusioner-rt bundle"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPHS = ("text", "image_fusion", "mask_scores", "mask_labels", "mask_probabilities")
-LATER_GRAPHS = ("mask_tiles", "image", "fusion", "decoder")
-"""Used where they are: older bundles lack them."""
+"""Which every bundle has. Others are used where they are: older bundles lack them."""
 PLACES = ("engines/demo", "models/demo/bundle")
 """Where a bundle is looked for, below the current folder, when none is named."""
 _HELD = 64 << 20  # bytes
@@ -86,9 +85,11 @@ class Bundle:
             )
             if not isinstance(manifest["files"], dict):
                 raise TypeError("files is not an object")
-            graphs = *GRAPHS, *(graph for graph in LATER_GRAPHS if graph in manifest["graphs"])
-            files = [manifest["tokenizer"]["file"], *(manifest["graphs"][graph]["file"] for graph in graphs)]
-            files += [entry["weights"] for entry in map(manifest["graphs"].get, graphs) if "weights" in entry]
+            if missing := set(GRAPHS) - manifest["graphs"].keys():
+                raise KeyError(f"{sorted(missing)[0]} in graphs")
+            entries = manifest["graphs"].values()
+            files = [manifest["tokenizer"]["file"], *(entry["file"] for entry in entries)]
+            files += [entry["weights"] for entry in entries if "weights" in entry]
             if "kernels" in manifest:
                 kernels = manifest["kernels"]
                 files.append(kernels["abi"])
@@ -115,7 +116,7 @@ class Bundle:
         return bundle
 
     def graph(self, name: str) -> Path:
-        """Where a graph of GRAPHS or LATER_GRAPHS lies."""
+        """Where a graph lies."""
         return self.folder / self.manifest["graphs"][name]["file"]
 
     def weights(self, name: str) -> Path | None:
@@ -125,7 +126,7 @@ class Bundle:
 
     @property
     def in_parts(self) -> bool:
-        """Whether there are `image`, `fusion` and, of models that have one, `decoder` beside image_fusion."""
+        """Whether there are `image`, `fusion` and, of models that have one, the decoder's graphs beside image_fusion."""
         return {"image", "fusion"} <= self.manifest["graphs"].keys()
 
     @property

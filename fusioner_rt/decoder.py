@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,13 +27,32 @@ BLOCK = 16
 """Tiles side by side whose windows are cut out by one matrix: more would make it sparser."""
 
 
-class StripGraph(Protocol):
-    """A graph that can write into arrays it is given."""
+KEPT_BYTES = 128 << 20
+"""Of maps whose memory is kept for the next call."""
+
+_FIRST, _UP, _SCORES = "decoder_first", "decoder_up_", "decoder_scores"
+
+
+class Graph(Protocol):
+    """A loaded graph, which can write into arrays it is given."""
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
     def channels(self, output: str) -> int:
         """The last dimension of an output."""
 
     def fill(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None: ...
+
+
+def graph_names(names: Iterable[str]) -> list[str]:
+    """Those of a decoder's graphs, in the order in which they run; none where the model has no decoder."""
+    ups = [name for name in names if name.startswith(_UP)]
+    return [_FIRST, *sorted(ups, key=lambda name: int(name.removeprefix(_UP))), _SCORES] if _FIRST in names else []
+
+
+def of_strips(name: str) -> bool:
+    """Whether a graph is called for strips, by several threads at once: it is to be loaded with one thread."""
+    return name.startswith(_UP) or name == _SCORES
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +145,9 @@ def columns(size: int) -> Columns:
 class Decoder:
     """fused and refined, the outputs of the graph `fusion`, to scores and Gram maps. Threads may share one."""
 
-    def __init__(
-        self,
-        first: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
-        ups: Sequence[StripGraph],
-        scores: StripGraph,
-        workers: Workers,
-    ) -> None:
-        """first, ups, scores: the graphs decoder_first, decoder_up_i and decoder_scores; all but `first` with one thread."""
-        self._first, self._ups, self._scores = first, ups, scores
+    def __init__(self, graphs: Sequence[Graph], workers: Workers) -> None:
+        """graphs: those of `graph_names`, in that order."""
+        self._first, *self._ups, self._scores = graphs
         self._workers = workers
         self._kept: list[np.ndarray] = []
         self._lock = threading.Lock()
@@ -159,7 +172,7 @@ class Decoder:
 
     def _upsample(
         self,
-        graph: StripGraph,
+        graph: Graph,
         maps: np.ndarray,
         size: tuple[int, int],
         mean: np.ndarray,
@@ -243,7 +256,12 @@ class Decoder:
 
     def _give_back(self, taken: list[np.ndarray]) -> None:
         with self._lock:
-            self._kept = [*taken, *self._kept][: 2 * len(self._ups)]
+            room, kept = KEPT_BYTES, []
+            for array in (*taken, *self._kept):  # the latest first
+                room -= array.nbytes
+                if room >= 0:
+                    kept.append(array)
+            self._kept = kept
 
 
 @functools.lru_cache(maxsize=64)

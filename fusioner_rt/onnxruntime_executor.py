@@ -1,7 +1,7 @@
 """Runs a bundle's ONNX graphs: the picture is prepared by Pillow, the mask head runs on the CPU.
 
-On a CPU the picture goes through `image`, `fusion` and `decoder` in turn, where the bundle has them; otherwise, and on a
-GPU, through `image_fusion`, which is the three in one.
+On a CPU the picture goes through `image`, `fusion` and the decoder's graphs in turn, where the bundle has them; otherwise,
+and on a GPU, through `image_fusion`, which is all of them in one.
 """
 
 import threading
@@ -12,14 +12,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .bundle import Bundle, build_command
+from .decoder import Decoder, graph_names, of_strips
 from .errors import GraphUnusable
 from .executor import Answer, Clock, Request, TextGraph, Waiting
 from .mask_head import MaskHead, cores
 from .onnxruntime_backend import Graph, OnnxRuntime
 
 _Maps: TypeAlias = tuple[np.ndarray, np.ndarray]
-# Many small calls, which the mask head makes from threads of its own, and whose float32 must be float32 (not TF32).
-_LOADED: dict[str, dict[str, Any]] = {"mask_tiles": {"threads": 1, "on_cpu": True}}
+
+
+def _how(name: str) -> dict[str, Any]:
+    """Many small calls, made from threads of our own, want graphs of one thread; and float32 that is float32 (not TF32)."""
+    return {"threads": 1, "on_cpu": True} if name == "mask_tiles" or of_strips(name) else {}
 
 
 class LoadedGraphs:
@@ -33,7 +37,7 @@ class LoadedGraphs:
     def load_now(self, *names: str) -> None:
         """Those checked a moment ago, when the bundle was opened."""
         for name in names:
-            self.graphs[name] = self.runtime.load(self.bundle.graph(name), **_LOADED.get(name, {}))
+            self.graphs[name] = self.runtime.load(self.bundle.graph(name), **_how(name))
 
     def __call__(self, name: str) -> Graph:
         """Raises BundleFileMissing, BundleFileAltered, GraphUnusable."""
@@ -43,7 +47,7 @@ class LoadedGraphs:
                 content = self.bundle.read_again(path)
                 if weights := self.bundle.weights(name):
                     self.bundle.read_again(weights)
-                self.graphs[name] = self.runtime.load(path, content, **_LOADED.get(name, {}))
+                self.graphs[name] = self.runtime.load(path, content, **_how(name))
             return self.graphs[name]
 
     def mask_head(self, threads: int | None) -> MaskHead:
@@ -69,11 +73,13 @@ class OnnxRuntimeExecutor:
         self._bundle = bundle
         self._graphs = LoadedGraphs(bundle, OnnxRuntime(backend, threads))
         self._in_parts = bundle.in_parts and backend == "onnxruntime-cpu"
-        self._has_decoder = "decoder" in bundle.manifest["graphs"]
-        first = ["image", "fusion", *["decoder"] * self._has_decoder] if self._in_parts else ["image_fusion"]
+        decoder = graph_names(bundle.manifest["graphs"]) if self._in_parts else []
         labels = "mask_tiles" if "mask_tiles" in bundle.manifest["graphs"] else "mask_labels"
-        self._graphs.load_now(*first, "mask_scores", labels)  # the others wait until they are needed
+        first = ["image", "fusion"] if self._in_parts else ["image_fusion"]
+        # the others wait until they are needed
+        self._graphs.load_now(*first, *(decoder or ["mask_scores"]), labels)
         self._mask_head = self._graphs.mask_head(threads)
+        self._decoder = Decoder([self._graphs(name) for name in decoder], self._mask_head.workers) if decoder else None
 
     @property
     def notes(self) -> list[str]:
@@ -158,12 +164,13 @@ class OnnxRuntimeExecutor:
 
     def _maps(self, fused: np.ndarray, refined: np.ndarray, clock: Clock) -> _Maps:
         """fused: (B, h, w, d). refined: (B, K, d). Returns scores (B, K, h', w') and gram (B, 5, h', w'), all float32."""
-        features = fused
-        if self._has_decoder:
-            with clock("decoder"):
-                features = self._graphs("decoder")({"fused": fused})["features"]
-        with clock("mask_head"):
-            return self._scored(features, refined)
+        if self._decoder is None:
+            with clock("mask_head"):
+                return self._scored(fused, refined)
+        with clock("decoder"):
+            maps = self._decoder.maps(fused, refined)
+            check_finite(self._bundle, *maps)
+            return maps
 
     def _scored(self, features: np.ndarray, refined: np.ndarray) -> _Maps:
         scores, gram = self._mask_head.maps(features, refined)

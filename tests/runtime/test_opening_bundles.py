@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fusioner_rt import Session
-from fusioner_rt.bundle import GRAPHS, LATER_GRAPHS, MANIFEST, Bundle, build_command, find_bundle, write_manifest
+from fusioner_rt.bundle import GRAPHS, MANIFEST, Bundle, build_command, find_bundle, write_manifest
 from fusioner_rt.errors import (
     BundleFileAltered,
     BundleFileMissing,
@@ -59,7 +59,9 @@ def test_a_manifest_names_every_file_and_opens_again(copy: Path) -> None:
     assert Bundle.open(copy).name == "renamed"
 
 
-@pytest.mark.parametrize("name", [f"{graph}.onnx" for graph in (*GRAPHS, *LATER_GRAPHS)] + ["tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", [f"{graph}.onnx" for graph in GRAPHS] + ["weights.bin", "decoder_up_1.onnx", "tokenizer.json"]
+)
 def test_a_missing_a_flipped_and_a_cut_file_are_each_named(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     (copy / name).unlink()

@@ -58,6 +58,23 @@ def agree(ours: Any, theirs: Any) -> None:
     assert ours.words == theirs.words
 
 
+def test_an_encoded_picture_is_kept_as_it_is_for_a_plan_that_runs_all_in_one(session: Session, planned: Path) -> None:
+    pictures = [scene(61, 93, seed) for seed in range(3)]
+    encoded = session.encode(pictures)
+    for one, picture in zip(encoded, pictures, strict=True):
+        np.testing.assert_array_equal(one.encoded, picture)
+    for options in ({}, {"mode": "independent"}, {"probabilities": True, "size": (40, 50)}):
+        ours, theirs = (session.segment(given, WORDS, **options) for given in (encoded, pictures))  # type: ignore[call-overload]
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one.labels, other.labels)
+            np.testing.assert_array_equal(one.confidence, other.confidence)
+    with Session(planned, backend="onnxruntime-cpu", cache=False) as cpu:
+        with pytest.raises(UsageError, match="by the backend tensorrt-rtx, this session's is onnxruntime-cpu"):
+            cpu.segment(encoded[0], WORDS)
+        with pytest.raises(UsageError, match="by the backend onnxruntime-cpu, this session's is tensorrt-rtx"):
+            session.segment(cpu.encode(pictures[0]), WORDS)
+
+
 def test_masks_are_those_of_the_cpu(planned: Path, session: Session) -> None:
     assert session.backend.effective == "tensorrt-rtx"
     pictures = [scene(61, 93), scene(50, 50, 2), scene(61, 93, 3), scene(96, 96, 4)]
