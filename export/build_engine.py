@@ -199,6 +199,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
         import onnx
 
         from export import (
+            cpu_graph,
             decoder_graphs,
             gates,
             graphs,
@@ -239,7 +240,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
     with stages("image_fusion graph"):
         parts = graphs.picture_graphs(model)
         made["image_fusion"] = in_precision(graphs.joined(parts))
-        parts = {name: in_precision(parts[name]) for name in ("image", "fusion")}
+        parts = {name: cpu_graph.for_cpu(in_precision(parts[name])) for name in ("image", "fusion")}
         if model.decoder is not None:
             parts |= decoder_graphs.decoder_graphs(model.decoder, options.fp16)
     if options.fp16:
