@@ -35,6 +35,7 @@ def for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = _Graph(model)
     _widen(graph)
     _fuse_attention(graph)
+    _quick_gelus(graph)
     _residuals(graph)
     _hidden_layers(graph)
     return graph.model()
@@ -354,9 +355,22 @@ def _residuals(graph: _Graph) -> None:
             break
 
 
+def _quick_gelus(graph: _Graph) -> None:
+    """x sigmoid(alpha x), the activation of OpenAI's CLIP, in one operator."""
+    for sigmoid in graph.of("Sigmoid"):
+        x, alpha = _scaled(graph, sigmoid.input[0])
+        product = graph.read_by(sigmoid.output[0], "Mul")
+        if product is None or x == sigmoid.input[0] or set(product.input) != {x, sigmoid.output[0]}:
+            continue
+        gelu = helper.make_node(
+            "QuickGelu", [x], [product.output[0]], name=product.output[0], domain=MICROSOFT, alpha=alpha
+        )
+        graph.replace(product, [gelu])
+
+
 def _hidden_layers(graph: _Graph) -> None:
     """gelu(x W + b) V: a product that starts from b, in rows that do not collide in the cache."""
-    for activation in graph.of("Gelu"):
+    for activation in [*graph.of("Gelu"), *graph.of("QuickGelu")]:
         up = _linear(graph, activation.input[0])
         flat = graph.read_by(activation.output[0], "Reshape")
         down = graph.read_by(flat.output[0], "Gemm") if flat is not None else None

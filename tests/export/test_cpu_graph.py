@@ -21,12 +21,20 @@ from training.model import FeedForward, FusionLayer
 EPS = np.finfo(np.float32).eps
 
 
+class QuickGelu(FeedForward):
+    """An MLP layer with the activation of OpenAI's CLIP."""
+
+    def forward(self, x):
+        inner = self.up(self.norm(x))
+        return x + self.down(inner * torch.sigmoid(1.702 * inner))
+
+
 class Fusion(nn.Module):
     """Two fusion layers and one MLP layer; 256 wide, so a hidden layer is 1024 wide."""
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(FusionLayer(256, 8), FusionLayer(256, 8), FeedForward(256))
+        self.layers = nn.Sequential(FusionLayer(256, 8), FusionLayer(256, 8), QuickGelu(256))
 
     def forward(self, pixels, words):
         """pixels (B, h, w, 256), words (B, K, 256) → (B, h·w+K, 256)."""
@@ -104,7 +112,9 @@ def test_attention_biases_and_residuals_are_where_the_cpu_wants_them(graphs):
         before, found = kinds(graphs[name]), kinds(for_cpu(graphs[name]))
         assert found["MultiHeadAttention"] == layers
         assert "Softmax" not in found
-        assert found["Gemm"] == 2 * before["Gelu"] + layers  # both halves of every MLP, and what follows attention
+        assert "Sigmoid" not in found
+        activations = before["Gelu"] + before["Sigmoid"]
+        assert found["Gemm"] == 2 * activations + layers  # both halves of every MLP, and what follows attention
 
 
 def test_rows_of_a_hidden_layer_do_not_collide_in_the_cache(graphs):
