@@ -140,7 +140,7 @@ class Session:
                 results[index] = one
                 continue
             decoded[index] = rgb = _decoded(one)
-            groups.add(index, self._waiting(rgb, _edges(rgb), one))
+            groups.add(index, self._prepared(rgb, _edges(rgb), describe(one)))
         groups.finish()
         ordered = [results[index] for index in range(len(pictures))]
         return ordered if many else ordered[0]
@@ -233,8 +233,11 @@ class Session:
             if probabilities:
                 kept += len(vocabulary.words) * height * width * 4
                 _check_kept(kept, len(vocabulary.words), height, width)
-            with watch("preprocess", index):
-                waiting = self._waiting(rgb, (height, width), one)
+            if isinstance(one, EncodedPicture):
+                waiting = Waiting(one.encoded, one.input_size, (height, width), encoded=True)
+            else:
+                with watch("preprocess", index):
+                    waiting = self._prepared(rgb, (height, width), describe(one))
             decoded[index] = rgb
             groups.add(index, waiting)
         groups.finish()
@@ -289,11 +292,9 @@ class Session:
         if self._closed:
             raise UsageError("this session is closed; open another")
 
-    def _waiting(self, rgb: np.ndarray, size: tuple[int, int], source: Picture | EncodedPicture) -> Waiting:
-        """A decoded picture made ready to run. size: of its label map. source: what the caller gave."""
-        if isinstance(source, EncodedPicture):
-            return Waiting(source.encoded, source.input_size, size, encoded=True)
-        input_size = input_size_of(self.bundle, *_edges(rgb), describe(source))
+    def _prepared(self, rgb: np.ndarray, size: tuple[int, int], name: str) -> Waiting:
+        """A decoded picture made ready to run. size: of its label map. name: for messages."""
+        input_size = input_size_of(self.bundle, *_edges(rgb), name)
         return Waiting(self._executor.prepare(rgb, input_size), input_size, size)
 
     def _check_encoded(self, picture: EncodedPicture) -> None:
