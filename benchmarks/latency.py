@@ -56,14 +56,15 @@ SUITES: dict[str, dict[str, Any]] = {
     "cpu": {"models": ["demo", "vits", "vitb", "vitl"], "outputs": [224, 512, 1024, 2048, 4096], "words": [1, 20, 150],
             "batch": [1, 8], "candidates": CPU, "repeats": 30, "cold": 5, "seconds": 120, "precision": ["own"]},
     "gpu": {"models": ["demo", "vits", "vitb", "vitl"], "outputs": [224, 512, 1024, 2048, 4096], "words": [1, 20, 150],
-            "batch": [1, 8], "candidates": ["eager", "compile", "kernels", "ours", "clipseg"], "repeats": 100, "cold": 3,
+            "batch": [1, 8], "candidates": ["eager", "compile", "kernels", "ours", "ours-ort", "clipseg"], "repeats": 100, "cold": 3,
             "seconds": 60, "precision": ["fp16", "fp32"]},
 }  # fmt: skip
 LEAST_REPEATS = 3
 QUICK_MS = 150
 """Calls faster than this are preceded by one that is not timed: the other candidates had the caches meanwhile."""
 BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
-ANSWER_SECONDS = 1800
+_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
+"""What the caller's environment says of threads; a measurement says it with --threads."""
 
 
 class Disagreement(FusionerError):
@@ -90,9 +91,9 @@ class Process:
     """A worker (benchmarks/latency_worker.py): `ask` sends a command and waits for its answer."""
 
     def __init__(self, job: Job) -> None:
-        environment = {
-            name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
-        }
+        self._cache = tempfile.TemporaryDirectory()  # what torch.compile keeps: every first call compiles
+        environment = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": self._cache.name, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(ROOT / "benchmarks/latency_worker.py"), json.dumps(dataclasses.asdict(job))]
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self.started = time.perf_counter()
@@ -141,6 +142,7 @@ class Process:
             self._process.wait()
         self._process.stdout.close()
         self._said.close()
+        self._cache.cleanup()
 
     def __enter__(self) -> Process:
         return self
@@ -173,7 +175,6 @@ def cells(given: argparse.Namespace) -> list[Cell]:
 def job(cell: Cell, candidate: str, given: argparse.Namespace) -> Job:
     return Job(
         candidate, **dataclasses.asdict(cell), device=given.device, threads=given.threads, work=str(given.work),
-        backend="auto" if given.device == "cuda" else "onnxruntime-cpu",
     )  # fmt: skip
 
 
@@ -217,7 +218,11 @@ def measure_together(
                 opened = process.ask("open")
                 first = process.ask("first", str(place))
                 row |= {"open_ms": round(opened["open_ms"], 1), "first_ms": round(first["ms"], 1), **opened["versions"]}
-                row |= {"note": opened["note"], "bytes_on_disk": model_bytes(one)}
+                row |= {
+                    "note": opened["note"],
+                    "bytes_on_disk": model_bytes(one),
+                    "device_bytes": first["device_bytes"],
+                }
                 row |= truth.ask("check", str(place)) if name != "clipseg" else {}
             except Failed as error:
                 row["skipped"] = str(error)
@@ -270,7 +275,7 @@ def refuse_disagreement(row: Row) -> None:
 
 
 def cold(model: str, precision: str, given: argparse.Namespace) -> list[Row]:
-    """From nothing to the first mask of two words, in fresh processes; files have been read before.
+    """From nothing to the first mask of two words, in fresh processes; the cells before have read the files.
 
     process_ms: from the start of the process; import_ms: from its first line, the interpreter being up. Candidates that
     say so encode the words, for the others their vectors lie on disk.
@@ -282,25 +287,30 @@ def cold(model: str, precision: str, given: argparse.Namespace) -> list[Row]:
     for name in candidates:
         row: Row = {"what": "cold", "candidate": name, "model": model, "precision": precision, "device": given.device}
         one = job(Cell(model, edge, edge, 2, 1, precision), name, given)
-        others, times, own = machine.OtherWork(), [], 0.0
-        spent = time.process_time()
+        spent: list[float] = []
+        times: list[tuple[float, float]] = []
+        others = machine.OtherWork(lambda spent=spent: time.process_time() + sum(spent))  # type: ignore[misc]
         try:
-            for repeat in range(given.cold + 1):
+            for _ in range(given.cold):
                 with Process(one) as process:
                     process.ask("open")
                     first = process.ask("first")
                     ended = time.perf_counter()
-                    own += process.processor_seconds()
-                if repeat:  # once to warm the file cache
-                    times.append(((ended - process.started) * 1000, first["since_start_ms"]))
+                    spent.append(process.processor_seconds())
+                times.append(((ended - process.started) * 1000, first["since_start_ms"]))
         except Failed as error:
             row["skipped"] = str(error)
         else:
             wall, since = np.median(times, axis=0)
-            load = round(max(0.0, others.cores() - (own + spent) / sum(wall for wall, _ in times) / 1000), 2)
-            row |= {"process_p50_ms": round(wall), "import_p50_ms": round(since), "repeats": len(times), "load": load}
+            load = round(others.cores(), 2)
+            row |= {
+                "process_p50_ms": round(wall),
+                "import_p50_ms": round(since),
+                "repeats": len(times),
+                "load": load,
+            }
             row |= {"peak_bytes": first["peak_bytes"], "installed_bytes": installed_bytes(name)}
-            row |= {"bytes_on_disk": model_bytes(one), "busy": given.busy}
+            row |= {"bytes_on_disk": model_bytes(one), "busy": given.busy or load > machine.IDLE}
         rows.append(row)
     return rows
 
@@ -308,6 +318,10 @@ def cold(model: str, precision: str, given: argparse.Namespace) -> list[Row]:
 def measured(given: argparse.Namespace) -> Iterator[list[Row]]:
     """Rows of one cell after the other. Raises Disagreement."""
     where = machine.record("numpy") | {"threads": given.threads, "python": sys.version.split()[0]}
+    if given.device == "cuda":
+        import torch
+
+        where["gpu"] = torch.cuda.get_device_name()
     everything = cells(given)
     starts = sorted({(cell.model, cell.precision) for cell in everything}) if given.cold else []
     with tqdm(total=len(everything) * len(given.candidates) + len(starts), bar_format=BAR, disable=None) as bar:
@@ -325,13 +339,16 @@ def measured(given: argparse.Namespace) -> Iterator[list[Row]]:
 
 def make(model: str, precisions: list[str], given: argparse.Namespace) -> None:
     """Raises UsageError where the files cannot be made."""
-    files = Files(given.work, model)
-    if not (missing := files.missing(precisions)):
+    files, most = (
+        Files(given.work, model, given.device),
+        max([given.words] if isinstance(given.words, int) else given.words),
+    )
+    if not (missing := files.missing(precisions, most)):
         return
     given.work.mkdir(parents=True, exist_ok=True)
-    with Process(job(Cell(model, 224, 224, 1, 1, "fp32"), "eager", given)) as process:
+    with Process(job(Cell(model, 224, 224, most, 1, "fp32"), "eager", given)) as process:
         try:
-            process.ask("prepare", *missing)
+            process.ask("prepare", missing)
         except Failed as error:
             raise UsageError(f"{model} cannot be made in {given.work}: {error}") from None
 
@@ -368,6 +385,9 @@ def benchmark(given: argparse.Namespace) -> int:
         write_result(given.table, lambda stream: stream.write(text.encode()))
     if given.plot:
         latency_plots.plot(rows, given.plot)
+    if given.store_gate:
+        content = json.dumps(latency_report.stored(rows), indent=1, ensure_ascii=False) + "\n"
+        write_result(latency_report.GATE, lambda stream: stream.write(content.encode()))
     if not given.gate:
         return 0
     verdicts, passed = latency_report.gate(rows, json.loads(latency_report.GATE.read_text()))
@@ -416,6 +436,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     add("--from", type=Path, dest="read", metavar="FILE", help="measure nothing: print and draw this record")
     add("--gate", action="store_true", help="exit with 1 where eager over ours is below the ratio in "
         "docs/records/latency_gate.json")  # fmt: skip
+    add("--store-gate", action="store_true", help="write that file from this run")
     given = parser.parse_args(arguments)
     for axis, value in SUITES[given.suite].items():
         if getattr(given, axis) is None:
@@ -429,12 +450,13 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     if given.device == "cuda" and not given.read:
         check_gpu()
     if given.memory_limit is None:
-        given.memory_limit = round(0.6 * machine.available_memory() / 1e9, 1)
+        free = check_gpu() if given.device == "cuda" and not given.read else machine.available_memory()
+        given.memory_limit = round(0.6 * free / 1e9, 1)
     return given
 
 
-def check_gpu() -> None:
-    """Raises UsageError."""
+def check_gpu() -> int:
+    """Bytes free on it. Raises UsageError."""
     try:
         import torch
 
@@ -445,6 +467,7 @@ def check_gpu() -> None:
         raise UsageError(
             "--suite gpu: torch sees no GPU; check nvidia-smi and that torch was built for CUDA, or take suite cpu"
         )
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def whole(text: str) -> int:

@@ -9,6 +9,8 @@ openvino        the same graph in OpenVINO, for the shapes of the cell, float32
 openvino-bf16   the same with OpenVINO's own leave to compute in bfloat16
 ours            fusioner_rt.Session.segment
 ours-words      the same for a picture that was encoded before, with other words than in the last call
+ours-uncached   the same in a process that finds no word's vector on disk: for cold starts
+ours-ort        on a GPU: the same on ONNX Runtime's CUDA, not on TensorRT
 kernels         on a GPU: the network in PyTorch, the mask head of kernels/ (Triton)
 clipseg         transformers' CLIPSeg of similar encoder size, random weights, its own input of 352²: another model
 
@@ -33,7 +35,7 @@ TITLES = {
     "eager": "PyTorch eager", "eager-uncached": "PyTorch eager, words encoded in every call",
     "compile": "torch.compile", "ort": "ONNX Runtime, one graph", "openvino": "OpenVINO, one graph",
     "openvino-bf16": "OpenVINO, one graph, bfloat16", "ours": "ours", "ours-words": "ours, other words, picture encoded",
-    "ours-uncached": "ours, words encoded by the process",
+    "ours-ort": "ours on ONNX Runtime's CUDA", "ours-uncached": "ours, words encoded by the process",
     "kernels": "PyTorch eager with our kernels", "clipseg": "CLIPSeg",
 }  # fmt: skip
 TORCH = ("eager", "eager-uncached", "compile", "kernels", "clipseg")
@@ -59,11 +61,10 @@ class Job:
     device: str
     threads: int
     work: str
-    backend: str = "auto"
 
     @property
     def files(self) -> Files:
-        return Files(Path(self.work), self.model)
+        return Files(Path(self.work), self.model, self.device)
 
     def names(self) -> list[str]:
         """The words, without importing what lists them."""
@@ -77,16 +78,15 @@ class Job:
 
 @dataclass
 class Candidate:
-    """call: pictures to labels and confidence. stages: milliseconds of the last call by stage, where it tells them.
+    """call: pictures to labels and confidence. stages: milliseconds of the last call by stage.
 
-    versions: of the libraries it ran on. note: said in its row. device_peak: bytes at the peak on the GPU.
+    versions: of the libraries it ran on. note: said in its row.
     """
 
     call: Callable[[list[np.ndarray]], Labels]
     stages: dict[str, float]
     versions: dict[str, str]
     note: str = ""
-    device_peak: Callable[[], int] | None = None
 
 
 def open_candidate(job: Job) -> Candidate:
@@ -142,10 +142,11 @@ def _ours(job: Job) -> Candidate:
 
     import fusioner_rt
 
-    if job.candidate == "ours-words" and not hasattr(fusioner_rt.Session, "encode"):
-        raise NotImplementedError("Session.encode is not in this version")
+    backend = (
+        "onnxruntime-cpu" if job.device == "cpu" else "onnxruntime-cuda" if job.candidate == "ours-ort" else "auto"
+    )
     cache: Any = False if job.candidate == "ours-uncached" else Path(job.work) / "words"
-    session = fusioner_rt.Session(job.files.bundle(job.precision), job.backend, cache, job.threads)
+    session = fusioner_rt.Session(job.files.bundle(job.precision), backend, cache, job.threads)
     names, size = job.names(), (job.output, job.output)
     session.set_vocabulary(names)
     stages: dict[str, float] = {}
@@ -182,10 +183,9 @@ def _ours(job: Job) -> Candidate:
     def words_alone(pictures: list[np.ndarray]) -> Labels:
         if not encoded:
             encoded.extend(session.encode(one) for one in pictures)
-        vocabularies.append(vocabularies.pop(0))
+        vocabularies.append(vocabularies.pop(0))  # the first call has the words in their order
         return told([session.segment(one, vocabularies[-1], size) for one in encoded])
 
-    vocabularies.reverse()  # the first call has the words in their order
     candidate.call = words_alone
     return candidate
 
@@ -204,7 +204,8 @@ def _torch(job: Job) -> Candidate:
     temperature, size = model.config.temperature, (job.output, job.output)
     stages: dict[str, float] = {}
     stage = _stage(stages, torch.cuda.synchronize if device.type == "cuda" else None)
-    half = job.precision == "fp16"
+    half = job.precision == "fp16" and device.type == "cuda"
+    torch.backends.cudnn.allow_tf32 = half  # float32 must be float32
 
     def head(features: Any, refined: Any) -> tuple[Any, Any]:
         upsampled = F.interpolate(features.movedim(-1, 1), size=size, mode="bilinear", align_corners=False)
@@ -239,16 +240,17 @@ def _torch(job: Job) -> Candidate:
             else:
                 with stage("image"):
                     tokens = model.encode(pixels)
-                with stage("fusion and decoder"):
-                    features, refined = model.fuse(tokens, words)
+                with stage("fusion"):
+                    fused, refined = model.attend(tokens, words)
+                with stage("decoder"):
+                    features = model.decode(fused)
                 with stage("mask_head"):
                     labels, confidence = head(features, refined)
         with stage("copy out"):
             arrays = labels.cpu().numpy(), confidence.float().cpu().numpy()
         return arrays
 
-    peak = torch.cuda.max_memory_allocated if device.type == "cuda" else None
-    return Candidate(call, stages, {"torch": torch.__version__}, device_peak=peak)
+    return Candidate(call, stages, {"torch": torch.__version__})
 
 
 def _onnxruntime(job: Job) -> Candidate:
@@ -303,16 +305,20 @@ def _one_graph(job: Job, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]
 
 def _clipseg(job: Job) -> Candidate:
     """The picture is encoded once and its activations meet every word's embedding, which is kept between calls."""
+    like = MODELS[job.model].clipseg
+    if like is None:
+        raise NotImplementedError(f"CLIPSeg has no encoder like that of {job.model}")
     import torch
+
+    from training.encoders.open_clip import define_torchvision_operators
+
+    define_torchvision_operators()  # which CLIPSeg does not use, and its import asks for
     import transformers
     from torch.nn import functional as F
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
     from fusioner_rt.preprocess import Preprocessing
 
-    like = MODELS[job.model].clipseg
-    if like is None:
-        raise NotImplementedError(f"CLIPSeg has no encoder like that of {job.model}")
     torch.set_num_threads(job.threads)
     device = torch.device(job.device)
     torch.manual_seed(0)
@@ -335,11 +341,11 @@ def _clipseg(job: Job) -> Candidate:
         with stage("preprocess"):
             pixels = torch.from_numpy(np.stack([how(one, (side, side)) for one in pictures])).to(device)
         labels, confidences = [], []
-        with torch.autocast(device.type, torch.float16, enabled=job.precision == "fp16"):
+        with torch.autocast(device.type, torch.float16, enabled=job.precision == "fp16" and device.type == "cuda"):
             with stage("image"):
                 seen = model.clip.vision_model(pixels, output_hidden_states=True, interpolate_pos_encoding=True)
                 kept = [seen.hidden_states[index + 1] for index in config.extract_layers]
-            with stage("mask_head"):
+            with stage("decoder"):
                 for index in range(len(pictures)):
                     each = [one[index : index + 1].expand(job.words, -1, -1) for one in kept]
                     logits = model.decoder(each, embeddings).logits.reshape(1, job.words, side, side)
@@ -349,7 +355,6 @@ def _clipseg(job: Job) -> Candidate:
                     confidences.append(confidence.cpu().numpy())
         return np.concatenate(labels), np.concatenate(confidences)
 
-    peak = torch.cuda.max_memory_allocated if device.type == "cuda" else None
     note = f"another model: random weights, input {side}²"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return Candidate(call, stages, versions, note, peak)
+    return Candidate(call, stages, versions, note)

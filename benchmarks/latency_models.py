@@ -3,7 +3,7 @@
 WORK/NAME/checkpoint        random weights from a seed (the demonstration model's own are in models/demo)
 WORK/NAME/fp32, /fp16       bundles, built by export.build_engine
 WORK/NAME/fp32.onnx         the monolith: pixels and words to labels and confidence in one graph, naive head inside
-WORK/NAME/words.npy         (150, t) float32, the vectors of `WORDS` as PyTorch's text encoder gives them
+WORK/NAME/words.npy         (K, t) float32, the vectors of `words` as PyTorch's text encoder gives them
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Files:
 
     work: Path
     model: str
+    device: str = "cpu"
 
     @property
     def folder(self) -> Path:
@@ -82,10 +83,10 @@ class Files:
         return ROOT / "models/demo/checkpoint" if self.model == "demo" else self.folder / "checkpoint"
 
     def bundle(self, precision: str) -> Path:
-        """Of the demonstration model the half precision bundle is the one that is delivered."""
-        if (self.model, precision) == ("demo", "fp16"):
+        """Of the demonstration model the half precision bundle is the one that is delivered; a GPU gets plans of its own."""
+        if (self.model, precision, self.device) == ("demo", "fp16", "cpu"):
             return ROOT / "models/demo/bundle"
-        return self.folder / precision
+        return self.folder / (precision if self.device == "cpu" else f"{precision}-{self.device}")
 
     def monolith(self, precision: str) -> Path:
         return self.folder / f"{precision}.onnx"
@@ -106,9 +107,10 @@ class Files:
             return {"key": None}
         return facts
 
-    def missing(self, precisions: list[str]) -> list[str]:
-        """Precisions of which files are not there, or were made by code that has changed since."""
-        if self.facts()["key"] != key(self.model):
+    def missing(self, precisions: list[str], count: int) -> list[str]:
+        """Precisions of which files are not there, for fewer than `count` words, or made by code that has changed since."""
+        facts = self.facts()
+        if facts["key"] != key(self.model) or len(facts.get("words", ())) < count:
             return precisions
         return [
             one
@@ -149,9 +151,10 @@ def picture(edge: int, index: int = 0) -> np.ndarray:
     return np.ascontiguousarray(np.roll(pixels, index * edge // 11, axis=1))
 
 
-def prepare(files: Files, precisions: list[str]) -> None:
-    """Make what is missing. Raises what export.build_engine.build raises."""
+def prepare(files: Files, precisions: list[str], count: int) -> None:
+    """Make what is missing, for `count` words. Raises what export.build_engine.build raises."""
     import onnx
+    import torch
 
     from export.build_engine import Options, build
     from fusioner_rt import Session
@@ -164,20 +167,22 @@ def prepare(files: Files, precisions: list[str]) -> None:
     if MODELS[files.model].config and not files.checkpoint.is_dir():
         checkpoint.save(random_model(files.model), files.checkpoint, {"pictures": 0})
     model = checkpoint.load(files.checkpoint)
-    names = words(MOST_WORDS)
+    names = words(count)
     np.save(files.words, model.word_vectors(names).numpy())
     for precision in precisions:
         if not (files.bundle(precision) / "manifest.json").is_file():
-            fp16 = precision == "fp16"
-            build(
-                Options(files.checkpoint, files.bundle(precision), fp16, backend="onnxruntime", kernels="none"), False
-            )
+            fp16, served = precision == "fp16", {"backend": "onnxruntime", "kernels": "none"}
+            if files.device == "cuda":
+                served = {"backend": "auto", "kernels": "sm_{}{}".format(*torch.cuda.get_device_capability())}
+            build(Options(files.checkpoint, files.bundle(precision), fp16, **served), shown=False)
         whole = monolith(
             onnx.load(files.bundle(precision) / "image_fusion.onnx"), model.config.width, model.config.temperature
         )
         onnx.save_model(whole, files.monolith(precision))
         with Session(files.bundle(precision), "onnxruntime-cpu", files.work / "words") as session:
-            session.set_vocabulary(names)  # encoded now, and for every measurement in the cache
+            session.set_vocabulary(
+                names[: session.bundle.words.max]
+            )  # encoded now, and for every measurement in the cache
     facts = {
         "key": new, "words": names, "preprocessing": model.preprocessing().to_manifest(),
         "parameter_bytes": sum(value.numel() * value.element_size() for value in model.state_dict().values()),

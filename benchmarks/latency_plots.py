@@ -19,7 +19,11 @@ COLOURS = {
     "ours-uncached": "#7d1140",
 }  # fmt: skip
 WIDTHS = ["#5b8db8", "#c9a227", "#7b9e6b", "#c2185b"]
-STAGES = ["#d9d9d9", "#b8c9dd", "#5b8db8", "#c9a227", "#7b9e6b", "#c2185b", "#8e6bb0", "#4aa6a6"]
+STAGES = {
+    "decode": "#efefef", "preprocess": "#d0d0d0", "text": "#8c8c8c", "image": "#5b8db8", "fusion": "#c9a227",
+    "decoder": "#7b9e6b", "image_fusion": "#8e6bb0", "graph": "#b79fce", "mask_head": "#c2185b", "copy out": "#4aa6a6",
+}  # fmt: skip
+"""image_fusion: encoder, fusion and decoder in one. graph: these and the mask head in one."""
 MIDDLE_WORDS = 20
 
 
@@ -145,8 +149,8 @@ def by_stage(figure: Any, rows: list[Row]) -> bool:
         return False
     shown = sorted({sizes[0], max([size for size in sizes if size <= 1024] or sizes[:1])})
     models = list(dict.fromkeys((row["model"], row["precision"]) for row in rows))
-    names = list(dict.fromkeys(stage for row in rows for stage in row["stages_p50_ms"]))
-    colours = {name: STAGES[index % len(STAGES)] for index, name in enumerate(names)}
+    seen = {stage for row in rows for stage, ms in row["stages_p50_ms"].items() if ms > 0}
+    colours = {stage: colour for stage, colour in STAGES.items() if stage in seen}
     figure.set_size_inches(2.2 + 4.4 * len(shown), 1.4 + 1.9 * len(models))
     figure.suptitle(f"Stages of a call, {words} words")
     panels = figure.subplots(len(models), len(shown), squeeze=False)
@@ -157,7 +161,7 @@ def by_stage(figure: Any, rows: list[Row]) -> bool:
             for place, name in enumerate(order):
                 left = 0.0
                 for stage, ms in cell[name]["stages_p50_ms"].items():
-                    panel.barh(place, ms, left=left, color=colours[stage], height=0.7)
+                    panel.barh(place, ms, left=left, color=colours.get(stage, "black"), height=0.7)
                     left += ms
             panel.set_yticks(range(len(order)), [TITLES[name] for name in order], fontsize=7)
             panel.set_title(f"{MODELS[model].title}, {precision}, {size}²", fontsize=9)
@@ -203,4 +207,11 @@ def legend(figure: Any, panels: Any) -> None:
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(
+        list(found.values()),
+        list(found),
+        loc="outside lower center",
+        ncols=max(2, int(figure.get_figwidth() / 2.4)),
+        frameon=False,
+        fontsize=8,
+    )

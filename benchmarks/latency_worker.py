@@ -1,7 +1,7 @@
 """A process that holds one candidate of benchmarks/latency.py, and does what it is told: a line in, a line of JSON out.
 
   open    load it                                     {"import_ms", "open_ms", "versions", "note"}
-  first   the first call; its result goes to a file   {"ms", "peak_bytes"}
+  first   the first call; its result goes to a file   {"ms", "since_start_ms", "peak_bytes", "device_bytes"}
   call    one call more                               {"ms", "processor_ms", "stages"}
   check   truth alone: compare what a file holds
   quit
@@ -32,11 +32,13 @@ class Worker:
         self.candidate: Any = None
         self.pictures: list[Any] = []
         self.truth: Any = None
+        self.free: int | None = None
 
     def open(self) -> dict[str, Any]:
         from benchmarks.latency_candidates import open_candidate, pictures
 
         self.pictures = pictures(self.job)
+        self.free = free_on_device(self.job.device)
         before = time.perf_counter()
         self.candidate = open_candidate(self.job)
         return {
@@ -52,7 +54,11 @@ class Worker:
             import numpy as np
 
             np.savez(result, labels=labels.astype(np.uint16), confidence=confidence)
-        return {"ms": (now - start) * 1000, "since_start_ms": (now - STARTED) * 1000, "peak_bytes": peak_bytes()}
+        left = free_on_device(self.job.device)
+        return {
+            "ms": (now - start) * 1000, "since_start_ms": (now - STARTED) * 1000, "peak_bytes": peak_bytes(),
+            "device_bytes": None if left is None or self.free is None else self.free - left,
+        }  # fmt: skip
 
     def call(self) -> dict[str, Any]:
         spent, start = time.process_time(), time.perf_counter()
@@ -61,8 +67,7 @@ class Worker:
         return {"ms": ms, "processor_ms": processor, "stages": dict(self.candidate.stages)}
 
     def peak(self) -> dict[str, Any]:
-        device = self.candidate.device_peak
-        return {"peak_bytes": peak_bytes(), "device_peak_bytes": device() if device else None}
+        return {"peak_bytes": peak_bytes()}
 
     def truth_of(self) -> dict[str, Any]:
         from benchmarks.latency_truth import Truth
@@ -77,10 +82,10 @@ class Worker:
             found: dict[str, Any] = self.truth.compare(arrays["labels"], arrays["confidence"])
         return found
 
-    def prepare(self, *precisions: str) -> dict[str, Any]:
+    def prepare(self, precisions: list[str]) -> dict[str, Any]:
         from benchmarks.latency_models import prepare
 
-        prepare(self.job.files, list(precisions))
+        prepare(self.job.files, precisions, self.job.words)
         return {}
 
 
@@ -89,6 +94,18 @@ def peak_bytes() -> int:
     from benchmarks.machine import peak_resident
 
     return peak_resident()
+
+
+def free_on_device(device: str) -> int | None:
+    """Bytes; what a process holds, its libraries' caches included, is what it takes of them while no other works."""
+    if device != "cuda":
+        return None
+    from fusioner_rt.cuda_driver import Device
+
+    opened = Device()
+    free = opened.free_bytes
+    opened.close()
+    return free
 
 
 def main() -> int:

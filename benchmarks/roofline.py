@@ -81,7 +81,7 @@ def watching(calls: list[Any]) -> Iterator[None]:
     from fusioner_rt.onnxruntime_backend import OnnxRuntime
 
     load = OnnxRuntime.load
-    OnnxRuntime.load = lambda self, path, *a, **k: Watched(load(self, path, *a, **k), path, calls)  # type: ignore[assignment,misc,return-value]
+    OnnxRuntime.load = lambda self, path, *a, **k: Watched(load(self, path, *a, **k), path, calls)  # type: ignore[assignment]
     try:
         yield
     finally:

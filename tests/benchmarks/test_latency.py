@@ -1,0 +1,313 @@
+"""The latency benchmark: its cells and rows, its honesty about wrong, failing and large candidates, its report and gate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import latency, latency_models, latency_plots, latency_report, machine
+from benchmarks.latency_candidates import Job, needs
+from benchmarks.latency_models import Files
+from fusioner_rt.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+EDGE = 61
+
+
+@pytest.fixture(scope="session")
+def work(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model that another run has made: what is measured is not how bundles are built."""
+    files = Files(tmp_path_factory.mktemp("latency"), "tiny")
+    files.folder.mkdir()
+    shutil.copytree(tiny_checkpoint, files.checkpoint)
+    shutil.copytree(tiny_bundle, files.bundle("fp32"))
+    (files.folder / "made.json").write_text(json.dumps({"key": latency_models.key("tiny")}))
+    assert files.missing(["fp32"], 20) == ["fp32"]
+    latency_models.prepare(files, ["fp32"], 20)
+    assert files.missing(["fp32"], 20) == []
+    assert files.missing(["fp32"], 21) == ["fp32"]
+    return files.work
+
+
+def job(work: Path, candidate: str = "eager", **changed: Any) -> Job:
+    return Job(**{"candidate": candidate, "model": "tiny", "picture": EDGE, "output": EDGE, "words": 5, "batch": 1,
+                  "precision": "fp32", "device": "cpu", "threads": 1, "work": str(work), **changed})  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def record(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of two sizes; other tests may be running, hence --busy."""
+    file = tmp_path_factory.mktemp("benchmark") / "rows.jsonl"
+    arguments = ["--suite", "smoke", "--models", "tiny", "--outputs", EDGE, "--words", "5", "--repeats", 3, "--cold", 1,
+                 "--candidates", "eager,ort,ours,ours-words,clipseg", "--threads", 1, "--work", work, "--busy", "--json", file]  # fmt: skip
+    command = [sys.executable, "benchmarks/latency.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("**tiny encoders**")
+    return file
+
+
+def rows_of(record: Path, what: str = "latency") -> list[dict[str, Any]]:
+    return [row for row in map(json.loads, record.read_text().splitlines()) if row["what"] == what]
+
+
+def test_a_cell_has_a_row_for_every_candidate(record: Path) -> None:
+    assert [row["candidate"] for row in rows_of(record)] == ["eager", "ort", "ours", "ours-words", "clipseg"]
+
+
+def test_a_row_tells_time_memory_accuracy_and_where_it_was_measured(record: Path) -> None:
+    for row in rows_of(record):
+        if row["candidate"] == "clipseg":
+            continue
+        assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["pictures_per_s"] == pytest.approx(1000 / row["p50_ms"], rel=0.01)
+        assert row["processor_p50_ms"] > 0
+        assert row["first_ms"] > 0
+        assert row["peak_bytes"] > 30e6
+        assert row["bytes_on_disk"] > 1e5
+        assert row["labels_agree"] > 0.99
+        assert row["shortfall"] <= row["explained"] < 1e-3
+        assert row["words_winning"] > 1
+        assert {"machine", "processor", "commit", "date", "load", "threads", "repeats"} <= set(row)
+        assert row["interleaved"] is row["busy"] is True
+        total = sum(row["stages_p50_ms"].values())
+        assert 0 < total < 1.5 * row["p50_ms"] + 5
+
+
+def test_candidates_name_the_stages_that_a_plot_knows(record: Path) -> None:
+    for row in rows_of(record):
+        assert set(row.get("stages_p50_ms", ())) <= set(latency_plots.STAGES)
+
+
+def test_a_candidate_that_cannot_run_is_a_row_with_the_reason(record: Path) -> None:
+    for row in rows_of(record):
+        if row["candidate"] == "clipseg":
+            assert "CLIPSeg has no encoder like that of tiny" in row["skipped"]
+            assert "p50_ms" not in row
+    assert "CLIPSeg has no encoder" in latency_report.table(rows_of(record))
+
+
+def test_a_cold_start_is_longer_from_the_process_than_from_its_first_line(record: Path) -> None:
+    found = {row["candidate"]: row for row in rows_of(record, "cold")}
+    assert set(found) == {"eager", "ort", "ours", "ours-uncached", "clipseg"}
+    for name in ("eager", "ort", "ours", "ours-uncached"):
+        assert 0 < found[name]["import_p50_ms"] < found[name]["process_p50_ms"]
+        assert found[name]["installed_bytes"] > 20e6
+    assert found["eager"]["installed_bytes"] > found["ours"]["installed_bytes"]
+    assert found["eager"]["import_p50_ms"] > found["ours"]["import_p50_ms"]
+
+
+def test_from_prints_the_table_of_the_record_and_draws_it(record: Path, tmp_path: Path) -> None:
+    twice = tmp_path / "rows.jsonl"
+    larger = [json.dumps(row | {"output": 97}) + "\n" for row in rows_of(record)]
+    twice.write_text(record.read_text() + "".join(larger))
+    arguments = ["--from", twice, "--table", tmp_path / "table.md", "--plot", tmp_path / "plot.png"]
+    assert latency.main(list(map(str, arguments))) == 0
+    told = (tmp_path / "table.md").read_text()
+    assert told == latency_report.table(latency_report.read(twice))
+    assert told.count("busy machine") == 8
+    for name in ("plot.png", "plot-channels.png", "plot-stages.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "plot-words.png").exists()  # one number of words was measured
+
+
+def darker(labels: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return labels, confidence * np.float32(0.999)
+
+
+def other_words(labels: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.where(labels > 0, labels % 5 + 1, 0), confidence
+
+
+def all_background(labels: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return labels * 0, confidence
+
+
+def a_row_below(labels: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.roll(labels, 1, axis=1), np.roll(confidence, 1, axis=1)
+
+
+def not_a_number(labels: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return labels, np.where(np.arange(EDGE) == 3, np.float32("nan"), confidence)
+
+
+@pytest.mark.parametrize("wrong", [darker, other_words, all_background, a_row_below, not_a_number])
+def test_float32_that_computes_something_else_ends_the_run(work: Path, wrong: Any) -> None:
+    from benchmarks.latency_candidates import open_candidate, pictures
+    from benchmarks.latency_truth import Truth
+
+    one = job(work, batch=2)
+    truth = Truth(one)
+    labels, confidence = open_candidate(one).call(pictures(one))
+    row = {"candidate": "eager", "model": "tiny", "output": EDGE, "words": 5, "precision": "fp32"}
+    latency.refuse_disagreement(row | truth.compare(labels, confidence))
+    found = truth.compare(*wrong(labels, confidence))
+    with pytest.raises(latency.Disagreement, match="computes something else"):
+        latency.refuse_disagreement(row | found)
+    latency.refuse_disagreement(row | found | {"precision": "fp16"})  # told, not refused
+
+
+def test_a_model_in_which_one_word_wins_everywhere_is_refused() -> None:
+    row = {"candidate": "eager", "model": "tiny", "output": EDGE, "words": 5, "precision": "fp32", "shortfall": 0.0,
+           "explained": 1e-4, "words_winning": 1}  # fmt: skip
+    with pytest.raises(latency.Disagreement, match="one word wins everywhere"):
+        latency.refuse_disagreement(row)
+    latency.refuse_disagreement(row | {"words": 1})
+
+
+def test_pytorch_compared_on_every_picture_of_a_batch_gets_its_own(work: Path) -> None:
+    from benchmarks.latency_candidates import open_candidate, pictures
+
+    one = job(work, batch=3)
+    labels, confidence = open_candidate(one).call(pictures(one))
+    assert labels.shape == confidence.shape == (3, EDGE, EDGE)
+    assert not np.array_equal(labels[0], labels[1])
+
+
+def test_what_does_not_fit_is_a_row_that_says_what_it_needs(work: Path) -> None:
+    given = options(work, "--candidates", "eager,ours", "--memory-limit", "1.6", "--outputs", "1024", "--words", "5")
+    (cell,) = latency.cells(given)
+    with latency.tqdm(disable=True) as bar:
+        eager, ours = latency.measure(cell, given, bar)
+    assert eager["skipped"] == "needs 1.8 GB, 1.6 GB allowed"
+    assert "p50_ms" not in eager
+    assert ours["p50_ms"] > 0
+
+
+def test_a_naive_head_needs_its_features_at_output_size_and_ours_does_not(work: Path) -> None:
+    naive, ours = (
+        needs(job(work, name, output=2048)) - needs(job(work, name, output=1024)) for name in ("eager", "ours")
+    )
+    assert naive > 3 * 1024**2 * 2 * 32 * 4 > 10 * ours  # d = 32, before and after normalising
+
+
+def options(work: Path, *more: str) -> argparse.Namespace:
+    return latency.options(["--suite", "smoke", "--models", "tiny", "--busy", "--cold", "0", "--threads", "1", "--repeats", "3",
+                            "--work", str(work), *more])  # fmt: skip
+
+
+def test_a_suite_takes_each_axis_in_turn_and_product_all_combinations(tmp_path: Path) -> None:
+    axes = ["--outputs", "224,1024,2048", "--words", "1,20", "--batch", "1,8"]
+    alone = {(cell.output, cell.words, cell.batch) for cell in latency.cells(options(tmp_path, *axes))}
+    assert alone == {(224, 20, 1), (1024, 20, 1), (2048, 20, 1), (224, 1, 1), (1024, 1, 1), (224, 20, 8)}
+    every = latency.cells(options(tmp_path, *axes, "--product"))
+    assert len(every) == len(set(every)) == 12
+    pictures = latency.cells(options(tmp_path, "--outputs", "224", "--pictures", "512"))
+    assert {(cell.picture, cell.output) for cell in pictures} == {(512, 224)}
+
+
+def timed(candidate: str, ms: float, output: int = 224) -> dict[str, Any]:
+    return {"what": "latency", "candidate": candidate, "model": "vits", "precision": "fp32", "picture": output, "device": "cpu",
+            "output": output, "words": 20, "batch": 1, "p50_ms": ms}  # fmt: skip
+
+
+CELL = "vits fp32, 224² from 224², 20 words, batch 1"
+
+
+def test_the_gate_fails_below_the_stored_ratio_and_where_a_cell_was_not_measured() -> None:
+    rows = [timed("eager", 30), timed("ort", 1), timed("ours", 10), timed("eager", 90, 512), timed("ours", 10, 512)]
+    assert latency_report.gate(rows, {"least": {CELL: 2.9}})[1]
+    lines, met = latency_report.gate(rows, {"least": {CELL: 3.1}})
+    assert not met
+    assert lines == [f"FAIL eager over ours, {CELL}: 3.00×, at least 3.1×"]
+    assert not latency_report.gate(rows[:2], {"least": {CELL: 2.9}})[1]
+    assert "not measured" in latency_report.gate(rows[:2], {"least": {CELL: 2.9}})[0][0]
+
+
+def test_what_is_stored_for_the_gate_leaves_a_margin_and_passes_with_the_same_rows() -> None:
+    rows = [timed("eager", 30), timed("ours", 10), timed("eager", 90, 512), timed("ours", 10, 512), timed("ort", 1, 97)]
+    stored = latency_report.stored(rows)
+    assert stored["least"] == {CELL: 1.8, CELL.replace("224", "512"): 5.4}
+    assert latency_report.gate(rows, stored)[1]
+    assert not latency_report.gate([timed("eager", 17), timed("ours", 10), *rows[2:]], stored)[1]
+
+
+def test_the_gate_decides_the_exit_status(record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell, *_), stored = latency_report.ratios(latency_report.read(record)), tmp_path / "gate.json"
+    monkeypatch.setattr(latency_report, "GATE", stored)
+    for least, status in ((1e-6, 0), (1e6, 1)):
+        stored.write_text(json.dumps({"least": {cell: least}}))
+        assert latency.main(["--from", str(record), "--gate"]) == status
+        assert latency.main(["--from", str(record)]) == 0
+
+
+def test_the_stored_gate_asks_for_cells_that_the_smoke_suite_measures() -> None:
+    stored = json.loads(latency_report.GATE.read_text())["least"]
+    given = latency.options(["--suite", "smoke", "--busy"])
+    measured = {
+        latency_report.described((cell.model, cell.precision, cell.picture, cell.output, cell.words, cell.batch, "cpu"))
+        for cell in latency.cells(given)
+    }
+    assert set(stored) == measured
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--outputs", "224,x"], "'x' is not a whole number from 1"),
+        (["--words", "0"], "'0' is not a whole number from 1"),
+        (["--words", "151"], "150 names are listed at most"),
+        (["--batch", "9"], "8 pictures at most"),
+        (["--candidates", "ours,mine"], "'mine' is none of eager,"),
+        (["--models", "vitx"], "'vitx' is none of tiny,"),
+        (["--cold", "-1"], "--cold"),
+        (["--suite", "gpu"], "torch sees no GPU"),
+        (["--from", "README.md"], "README.md is no record of this benchmark"),
+        (["--busy", "--json", "README.md/rows.jsonl"], "cannot be written"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = latency.main(arguments)
+    except SystemExit as left:
+        status = int(left.code or 0)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 or "written" in told
+    assert told in last
+
+
+def test_a_busy_machine_is_refused(work: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
+        try:
+            assert latency.main(["--suite", "smoke", "--models", "tiny", "--work", str(work)]) == 92
+        finally:
+            neighbour.kill()
+
+
+def test_what_own_processes_spend_is_not_others_work() -> None:
+    spent: list[float] = [0.0]
+    others = machine.OtherWork(lambda: spent[0])
+    with subprocess.Popen([sys.executable, "-c", "import time\nend = time.time() + 0.6\nwhile time.time() < end: pass\ninput()"],
+                          stdin=subprocess.PIPE) as child:  # fmt: skip
+        import time
+
+        time.sleep(1.2)
+        spent[0] = machine.processor_seconds(child.pid)
+        assert 0.1 < spent[0] < 1.0
+        without = others.cores()
+        spent[0] = 0.0
+        assert others.cores() >= without + 0.05
+        assert child.stdin
+        child.stdin.close()
+
+
+def test_a_process_that_dies_is_told_with_its_status(work: Path) -> None:
+    with latency.Process(job(work)) as process:
+        process._process.kill()
+        with pytest.raises(latency.Failed, match="ended with status -9"):
+            process.ask("open")
+
+
+def test_a_record_without_rows_is_not_drawn(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no rows to draw"):
+        latency_plots.plot([], tmp_path / "plot.png")
