@@ -41,8 +41,8 @@ TITLES = {
 TORCH = ("eager", "eager-uncached", "compile", "kernels", "clipseg")
 THRESHOLD = 0.5
 CLIPSEG_SIDE = 352
-TASK_BYTES = 1_500_000_000
-"""What a candidate's libraries and weights may take beside what `needs` counts."""
+LIBRARIES_BYTES = 350_000_000
+"""What a candidate's process takes beside its model."""
 
 Labels = tuple[np.ndarray, np.ndarray]  # (B, H, W) of any integer dtype; (B, H, W) float32 confidence
 
@@ -107,15 +107,16 @@ def pictures(job: Job) -> list[np.ndarray]:
 def needs(job: Job) -> int:
     """Bytes at the peak, from the algorithm and not from a counter: what decides whether a cell is run.
 
-    Naive heads hold every feature at output size twice, before and after normalising, or once beside the K maps.
+    Weights are in memory twice, as they lie in their file and as a library lays them out for its products. Naive heads hold every feature at output size twice, before and after normalising, or once beside the K maps.
     """
     pixels, d, k = job.batch * job.output**2, MODELS[job.model].channels, job.words
     item = 2 if job.device == "cuda" and job.precision == "fp16" else 4
+    process = LIBRARIES_BYTES + 2 * int(job.files.facts()["parameter_bytes"])
     if job.candidate.startswith("ours") or job.candidate == "kernels":
-        return TASK_BYTES + 16 * pixels
+        return process + 16 * pixels
     if job.candidate == "clipseg":
-        return TASK_BYTES + 8 * pixels * k + 24 * pixels + 4 * job.batch * k * CLIPSEG_SIDE**2 * 4
-    return TASK_BYTES + item * pixels * max(2 * d, d + 3 * k) + 24 * pixels
+        return process + 8 * pixels * k + 24 * pixels + 4 * job.batch * k * CLIPSEG_SIDE**2 * 4
+    return process + item * pixels * max(2 * d, d + 3 * k) + 24 * pixels
 
 
 def _stage(stages: dict[str, float], synchronise: Callable[[], None] | None = None) -> Any:

@@ -70,9 +70,10 @@ def by_output(figure: Any, rows: list[Row]) -> bool:
         return False
     figure.set_size_inches(1.6 + 3.2 * len(models), 4.4)
     figure.suptitle(f"A picture to its label map, {words_most_used(rows)} words")
-    panels = figure.subplots(1, len(models), sharex=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+    sizes = sorted({row["output"] for row in rows})
     for panel, (model, precision) in zip(panels, models, strict=True):
-        lines(panel, middle(rows, model=model, precision=precision), "output")
+        lines(panel, middle(rows, model=model, precision=precision), "output", sizes)
         panel.set_title(f"{MODELS[model].title}, {precision}", fontsize=10)
         panel.set_xlabel("edge of the label map, pixels")
     panels[0].set_ylabel("ms a picture, median")
@@ -92,8 +93,9 @@ def by_words(figure: Any, rows: list[Row]) -> bool:
     figure.set_size_inches(1.6 + 3.2 * across, 1.6 + 2.9 * down)
     figure.suptitle("A picture to its label map, by words")
     panels = figure.subplots(down, across, sharex=True, squeeze=False).ravel()
+    counts = sorted({row["words"] for row in rows})
     for panel, kind in zip(panels, kinds, strict=False):
-        lines(panel, [row for row in rows if of(row) == kind], "words")
+        lines(panel, [row for row in rows if of(row) == kind], "words", counts)
         panel.set_title(f"{MODELS[kind[0]].title}, {kind[1]}, {kind[2]}²", fontsize=9)
         panel.set_xlabel("words")
     for panel in panels[len(kinds) :]:
@@ -149,7 +151,7 @@ def by_stage(figure: Any, rows: list[Row]) -> bool:
         return False
     shown = sorted({sizes[0], max([size for size in sizes if size <= 1024] or sizes[:1])})
     models = list(dict.fromkeys((row["model"], row["precision"]) for row in rows))
-    seen = {stage for row in rows for stage, ms in row["stages_p50_ms"].items() if ms > 0}
+    seen = {stage for row in rows for stage, ms in row["stages_p50_ms"].items() if ms > 0.005 * row["p50_ms"]}
     colours = {stage: colour for stage, colour in STAGES.items() if stage in seen}
     figure.set_size_inches(2.2 + 4.4 * len(shown), 1.4 + 1.9 * len(models))
     figure.suptitle(f"Stages of a call, {words} words")
@@ -158,6 +160,9 @@ def by_stage(figure: Any, rows: list[Row]) -> bool:
         for size, panel in zip(shown, across, strict=True):
             cell = {row["candidate"]: row for row in middle(rows, model=model, precision=precision, output=size)}
             order = [name for name in reversed(TITLES) if name in cell]
+            if not order:
+                panel.set_axis_off()
+                continue
             for place, name in enumerate(order):
                 left = 0.0
                 for stage, ms in cell[name]["stages_p50_ms"].items():
@@ -179,23 +184,25 @@ def words_most_used(rows: list[Row]) -> int:
     return MIDDLE_WORDS if MIDDLE_WORDS in counts else max(counts, key=counts.count)
 
 
-def lines(panel: Any, rows: list[Row], axis: str) -> None:
+def lines(panel: Any, rows: list[Row], axis: str, ticks: list[int]) -> None:
     for name in TITLES:
         line = sorted(middle(rows, candidate=name), key=lambda row: row[axis])
         if line:
             wide = 2.6 if name == "ours" else 1.4
             panel.plot([row[axis] for row in line], [row["p50_ms"] for row in line], color=COLOURS[name], linewidth=wide,
                        marker="o", markersize=4, label=TITLES[name], zorder=3 if name == "ours" else 2)  # fmt: skip
-    logarithmic(panel, sorted({row[axis] for row in rows}))
+    logarithmic(panel, ticks)
 
 
 def logarithmic(panel: Any, ticks: list[int]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     panel.set(xscale="log", yscale="log")
     panel.xaxis.set_major_locator(FixedLocator(ticks))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.grid(True, color="#e6e6e6", linewidth=0.7)
     panel.spines[["top", "right"]].set_visible(False)
