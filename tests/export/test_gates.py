@@ -39,6 +39,19 @@ def graphs(bundle):
 
 
 @pytest.fixture(scope="module")
+def in_parts(graphs, bundle):
+    """The graphs and the parts of image_fusion, which are then put through every gate too."""
+    runtime = OnnxRuntime("onnxruntime-cpu")
+    parts = [name for name in bundle.manifest["graphs"] if name not in NAMES]
+    return graphs | {name: runtime.load(bundle.graph(name), threads=1) for name in parts}
+
+
+@pytest.fixture(scope="module")
+def found_in_parts(model, in_parts, bundle, photographs):
+    return gates.parity(model, in_parts, bundle.preprocessing, photographs, precision="fp32")
+
+
+@pytest.fixture(scope="module")
 def found(model, graphs, bundle, photographs):
     return gates.parity(model, graphs, bundle.preprocessing, photographs, precision="fp32")
 
@@ -200,6 +213,54 @@ def test_the_words_gate_stops_a_graph_that_knows_a_words_place(found, graphs, bu
 
     with pytest.raises(gates.WordsFailed, match="pixels their word"):
         gates.words(faulty(graphs, "mask_tiles", unnamed), found, bundle.preprocessing, photographs[0])
+
+
+def test_the_parts_pass_every_gate_and_are_recorded_beside_the_whole(
+    found, found_in_parts, in_parts, bundle, photographs
+):
+    assert found_in_parts.agreement >= gates.LEAST_AGREEMENT
+    of_parts = {name for name in found_in_parts.errors if name.endswith(gates.IN_PARTS)}
+    assert len(of_parts) == 2
+    assert found_in_parts.errors.keys() - of_parts == found.errors.keys()
+    assert all(found_in_parts.errors[name] <= found_in_parts.allowed(name) for name in of_parts)
+    arguments = in_parts, found_in_parts, bundle.preprocessing
+    assert gates.batch(*arguments, photographs, 4)["largest_difference_of_allowed"] <= 1
+    assert gates.words(*arguments, photographs[0])["mask_agreement"] >= gates.LEAST_AGREEMENT
+
+
+def tokens_turned(_, outputs):
+    outputs["tokens"][..., 0] *= 1.01
+
+
+def fused_turned(_, outputs):
+    outputs["fused"][..., 3] += 0.001 * np.abs(outputs["fused"]).max()
+
+
+def fused_lost(_, outputs):
+    outputs["fused"][0, 0, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("image", tokens_turned), ("fusion", fused_turned), ("fusion", fused_lost)]
+)
+def test_parity_stops_a_part_that_errs_where_the_whole_does_not(model, in_parts, bundle, photographs, name, fault):
+    with np.errstate(all="ignore"), pytest.raises(gates.ParityFailed, match="_in_parts err by"):
+        gates.parity(model, faulty(in_parts, name, fault), bundle.preprocessing, photographs[:1], precision="fp32")
+
+
+def test_the_other_gates_stop_a_part_that_knows_its_batch_or_a_words_place(
+    found_in_parts, in_parts, bundle, photographs
+):
+    def batched(_, outputs):
+        outputs["tokens"][1:] = outputs["tokens"][:1]
+
+    def placed(_, outputs):
+        outputs["refined"] += np.arange(outputs["refined"].shape[1], dtype=np.float32)[:, None]
+
+    with pytest.raises(gates.BatchFailed, match=r"row \d of \w+ differs"):
+        gates.batch(faulty(in_parts, "image", batched), found_in_parts, bundle.preprocessing, photographs, 4)
+    with pytest.raises(gates.WordsFailed, match="changes"):
+        gates.words(faulty(in_parts, "fusion", placed), found_in_parts, bundle.preprocessing, photographs[0])
 
 
 def table_of(rows):
