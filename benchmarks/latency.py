@@ -308,7 +308,7 @@ def cold(model: str, precision: str, given: argparse.Namespace) -> list[Row]:
         try:
             for _ in range(given.cold):
                 with Process(one) as process:
-                    process.ask("open")
+                    opened = process.ask("open")
                     first = process.ask("first")
                     ended = time.perf_counter()
                     spent.append(process.processor_seconds())
@@ -325,7 +325,10 @@ def cold(model: str, precision: str, given: argparse.Namespace) -> list[Row]:
                 "load": load,
             }
             row |= {"peak_bytes": first["peak_bytes"], "installed_bytes": installed_bytes(name)}
-            row |= {"bytes_on_disk": model_bytes(one), "busy": given.busy or load > machine.IDLE}
+            row |= {
+                "bytes_on_disk": opened["parameter_bytes"] or model_bytes(one),
+                "busy": given.busy or load > machine.IDLE,
+            }
         rows.append(row)
     return rows
 

@@ -38,7 +38,6 @@ TITLES = {
     "ours-ort": "ours on ONNX Runtime's CUDA", "ours-uncached": "ours, words encoded by the process",
     "kernels": "PyTorch eager with our kernels", "clipseg": "CLIPSeg",
 }  # fmt: skip
-TORCH = ("eager", "eager-uncached", "compile", "kernels", "clipseg")
 THRESHOLD = 0.5
 CLIPSEG_SIDE = 352
 LIBRARIES_BYTES = 350_000_000
@@ -80,13 +79,14 @@ class Job:
 class Candidate:
     """call: pictures to labels and confidence. stages: milliseconds of the last call by stage.
 
-    versions: of the libraries it ran on. note: said in its row.
+    versions: of the libraries it ran on. note: said in its row. parameter_bytes: of PyTorch's models.
     """
 
     call: Callable[[list[np.ndarray]], Labels]
     stages: dict[str, float]
     versions: dict[str, str]
     note: str = ""
+    parameter_bytes: int = 0
 
 
 def open_candidate(job: Job) -> Candidate:
@@ -251,7 +251,7 @@ def _torch(job: Job) -> Candidate:
             arrays = labels.cpu().numpy(), confidence.float().cpu().numpy()
         return arrays
 
-    return Candidate(call, stages, {"torch": torch.__version__})
+    return Candidate(call, stages, {"torch": torch.__version__}, parameter_bytes=_parameter_bytes(model))
 
 
 def _onnxruntime(job: Job) -> Candidate:
@@ -358,4 +358,8 @@ def _clipseg(job: Job) -> Candidate:
 
     note = f"another model: random weights, input {side}²"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return Candidate(call, stages, versions, note)
+    return Candidate(call, stages, versions, note, _parameter_bytes(model))
+
+
+def _parameter_bytes(model: Any) -> int:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())

@@ -6,7 +6,7 @@ import importlib.metadata
 from functools import cache
 from pathlib import Path
 
-from benchmarks.latency_candidates import TORCH, Job
+from benchmarks.latency_candidates import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 _RUNTIME = ("numpy", "pillow", "tokenizers")
@@ -17,13 +17,11 @@ _NEEDED = {
 
 
 def model_bytes(job: Job) -> int:
-    """Of pictures' and words' sides alike. PyTorch: all parameters. One graph: with the text graph and the tokenizer."""
+    """Of pictures' and words' sides alike, for candidates other than PyTorch's. One graph: with text graph and tokenizer."""
     files = job.files
     bundle = files.bundle(job.precision)
     if job.candidate.startswith("ours"):
         return sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
-    if job.candidate in TORCH:
-        return int(files.facts()["parameter_bytes"])
     return sum(
         file.stat().st_size for file in (files.monolith(job.precision), bundle / "text.onnx", bundle / "tokenizer.json")
     )

@@ -43,7 +43,7 @@ class Worker:
         self.candidate = open_candidate(self.job)
         return {
             "open_ms": (time.perf_counter() - before) * 1000, "versions": self.candidate.versions,
-            "note": self.candidate.note,
+            "note": self.candidate.note, "parameter_bytes": self.candidate.parameter_bytes,
         }  # fmt: skip
 
     def first(self, result: str = "") -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 A session segments a photograph; every graph it runs is watched, and what it computes and moves is counted from the graph
 at the shapes it was given (benchmarks/graph_cost.py). Beside it stands what the direct form of the stage computes: the
-graph image_fusion, operator by operator, and the scores over its features. The limits are measured in the same run: a
+graph image_fusion, operator by operator, and the scores over its features (the decoder's last convolution, 1×1, counts
+as decoder there; where the decoder runs by strips it is computed with the scores). The limits are measured in the same run: a
 product of square matrices, the best of torch, ONNX Runtime and numpy, and a copy.
 
 GFLOP    two for each multiplication of products, convolutions and attention; other operators count as bytes alone

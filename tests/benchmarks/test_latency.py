@@ -172,6 +172,16 @@ def test_pytorch_compared_on_every_picture_of_a_batch_gets_its_own(work: Path) -
     assert not np.array_equal(labels[0], labels[1])
 
 
+def test_the_kernels_candidate_agrees_where_there_is_no_gpu(work: Path) -> None:
+    from benchmarks.latency_candidates import open_candidate, pictures
+    from benchmarks.latency_truth import Truth
+
+    one = job(work, "kernels")  # tensors on the CPU take the kernels' definition
+    found = Truth(one).compare(*open_candidate(one).call(pictures(one)))
+    assert found["shortfall"] <= found["explained"] + np.finfo(np.float16).eps / 4  # its confidence is float16
+    assert found["labels_agree"] > 0.99
+
+
 def test_what_does_not_fit_is_a_row_that_says_what_it_needs(work: Path) -> None:
     given = options(work, "--candidates", "eager,ours", "--memory-limit", "0.5", "--outputs", "1024", "--words", "5")
     (cell,) = latency.cells(given)
