@@ -162,13 +162,12 @@ class Decoder:
         maps, mean, variance = begun["map"], begun["mean"], begun["variance"]
         size = maps.shape[1], maps.shape[2]
         taken: list[np.ndarray] = []
-        try:
-            for graph in self._ups:
-                maps, mean, variance = self._upsample(graph, maps, size, mean, variance, taken)
-                size = 2 * size[0], 2 * size[1]
-            return self._score(maps, size, mean, variance, begun["words"])
-        finally:
-            self._give_back(taken)
+        for graph in self._ups:
+            maps, mean, variance = self._upsample(graph, maps, size, mean, variance, taken)
+            size = 2 * size[0], 2 * size[1]
+        scored = self._score(maps, size, mean, variance, begun["words"])
+        self._give_back(taken)  # not after an error: other strips of the call may still be written
+        return scored
 
     def _upsample(
         self,
