@@ -8,13 +8,15 @@ import threading
 import time
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import tensorrt_progress
+from export import graphs, tensorrt_progress
 from export.tensorrt_engine import Network, Target, TensorRTRefused
 from export.tensorrt_progress import Progress, monitor, run
+from training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,10 +197,13 @@ sys.exit(build_engine.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_plan_leaves_nothing_behind(
-    trt, tiny_checkpoint, tiny_bundle, picture_folder, tmp_path, sent, code
+    trt, tiny_checkpoint, traced_once, picture_folder, tmp_path, sent, code
 ):
+    model = checkpoint.load(tiny_checkpoint)
+    for name, graph in {"text": graphs.text_graph(model), **graphs.picture_graphs(model)}.items():
+        onnx.save_model(graph, tmp_path / f"{name}.onnx")
     out = tmp_path / "engines" / "tiny"
-    command = [sys.executable, "-c", WORK, tiny_bundle, "--checkpoint", tiny_checkpoint, "--out", out]
+    command = [sys.executable, "-c", WORK, tmp_path, "--checkpoint", tiny_checkpoint, "--out", out]
     command += ["--kernels", "none", "--backend", "tensorrt-rtx", "--pictures", picture_folder, "--max-batch", "1"]
     hearing = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
