@@ -119,7 +119,8 @@ def test_each_new_plan_is_run_where_it_runs_and_others_are_said_not_to_have_run(
     proofs = add(bundle, picture_folder, "sm_86,sm_89", (8, 9), monkeypatch)
     assert proofs["8.6"] == {"run": False, "why": "for compute capability 8.6, the GPU here has 8.9"}
     assert proofs["8.9"]["run"] is True
-    assert proofs["8.9"]["mask_agreement_with_onnxruntime"] > 0.999
+    # the plan rounds to float16 between operators, which the CPU's form of the graph does not
+    assert proofs["8.9"]["mask_agreement_with_onnxruntime"] >= add_plans.LEAST_AGREEMENT
     assert proofs["8.9"]["pictures"] == 3
 
 
