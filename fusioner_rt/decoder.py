@@ -21,7 +21,7 @@ from .workers import Workers
 OUTPUTS, WINDOW = 4, 6
 """Edge of a tile of outputs, and of the upsampled values that a 3×3 conv reads for it."""
 
-STRIP_BYTES = 8 << 20
+STRIP_BYTES = 5 << 20
 """Transformed values of a strip, of which there are four at a time. More would leave the cache, fewer make narrow products."""
 BLOCK = 16
 """Tiles side by side whose windows are cut out by one matrix: more would make it sparser."""
