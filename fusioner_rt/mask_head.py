@@ -96,7 +96,9 @@ class MaskHead:
         size = _checked(scores, gram, size, pictures=1)
         _check_threshold(threshold)
         if self._tiles:
-            return mask_tiles.resolve(self._tiles, scores[0], gram[0], size, threshold, self.workers.run_all)
+            return mask_tiles.resolve(
+                self._tiles, scores[0], gram[0], size, threshold, self.workers.run_all, threads=self.workers.threads
+            )
         labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
         limit = np.asarray(threshold, np.float32)
         for first, last in self._bands(scores, size):

@@ -31,6 +31,8 @@ ELEMENTS = 1 << 19
 """Scores computed at once, 2 MB: what follows reads them in the cache."""
 TILES = 512
 """Tiles whose candidates are looked for and sorted together, by one thread: 512² pixels have twice as many."""
+FEW_TILES = 64
+"""Fewer than this are not worth a thread."""
 
 _NEAR = 2.0**-19
 """Scores closer than this, of the largest, may change places when interpolated in float32: ten roundings of 2**-24."""
@@ -107,18 +109,19 @@ def resolve(
     run_all: RunAll,
     competing: tuple[int, int] | None = None,
     prune: bool = True,
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One picture's labels (H, W) uint16 and confidence (H, W) float32, as `MaskHead.labels` describes them.
 
     graph: mask_tiles. scores: (K, h, w) float32, finite. gram: (5, h, w) float32. competing: the edges of the tiles
-    whose words compete, shorter where LONGEST asks for it; prune: whether words that cannot win are left out; neither
-    changes a bit of the result.
+    whose words compete, shorter where LONGEST asks for it; prune: whether words that cannot win are left out; threads:
+    how many `run_all` has; none of them changes a bit of the result.
     """
     task = _Task(graph, scores, gram, size, threshold, competing, prune)
     if task.settled.any():
         run_all(task.settle, list(range(len(task.broad[0].starts))))
     rows, columns = np.nonzero(task.settled == 0)
-    blocks = max(1, -(-len(rows) // TILES))
+    blocks = max(1, -(-len(rows) // TILES), min(threads, len(rows) // FEW_TILES))
     run_all(task.compete, [block for block in zip(
         np.array_split(rows, blocks), np.array_split(columns, blocks), strict=True) if len(block[0])
     ])  # fmt: skip
