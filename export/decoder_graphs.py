@@ -8,6 +8,7 @@ for rounding, and no upsampled map is ever written.
 
 decoder_first   fused (B, h, w, d), refined (B, K, d) → map (B, h, w, c), before its norm, and its statistics; words (B, K, e)
 decoder_up_i    rows of one picture's map → rows of the next, twice as large, before its norm, and their statistics
+                (convolutions leave their bias out: an instance norm follows, which takes the mean away)
 decoder_scores  rows of the last map → rows of the scores and Gram maps of `kernels.reference.score_maps`, unscaled
 
 `fusioner_rt.decoder` calls them, strip by strip, so that what lies between the operators stays in the processor's cache.
@@ -79,7 +80,7 @@ def _first(decoder: Decoder, half: bool) -> onnx.ModelProto:
     inputs, outputs, width = convolution.in_channels, convolution.out_channels, decoder.out.out_features
     graph = Graph("decoder_first", {"fused": (FLOAT, ["B", "h", "w", inputs]), "refined": (FLOAT, ["B", "K", width])})
     x = graph.Transpose("fused", perm=[0, 3, 1, 2])
-    x = graph.Conv(x, _weight(graph, "weight", convolution.weight, half), _bias(graph, convolution.bias), pads=[1] * 4)
+    x = graph.Conv(x, _weight(graph, "weight", convolution.weight, half), pads=[1] * 4)
     mean = graph.ReduceMean(x, integer([2, 3]), keepdims=1)
     centred = graph.Sub(x, mean)
     graph.Squeeze(mean, integer([2, 3]), name="mean")
@@ -129,12 +130,12 @@ def _up(decoder: Decoder, index: int, half: bool) -> onnx.ModelProto:
     down = graph.Reshape(down, graph.Concat(integer([-1]), rows, axis=0))
     x = graph.Gather(_normalised(graph, decoder.norms[index - 1]), "points", axis=1)  # (R, blocks, span, inputs)
     x = graph.MatMul(across, x)  # (R, blocks, 6m, inputs)
-    x = graph.MatMul(down, graph.Reshape(x, graph.Concat(rows, integer([-1]), axis=0)))
-    x = graph.Reshape(x, graph.Concat(integer([WINDOW]), n, blocks, integer([WINDOW]), m, integer([inputs]), axis=0))
-    x = graph.Transpose(x, perm=[0, 3, 1, 2, 4, 5])
-    x = graph.Reshape(x, integer([WINDOW**2, -1, inputs]))
+    x = graph.Reshape(x, graph.Concat(rows, blocks, integer([WINDOW]), m, integer([inputs]), axis=0))
+    x = graph.Transpose(x, perm=[2, 0, 1, 3, 4])  # now rather than behind the rows' transform, which makes it larger
+    x = graph.MatMul(down, graph.Reshape(x, graph.Concat(integer([WINDOW]), rows, integer([-1]), axis=0)))
+    x = graph.Reshape(x, integer([WINDOW**2, -1, inputs]))  # by column and row of the window
 
-    weight = graph.Transpose(_weight(graph, "weight", convolution.weight, half), perm=[2, 3, 1, 0])
+    weight = graph.Transpose(_weight(graph, "weight", convolution.weight, half), perm=[3, 2, 1, 0])
     weight = graph.MatMul(of_weight, graph.Reshape(weight, integer([3, -1])))
     weight = graph.MatMul(of_weight, graph.Reshape(weight, integer([WINDOW, 3, -1])))
     weight = graph.Reshape(weight, integer([WINDOW**2, inputs, outputs]))
@@ -146,8 +147,7 @@ def _up(decoder: Decoder, index: int, half: bool) -> onnx.ModelProto:
     x = graph.MatMul(of_output, x)
     x = graph.MatMul(of_output, graph.Reshape(x, integer([OUTPUTS, WINDOW, -1])))
     x = graph.Reshape(x, graph.Concat(integer([OUTPUTS, OUTPUTS]), n, graph.Mul(blocks, m), integer([outputs]), axis=0))
-    x = graph.Reshape(graph.Transpose(x, perm=[2, 0, 3, 1, 4]), integer([-1, outputs]))
-    graph.Add(x, _bias(graph, convolution.bias), name="y")
+    graph.Reshape(graph.Transpose(x, perm=[2, 1, 3, 0, 4]), integer([-1, outputs]), name="y")
     # of this strip alone, about its own mean: sums of squares about zero would cancel
     graph.MatMul("share", "y", name="y_mean")
     centred = graph.Sub("y", "y_mean")
@@ -214,10 +214,6 @@ def _weight(graph: Graph, name: str, value: Any, half: bool) -> str:
     """The weights as they are stored in image_fusion, cast to float32 once, when the graph is loaded."""
     stored = _array(graph, name, _numpy(value, half))
     return graph.Cast(stored, to=FLOAT) if half else stored
-
-
-def _bias(graph: Graph, value: Any) -> str:
-    return _float(graph, "bias", value)
 
 
 def _float(graph: Graph, name: str, value: Any) -> str:

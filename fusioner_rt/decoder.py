@@ -156,18 +156,28 @@ class Decoder:
         """fused: (B, h, w, d) float32. refined: (B, K, d) float32.
 
         Returns scores (B, K, h', w') and gram (B, 5, h', w'), float32: those of `MaskHead.maps` but for a factor per
-        picture, which no cosine knows. h' = h·2^(k-1) for k convolutions.
+        picture, which no cosine knows. h' = h·2^(k-1) for k convolutions. Maps of a picture for which anything on the way
+        was not finite are not-a-number.
         """
         begun = self._first({"fused": fused, "refined": refined})
         maps, mean, variance = begun["map"], begun["mean"], begun["variance"]
         size = maps.shape[1], maps.shape[2]
+        finite = _finite(mean, variance)
         taken: list[np.ndarray] = []
         for graph in self._ups:
             maps, mean, variance = self._upsample(graph, maps, size, mean, variance, taken)
             size = 2 * size[0], 2 * size[1]
-        scored = self._score(maps, size, mean, variance, begun["words"])
+            finite &= _finite(mean, variance)
+        scores, gram = self._score(maps, size, mean, variance, begun["words"])
         self._give_back(taken)  # not after an error: other strips of the call may still be written
-        return scored
+        # A ReLU may make 0 of what is no number: it is to be seen in the maps.
+        scores[~finite], gram[~finite] = np.nan, np.nan
+        return scores, gram
+
+    def close(self) -> None:
+        """Give the memory back that is kept for the next call."""
+        with self._lock:
+            self._kept = []
 
     def _upsample(
         self,
@@ -182,8 +192,8 @@ class Decoder:
         outputs = graph.channels("y")
         pictures, _, _, channels = maps.shape
         across = columns(size[1])
-        row_bytes = 9 * across.width * max(channels, outputs)  # 36 floats for 4×4 outputs
-        cut = strips(size[0], max(1, STRIP_BYTES // (4 * row_bytes)), self._workers.threads)
+        row_bytes = 4 * 9 * across.width * max(channels, outputs)  # 36 floats for 4×4 outputs
+        cut = strips(size[0], max(1, STRIP_BYTES // row_bytes), self._workers.threads)
         result = self._take((pictures, cut[-1].write[1], across.width, outputs), taken)
         means, variances = (np.empty((pictures, len(cut), 1, outputs), np.float32) for _ in range(2))
 
@@ -256,11 +266,17 @@ class Decoder:
     def _give_back(self, taken: list[np.ndarray]) -> None:
         with self._lock:
             room, kept = KEPT_BYTES, []
-            for array in (*taken, *self._kept):  # the latest first
-                room -= array.nbytes
-                if room >= 0:
+            for array in (*taken, *self._kept):
+                if array.nbytes <= room:
+                    room -= array.nbytes
                     kept.append(array)
             self._kept = kept
+
+
+def _finite(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """(B,) bool: whether all of a picture's map is finite, as its statistics (B, c) tell."""
+    every: np.ndarray = (np.isfinite(mean) & np.isfinite(variance)).all(axis=1)
+    return every
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ and on a GPU, through `image_fusion`, which is all of them in one.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -53,16 +53,29 @@ class LoadedGraphs:
     def mask_head(self, threads: int | None) -> MaskHead:
         """The mask head over these graphs."""
 
-        def later(name: str) -> Callable[..., dict[str, np.ndarray]]:
-            return lambda inputs: self(name)(inputs)
-
-        tiles = later("mask_tiles") if "mask_tiles" in self.bundle.manifest["graphs"] else None
-        scores, labels, probabilities = map(later, ("mask_scores", "mask_labels", "mask_probabilities"))
+        tiles = _Later(self, "mask_tiles") if "mask_tiles" in self.bundle.manifest["graphs"] else None
+        scores, labels, probabilities = (_Later(self, f"mask_{name}") for name in ("scores", "labels", "probabilities"))
         return MaskHead(scores, labels, probabilities, tiles, threads or cores())
 
     def close(self) -> None:
         with self._loading:
             self.graphs.clear()
+
+
+class _Later:
+    """A graph, found by its name whenever it is used: closing the graphs gives its memory back."""
+
+    def __init__(self, graphs: LoadedGraphs, name: str) -> None:
+        self._graphs, self._name = graphs, name
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._graphs(self._name)(inputs)
+
+    def channels(self, output: str) -> int:
+        return self._graphs(self._name).channels(output)
+
+    def fill(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        self._graphs(self._name).fill(inputs, outputs)
 
 
 class OnnxRuntimeExecutor:
@@ -79,7 +92,9 @@ class OnnxRuntimeExecutor:
         # the others wait until they are needed
         self._graphs.load_now(*first, *(decoder or ["mask_scores"]), labels)
         self._mask_head = self._graphs.mask_head(threads)
-        self._decoder = Decoder([self._graphs(name) for name in decoder], self._mask_head.workers) if decoder else None
+        self._decoder = (
+            Decoder([_Later(self._graphs, name) for name in decoder], self._mask_head.workers) if decoder else None
+        )
 
     @property
     def notes(self) -> list[str]:
@@ -117,6 +132,8 @@ class OnnxRuntimeExecutor:
     def close(self) -> None:
         self._graphs.close()
         self._mask_head.close()
+        if self._decoder is not None:
+            self._decoder.close()
 
     def _tokens(self, group: Sequence[Waiting], clock: Clock) -> np.ndarray:
         """(B, h', w', c): of those not yet encoded, from one run of the image graph."""

@@ -107,7 +107,11 @@ class Session:
 
     @overload
     def encode(
-        self, picture: list[Picture | EncodedPicture] | tuple[Picture | EncodedPicture, ...]
+        self,
+        picture: list[Picture | EncodedPicture]
+        | list[Picture]
+        | list[EncodedPicture]
+        | tuple[Picture | EncodedPicture, ...],
     ) -> list[EncodedPicture]: ...
 
     def encode(self, picture: Any) -> EncodedPicture | list[EncodedPicture]:
@@ -159,7 +163,10 @@ class Session:
     @overload
     def segment(
         self,
-        picture: list[Picture | EncodedPicture] | tuple[Picture | EncodedPicture, ...],
+        picture: list[Picture | EncodedPicture]
+        | list[Picture]
+        | list[EncodedPicture]
+        | tuple[Picture | EncodedPicture, ...],
         words: str | Iterable[str] | None = None,
         size: tuple[int, int] | None = None,
         threshold: float = 0.5,

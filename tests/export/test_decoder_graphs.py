@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from export.decoder_graphs import decoder_graphs, winograd
 from fusioner_rt import decoder as running
+from fusioner_rt.errors import GraphUnusable
 from fusioner_rt.onnxruntime_backend import OnnxRuntime
 from fusioner_rt.workers import Workers
 from kernels import reference
@@ -165,3 +166,50 @@ def test_winograd_is_the_correlation_with_three_weights() -> None:
     values, weights = random.standard_normal(6), random.standard_normal(3)
     found = of_output @ ((of_input @ values) * (of_weight @ weights))
     np.testing.assert_allclose(found, np.correlate(values, weights, "valid"), atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("channels", [(16,), (16, 8), (16, 16, 8)])
+def test_what_is_not_finite_is_seen_in_the_maps_of_its_picture_alone(
+    tmp_path: Path, channels: tuple[int, ...], value: float
+) -> None:
+    decoder, (fused, refined) = made(24, channels), inputs(2, 3, (5, 7), 24)
+    fused[1, 2, 3, 4] = value
+    scores, gram = loaded(decoder, tmp_path).maps(fused.numpy(), refined.numpy())
+    assert np.isfinite(scores[0]).all()
+    assert np.isfinite(gram[0]).all()
+    assert not np.isfinite(scores[1]).all()
+    assert not np.isfinite(gram[1]).all()
+
+
+def test_an_error_in_a_strip_reaches_the_caller_and_its_memory_is_not_used_again(tmp_path: Path) -> None:
+    decoder, (fused, refined) = made(24, (16, 8)), inputs(1, 3, (9, 7), 24)
+    own = loaded(decoder, tmp_path)
+    own.maps(fused.numpy(), refined.numpy())
+    (kept,) = own._kept
+    fill = own._ups[0].fill
+
+    def failing(inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        raise GraphUnusable("decoder_up_1.onnx: failed")
+
+    own._ups[0].fill = failing  # type: ignore[method-assign]
+    with pytest.raises(GraphUnusable, match="failed"):
+        own.maps(fused.numpy(), refined.numpy())
+    assert not own._kept
+    own._ups[0].fill = fill  # type: ignore[method-assign]
+    own.maps(fused.numpy(), refined.numpy())
+    assert all(one is not kept for one in own._kept)
+    own.close()
+    assert not own._kept
+
+
+def test_arrays_that_do_not_lie_in_one_piece_are_refused(tmp_path: Path) -> None:
+    graph = decoder_graphs(made(24, (16, 8)), False)["decoder_scores"]
+    onnx.save_model(graph, tmp_path / "decoder_scores.onnx")
+    run = OnnxRuntime("onnxruntime-cpu", 1).load(tmp_path / "decoder_scores.onnx")
+    x, statistics, words = np.zeros((3, 4, 8), np.float32), np.ones(8, np.float32), np.ones((2, 9), np.float32)
+    scores, gram = np.empty((2, 3, 4), np.float32), np.empty((5, 3, 4), np.float32)
+    given = {"x": x, "mean": statistics, "variance": statistics, "words": words}
+    run.fill(given, {"scores": scores, "gram": gram})
+    with pytest.raises(GraphUnusable, match="x is not contiguous"):
+        run.fill({**given, "x": x.transpose(1, 0, 2)}, {"scores": scores, "gram": gram})

@@ -1,6 +1,8 @@
+import gc
 import io
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -471,3 +473,13 @@ def test_a_list_holds_a_bounded_number_of_inputs(session: Session, monkeypatch: 
     held = [story[:end].count("+") - story[:end].count("-") for end in range(len(story) + 1)]
     assert max(held) == most + 1
     assert held[-1] == 0
+
+
+def test_closing_gives_every_graph_back(tiny_bundle: Path, photo: Path) -> None:
+    session = Session(tiny_bundle, "onnxruntime-cpu", cache=False)
+    session.segment(photo, "cat, dog")
+    graphs = [weakref.ref(graph) for graph in session._executor._graphs.graphs.values()]  # type: ignore[attr-defined]
+    assert len(graphs) > 3
+    session.close()
+    gc.collect()
+    assert not any(graph() for graph in graphs)
