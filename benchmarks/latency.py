@@ -60,9 +60,9 @@ SUITES: dict[str, dict[str, Any]] = {
             "seconds": 60, "precision": ["fp16", "fp32"]},
 }  # fmt: skip
 FIRST = ("ours", "eager", "openvino", "ort", "ours-words")
-LEAST_REPEATS = 3
-QUICK_MS = 1000
-"""Calls faster than this are preceded by one that is not timed: the other candidates had the caches meanwhile."""
+LEAST_REPEATS = 5
+SLOW_MS = 2000
+"""Where no candidate's call takes longer, each timed call follows one that is not timed: the others had the caches meanwhile."""
 BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
 _SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
 """What the caller's environment says of threads; a measurement says it with --threads."""
@@ -97,6 +97,7 @@ class Process:
         environment |= {"TORCHINDUCTOR_CACHE_DIR": self._cache.name, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(ROOT / "benchmarks/latency_worker.py"), json.dumps(dataclasses.asdict(job))]
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        self._spent = 0.0
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
             command,
@@ -129,11 +130,14 @@ class Process:
         return answer
 
     def processor_seconds(self) -> float:
-        return machine.processor_seconds(self._process.pid)
+        """Of a process that has ended, what was known of it before."""
+        self._spent = max(self._spent, machine.processor_seconds(self._process.pid))
+        return self._spent
 
     def close(self) -> None:
         assert self._process.stdin
         assert self._process.stdout
+        self.processor_seconds()
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
@@ -195,7 +199,12 @@ def measure(cell: Cell, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:
     with contextlib.ExitStack() as stack:
         truth = stack.enter_context(Process(job(cell, "eager", given)))
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "result.npz"
-        truth.ask("truth_of")
+        try:
+            truth.ask("truth_of")
+        except Failed as error:
+            for name in names:
+                rows[name]["skipped"] = f"nothing to compare it with, float64 arithmetic failed: {error}"
+            names = []
         every = groups({name: rows[name]["needs_bytes"] for name in names}, allowed)
         for group in every:
             measure_together({name: jobs[name] for name in group}, rows, truth, place, given)
@@ -228,38 +237,32 @@ def measure_together(
     with contextlib.ExitStack() as stack:
         for name, one in jobs.items():
             row = rows[name]
+            process = stack.enter_context(Process(one))
             try:
-                process = stack.enter_context(Process(one))
                 opened = process.ask("open")
                 first = process.ask("first", str(place))
                 row |= {"open_ms": round(opened["open_ms"], 1), "first_ms": round(first["ms"], 1), **opened["versions"]}
                 row |= {
                     "note": opened["note"],
-                    "bytes_on_disk": model_bytes(one),
+                    "bytes_on_disk": opened["parameter_bytes"] or model_bytes(one),
                     "device_bytes": first["device_bytes"],
                 }
-                row |= truth.ask("check", str(place)) if name != "clipseg" else {}
+                row |= compared(truth, place) if name != "clipseg" else {}
             except Failed as error:
                 row["skipped"] = str(error)
+                process.close()  # those that follow get its memory
                 continue
             refuse_disagreement(row)
             running[name] = process
 
         processes = [*running.values(), truth]
         others = machine.OtherWork(lambda: time.process_time() + sum(one.processor_seconds() for one in processes))
-        taken: dict[str, list[Row]] = {name: [] for name in running}
-        each = given.seconds / max(1, len(running))
-        for turn in range(given.repeats):
-            for name, process in running.items():
-                spent = sum(answer["ms"] for answer in taken[name]) / 1000
-                if turn >= LEAST_REPEATS and spent > each:
-                    continue
-                time.sleep(0.02)  # idle threads of the last one's pool spin a while
-                if rows[name]["first_ms"] < QUICK_MS or (taken[name] and taken[name][-1]["ms"] < QUICK_MS):
-                    process.ask("call")
-                taken[name].append(process.ask("call"))
+        taken = take_turns(running, rows, given)
         load = round(others.cores(), 2)
-        for name, answers in taken.items():
+        for name in list(running):
+            if (peak := ask_or_drop(name, "peak", running, rows)) is None:
+                continue
+            answers = taken[name]
             ms = [answer["ms"] for answer in answers]
             rows[name] |= machine.percentiles(ms, (20, 50, 80, 90, 99))
             rows[name] |= {
@@ -269,8 +272,49 @@ def measure_together(
                     stage: round(float(np.median([answer["stages"][stage] for answer in answers])), 3)
                     for stage in answers[0]["stages"]
                 },
-                **running[name].ask("peak"), "load": load, "busy": given.busy or load > machine.IDLE,
+                **peak, "load": load, "busy": given.busy or load > machine.IDLE,
             }  # fmt: skip
+
+
+def compared(truth: Process, place: Path) -> Row:
+    """Raises Failed, which says whose failure it is."""
+    try:
+        return truth.ask("check", str(place))
+    except Failed as error:
+        raise Failed(f"not compared, float64 arithmetic failed: {error}") from None
+
+
+def ask_or_drop(name: str, command: str, running: dict[str, Process], rows: dict[str, Row]) -> Row | None:
+    """The answer; None where there is none: the row then says why, and the candidate leaves `running`."""
+    try:
+        return running[name].ask(command)
+    except Failed as error:
+        rows[name]["skipped"] = str(error)
+        running.pop(name).close()
+        return None
+
+
+def take_turns(running: dict[str, Process], rows: dict[str, Row], given: argparse.Namespace) -> dict[str, list[Row]]:
+    """Answers to the timed calls: as many of each candidate, and warmed up alike, so that their quantiles compare."""
+    warmed = True
+    for name in list(running):
+        if warmed and rows[name]["first_ms"] > SLOW_MS:  # a first call may have compiled: one more tells
+            again = ask_or_drop(name, "call", running, rows)
+            warmed = again is None or again["ms"] <= SLOW_MS
+    taken: dict[str, list[Row]] = {name: [] for name in running}
+    spent = 0.0
+    for turn in range(given.repeats):
+        if turn >= LEAST_REPEATS and spent > given.seconds:
+            break
+        for name in list(running):
+            time.sleep(0.02)  # idle threads of the last one's pool spin a while
+            for timed in (False, True) if warmed else (True,):
+                if (answer := ask_or_drop(name, "call", running, rows)) is None:
+                    break
+                spent += answer["ms"] / 1000
+                if timed:
+                    taken[name].append(answer)
+    return taken
 
 
 def refuse_disagreement(row: Row) -> None:
@@ -435,7 +479,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     add("--candidates", type=names(*TITLES), metavar="A,B", help=", ".join(TITLES))
     add("--product", action="store_true", help="all combinations of the axes")
     add("--repeats", type=count, help="turns each candidate takes in a cell")
-    add("--seconds", type=count, help="a candidate's turns in a cell end when it has had its part of this, but not before "
+    add("--seconds", type=count, help="turns end when the calls of all that take them have had this, but not before "
         f"{LEAST_REPEATS}")  # fmt: skip
     add("--cold", type=whole, metavar="N", help="fresh processes for each cold start; 0 for none")
     add("--threads", type=count, default=machine.cores(), help="CPU threads (default: all %(default)s)")

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GATE = ROOT / "docs/records/latency_gate.json"
 MARGIN = 0.6
 """What the gate asks of a measured ratio: shared cores and other processors give others."""
+TAIL = 20
 CELL = ("model", "precision", "picture", "output", "words", "batch", "device")
 
 
@@ -41,31 +42,33 @@ def described(cell: tuple[Any, ...]) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown. over: how many times ours' median."""
+    """Markdown. over: how many times ours' median. n: timed calls; of fewer than `TAIL` the 99th percentile says nothing."""
     lines: list[str] = []
     latencies = [row for row in rows if row["what"] == "latency"]
     for cell in dict.fromkeys(cell_of(row) for row in latencies):
+        # of a candidate measured in several runs the last one stands
         of_cell = {row["candidate"]: row for row in latencies if cell_of(row) == cell}
         ours = of_cell.get("ours", {}).get("p50_ms")
         lines += ["", f"**{MODELS[cell[0]].title}** ({described(cell)})", ""]
         lines.append(
-            "| candidate | p20 | p50 | p90 | p99 ms | × ours | cpu ms | pictures/s | first ms | peak MB | labels agree | error |"
+            "| candidate | n | p20 | p50 | p90 | p99 ms | × ours | cpu ms | pictures/s | first ms | peak MB | labels agree | error |"
         )
-        lines.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+        lines.append("|---|" + "--:|" * 12)
         for name in [name for name in TITLES if name in of_cell]:
             row = of_cell[name]
             if "skipped" in row:
-                lines.append(f"| {TITLES[name]} | {row['skipped'].replace('|', '/')} |" + " |" * 10)
+                lines.append(f"| {TITLES[name]} | {row['skipped'].replace('|', '/')} |" + " |" * 11)
                 continue
             memory = f"{row['peak_bytes'] / 1e6:.0f}"
             if row.get("device_bytes") is not None:
                 memory += f" + {row['device_bytes'] / 1e6:.0f} on the GPU"
             over = f"{row['p50_ms'] / ours:.2f}" if ours else ""
             agree = f"{row['labels_agree']:.2%}" if "labels_agree" in row else "another model"
+            tail = f"{row['p99_ms']:.1f}" if row["repeats"] >= TAIL else ""
             error = f"{row['error_max']:.0e}" if "error_max" in row else ""
             lines.append(
-                f"| {TITLES[name]}{remarks(row)} | {row['p20_ms']:.1f} | **{row['p50_ms']:.1f}** | "
-                f"{row['p90_ms']:.1f} | {row['p99_ms']:.1f} | {over} | {row['processor_p50_ms']:.0f} | "
+                f"| {TITLES[name]}{remarks(row)} | {row['repeats']} | {row['p20_ms']:.1f} | **{row['p50_ms']:.1f}** | "
+                f"{row['p90_ms']:.1f} | {tail} | {over} | {row['processor_p50_ms']:.0f} | "
                 f"{row['pictures_per_s']:.2f} | {row['first_ms']:.0f} | {memory} | {agree} | {error} |"
             )
     colds = [row for row in rows if row["what"] == "cold"]

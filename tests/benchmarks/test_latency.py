@@ -326,6 +326,79 @@ def test_a_process_that_dies_is_told_with_its_status(work: Path) -> None:
             process.ask("open")
 
 
+def measured(work: Path, monkeypatch: pytest.MonkeyPatch, dies: str = "", at: str = "", **changed: Any) -> Any:
+    """Rows of ours and eager by name, and the commands each process was sent; the worker of `dies` is killed before `at`."""
+    sent: list[tuple[str, str]] = []
+
+    class Mortal(latency.Process):
+        def __init__(self, one: Job) -> None:
+            super().__init__(one)
+            self.name = one.candidate
+
+        def ask(self, *command: Any) -> dict[str, Any]:
+            name = "truth" if command[0] in ("truth_of", "check") else self.name
+            sent.append((name, command[0]))
+            if (name, command[0]) == (dies, at) and (at != "call" or sent.count((name, at)) == 4):
+                self._process.kill()
+            return super().ask(*command)
+
+    monkeypatch.setattr(latency, "Process", Mortal)
+    given = options(work, "--candidates", "eager,ours", "--outputs", str(EDGE), "--words", "5")
+    vars(given).update(changed)
+    (cell,) = latency.cells(given)
+    with latency.tqdm(disable=True) as bar:
+        return {row["candidate"]: row for row in latency.measure(cell, given, bar)}, sent
+
+
+@pytest.mark.parametrize("at", ["open", "first", "call", "peak"])
+def test_a_candidate_that_dies_at_any_moment_is_a_row_and_the_others_are_measured(
+    work: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    rows, _ = measured(work, monkeypatch, "ours", at)
+    assert "ended with status -9" in rows["ours"]["skipped"]
+    assert "p50_ms" not in rows["ours"]
+    assert rows["eager"]["repeats"] == 3
+    assert "skipped" not in rows["eager"]
+
+
+@pytest.mark.parametrize("at", ["truth_of", "check"])
+def test_without_the_truth_no_candidate_is_measured(work: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    rows, _ = measured(work, monkeypatch, "truth", at)
+    for row in rows.values():
+        assert "float64 arithmetic failed: its process ended with status -9" in row["skipped"]
+        assert "p50_ms" not in row
+
+
+def test_all_candidates_of_a_cell_take_as_many_turns_and_are_warmed_up_alike(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for changed, slow, calls in (({"seconds": 0.5, "repeats": 500}, 1e6, 2), ({"seconds": 0.0}, 0.0, 1)):
+        monkeypatch.setattr(latency, "SLOW_MS", slow)
+        rows, sent = measured(work, monkeypatch, **{"repeats": 30, **changed})
+        turns = rows["eager"]["repeats"]
+        assert rows["ours"]["repeats"] == turns
+        assert turns == latency.LEAST_REPEATS if slow == 0 else latency.LEAST_REPEATS < turns < 500
+        asked = {name: sent.count((name, "call")) for name in rows}
+        assert asked["ours"] == calls * turns + (slow == 0)  # one more tells whether it is slow
+        assert asked["eager"] == calls * turns
+
+
+def test_the_99th_percentile_is_told_of_twenty_calls_and_not_of_fewer(record: Path) -> None:
+    rows = [row | {"p99_ms": 1234.5} for row in rows_of(record)]
+    assert "1234.5" not in latency_report.table(rows)
+    text = latency_report.table([row | {"repeats": 20} for row in rows])
+    assert text.count("| 20 |") == text.count("| 1234.5 |") == 4
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {14}
+
+
+def test_what_a_model_takes_on_disk_is_its_own_and_not_another_candidates(record: Path) -> None:
+    warm = {row["candidate"]: row["bytes_on_disk"] for row in rows_of(record) if "p50_ms" in row}
+    cold = {row["candidate"]: row["bytes_on_disk"] for row in rows_of(record, "cold") if "skipped" not in row}
+    assert all(warm[name] == cold[name] for name in set(warm) & set(cold))
+    assert warm["eager"] != warm["ort"] != warm["ours"]
+
+
 def test_a_record_without_rows_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no rows to draw"):
         latency_plots.plot([], tmp_path / "plot.png")
