@@ -26,6 +26,10 @@ MICROSOFT = "com.microsoft"
 COLLIDING = 1024  # float32 in a row: 4096 bytes, one way of a first-level cache
 APART = 16  # columns added there: one cache line, and as many as a product takes at a time
 FARTHEST = 64  # nodes between a residual and the sum it enters
+SAME_ROWS = {
+    "Cast", "Erf", "Gelu", "LayerNormalization", "MultiHeadAttention", "QuickGelu", "Relu", "Sigmoid", "Softmax", "Tanh",
+}  # fmt: skip
+"""Operators whose result has every dimension of their first operand but the last, and no other."""
 
 _HALF = {half.onnx for half in HALVES.values()}
 
@@ -82,25 +86,46 @@ class _Graph:
         return readers[0] if kind in (None, readers[0].op_type) else None
 
     def leads_to(self, name: str, end: str) -> bool:
-        """`end` is computed from `name` through first operands, so it has its rows."""
+        """`end` is computed from `name` row by row, so both have as many rows, in one order: every dimension but the last."""
         for _ in range(FARTHEST):
             if end == name:
                 return True
-            node = self._producers.get(end)
-            if node is None or not node.input:
+            source = self._of_same_rows(end)
+            if source is None:
                 return False
-            end = node.input[0]
+            end = source
         return False
+
+    def _of_same_rows(self, name: str) -> str | None:
+        """What `name` is computed from by a node that leaves every dimension but the last as it is."""
+        node = self._producers.get(name)
+        if node is None or not node.input:
+            return None
+        if node.op_type in SAME_ROWS:
+            return node.input[0]
+        if node.op_type == "MatMul":
+            weight = self.shape(node.input[1])
+            return node.input[0] if weight is not None and len(weight) == 2 else None
+        if node.op_type in ("Add", "Mul"):
+            found = _with_constant(self, node)
+            vector = self.shape(found[1]) if found is not None else None
+            return found[0] if found is not None and vector is not None and len(vector) < 2 else None
+        return None
 
     def is_constant(self, name: str) -> bool:
         return name in self.constants or name in self._folded
 
     def shape(self, name: str) -> list[int] | None:
-        """Of a weight: as stored, widened, or widened and scaled."""
+        """Of a weight: as stored, widened, scaled, or one of the equal parts of its columns."""
         if name in self.constants:
             return list(self.constants[name].dims)
         node = self._folded.get(name)
-        return self.shape(node.input[0]) if node is not None and node.op_type in ("Cast", "Mul") else None
+        if node is None or node.op_type not in ("Cast", "Mul", "Split"):
+            return None
+        whole = self.shape(node.input[0])
+        if whole is None or node.op_type != "Split":
+            return whole
+        return [whole[0], whole[1] // len(node.output)]
 
     def number(self, name: str) -> float | None:
         """A constant of one element."""
@@ -230,7 +255,9 @@ def _linear(graph: _Graph, name: str) -> _Linear | None:
         linear = _linear(graph, found[0]) if found is not None else None
         if found is None or linear is None or graph.shape(found[1]) != [linear.columns]:
             return None
-        weight, bias = f"{linear.weight}.scaled", linear.bias and f"{linear.bias}.scaled"
+        # By the scale's name as well: layers may share a weight and not its scale.
+        by = f"scaled_by.{found[1]}"
+        weight, bias = f"{linear.weight}.{by}", linear.bias and f"{linear.bias}.{by}"
         graph.fold("Mul", [linear.weight, found[1]], [weight])
         if linear.bias and bias:
             graph.fold("Mul", [linear.bias, found[1]], [bias])
@@ -283,6 +310,8 @@ def _fuse_attention(graph: _Graph) -> None:
         linear = _linear(graph, split.input[0]) if split is not None else None
         if split is None or linear is None or list(split.output) != names or len(counts) != 1:
             continue
+        if any(graph.read_by(name) is None for name in names):
+            continue  # their names will be those of the products without the bias
         number, width = counts.pop()
         if not _in_three(graph, split) or linear.columns != 3 * number * width:
             continue
@@ -377,7 +406,9 @@ def _hidden_layers(graph: _Graph) -> None:
         if up is None or up.bias is None or flat is None or down is None or down.input[0] != flat.output[0]:
             continue
         shape = graph.shape(down.input[1])
-        if shape is None or shape[0] != up.columns:
+        if shape is None or shape[0] != up.columns or _attribute(down, "transA") or _attribute(down, "transB"):
+            continue
+        if graph.last_dimensions(flat.input[1], 2) != [-1, up.columns]:
             continue
         weight, bias = up.weight, up.bias
         if up.columns % COLLIDING == 0:

@@ -214,3 +214,102 @@ def test_a_sum_of_two_branches_is_not_a_residual():
     graph = helper.make_graph(nodes, "branches", [a, x], [y], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     assert for_cpu(model) == model
+
+
+def a_model(nodes, weights, given_inputs, out="y"):
+    """Of nodes that take float32 inputs by shape and weights by array."""
+    model = helper.make_graph(
+        nodes, "small",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in given_inputs.items()],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )  # fmt: skip
+    return helper.make_model(model, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def agree(model, fast, **given_inputs):
+    for plain, other in zip(session(model).run(None, given_inputs), session(fast).run(None, given_inputs), strict=True):
+        assert plain.shape == other.shape
+        assert np.abs(plain - other).max() <= 100 * EPS * np.abs(plain).max()
+
+
+def numbers(*shape):
+    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["query", "key", "value"])
+@pytest.mark.parametrize("reader", ["output", "node"])
+def test_attention_whose_query_key_or_value_others_read_too_stays(fusion, which, reader):
+    watched = onnx.ModelProto()
+    watched.CopyFrom(fusion)
+    read = next(node.output[which] for node in watched.graph.node if node.op_type == "Split")
+    if reader == "node":
+        watched.graph.node.append(helper.make_node("Neg", [read], ["other"]))
+    name = read if reader == "output" else "other"
+    watched.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    fast = for_cpu(watched)
+    assert kinds(fast)["MultiHeadAttention"] == kinds(for_cpu(fusion))["MultiHeadAttention"] - 1
+    agree(watched, fast, **inputs("fusion", 2, 3, 2, 4))
+
+
+def test_one_weight_under_two_layer_scales_is_scaled_by_each():
+    nodes, weights = [], {"w": numbers(6, 6), "b": numbers(6), "one": numbers(6), "two": numbers(1, 6)[0]}
+    x = "x"
+    for scale in ("one", "two"):
+        nodes += [
+            helper.make_node("Relu", [x], [f"{scale}.relu"]),
+            helper.make_node("MatMul", [f"{scale}.relu", "w"], [f"{scale}.product"]),
+            helper.make_node("Add", ["b", f"{scale}.product"], [f"{scale}.sum"]),
+            helper.make_node("Mul", [f"{scale}.sum", scale], [f"{scale}.scaled"]),
+            helper.make_node("Add", [x, f"{scale}.scaled"], [f"{scale}.out"]),
+        ]
+        x = f"{scale}.out"
+    model = a_model(nodes, weights, {"x": ["B", "L", 6]}, x)
+    assert kinds(for_cpu(model))["Gemm"] == 2
+    agree(model, for_cpu(model), x=numbers(2, 5, 6))
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [
+        [helper.make_node("ReduceMean", ["x", "axis"], ["a"], keepdims=1)],
+        [helper.make_node("Slice", ["x", "zero", "last", "axis"], ["a"])],
+        [helper.make_node("Transpose", ["x"], ["a"], perm=[1, 0, 2])],
+        [helper.make_node("Expand", ["x", "three"], ["a"])],
+        [helper.make_node("Gather", ["x", "zero"], ["a"], axis=1)],
+        [helper.make_node("Add", ["x", "many"], ["a"])],
+        [helper.make_node("MatMul", ["x", "stack"], ["a"])],
+        [helper.make_node("Reshape", ["x", "flat"], ["a"])],
+    ],
+    ids=lambda branch: branch[0].op_type,
+)
+def test_a_branch_that_has_other_rows_than_the_residual_is_not_added_in_a_product(branch):
+    """Its sum is a broadcast, which a product that starts from the residual cannot make."""
+    nodes = [*branch, helper.make_node("MatMul", ["a", "w"], ["m"]), helper.make_node("Add", ["x", "m"], ["y"])]
+    weights = {
+        "w": numbers(4, 4), "many": numbers(3, 1, 4), "stack": numbers(3, 4, 4), "axis": np.array([1]),
+        "zero": np.array([0]), "last": np.array([1]), "three": np.array([3, 1, 1]), "flat": np.array([-1, 1, 4]),
+    }  # fmt: skip
+    read = {name for node in nodes for name in node.input}
+    model = a_model(nodes, {name: value for name, value in weights.items() if name in read}, {"x": ["B", "L", 4]})
+    assert for_cpu(model) == model
+
+
+def a_hidden_layer(rows, **gemm):
+    """gelu(x W + b) V, of hidden layers 12 wide, by a Reshape to `rows` columns."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["s"]),
+        helper.make_node("Gelu", ["s"], ["g"]), helper.make_node("Reshape", ["g", "to"], ["r"]),
+        helper.make_node("Gemm", ["r", "v"], ["y"], **gemm),
+    ]  # fmt: skip
+    weights = {"w": numbers(5, 12), "b": numbers(12), "to": np.array([-1, rows]), "v": numbers(12, 12)}
+    return a_model(nodes, weights, {"x": ["B", "L", 5]})
+
+
+def test_a_hidden_layer_is_rewritten_where_the_product_after_it_reads_its_rows_as_they_are():
+    model = a_hidden_layer(12)
+    assert kinds(for_cpu(model))["Gemm"] == 2
+    agree(model, for_cpu(model), x=numbers(2, 6, 5))
+    # A square weight the other way round is another product, though its shape is the same.
+    for other in (a_hidden_layer(12, transA=1), a_hidden_layer(12, transB=1), a_hidden_layer(6)):
+        assert for_cpu(other) == other
