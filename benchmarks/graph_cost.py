@@ -2,7 +2,7 @@
 
 Shapes are not inferred but taken from a run: every value of the graph is made an output, and ONNX Runtime runs it once
 without optimisations, so that operators of any domain and sizes computed from data are known. What depends on weights
-alone is folded when a graph is loaded, and counts nothing.
+alone is folded when a graph is loaded: computing it counts nothing, and it is read as the weights are.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ class Cost:
     """flops: two for each multiplication of a product, convolution or attention; none for other operators.
 
     least: bytes of inputs, weights and outputs, each once. by_operator: as if every operator read and wrote memory.
+    constants: of least, the weights, as folded: what another call of the same graph reads again.
     """
 
     flops: int = 0
     least: int = 0
     by_operator: int = 0
+    constants: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.least + other.least, self.by_operator + other.by_operator)
+        return Cost(
+            self.flops + other.flops, self.least + other.least, self.by_operator + other.by_operator,
+            self.constants + other.constants,
+        )  # fmt: skip
 
 
 def graph_costs(file: Path, inputs: Mapping[str, np.ndarray], parts: Sequence[str] = ()) -> dict[str, Cost]:
@@ -62,15 +67,17 @@ def graph_costs(file: Path, inputs: Mapping[str, np.ndarray], parts: Sequence[st
         shapes = [sizes[name][0] if name in sizes else () for name in node.input]
         of_outputs = [sizes[name][0] for name in node.output if name in sizes]
         moved = sum(_bytes(sizes[name]) for name in (*node.input, *node.output) if name in sizes)
-        least = 0
+        least = weighed = 0
         for name in node.input:
             if name in sizes and maker.get(name) != part and (part, name) not in crossed:
                 crossed.add((part, name))
-                least += weights[name] if name in weights else _bytes(sizes[name])
+                size = weights[name] if name in weights else _bytes(sizes[name])
+                least += size
+                weighed += size if name in constants else 0
         leaving = [name for name in node.output if name in results or _read_elsewhere(name, part, working, part_of)]
         least += sum(_bytes(sizes[name]) for name in leaving if name in sizes)
         flops = node_flops(node, shapes, of_outputs[0]) if of_outputs else 0
-        costs[part] = costs.get(part, Cost()) + Cost(flops, least, moved)
+        costs[part] = costs.get(part, Cost()) + Cost(flops, least, moved, weighed)
     return costs
 
 

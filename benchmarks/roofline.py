@@ -10,7 +10,7 @@ as decoder there; where the decoder runs by strips it is computed with the score
 product of square matrices, the best of torch, ONNX Runtime and numpy, and a copy.
 
 GFLOP    two for each multiplication of products, convolutions and attention; other operators count as bytes alone
-MB       least: inputs, weights and outputs of the stage's graphs, each once in a call; by operator: as if each operator
+MB       least: inputs, weights (as they are once folded) and outputs of the stage's graphs, each once in a call; by operator: as if each operator
          read and wrote memory
 floor    milliseconds that the slower of the two limits leaves: GFLOP at the product's rate, least MB at the copy's
 """
@@ -100,20 +100,11 @@ def counted(calls: list[tuple[Path, Mapping[str, Any], float, float]]) -> dict[s
             known[shapes] = graph_cost(path, {name: np.ascontiguousarray(value) for name, value in inputs.items()})
         cost = known[shapes]
         if path in weighed:
-            cost = Cost(cost.flops, cost.least - weight_bytes(path), cost.by_operator)
+            cost = Cost(cost.flops, cost.least - cost.constants, cost.by_operator)
         weighed.add(path)
         stage = stage_of(path.stem)
         total[stage] = total.get(stage, Cost()) + cost
     return total
-
-
-def weight_bytes(path: Path) -> int:
-    """What `graph_cost` counts of a graph beside its inputs and outputs."""
-    import onnx
-
-    from benchmarks.graph_cost import _tensor_bytes
-
-    return sum(_tensor_bytes(tensor) for tensor in onnx.load(path, load_external_data=False).graph.initializer)
 
 
 def direct(bundle: Path, pixels: np.ndarray, words: np.ndarray) -> dict[str, Cost]:

@@ -39,6 +39,7 @@ def test_a_product_counts_two_for_each_multiplication(tmp_path: Path) -> None:
         flops=2 * 2 * 3 * 5 * 7,
         least=4 * (2 * 3 * 5 + 5 * 7 + 2 * 3 * 7),
         by_operator=4 * (2 * 3 * 5 + 5 * 7 + 2 * 3 * 7),
+        constants=4 * 5 * 7,
     )
 
 
@@ -80,6 +81,14 @@ def test_what_depends_on_weights_alone_counts_nothing(tmp_path: Path) -> None:
     assert graph_cost(file, {"x": zeros(3, 5)}).flops == 2 * 3 * 5 * 5
 
 
+def test_a_folded_weight_counts_once_however_often_its_graph_is_called(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["v", "w"], ["vw"]), helper.make_node("MatMul", ["x", "vw"], ["y"])]
+    file = saved(tmp_path, nodes, {"x": ["a", 5]}, "y", {"v": zeros(5, 2), "w": zeros(2, 7)})
+    calls = [(file, {"x": zeros(rows, 5)}, 0.0, 0.0) for rows in (3, 3, 4)]
+    (cost,) = roofline.counted(calls).values()
+    assert cost.least == 4 * (5 * 7 + (3 + 3 + 4) * (5 + 7))
+
+
 def test_parts_share_the_whole_and_bytes_that_cross_their_border_count_in_both(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["first/a"]), helper.make_node("Relu", ["first/a"], ["first/b"]),
@@ -87,8 +96,8 @@ def test_parts_share_the_whole_and_bytes_that_cross_their_border_count_in_both(t
     ]  # fmt: skip
     file = saved(tmp_path, nodes, {"x": [3, 5]}, "y", {"w": zeros(5, 7), "v": zeros(7, 2)})
     costs = graph_costs(file, {"x": zeros(3, 5)}, ("first/", "second/"))
-    assert costs["first/"] == Cost(2 * 3 * 5 * 7, 4 * (15 + 35 + 21), 4 * (15 + 35 + 21 + 21 + 21))
-    assert costs["second/"] == Cost(2 * 3 * 7 * 2, 4 * (21 + 14 + 6), 4 * (21 + 14 + 6))
+    assert costs["first/"] == Cost(2 * 3 * 5 * 7, 4 * (15 + 35 + 21), 4 * (15 + 35 + 21 + 21 + 21), 4 * 35)
+    assert costs["second/"] == Cost(2 * 3 * 7 * 2, 4 * (21 + 14 + 6), 4 * (21 + 14 + 6), 4 * 14)
     assert costs[""] == Cost(0, 4 * (6 + 6), 4 * (6 + 6))
 
 
@@ -137,7 +146,8 @@ def test_watched_graphs_tell_what_a_session_ran_and_count_weights_once(tiny_bund
     assert sum(roofline.spans(calls).values()) > 0
     for stage, cost in once.items():
         assert twice[stage].flops == 2 * cost.flops
-        assert cost.least < twice[stage].least <= 2 * cost.least
+        assert twice[stage].constants == cost.constants
+        assert twice[stage].least == 2 * cost.least - cost.constants
     from fusioner_rt.onnxruntime_backend import OnnxRuntime
 
     assert OnnxRuntime.load.__qualname__ == "OnnxRuntime.load"  # nothing stays watched
