@@ -16,9 +16,9 @@ Row = dict[str, Any]
 COLOURS = {
     "eager": "#8c8c8c", "eager-uncached": "#c4c4c4", "compile": "#5b8db8", "ort": "#7b9e6b", "openvino": "#c9a227",
     "openvino-bf16": "#e0cb83", "clipseg": "#8e6bb0", "kernels": "#4aa6a6", "ours": "#c2185b", "ours-words": "#e58aab",
-    "ours-uncached": "#7d1140",
+    "ours-ort": "#f2996e", "ours-uncached": "#7d1140",
 }  # fmt: skip
-WIDTHS = ["#5b8db8", "#c9a227", "#7b9e6b", "#c2185b"]
+WIDTHS = ["#5b8db8", "#c9a227", "#7b9e6b", "#c2185b", "#8e6bb0", "#4aa6a6", "#8c8c8c", "#f2996e"]
 STAGES = {
     "decode": "#efefef", "preprocess": "#d0d0d0", "text": "#8c8c8c", "image": "#5b8db8", "fusion": "#c9a227",
     "decoder": "#7b9e6b", "image_fusion": "#8e6bb0", "graph": "#b79fce", "mask_head": "#c2185b", "copy out": "#4aa6a6",
@@ -110,24 +110,33 @@ def of(row: Row) -> tuple[str, str, int]:
 
 
 def by_channels(figure: Any, rows: list[Row]) -> bool:
-    """The mask head's time and the whole call's against the label map's edge, a line for each model's d: ours, naive."""
+    """The mask head's time and the whole call's against the label map's edge, a line for each model and precision: ours, naive."""
     words = words_most_used(rows)
     rows = [
         row for row in rows if row["batch"] == 1 and row["words"] == words and row["candidate"] in ("eager", "ours")
     ]
-    models = [name for name in MODELS if len({row["output"] for row in rows if row["model"] == name}) > 1]
-    if not models:
+    kinds = sorted(
+        {(row["model"], row["precision"]) for row in rows}, key=lambda kind: (list(MODELS).index(kind[0]), kind[1])
+    )
+    kinds = [
+        (model, precision)
+        for model, precision in kinds
+        if len({row["output"] for row in middle(rows, model=model, precision=precision)}) > 1
+    ]
+    if not kinds:
         return False
     figure.set_size_inches(9.6, 4.4)
     figure.suptitle(f"Ours (whole lines) and the naive form in PyTorch (broken), {words} words")
     panels = figure.subplots(1, 2, sharex=True)
-    for colour, model in zip(WIDTHS * 2, models, strict=False):
+    for index, (model, precision) in enumerate(kinds):
+        colour = WIDTHS[index % len(WIDTHS)]
         for name, style in (("ours", "-"), ("eager", "--")):
-            line = sorted(middle(rows, model=model, candidate=name), key=lambda row: row["output"])
-            label = f"{MODELS[model].title}{'' if name == 'ours' else ', naive'}"
+            line = sorted(middle(rows, model=model, precision=precision, candidate=name), key=lambda row: row["output"])
+            label = f"{MODELS[model].title}, {precision}{'' if name == 'ours' else ', naive'}"
             for panel, value in zip(panels, (mask_head_ms, lambda row: row["p50_ms"]), strict=True):
                 told = [(row["output"], value(row)) for row in line if value(row)]
-                panel.plot(*zip(*told, strict=True), style, color=colour, marker="o", markersize=4, label=label)
+                if told:
+                    panel.plot(*zip(*told, strict=True), style, color=colour, marker="o", markersize=4, label=label)
     panels[0].set_title("mask head alone", fontsize=10)
     panels[1].set_title("whole call", fontsize=10)
     for panel in panels:

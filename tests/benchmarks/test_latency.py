@@ -212,6 +212,34 @@ def options(work: Path, *more: str) -> argparse.Namespace:
                             "--work", str(work), *more])  # fmt: skip
 
 
+def test_one_graph_needs_its_head_in_more_copies_than_pytorch(work: Path) -> None:
+    eager, ort, openvino = (
+        needs(job(work, name, output=2048)) - needs(job(work, name, output=1024))
+        for name in ("eager", "ort", "openvino")
+    )
+    head = 3 * 1024**2 * 2 * 32 * 4
+    assert (ort - eager, openvino - eager) == (head, head / 2)
+
+
+def test_every_candidate_has_a_colour() -> None:
+    assert set(latency_plots.COLOURS) == set(latency_plots.TITLES)
+
+
+def test_precisions_of_one_model_are_lines_of_their_own_and_a_head_without_a_time_is_none() -> None:
+    from matplotlib.figure import Figure
+
+    rows = [
+        timed(name, 30, output) | {"precision": precision, "stages_p50_ms": {} if name == "eager" else {"mask_head": 2.0}}
+        for name in ("eager", "ours") for precision in ("fp16", "fp32") for output in (224, 512)
+    ]  # fmt: skip
+    figure = Figure()
+    assert latency_plots.by_channels(figure, rows)
+    head, call = ({line.get_label(): len(line.get_xdata()) for line in panel.lines} for panel in figure.axes)
+    assert len(head) == 2
+    assert len(call) == 4
+    assert set(call.values()) == {2}
+
+
 def test_a_suite_takes_each_axis_in_turn_and_product_all_combinations(tmp_path: Path) -> None:
     axes = ["--outputs", "224,1024,2048", "--words", "1,20", "--batch", "1,8"]
     alone = {(cell.output, cell.words, cell.batch) for cell in latency.cells(options(tmp_path, *axes))}
