@@ -25,9 +25,10 @@ bare:  ## the runtime alone, as an application installs it: its size, and the co
 	.venv-bare/bin/python benchmarks/bare_environment.py
 
 bench: $(VENV)/.ready-bench  ## the latency benchmark's table, on an idle machine: an hour or two
-	$(BIN)/python benchmarks/latency.py --suite cpu
+	mkdir -p output
+	$(BIN)/python benchmarks/latency.py --suite cpu --json output/latency.jsonl
 
-gate: $(READY)  ## fails where ours has become slower against PyTorch, both measured now: two minutes
+gate: $(READY)  ## fails where ours has become slower against PyTorch, both measured now: two minutes, and some more where its small model is built first
 	$(BIN)/python benchmarks/latency.py --suite smoke --gate --busy
 
 $(VENV)/.ready-bench: $(READY)
@@ -62,4 +63,4 @@ $(BINDINGS)/.ready: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bare engines output
+	rm -rf $(VENV) .venv-bare build engines output
