@@ -87,8 +87,8 @@ class NoPictures(FusionerError):
 class Parity:
     """What the parity gate found.
 
-    errors, plain: by output, relative to its largest value; plain is PyTorch's own. agreement: share of all pixels.
-    plain_agreement: PyTorch's own, where it was asked.
+    errors, plain: by output, relative to its largest value; plain is PyTorch's own. agreement: share of all pixels, of
+    the path and mask head that has the least. plain_agreement: PyTorch's own, where it was asked.
     mask_error: the mask head's, in probability. words: (K, t) float32, the text graph's vectors of gate_words.
     """
 
@@ -141,7 +141,9 @@ def parity(
     head = MaskHead(
         graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"], graphs.get("mask_tiles")
     )
-    agreed = plain_agreed = pixels_compared = 0
+    heads = {"mask_tiles": head, "mask_labels": bands}
+    agreed = {(path, name): 0 for path in paths for name in heads}  # apart: none hides behind the others
+    plain_agreed = pixels_compared = 0
     mask_error = 0.0
     for picture in pictures:
         pixels = how(picture)[None]
@@ -159,14 +161,14 @@ def parity(
 
         size = _mask_size(picture)
         expected, confident, probable = _reference_masks(true, size, model.config.temperature)
-        for ours in every.values():
+        pixels_compared += expected.size
+        for path, ours in every.items():
             own = _maps(head, ours)
-            for one in (head, bands):
-                found, _ = one.labels(*own, size, 0.5)
-                agreed, pixels_compared = agreed + int((found == expected).sum()), pixels_compared + found.size
-        if precision == "bf16":  # once for each of the two heads
+            for name, one in heads.items():
+                agreed[path, name] += int((one.labels(*own, size, 0.5)[0] == expected).sum())
+        if precision == "bf16":
             drawn = _reference_masks(theirs, size, model.config.temperature)[0]
-            plain_agreed += 2 * len(every) * int((drawn == expected).sum())
+            plain_agreed += int((drawn == expected).sum())
         maps = head.maps(*(value.astype(np.float32) for value in true))
         for made, wanted in (
             (head.labels(*maps, size, 0.5)[1], confident),
@@ -175,7 +177,8 @@ def parity(
         ):
             mask_error = max(mask_error, _largest(made - wanted))
 
-    agreement = agreed / max(1, pixels_compared)
+    worst = min(agreed, key=lambda key: agreed[key])
+    agreement = agreed[worst] / max(1, pixels_compared)
     of_plain = plain_agreed / max(1, pixels_compared) if precision == "bf16" else None
     least = min(LEAST_AGREEMENT, 1 - 2 * (1 - of_plain)) if of_plain is not None else LEAST_AGREEMENT
     result = Parity(
@@ -194,8 +197,9 @@ def parity(
         )
     if not result.agreement >= least:
         raise ParityFailed(
-            f"only {result.agreement:.2%} of the gate pictures' pixels get PyTorch's label, {least:.1%} are "
-            f"needed{f' in {precision}' if half else ''}; {without}train the checkpoint further: near ties flip"
+            f"only {result.agreement:.2%} of the gate pictures' pixels get PyTorch's label"
+            f"{' in parts' if worst[0] else ''} ({worst[1]}), {least:.1%} are needed"
+            f"{f' in {precision}' if half else ''}; {without}train the checkpoint further: near ties flip"
         )
     return result
 

@@ -122,6 +122,28 @@ def test_parity_stops_other_masks(model, graphs, bundle, photographs, graph, out
         gates.parity(model, faulty(graphs, graph, shifted), bundle.preprocessing, photographs[:1], precision="fp32")
 
 
+@pytest.mark.parametrize("wrong", ["whole", "parts"])
+def test_other_masks_of_one_path_do_not_hide_behind_the_other(model, in_parts, bundle, photographs, monkeypatch, wrong):
+    """So few that both paths together would have enough pixels right."""
+    maps, now = gates._maps, []
+
+    def noted(head, outputs):
+        now[:] = ["parts" if "gram" in outputs else "whole"]
+        return maps(head, outputs)
+
+    def some(outputs, output):
+        if now == [wrong]:
+            flat = outputs[output].reshape(-1)
+            flat[::125] = flat[::125] % 3 + 1
+
+    monkeypatch.setattr(gates, "_maps", noted)
+    graphs = faulty(in_parts, "mask_labels", lambda _, outputs: some(outputs, "labels"))
+    graphs = faulty(graphs, "mask_tiles", lambda _, outputs: some(outputs, "word"))
+    said = "label in parts" if wrong == "parts" else r"label \("
+    with pytest.raises(gates.ParityFailed, match=rf"only 99\.[0-4]\d% of .* {said}"):
+        gates.parity(model, graphs, bundle.preprocessing, photographs[:1], precision="fp32")
+
+
 @pytest.mark.parametrize("graph", ["mask_labels", "mask_tiles"])
 def test_parity_stops_a_mask_head_that_errs(model, graphs, bundle, photographs, graph):
     def coarse(_, outputs):
