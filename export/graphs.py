@@ -1,7 +1,8 @@
 """The model as ONNX graphs: prompts to vectors, and a picture with words to features and refined words.
 
-The latter as a whole, and in the three parts that a CPU runs: what depends on the picture alone, what words take part
-in, and the decoder. Parts and whole have the same nodes.
+The latter as a whole, `image_fusion`, and in the parts it is joined of: `image`, which depends on the picture alone,
+`fusion`, in which words take part, and `decoder`. A CPU runs `image` and `fusion` in the form of export/cpu_graph.py and
+the decoder as the graphs of export/decoder_graphs.py; the part `decoder` is in no bundle but as the end of image_fusion.
 
 Plain operators only (opset 20): attention as MatMul and Softmax, normalisations whole, no antialiased Resize; so ONNX
 Runtime and TensorRT both take them as they are. Every dimension but 3 and the channels is dynamic.
