@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency_models import MODELS, Files, picture
+from fusioner_rt.errors import UsageError
 
 TITLES = {
     "eager": "PyTorch eager", "eager-uncached": "PyTorch eager, words encoded in every call",
@@ -314,7 +315,9 @@ def _clipseg(job: Job) -> Candidate:
     """The picture is encoded once and its activations meet every word's embedding, which is kept between calls."""
     like = MODELS[job.model].clipseg
     if like is None:
-        raise NotImplementedError(f"CLIPSeg has no encoder like that of {job.model}")
+        raise UsageError(
+            f"no CLIPSeg with an encoder of the size of {job.model}'s was made; compare with vits, vitb or vitl"
+        )
     import torch
 
     from training.encoders.open_clip import define_torchvision_operators
