@@ -81,19 +81,22 @@ def open_executor(
 
 def open_rung(bundle: Bundle, name: str, threads: int | None, cache: Path | None = None) -> tuple[Executor, str]:
     """The executor of one rung of LADDER, ready to run, and what it runs on. Raises what keeps it from that."""
-    if name.startswith("onnxruntime"):
+    if name == "onnxruntime-cpu":
         from .onnxruntime_executor import OnnxRuntimeExecutor
 
-        runs = OnnxRuntimeExecutor(bundle, name, threads)
-        if name == "onnxruntime-cuda":
-            _prove(bundle, name, runs)
-        return runs, f"ONNX Runtime, {name.rpartition('-')[2].upper()}"
-    of_flavour(bundle, name, "image_fusion")  # before anything is imported for it
-    from .tensorrt_executor import TensorRTExecutor
+        return OnnxRuntimeExecutor(bundle, name, threads), "ONNX Runtime, CPU"
+    if name == "onnxruntime-cuda":
+        from .onnxruntime_cuda import open_graphs
 
-    executor = TensorRTExecutor(bundle, name, threads, cache)
+        runs, what = open_graphs(bundle, threads)
+        _prove(bundle, name, runs)
+        return runs, what
+    of_flavour(bundle, name, "image_fusion")  # before anything is imported for it
+    from .tensorrt_executor import open_plans
+
+    executor, what = open_plans(bundle, name, threads, cache)
     _prove(bundle, name, executor)
-    return executor, executor.description
+    return executor, what
 
 
 def _prove(bundle: Bundle, name: str, executor: Executor) -> None:

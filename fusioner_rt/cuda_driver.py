@@ -93,6 +93,9 @@ class Device:
                 attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
         )
+        self.has_pools = bool(
+            self.driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED, self.handle)
+        )
         self.name = self.driver.cuDeviceGetName(256, self.handle).split(b"\0")[0].decode()
         self._context: Any = self.driver.cuDevicePrimaryCtxRetain(self.handle)
 
@@ -170,12 +173,11 @@ class PinnedArray:
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: str) -> None:
         self._device = device
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         with device.current():
-            self.pointer = int(device.driver.cuMemHostAlloc(size, 0))
-        self.array = (
-            np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.pointer)).view(dtype).reshape(shape)
-        )
+            self.pointer = int(device.driver.cuMemHostAlloc(self.size, 0))
+        held = (ctypes.c_uint8 * self.size).from_address(self.pointer)
+        self.array = np.ctypeslib.as_array(held).view(dtype).reshape(shape)
 
     def close(self) -> None:
         """The array must not be used any more; closing twice is fine."""
@@ -265,12 +267,16 @@ _RECORDING = threading.Lock()
 
 
 class Memory:
-    """Bytes on a GPU, at `pointer` (a multiple of 256). `with`, or `close`, frees them."""
+    """Bytes on a GPU, at `pointer` (a multiple of 256). `with`, or `close`, frees them once no work uses them."""
 
-    def __init__(self, device: Device, size: int) -> None:
+    def __init__(self, device: Device, size: int, stream: int | None = None) -> None:
+        """stream: allocates in its order, where the GPU has memory pools: nothing else waits, and no recording breaks."""
         self._device, self.size = device, size
         with device.current():
-            self.pointer = int(device.driver.cuMemAlloc(size))
+            if stream is not None and device.has_pools:
+                self.pointer = int(device.driver.cuMemAllocAsync(size, stream))
+            else:
+                self.pointer = int(device.driver.cuMemAlloc(size))
 
     def upload(self, array: np.ndarray, stream: int = 0) -> None:
         """Copy an array's bytes here, in the stream's order, and wait for it."""

@@ -4,6 +4,7 @@ The record `kernels/abi.json` says what a launch needs; this file reads it, pick
 the arguments.
 """
 
+import contextlib
 import ctypes
 import json
 import threading
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .cuda_driver import Device
-from .errors import CudaFailed, KernelsUnusable, UsageError
+from .errors import CudaFailed, GpuMemoryShort, KernelsUnusable, UsageError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _TYPES = {"i32": ctypes.c_int32, "fp32": ctypes.c_float}  # every other type is a pointer
+_TEGRA = {(7, 2), (8, 7), (8, 8), (10, 1), (11, 0)}  # Xavier, Orin and its successors, Thor by its two numbers
 _SPECIFIC = 9  # from this major version on, a cubin runs on its own capability alone
 _STATIC_SHARED = 48 << 10  # a block may have this much shared memory without asking for more
 
@@ -80,56 +82,67 @@ class Record:
         """Every kernel there is, such as "labels.float16"."""
         return tuple(self._kernels)
 
-    def launch(self, name: str, capability: Sequence[int]) -> Launch:
-        """How a kernel is launched on a GPU of this compute capability (major, minor).
+    def launches(self, name: str, capability: Sequence[int]) -> list[Launch]:
+        """How a kernel may be launched on a GPU of this compute capability (major, minor), the preferred form first.
 
-        The cubin of that capability; else the newest of the same major version below it, if those are not tied to
-        theirs; else the PTX, which the driver compiles. Raises KernelsUnusable.
+        The cubin of that capability, else the newest of the same major version below it, if those are not tied to theirs;
+        then the PTX, which the driver compiles. Cubins of desktop GPUs do not load on Tegra, nor Tegra's on those, though
+        their numbers would allow it. Raises KernelsUnusable where there is none.
         """
         if name not in self._kernels:
             raise KernelsUnusable(f"{self._path}: holds no kernel {name}, only {', '.join(self._kernels) or 'none'}")
-        major, minor = capability
+        here = major, minor = capability[0], capability[1]
         try:
             entry = self._kernels[name]
-            targets = {(int(key[3:-1]), int(key[-1])): value for key, value in entry["targets"].items()}
-            below = [target for target in targets if target[0] == major < _SPECIFIC and target[1] <= minor]
-            if (major, minor) in targets:
-                chosen = targets[major, minor]
-            elif below:
-                chosen = targets[max(below)]
-            elif "ptx" in entry and (major, minor) >= (
-                int(entry["ptx"]["target"][3:-1]),
-                int(entry["ptx"]["target"][-1]),
-            ):
-                chosen = entry["ptx"]
-            else:
+            targets = {_capability(key): value for key, value in entry["targets"].items()}
+            alike = [
+                target
+                for target in targets
+                if target[0] == major < _SPECIFIC and target[1] <= minor and {target, here}.isdisjoint(_TEGRA)
+            ]
+            found = [targets[here]] if here in targets else [targets[max(alike)]] if alike else []
+            if "ptx" in entry and here >= _capability(entry["ptx"]["target"]):
+                found.append(entry["ptx"])
+            if not found:
                 raise KernelsUnusable(
                     f"{self._path}: {name} was compiled for {', '.join(entry['targets'])} and this GPU's compute capability "
                     f"is {major}.{minor}; build the bundle again with --kernels sm_{major}{minor}, or choose another backend"
                 )
-            return Launch(
-                name=name,
-                file=self.folder / chosen["file"],
-                symbol=chosen["symbol"],
-                threads=int(chosen["threads"]),
-                shared_bytes=int(chosen["shared_bytes"]),
-                arguments=tuple((str(argument), str(kind)) for argument, kind in entry["arguments"]),
-                multiples=frozenset(entry["multiples_of_16"]),
-                tile={str(key): int(value) for key, value in chosen["tile"].items()},
-                grid=tuple(tuple((str(size), int(tile)) for size, tile in row) for row in chosen["grid"]),
-            )
+            return [
+                Launch(
+                    name=name,
+                    file=self.folder / chosen["file"],
+                    symbol=chosen["symbol"],
+                    threads=int(chosen["threads"]),
+                    shared_bytes=int(chosen["shared_bytes"]),
+                    arguments=tuple((str(argument), str(kind)) for argument, kind in entry["arguments"]),
+                    multiples=frozenset(entry["multiples_of_16"]),
+                    tile={str(key): int(value) for key, value in chosen["tile"].items()},
+                    grid=tuple(tuple((str(size), int(tile)) for size, tile in row) for row in chosen["grid"]),
+                )
+                for chosen in found
+            ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise KernelsUnusable(
                 f"{self._path}: the entry of {name} is missing a field or malformed ({error!r}); build the bundle again"
             ) from None
 
 
+def _capability(target: str) -> tuple[int, int]:
+    """(8, 0) of "sm_80"."""
+    return int(target[3:-1]), int(target[-1])
+
+
 class Kernels:
-    """The kernels of a bundle on one GPU. Threads may share them; a kernel is loaded when first launched."""
+    """The kernels of a bundle on one GPU. Threads may share them; a kernel is loaded when first launched.
+
+    notes: which cubins the driver did not take, and PTX runs instead.
+    """
 
     def __init__(self, folder: Path, device: Device) -> None:
         """folder: the bundle's `kernels`. Raises KernelsUnusable."""
         self.record, self.device = Record(folder), device
+        self.notes: list[str] = []
         self._loaded: dict[str, tuple[Launch, Any]] = {}
         self._libraries: list[Any] = []
         self._loading = threading.Lock()
@@ -183,28 +196,53 @@ class Kernels:
         return loaded
 
     def _load_now(self, name: str) -> tuple[Launch, Any]:
-        launch, driver = self.record.launch(name, self.device.capability), self.device.driver
+        """The cubin, or where the driver does not take it the PTX: it may say so at any call up to the kernel's function,
+        since kernels are loaded lazily.
+        """
+        refused: list[tuple[Path, CudaFailed]] = []
+        for launch in self.record.launches(name, self.device.capability):
+            try:
+                loaded = launch, self._resolved(launch)
+            except GpuMemoryShort:
+                raise
+            except CudaFailed as error:
+                refused.append((launch.file, error))
+                continue
+            for file, why in refused:
+                self.notes.append(
+                    f"{launch.file.name} runs, compiled by the driver, which does not load {file} ({why})"
+                )
+            return loaded
+        version = self.device.driver.cuDriverGetVersion()
+        files, reasons = (dict.fromkeys(map(str, column)) for column in zip(*refused, strict=True))
+        raise KernelsUnusable(
+            f"{', '.join(files)}: the driver of {self.device} does not load it ({'; '.join(reasons)}); the driver is of CUDA "
+            f"{version // 1000}.{version % 1000 // 10}, the kernels need 12.0, on compute capability 10 and above 13.0: "
+            "update the driver, or choose another backend"
+        )
+
+    def _resolved(self, launch: Launch) -> Any:
+        """The kernel's function. Raises CudaFailed where the driver does not load it."""
+        driver = self.device.driver
         try:
             code = launch.file.read_bytes() + b"\0"  # PTX is a string to the driver; a cubin knows its own length
         except OSError as error:
             raise KernelsUnusable(f"{launch.file}: cannot be read ({error.strerror}); build the bundle again") from None
         with self.device.current():
+            library = driver.cuLibraryLoadData(code, [], [], 0, [], [], 0)
             try:
-                library = driver.cuLibraryLoadData(code, [], [], 0, [], [], 0)
-            except CudaFailed as error:
-                version = driver.cuDriverGetVersion()
-                raise KernelsUnusable(
-                    f"{launch.file}: the driver of {self.device} does not load it ({error}); the driver is of CUDA "
-                    f"{version // 1000}.{version % 1000 // 10}, the kernels need 12.8, on compute capability 10 and above "
-                    "13.0: update the driver, or choose another backend"
-                ) from None
-            self._libraries.append(library)
-            kernel = driver.cuLibraryGetKernel(library, launch.symbol.encode())
-            self._check_parameters(launch, kernel)
-            if launch.shared_bytes > _STATIC_SHARED:
-                attribute = driver.bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                driver.cuKernelSetAttribute(attribute, launch.shared_bytes, kernel, self.device.handle)
-            return launch, driver.cuKernelGetFunction(kernel)
+                kernel = driver.cuLibraryGetKernel(library, launch.symbol.encode())
+                self._check_parameters(launch, kernel)
+                if launch.shared_bytes > _STATIC_SHARED:
+                    attribute = driver.bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                    driver.cuKernelSetAttribute(attribute, launch.shared_bytes, kernel, self.device.handle)
+                function = driver.cuKernelGetFunction(kernel)
+            except BaseException:
+                with contextlib.suppress(CudaFailed):
+                    driver.cuLibraryUnload(library)
+                raise
+        self._libraries.append(library)
+        return function
 
     def _check_parameters(self, launch: Launch, kernel: Any) -> None:
         """What is loaded takes what the record says: a wrong offset would be a wrong mask, or worse."""

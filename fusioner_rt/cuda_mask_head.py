@@ -75,11 +75,11 @@ class CudaMaskHead:
         pictures = features[0]
         return _padded(pictures * PARTS * 4) + 2 * _padded(pictures * words * 4)
 
-    def maps(self, features: Any, words: Any, workspace: Any, scores: Any, gram: Any, stream: int) -> None:
+    def maps(self, features: Any, words: Any, workspace: Any, scores: Any, gram: Any, finite: Any, stream: int) -> None:
         """Stage 1: features (B, h, w, d) and words (B, K, d), both float16, bfloat16 or float32, neither normalised.
 
         workspace: uint8 of at least `workspace_bytes`. scores: (B, K, h, w) float32 out. gram: (B, 5, h, w) float32 out.
-        stream: CUstream as an integer. d must be a multiple of 16. Non-finite features give NaN maps, and those labels 0
+        finite: (B,) int32 out, 1 where all of a picture's maps are finite, else 0. stream: CUstream as an integer. d must be a multiple of 16. Non-finite features give NaN maps, and those labels 0
         with confidence NaN. Raises DeviceArrayInvalid, KernelsUnusable, CudaFailed.
         """
         features, words = DeviceArray.of(features, "features"), DeviceArray.of(words, "words")
@@ -89,6 +89,7 @@ class CudaMaskHead:
         _expect(words, "words", (pictures, count, channels), features.dtype)
         scores = _out(scores, "scores", (pictures, count, height, width), "float32")
         gram = _out(gram, "gram", (pictures, 5, height, width), "float32")
+        finite = _out(finite, "finite", (pictures,), "int32")
         if channels % 16:
             raise DeviceArrayInvalid(f"features have {channels} channels; the compiled kernels take multiples of 16")
         for what, number in (("feature values", height * width * channels), ("word values", count * channels)):
@@ -98,13 +99,16 @@ class CudaMaskHead:
         needed = self.workspace_bytes(features.shape, count)
         if workspace.nbytes < needed:
             raise DeviceArrayInvalid(f"workspace has {workspace.nbytes} bytes; these shapes need {needed}")
-        self._check_device(features=features, words=words, workspace=workspace, scores=scores, gram=gram)
+        self._check_device(features=features, words=words, workspace=workspace, scores=scores, gram=gram, finite=finite)
         parts = workspace.pointer
         units = parts + _padded(pictures * PARTS * 4)
         inverses = units + _padded(pictures * count * 4)
         measured = {"parts": parts, "units": units, "inverses": inverses}
         size = sizes((height, width), count)
-        inputs = {"features": features.pointer, "words": words.pointer, **measured, "K": count, "d": channels}
+        inputs = {
+            "features": features.pointer, "words": words.pointer, **measured, "finite": finite.pointer, "K": count,
+            "d": channels,
+        }  # fmt: skip
         self._kernels.launch(f"measure.{features.dtype}", pictures, size, {**inputs, "N": height * width}, stream)
         self._kernels.launch(
             f"maps.{features.dtype}.{'few' if count <= FEW_WORDS else 'many'}", pictures, size,

@@ -8,6 +8,7 @@ import numpy as np
 from .cuda_driver import Device, Event, Memory
 from .cuda_mask_head import DeviceArray
 from .errors import CudaFailed, DeviceArrayInvalid, one_line
+from .memory_pool import MemoryPool
 
 _LEGACY_DEFAULT = 1  # how both protocols name CUDA's default stream, whose handle is 0
 _ON_CUDA = 2  # kDLCUDA
@@ -19,19 +20,31 @@ class GpuArray:
 
     shape, dtype: as numpy's. stream: the CUDA stream whose work fills it: read it there, or by `from_dlpack`, which makes
     the reader's stream wait. `numpy()` copies it to the host.
+
+    Memory that only `stream` was told of goes to the next result on that stream, whose work comes later. Where another
+    reader may still be at it, it is freed, for which CUDA waits for all work.
     """
 
-    def __init__(self, device: Device, shape: tuple[int, ...], dtype: str, stream: int) -> None:
+    def __init__(
+        self, pool: MemoryPool[Memory], device: Device, shape: tuple[int, ...], dtype: str, stream: int
+    ) -> None:
+        """pool: of the session, which it may outlive."""
         self.shape, self.dtype, self.stream = shape, np.dtype(dtype), stream
-        self._owned = contextlib.ExitStack()
+        self._pool: MemoryPool[Memory] | None = pool
+        self._shared = False  # with readers on other streams
+        self._owns = False
+        size = int(np.prod(shape)) * self.dtype.itemsize
         with contextlib.ExitStack() as stack:
             self._device = device.again()
             stack.callback(self._device.close)
-            self._memory = Memory(self._device, int(np.prod(shape)) * self.dtype.itemsize)
-            stack.callback(self._memory.close)  # which waits for what uses it
+            memory = pool.take(size, stream)
+            if memory is None:
+                self._pool, memory = None, Memory(self._device, size, stream)
+            self._memory = memory
+            stack.callback(self._give_back)
             self._filled = Event(self._device)
-            stack.callback(self._filled.close)
-            self._owned = stack.pop_all()
+            stack.pop_all()
+        self._owns = True
 
     @property
     def array(self) -> DeviceArray:
@@ -43,10 +56,8 @@ class GpuArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self._memory.pointer, False),
-            "strides": None, "stream": self.stream or _LEGACY_DEFAULT,
-        }  # fmt: skip
+        self._shared = True  # the reader waits for `stream`, and tells nobody of its own
+        return self._described()
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
         from cuda.core.utils import StridedMemoryView
@@ -55,7 +66,9 @@ class GpuArray:
             del options["dl_device"]
         if stream != -1:  # the consumer's stream waits; None means the default one
             self._filled.hold(0 if stream in (None, _LEGACY_DEFAULT) else stream)
-        return StridedMemoryView.from_cuda_array_interface(self, stream_ptr=-1).__dlpack__(stream=-1, **options)
+        self._shared |= (stream or _LEGACY_DEFAULT) != (self.stream or _LEGACY_DEFAULT)
+        held = StridedMemoryView.from_cuda_array_interface(_Held(self), stream_ptr=-1)
+        return held.__dlpack__(stream=-1, **options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _ON_CUDA, self._device.ordinal
@@ -64,9 +77,33 @@ class GpuArray:
         """A copy in host memory, complete when this returns."""
         return self._memory.download(np.empty(self.shape, self.dtype), self.stream)
 
+    def _described(self) -> dict[str, Any]:
+        return {
+            "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self._memory.pointer, False),
+            "strides": None, "stream": self.stream or _LEGACY_DEFAULT,
+        }  # fmt: skip
+
+    def _give_back(self) -> None:
+        if self._pool is None:
+            self._memory.close()  # which waits for what uses it
+        else:
+            self._pool.give(self._memory, self.stream, alone=not self._shared)
+
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at interpreter shutdown, or on a GPU that failed
-            self._owned.close()
+        if self._owns:
+            # at interpreter shutdown, or on a GPU that failed
+            with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
+                stack.callback(self._device.close)
+                stack.callback(self._give_back)
+                self._filled.close()
+
+
+class _Held:
+    """A GpuArray as a reader of DLPack holds it, whose stream is known."""
+
+    def __init__(self, array: GpuArray) -> None:
+        self._array = array
+        self.__cuda_array_interface__ = array._described()
 
 
 def view(array: Any, name: str, device: Device, stream: int, writable: bool = False) -> DeviceArray:
@@ -84,7 +121,7 @@ def view(array: Any, name: str, device: Device, stream: int, writable: bool = Fa
     try:
         interface = getattr(array, "__cuda_array_interface__", None)
         if interface is not None:
-            _wait(interface.get("stream"), device, stream)
+            _wait(array, interface.get("stream"), device, stream)
         else:
             interface = _from_dlpack(array, name, device, stream)
     except (DeviceArrayInvalid, CudaFailed):
@@ -117,9 +154,15 @@ def _from_dlpack(array: Any, name: str, device: Device, stream: int) -> dict[str
     return {"shape": tuple(held.shape), "typestr": dtype.str, "data": (held.ptr, held.readonly), "strides": strides}
 
 
-def _wait(producer: int | None, device: Device, stream: int) -> None:
-    """Where a producer names its stream, `stream` waits for what that was given."""
-    if producer is None or producer == (stream or _LEGACY_DEFAULT):
+def _wait(array: Any, producer: int | None, device: Device, stream: int) -> None:
+    """`stream` waits for what fills the array: for the producer's stream where it names it, else as DLPack demands it of
+    the producer (PyTorch names its stream in no other way).
+    """
+    if producer is None:
+        if hasattr(array, "__dlpack__"):
+            array.__dlpack__(stream=stream or _LEGACY_DEFAULT)
+        return
+    if producer == (stream or _LEGACY_DEFAULT):
         return
     event = Event(device)
     try:

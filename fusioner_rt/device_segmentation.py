@@ -8,13 +8,13 @@ from .cuda_mask_head import DeviceArray
 from .device_arrays import GpuArray, view
 from .errors import BackendUnavailable, DeviceArrayInvalid
 from .executor import Executor, Request
-from .tensorrt_executor import TensorRTExecutor
+from .gpu_executor import GpuExecutor
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceSegmentation:
     """words: the K words. labels: (H, W) or (B, H, W) uint16, 0 = background, n = words[n - 1]. confidence: of that
-    shape, float32. Both are `GpuArray`s, or the objects given as `out`; they are filled when `stream` gets there.
+    shape, float32, or float16 where `out` is. Both are `GpuArray`s, or the objects given as `out`; they are filled when `stream` gets there.
     """
 
     words: tuple[str, ...]
@@ -28,10 +28,11 @@ def segment_on_device(
     size: tuple[int, int] | None, stream: int, out: tuple[Any, Any] | None,
 ) -> DeviceSegmentation:  # fmt: skip
     """As `Session.segment_on_device`, its options checked."""
-    if not isinstance(executor, TensorRTExecutor):
+    if not isinstance(executor, GpuExecutor):
         raise BackendUnavailable(
-            "segment_on_device needs a TensorRT backend, and this session runs on ONNX Runtime; session.backend.passed_over "
-            "tells why, fusioner-rt doctor what to do; or copy the picture to the host and use segment"
+            "segment_on_device needs a backend that works in GPU memory, and this session's does not; "
+            "session.backend.passed_over and session.notes tell why, fusioner-rt doctor what to do; or copy the picture to "
+            "the host and use segment"
         )
     device = executor.device
     given = view(picture, "picture", device, stream)
@@ -48,14 +49,19 @@ def segment_on_device(
     edges = (pictures, *(size or (height, width)))
     shape = edges if len(given.shape) == 4 else edges[1:]
     results: tuple[Any, Any] = out or (
-        GpuArray(device, shape, "uint16", stream), GpuArray(device, shape, "float32", stream),
+        executor.new(shape, "uint16", stream), executor.new(shape, "float32", stream),
     )  # fmt: skip
     arrays = []
-    for name, dtype, result in (("labels", "uint16", results[0]), ("confidence", "float32", results[1])):
+    for name, dtypes, result in (
+        ("labels", ("uint16",), results[0]),
+        ("confidence", ("float32", "float16"), results[1]),
+    ):
         array = view(result, f"{name} of out", device, stream, writable=True)
-        if array.shape != shape or array.dtype != dtype:
-            raise DeviceArrayInvalid(f"{name} of out is {array.dtype} {array.shape}; give {dtype} {shape}")
-        arrays.append(DeviceArray(array.pointer, edges, dtype))
+        if array.shape != shape or array.dtype not in dtypes:
+            raise DeviceArrayInvalid(
+                f"{name} of out is {array.dtype} {array.shape}; give {' or '.join(dtypes)} {shape}"
+            )
+        arrays.append(DeviceArray(array.pointer, edges, array.dtype))
     executor.run_on(stream, batch, input_size, request, arrays[0], arrays[1])
     for result in results:
         if isinstance(result, GpuArray):

@@ -210,7 +210,7 @@ def _examine(
 
     if name in plans.FLAVOURS:
         from . import tensorrt_library
-        from .tensorrt_executor import kernels_folder
+        from .gpu_executor import kernels_folder
 
         held = bundle and need(lambda: plans.of_flavour(bundle, name, "image_fusion"))
         if bundle:

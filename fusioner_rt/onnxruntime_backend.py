@@ -7,7 +7,7 @@ and so it does for good after a run on the GPU has failed: both are refused here
 import contextlib
 import ctypes
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import build_command
+from .cuda_mask_head import DeviceArray
 from .errors import BackendUnavailable, GraphUnusable, one_line
 from .nvidia import driver_missing
 
@@ -69,11 +70,12 @@ class OnnxRuntime:
             _load_cuda_libraries(self._module)
 
     def load(
-        self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False
-    ) -> "Graph":
+        self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False,
+        stream: int | None = None,
+    ) -> "Graph":  # fmt: skip
         """A graph ready to run. content: the file's bytes, where the caller has read them; weights that lie apart are
-        looked for beside `path`. threads: other than the backend's. on_cpu: there, whatever the backend is. Raises
-        GraphUnusable, and BackendUnavailable where CUDA was asked for and does not start.
+        looked for beside `path`. threads: other than the backend's. on_cpu: there, whatever the backend is. stream: of
+        CUDA, to which all its work is given. Raises GraphUnusable, and BackendUnavailable where CUDA was asked for and does not start.
         """
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, in words of our own
@@ -83,7 +85,8 @@ class OnnxRuntime:
         if threads or self._threads:
             options.intra_op_num_threads = threads or self._threads
         cuda = CUDA in self._providers and not on_cpu
-        chosen: list[Any] = [(CUDA, _CUDA_OPTIONS), CPU] if cuda else [CPU]
+        own = {} if stream is None else {"user_compute_stream": str(stream)}
+        chosen: list[Any] = [(CUDA, {**_CUDA_OPTIONS, **own}), CPU] if cuda else [CPU]
         try:
             # Without `enable_fallback=0` a failure of the GPU, here or in a later run, is printed and the CPU takes over.
             session = self._module.InferenceSession(content or str(path), options, chosen, enable_fallback=0)
@@ -96,7 +99,7 @@ class OnnxRuntime:
             ) from None
         if cuda and CUDA not in session.get_providers():
             raise self._no_cuda(f"it fell back to the CPU{_missing_library(self._module)}")
-        return Graph(session, path)
+        return Graph(session, path, self._module)
 
     def _loads_on_cpu(self, path: Path, content: bytes | None) -> bool:
         """The graph is not to blame."""
@@ -116,9 +119,9 @@ class OnnxRuntime:
 class Graph:
     """One loaded ONNX graph; call it with arrays by input name, get arrays by output name."""
 
-    def __init__(self, session: Any, path: Path) -> None:
-        self._session = session
-        self._path = path
+    def __init__(self, session: Any, path: Path, module: Any) -> None:
+        """module: onnxruntime."""
+        self._session, self._path, self._module = session, path, module
         self._outputs = {output.name: output.shape for output in session.get_outputs()}
 
     def channels(self, output: str) -> int:
@@ -148,7 +151,44 @@ class Graph:
         except Exception as error:
             raise self._failed({**inputs, **outputs}, error) from None
 
-    def _failed(self, arrays: Mapping[str, np.ndarray], error: Exception) -> GraphUnusable:
+    def output_shapes(self, inputs: Mapping[str, DeviceArray]) -> dict[str, tuple[int, ...]]:
+        """What the outputs' shapes are, found by a run. inputs: in the GPU's memory, whatever they hold. Raises GraphUnusable."""
+        try:
+            binding = self._bound(inputs, {})
+            for name in self._outputs:
+                binding.bind_output(name, "cuda")
+            self._session.run_with_iobinding(binding)
+            return {
+                name: tuple(value.shape()) for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
+            }
+        except Exception as error:
+            raise self._failed(inputs, error) from None
+
+    def on_gpu(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Callable[[], None]:
+        """A call that gives the graph's work on these arrays to its stream, and returns. Raises GraphUnusable."""
+        options = self._module.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the stream's reader waits
+        try:
+            binding = self._bound(inputs, outputs)
+        except Exception as error:
+            raise self._failed({**inputs, **outputs}, error) from None
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise self._failed({**inputs, **outputs}, error) from None
+
+        return run
+
+    def _bound(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Any:
+        binding = self._session.io_binding()
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, "cuda", 0, np.dtype(array.dtype).type, array.shape, array.pointer)
+        return binding
+
+    def _failed(self, arrays: Mapping[str, np.ndarray | DeviceArray], error: Exception) -> GraphUnusable:
         shapes = ", ".join(f"{name} {value.shape}" for name, value in arrays.items())
         return GraphUnusable(
             f"{self._path}: failed on {shapes} ({one_line(error)}); "

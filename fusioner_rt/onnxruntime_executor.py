@@ -81,9 +81,9 @@ class _Later:
 class OnnxRuntimeExecutor:
     """Executor over ONNX Runtime. Raises GraphUnusable, BackendUnavailable."""
 
-    def __init__(self, bundle: Bundle, backend: str, threads: int | None) -> None:
-        """backend: onnxruntime-cpu or onnxruntime-cuda. threads: per graph, by default one per core."""
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, backend: str, threads: int | None, note: str | None = None) -> None:
+        """backend: onnxruntime-cpu or onnxruntime-cuda. threads: per graph, by default one per core. note: for `notes`."""
+        self._bundle, self.notes = bundle, [note] if note else []
         self._graphs = LoadedGraphs(bundle, OnnxRuntime(backend, threads))
         self._in_parts = bundle.in_parts and backend == "onnxruntime-cpu"
         decoder = graph_names(bundle.manifest["graphs"]) if self._in_parts else []
@@ -95,10 +95,6 @@ class OnnxRuntimeExecutor:
         self._decoder = (
             Decoder([_Later(self._graphs, name) for name in decoder], self._mask_head.workers) if decoder else None
         )
-
-    @property
-    def notes(self) -> list[str]:
-        return []
 
     @property
     def most(self) -> int:
@@ -210,7 +206,11 @@ def resolve(head: MaskHead, maps: _Maps, size: tuple[int, int], request: Request
 def check_finite(bundle: Bundle, *arrays: np.ndarray) -> None:
     """Raises GraphUnusable where a value is not finite."""
     if not all(np.isfinite(array).all() for array in arrays):
-        raise GraphUnusable(
-            f"{bundle.graph('image_fusion')}: computed values that are not finite, as {bundle.precision} may on some "
-            f"machines; rebuild it without --fp16: {build_command(bundle.folder, precision='fp32')}"
-        )
+        raise not_finite(bundle)
+
+
+def not_finite(bundle: Bundle) -> GraphUnusable:
+    return GraphUnusable(
+        f"{bundle.graph('image_fusion')}: computed values that are not finite, as {bundle.precision} may on some "
+        f"machines; rebuild it without --fp16: {build_command(bundle.folder, precision='fp32')}"
+    )

@@ -260,16 +260,15 @@ class Session:
         stream: int = 0,
         out: tuple[Any, Any] | None = None,
     ) -> "DeviceSegmentation":
-        """Masks for pictures that lie in GPU memory, without a copy to the host: for TensorRT backends.
+        """Masks for pictures that lie in GPU memory, without a copy to the host: for the backends of GPUs.
 
         picture: (H, W, 3) or (B, H, W, 3) uint8 RGB, contiguous, with `__cuda_array_interface__` or `__dlpack__`.
         words, size, threshold: as in `segment`; words are fused jointly.
         stream: a CUDA stream's handle. Its work is waited for, and it is given this work; the call returns at once.
-        out: labels (H, W) or (B, H, W) uint16 and confidence of that shape, float32, to be filled: then a call
-            allocates nothing. By default new arrays.
+        out: labels (H, W) or (B, H, W) uint16 and confidence of that shape, float32 or float16, to be filled: then a
+            call allocates nothing. By default new arrays.
 
-        `picture` and `out` must live until the stream is done. A picture in which features are no numbers has a
-        confidence that is none. Raises DeviceArrayInvalid, BackendUnavailable, CudaFailed and as `segment`.
+        `picture` and `out` must live until the stream is done. NaN features give NaN confidence. Raises DeviceArrayInvalid, BackendUnavailable, CudaFailed and as `segment`.
         """
         from .device_segmentation import segment_on_device
 

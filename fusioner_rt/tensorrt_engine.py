@@ -75,6 +75,8 @@ class Engine:
     profiles: ranges by input, in the plan's order. Raises PlanUnusable, GpuMemoryShort.
     """
 
+    records = True
+
     def __init__(self, bundle: Bundle, plan: Plan, device: Device, cache: "library.RuntimeCache | None" = None) -> None:
         """cache: what TensorRT-RTX compiled earlier, for the GPU it runs on."""
         self.plan, self._device, self._bundle = plan, device, bundle
@@ -150,6 +152,11 @@ class Engine:
                 raise self._refused(f"cannot tell the shapes of {', '.join(unknown)}")
             outputs = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
             workspace = int(context.update_device_memory_size_for_shapes())
+            most = int(self._engine.get_device_memory_size_for_profile_v2(index))
+            if not workspace and most:  # TensorRT answers 0 where it fails
+                raise self._refused(
+                    f"tells no size of the memory it works in, of which the profile needs up to {most} bytes"
+                )
             return EngineContext(context, kept, str(self.plan.file), shapes, outputs, workspace)
 
     def give_back(self, context: EngineContext) -> None:

@@ -32,7 +32,7 @@ from triton.compiler import ASTSource
 
 from kernels.variants import FEATURE_TYPES, TARGETS, Tiling, Variant, exists, names, variant
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 RECORD = "abi.json"
 PTX_TARGET = 80
 """The PTX of this capability runs on every later one; Triton's PTX for 90 and above is tied to its architecture."""

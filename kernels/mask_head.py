@@ -48,14 +48,20 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     new = functools.partial(torch.empty, device=features.device)
     parts = new(pictures, PARTS, dtype=torch.int32)
     units, inverses = new(pictures, count), new(pictures, count)
+    finite = new(pictures, dtype=torch.int32)
     scores, gram = new(pictures, count, height, width), new(pictures, 5, height, width)
     size = sizes((height, width), count)
     positions = height * width
-    _launch(f"measure.{dtype}", pictures, size, (features, words, parts, units, inverses, positions, count, channels))
+    _launch(
+        f"measure.{dtype}",
+        pictures,
+        size,
+        (features, words, parts, units, inverses, finite, positions, count, channels),
+    )
     interpreted = {"DOT": DOT_TYPES["float32"]} if _interpreting() and dtype == "bfloat16" else {}  # it has no bfloat16
     _launch(
         f"maps.{dtype}.{'few' if count <= FEW_WORDS else 'many'}", pictures, size,
-        (features, words, parts, units, inverses, scores, gram, height, width, count, channels), **interpreted,
+        (features, words, parts, units, inverses, scores, gram, finite, height, width, count, channels), **interpreted,
     )  # fmt: skip
     return scores, gram
 

@@ -36,6 +36,7 @@ def measure_kernel(
     parts,  # (B, PARTS) int32 out: magnitude bits of the largest feature value of every PARTS-th block; PARTS = 0: none
     units,  # (B, K) float32 out: the power of two a word is scaled by
     inverses,  # (B, K) float32 out: 1 / length of the scaled word; 0 for the zero word
+    finite,  # (B,) int32 out: 1, until maps_kernel finds a value that is not
     N,
     K,
     d,
@@ -50,6 +51,8 @@ def measure_kernel(
     """
     program = tl.program_id(0)
     picture = tl.program_id(1).to(tl.int64)
+    if program == 0:
+        tl.store(finite + picture, 1)
     if program < PARTS:
         features += picture * N * d
         largest = tl.zeros([VALUES], tl.int32)
@@ -81,8 +84,15 @@ def measure_kernel(
 
 
 @triton.jit
+def report(values, inside, finite):
+    """Write 0 to `finite` where one of the values inside is infinite or NaN."""
+    wrong = magnitude_bits(values) >= 0x7F800000
+    tl.store(finite + tl.zeros_like(wrong).to(tl.int32), 0, wrong & inside)
+
+
+@triton.jit
 def gram_tile(
-    features, gram, position, h, w, d, unit, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr
+    features, gram, finite, position, h, w, d, unit, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     """The five inner products of POSITIONS features with their neighbours; edges repeat the last row and column.
 
@@ -110,16 +120,23 @@ def gram_tile(
         with_down += feature * down
         with_diagonal += feature * diagonal
         right_with_down += right * down
-    tl.store(gram + position, tl.sum(itself, axis=1), inside)
-    tl.store(gram + N + position, tl.sum(with_right, axis=1), inside)
-    tl.store(gram + 2 * N + position, tl.sum(with_down, axis=1), inside)
-    tl.store(gram + 3 * N + position, tl.sum(with_diagonal, axis=1), inside)
-    tl.store(gram + 4 * N + position, tl.sum(right_with_down, axis=1), inside)
+    itself = tl.sum(itself, axis=1)
+    with_right = tl.sum(with_right, axis=1)
+    with_down = tl.sum(with_down, axis=1)
+    with_diagonal = tl.sum(with_diagonal, axis=1)
+    right_with_down = tl.sum(right_with_down, axis=1)
+    tl.store(gram + position, itself, inside)
+    tl.store(gram + N + position, with_right, inside)
+    tl.store(gram + 2 * N + position, with_down, inside)
+    tl.store(gram + 3 * N + position, with_diagonal, inside)
+    tl.store(gram + 4 * N + position, right_with_down, inside)
+    # a sum of all is NaN or infinite where one of them is
+    report(itself + (with_right + with_down) + (with_diagonal + right_with_down), inside, finite)
 
 
 @triton.jit
 def score_tile(
-    features, words, units, inverses, scores, position, word, N, K, d, unit,
+    features, words, units, inverses, scores, finite, position, word, N, K, d, unit,
     SCALED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
     POSITIONS: tl.constexpr, WORDS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -137,9 +154,10 @@ def score_tile(
             feature = feature.to(tl.float32) * unit
             vector = vector.to(tl.float32) * word_unit
         products = tl.dot(feature.to(DOT), vector.to(DOT), products, input_precision=PRECISION)
-    inverse = tl.load(inverses + word, word < K, other=0.0)[None, :]
+    inverse = tl.load(inverses + word, word < K, other=0.0)
+    report(inverse, word < K, finite)  # products of finite values are: none overflows
     out = scores + word[None, :] * N + position[:, None]
-    tl.store(out, products * inverse, (position < N)[:, None] & (word < K)[None, :])
+    tl.store(out, products * inverse[None, :], (position < N)[:, None] & (word < K)[None, :])
 
 
 @triton.jit
@@ -151,6 +169,7 @@ def maps_kernel(
     inverses,  # (B, K) float32, of measure_kernel
     scores,  # (B, K, N) float32 out: <f, t/|t|>
     gram,  # (B, 5, N) float32 out: <f,f>, <f,f_right>, <f,f_down>, <f,f_diagonal>, <f_right,f_down>
+    finite,  # (B,) int32: becomes 0 where one of these is not finite
     h,
     w,
     K,
@@ -179,14 +198,14 @@ def maps_kernel(
     program = tl.program_id(0)
     if program < gram_programs:
         gram_tile(
-            features, gram + picture * 5 * N, program * GRAM_POSITIONS + tl.arange(0, GRAM_POSITIONS),
+            features, gram + picture * 5 * N, finite + picture, program * GRAM_POSITIONS + tl.arange(0, GRAM_POSITIONS),
             h, w, d, unit, GRAM_POSITIONS, GRAM_CHANNELS,
         )  # fmt: skip
     else:
         word_blocks = tl.cdiv(K, WORDS)
         tile = program - gram_programs
         score_tile(
-            features, words + picture * K * d, units + picture * K, inverses + picture * K, scores + picture * K * N,
+            features, words + picture * K * d, units + picture * K, inverses + picture * K, scores + picture * K * N, finite + picture,
             (tile // word_blocks) * POSITIONS + tl.arange(0, POSITIONS),
             (tile % word_blocks) * WORDS + tl.arange(0, WORDS),
             N, K, d, unit, PARTS > 0, DOT, PRECISION, POSITIONS, WORDS, CHANNELS,

@@ -118,7 +118,7 @@ def _measure(dtype: str) -> Variant:
     return Variant(
         measure_kernel,
         {"features": FEATURE_TYPES[dtype], "words": FEATURE_TYPES[dtype], "parts": "*i32", "units": "*fp32",
-         "inverses": "*fp32", "N": "i32", "K": "i32", "d": "i32"},
+         "inverses": "*fp32", "finite": "*i32", "N": "i32", "K": "i32", "d": "i32"},
         [Tiling({"VALUES": 4096, "WORDS": 16, "CHANNELS": 64}, look)],
         {"PARTS": parts},
         ("features", "words", "parts", "units", "inverses", "d"),
@@ -145,7 +145,7 @@ def _maps(dtype: str, few: bool, capability: int) -> Variant:
     return Variant(
         maps_kernel,
         {"features": FEATURE_TYPES[dtype], "words": FEATURE_TYPES[dtype], "parts": "*i32", "units": "*fp32",
-         "inverses": "*fp32", "scores": "*fp32", "gram": "*fp32", "h": "i32", "w": "i32", "K": "i32", "d": "i32"},
+         "inverses": "*fp32", "scores": "*fp32", "gram": "*fp32", "finite": "*i32", "h": "i32", "w": "i32", "K": "i32", "d": "i32"},
         tilings,
         {"PARTS": 0 if dtype == "float16" else PARTS, "DOT": DOT_TYPES[dtype], "PRECISION": precision},
         ("features", "words", "parts", "units", "inverses", "scores", "gram", "d"),

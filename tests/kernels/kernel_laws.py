@@ -308,3 +308,26 @@ def test_at_real_sizes_errors_are_at_most_twice_those_of_pytorch_in_the_same_pre
     allowed = 2 * (theirs - exact).abs().max() + EPS
     ours = mask_head.probabilities(*mask_head.score_maps(features, words), size, TEMPERATURE)
     assert (ours - exact).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["feature", "word", "nowhere"])
+def test_the_flag_of_a_picture_tells_whether_all_its_maps_are_finite(dtype, value, where, monkeypatch):
+    features, words = case(9, 3, 40, (5, 7), 32, dtype)
+    if where == "feature":
+        features[1, 4, 6, 31] = value  # the last one
+    elif where == "word":
+        words[1, 39, 31] = value
+    flags = []
+    launch = mask_head._launch
+
+    def kept(name, pictures, size, arguments, **constants):
+        launch(name, pictures, size, arguments, **constants)
+        flags[:] = [argument for argument in arguments if getattr(argument, "shape", ()) == (3,)]
+
+    monkeypatch.setattr(mask_head, "_launch", kept)
+    maps = mask_head.score_maps(features, words)
+    finite = [all(bool(part[index].isfinite().all()) for part in maps) for index in range(3)]
+    assert finite == [True, where == "nowhere", True]
+    assert [bool(flag) for flag in flags[0].cpu()] == finite

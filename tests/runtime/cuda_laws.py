@@ -37,8 +37,8 @@ class Gpu:
 
     def interpret(self, code: bytes, grid: tuple[int, int], values: tuple) -> None:
         (name,) = (name for name in self.kernels.record.names
-                   if self.kernels.record.launch(name, (8, 0)).file.read_bytes() + b"\0" == code)  # fmt: skip
-        launch, chosen = self.kernels.record.launch(name, (8, 0)), variant(name, 80)
+                   if self.kernels.record.launches(name, (8, 0))[0].file.read_bytes() + b"\0" == code)  # fmt: skip
+        launch, chosen = self.kernels.record.launches(name, (8, 0))[0], variant(name, 80)
         arguments = [
             self.view(int(value), VIEWS[kind]) if kind.startswith("*") else value
             for value, (_, kind) in zip(values, launch.arguments, strict=True)
@@ -88,7 +88,9 @@ def test_launches_from_the_record_do_what_the_kernels_do_from_torch(dtype, pictu
     with Stream(gpu.device) as stream:
         workspace = gpu.new((CudaMaskHead.workspace_bytes(features.shape, words),), "uint8")
         maps = gpu.new(tuple(scores.shape), "float32"), gpu.new(tuple(gram.shape), "float32")
-        gpu.head.maps(gpu.put(features), gpu.put(vectors), workspace, *maps, stream.handle)
+        finite = gpu.new((pictures,), "int32")
+        gpu.head.maps(gpu.put(features), gpu.put(vectors), workspace, *maps, finite, stream.handle)
+        assert (gpu.get(finite) == 1).all()
         np.testing.assert_array_equal(gpu.get(maps[0]), scores)
         np.testing.assert_array_equal(gpu.get(maps[1]), gram)
 

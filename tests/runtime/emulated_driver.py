@@ -33,10 +33,11 @@ class EmulatedDriver:
         self.capability, self.execute = capability, execute
         self.calls: list[str] = []
         self.failing = ""
+        self.has_pools = True
         self.memory: dict[int, np.ndarray] = {}
         self.parameters = {
-            "measure_kernel": [8] * 5 + [4] * 3 + [8] * 2,
-            "maps_kernel": [8] * 7 + [4] * 4 + [8] * 2,
+            "measure_kernel": [8] * 6 + [4] * 3 + [8] * 2,
+            "maps_kernel": [8] * 8 + [4] * 4 + [8] * 2,
             "labels_kernel": [8] * 4 + [4] * 8 + [8] * 2,
             "probabilities_kernel": [8] * 3 + [4] * 7 + [8] * 2,
             "masks_kernel": [8] * 3 + [4] * 7 + [8] * 2,
@@ -86,6 +87,8 @@ class EmulatedDriver:
         return OK, b"Emulated".ljust(length, b"\0")
 
     def cuDeviceGetAttribute(self, which: Any, device: Any) -> Any:
+        if which == real.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED:
+            return OK, int(self.has_pools)
         major = which == real.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         return OK, self.capability[0 if major else 1]
 

@@ -79,6 +79,7 @@ class EmulatedGpu(EmulatedDriver):
     replay_wrong: the step that graphs leave out ("engine", "upload", "resize", "labels" ...; True: the engine);
     left_out: how often.
     before: called ahead of a call of that name, or ahead of "engine" and "serialize", outside of every lock.
+    workspace: bytes that a TensorRT context asks for.
     serialized: what the runtime cache gives for the number of contexts that have run.
     """
 
@@ -109,6 +110,7 @@ class EmulatedGpu(EmulatedDriver):
         self.given: dict[int, int] = {}  # pieces of work, by stream
         self.retained = 0
         self.free = 8 << 30
+        self.workspace = 12345
         self.order: list[tuple[str, int]] = []
         self.wrong: list[str] = []
         self.serialized: Callable[[int], Any] = lambda contexts: b"compiled" * contexts
@@ -255,6 +257,14 @@ class EmulatedGpu(EmulatedDriver):
         code, pointer = super().cuMemAlloc(size)
         self.memory[int(pointer)].fill(RUBBISH)
         return code, pointer
+
+    def cuMemAllocAsync(self, size: int, stream: int) -> Any:
+        self._check_stream(stream)
+        if int(stream) in self.recorded:
+            return (ERROR,)
+        if size > self.free:
+            return (real.CUresult.CUDA_ERROR_OUT_OF_MEMORY,)
+        return EmulatedGpu.cuMemAlloc(self, size)
 
     def cuMemFree(self, pointer: int) -> Any:
         if self.recording:
@@ -447,13 +457,16 @@ class EmulatedGpu(EmulatedDriver):
         pass  # maps_kernel does it all
 
     def maps_kernel(self, pictures: int, features: int, words: int, *rest: Any) -> None:
-        *_, scores, gram, h, w, count, d = rest
+        *_, scores, gram, finite, h, w, count, d = rest
         found = reference.score_maps(
             torch.from_numpy(at(features, (pictures, h, w, d), "float32").copy()),
             torch.from_numpy(at(words, (pictures, count, d), "float32").copy()),
         )
         at(scores, (pictures, count, h, w), "float32")[:] = found[0]
         at(gram, (pictures, 5, h, w), "float32")[:] = found[1]
+        at(finite, (pictures,), "int32")[:] = [
+            all(bool(maps[index].isfinite().all()) for maps in found) for index in range(pictures)
+        ]
 
     def labels_kernel(self, pictures: int, scores: int, gram: int, labels: int, confidence: int, *rest: Any) -> None:
         h, w, count, height, width, _, inverse, threshold = rest
@@ -539,7 +552,7 @@ def tensorrt(gpu: EmulatedGpu, flavour: str = "tensorrt-rtx", version: str = VER
             return self.outputs[name]
 
         def update_device_memory_size_for_shapes(self) -> int:
-            return 12345
+            return gpu.workspace
 
         def set_tensor_address(self, name: str, pointer: int) -> bool:
             assert pointer % 256 == 0
@@ -554,7 +567,7 @@ def tensorrt(gpu: EmulatedGpu, flavour: str = "tensorrt-rtx", version: str = VER
         def execute_async_v3(self, stream: int) -> bool:
             gpu.before.get("engine", _nothing)()
             assert gpu.contexts > 0, "no context is current"
-            assert self.memory[1] >= 12345
+            assert self.memory[1] >= gpu.workspace
             with gpu._lock:
                 if int(stream) in gpu.recorded:
                     if not (self.ran and gpu.engine_recordable):
@@ -563,7 +576,8 @@ def tensorrt(gpu: EmulatedGpu, flavour: str = "tensorrt-rtx", version: str = VER
                     gpu.expect(not running, "a context is recorded while it runs")
                 self.ran = True
                 gpu.order.append(("engine", stream))
-                used = (*((pointer, 1) for pointer in self.addresses.values()), self.memory)
+                used = tuple((pointer, 1) for pointer in self.addresses.values())
+                used += (self.memory,) if gpu.workspace else ()
                 gpu.submit(stream, Work("engine", self.compute, used, context=self))
             return True
 
@@ -626,6 +640,9 @@ def tensorrt(gpu: EmulatedGpu, flavour: str = "tensorrt-rtx", version: str = VER
 
         def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
             return [tuple(shape) for shape in self.described["profiles"][index][name]]
+
+        def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+            return int(self.described.get("workspace", 12345))
 
         def create_runtime_config(self) -> Any:
             return Config()

@@ -34,6 +34,7 @@ def main(folder: Path, dtype: str) -> None:
         out = {
             "scores": new((pictures, words, height, width), "float32"),
             "gram": new((pictures, 5, height, width), "float32"),
+            "finite": new((pictures,), "int32"),
             "labels": new((pictures, 517, 773), "uint16"),
             "confidence": new((pictures, 517, 773), "float16"),
             "probabilities": new((pictures, words, 117, 73), "float32"),
@@ -41,7 +42,7 @@ def main(folder: Path, dtype: str) -> None:
         }
         maps = out["scores"], out["gram"]
         workspace = new((CudaMaskHead.workspace_bytes(features.shape, words),), "uint8")
-        head.maps(features, vectors, workspace, *maps, stream.handle)
+        head.maps(features, vectors, workspace, *maps, out["finite"], stream.handle)
         head.labels(*maps, 0.5, out["labels"], out["confidence"], stream.handle)
         head.probabilities(*maps, out["probabilities"], stream.handle)
         head.masks(*maps, 0.6, out["masks"], 773, stream.handle)

@@ -90,16 +90,13 @@ def test_a_rung_that_loads_and_cannot_run_is_passed_over(tiny_bundle: Path, monk
     from fusioner_rt.onnxruntime_executor import OnnxRuntimeExecutor
 
     class Failing(OnnxRuntimeExecutor):
-        def __init__(self, bundle: Bundle, backend: str, threads: int | None) -> None:
-            self.backend = backend
-            super().__init__(bundle, "onnxruntime-cpu", threads)
-
         def run(self, *arguments: object) -> list:
-            if self.backend == "onnxruntime-cuda":
-                raise GraphUnusable("CUDA error 209: no kernel image is available; rebuild the bundle")
-            return super().run(*arguments)
+            raise GraphUnusable("CUDA error 209: no kernel image is available; rebuild the bundle")
 
-    monkeypatch.setattr("fusioner_rt.onnxruntime_executor.OnnxRuntimeExecutor", Failing)
+    monkeypatch.setattr(
+        "fusioner_rt.onnxruntime_cuda.open_graphs",
+        lambda bundle, threads: (Failing(bundle, "onnxruntime-cpu", threads), "CUDA"),
+    )
     bundle = Bundle.open(tiny_bundle)
     with pytest.raises(BackendUnavailable, match=r"a first picture .* no kernel image.*choose another backend"):
         open_executor(bundle, "onnxruntime-cuda", threads=1)

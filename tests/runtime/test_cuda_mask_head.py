@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cuda.bindings import driver as real
 from emulated_driver import EmulatedDriver
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from fusioner_rt.errors import (
     BackendUnavailable,
     DeviceArrayInvalid,
     FusionerError,
+    GpuMemoryShort,
     KernelsUnusable,
     UsageError,
 )
@@ -86,20 +89,106 @@ def test_constants_shared_with_the_kernels_are_equal() -> None:
         ((8, 0), "sm_80/labels.float16.cubin"),
         ((8, 6), "sm_80/labels.float16.cubin"),
         ((8, 9), "sm_80/labels.float16.cubin"),
+        ((8, 7), "compute_80/labels.float16.ptx"),  # Tegra takes no cubin of a desktop GPU
+        ((8, 8), "compute_80/labels.float16.ptx"),
+        ((11, 0), "compute_80/labels.float16.ptx"),
         ((9, 0), "sm_90/labels.float16.cubin"),
         ((10, 3), "compute_80/labels.float16.ptx"),
         ((12, 1), "compute_80/labels.float16.ptx"),
     ],
 )
 def test_the_file_that_fits_the_gpu_is_taken(compiled: Path, capability: tuple[int, int], file: str) -> None:
-    launch = Record(compiled).launch("labels.float16", capability)
+    launch = Record(compiled).launches("labels.float16", capability)[0]
     assert launch.file == compiled / file
     assert launch.file.is_file()
 
 
+@pytest.mark.parametrize(
+    ("targets", "capability", "file"),
+    [
+        (["sm_86", "sm_87"], (8, 7), "sm_87"),
+        (["sm_86", "sm_87"], (8, 9), "sm_86"),
+        (["sm_87"], (8, 9), "compute_80"),
+        (["sm_87"], (8, 8), "compute_80"),
+        (["sm_75"], (7, 5), "sm_75"),
+    ],
+)
+def test_desktop_and_tegra_never_take_each_others_cubins(
+    compiled: Path, tmp_path: Path, targets: list[str], capability: tuple[int, int], file: str
+) -> None:
+    record = json.loads((compiled / "abi.json").read_text())
+    entry = record["kernels"]["masks"]
+    entry["targets"] = {name: {**entry["targets"]["sm_80"], "file": f"{name}/masks.cubin"} for name in targets}
+    (tmp_path / "abi.json").write_text(json.dumps(record))
+    assert Record(tmp_path).launches("masks", capability)[0].file.parent.name == file
+
+
+LOADING = (
+    "cuLibraryLoadData",
+    "cuLibraryGetKernel",
+    "cuKernelGetParamInfo",
+    "cuKernelSetAttribute",
+    "cuKernelGetFunction",
+)
+
+
+@pytest.mark.parametrize("call", LOADING)
+def test_where_a_cubin_fails_at_any_call_the_ptx_is_tried(compiled: Path, call: str) -> None:
+    class OldDriver(EmulatedDriver):
+        """Fails on whatever is no PTX. The function that is launched must be the PTX's."""
+
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if name != call:
+                return found
+
+            def refusing(*arguments: Any) -> Any:
+                if b".version" not in (arguments[0] if name == "cuLibraryLoadData" else self.codes[-1]):
+                    self.calls.append(name)
+                    return (real.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU,)
+                return found(*arguments)
+
+            return refusing
+
+    launched: list[bytes] = []
+    driver = OldDriver(execute=lambda code, grid, values: launched.append(code))
+    one, kernels, _ = head(compiled, driver)
+    maps, finite = (at((1, 150, 4, 5)), at((1, 5, 4, 5))), at((1,), "int32")
+    workspace = at((CudaMaskHead.workspace_bytes((1, 4, 5, 16), 150),), "uint8")
+    one.maps(at((1, 4, 5, 16), "float16"), at((1, 150, 16), "float16"), workspace, *maps, finite, 0)
+    many = [code for code in launched if b"maps_kernel" in code]
+    assert len(many) == 1
+    assert b".version" in many[0]
+    assert any("maps.float16.many.ptx runs, compiled by the driver" in note for note in kernels.notes)
+    assert driver.calls.count("cuLibraryUnload") == (0 if call == "cuLibraryLoadData" else len(kernels.notes))
+    kernels.close()
+
+
+@pytest.mark.parametrize("call", LOADING)
+def test_where_neither_loads_both_files_are_named(compiled: Path, call: str) -> None:
+    driver = EmulatedDriver()
+    driver.failing = call
+    one, _, _ = head(compiled, driver)
+    maps, finite = (at((1, 150, 4, 5)), at((1, 5, 4, 5))), at((1,), "int32")
+    workspace = at((CudaMaskHead.workspace_bytes((1, 4, 5, 16), 150),), "uint8")
+    with pytest.raises(KernelsUnusable, match=rf"\.cubin, .*\.ptx: the driver of .* does not load it \({call} failed"):
+        one.maps(at((1, 4, 5, 16), "float16"), at((1, 150, 16), "float16"), workspace, *maps, finite, 0)
+
+
+def test_too_little_memory_for_a_cubin_is_not_taken_for_a_cubin_that_does_not_fit(compiled: Path) -> None:
+    class Full(EmulatedDriver):
+        def cuLibraryLoadData(self, code: bytes, *options: Any) -> Any:  # noqa: N802
+            return (real.CUresult.CUDA_ERROR_OUT_OF_MEMORY,)
+
+    driver = Full()
+    with pytest.raises(GpuMemoryShort):
+        head(compiled, driver)[0].labels(at(S), at(G), 0.5, at((1, 9, 8), "uint16"), at((1, 9, 8)), 0)
+    assert driver.calls.count("cuLibraryLoadData") == 1
+
+
 def test_a_gpu_older_than_every_file_is_refused_with_the_command_that_helps(compiled: Path) -> None:
     with pytest.raises(KernelsUnusable, match=r"sm_80, sm_90 .* 7\.5; build .* --kernels sm_75"):
-        Record(compiled).launch("maps.float16.few", (7, 5))
+        Record(compiled).launches("maps.float16.few", (7, 5))
 
 
 def test_records_that_cannot_be_launched_by_say_why(compiled: Path, tmp_path: Path) -> None:
@@ -113,16 +202,16 @@ def test_records_that_cannot_be_launched_by_say_why(compiled: Path, tmp_path: Pa
 
     with pytest.raises(KernelsUnusable, match="not JSON"):
         Record(altered("{"))
-    for version in ("[]", json.dumps({**record, "abi_version": 2})):
+    for version in ("[]", json.dumps({**record, "abi_version": 1})):
         with pytest.raises(KernelsUnusable, match="ABI version"):
             Record(altered(version))
     with pytest.raises(KernelsUnusable, match="no object of names"):
         Record(altered(json.dumps({**record, "kernels": 5})))
     with pytest.raises(KernelsUnusable, match=r"no kernel labels\.float64, only measure"):
-        Record(compiled).launch("labels.float64", (8, 0))
+        Record(compiled).launches("labels.float64", (8, 0))
     del record["kernels"]["masks"]["targets"]["sm_80"]["grid"]
     with pytest.raises(KernelsUnusable, match="missing a field"):
-        Record(altered(json.dumps(record))).launch("masks", (8, 0))
+        Record(altered(json.dumps(record))).launches("masks", (8, 0))
 
 
 def test_a_kernel_whose_parameters_are_not_the_records_is_not_launched(compiled: Path) -> None:
@@ -141,7 +230,7 @@ def test_a_missing_file_and_a_driver_too_old_for_it_are_told_apart(compiled: Pat
         head(copy)[0].labels(*arrays, 0.5, at((1, 9, 9), "uint16"), at((1, 9, 9)), 0)
     driver = EmulatedDriver()
     driver.failing = "cuLibraryLoadData"
-    with pytest.raises(KernelsUnusable, match=r"does not load it .* CUDA 12\.4, the kernels need 12\.8"):
+    with pytest.raises(KernelsUnusable, match=r"does not load it .* CUDA 12\.4, the kernels need 12\.0"):
         head(compiled, driver)[0].labels(*arrays, 0.5, at((1, 9, 9), "uint16"), at((1, 9, 9)), 0)
 
 
@@ -155,7 +244,8 @@ def everything(folder: Path, driver: EmulatedDriver) -> None:
         maps = at((1, 150, 4, 5)), at((1, 5, 4, 5))
         # many words: the one kernel with more shared memory than a block has unasked
         workspace = at((CudaMaskHead.workspace_bytes((1, 4, 5, 16), 150),), "uint8")
-        one.maps(at((1, 4, 5, 16), "float16"), at((1, 150, 16), "float16"), workspace, *maps, stream.handle)
+        finite = at((1,), "int32")
+        one.maps(at((1, 4, 5, 16), "float16"), at((1, 150, 16), "float16"), workspace, *maps, finite, stream.handle)
         one.labels(*maps, 0.5, at((1, 9, 9), "uint16"), at((1, 9, 9)), stream.handle)
         stream.wait()
     kernels.close()
@@ -214,13 +304,13 @@ def test_bad_arrays_of_stage_1_are_refused_before_any_launch(
 ) -> None:
     one, _, driver = head(compiled)
     with pytest.raises(DeviceArrayInvalid, match=says):
-        one.maps(features, words, at((10**6,), "uint8"), scores, at((1, 5, *scores.shape[2:])), 0)
+        one.maps(features, words, at((10**6,), "uint8"), scores, at((1, 5, *scores.shape[2:])), at((1,), "int32"), 0)
     assert "cuLaunchKernel" not in driver.calls
 
 
 def test_a_small_workspace_is_refused_with_the_size_it_should_have(compiled: Path) -> None:
     with pytest.raises(DeviceArrayInvalid, match="workspace has 64 bytes; these shapes need 1536"):
-        head(compiled)[0].maps(at(F), at(T), at((64,), "uint8"), at(S), at(G), 0)
+        head(compiled)[0].maps(at(F), at(T), at((64,), "uint8"), at(S), at(G), at((1,), "int32"), 0)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +377,7 @@ def test_arrays_of_other_libraries_are_read_in_place() -> None:
 
 
 def test_arguments_by_wrong_names_or_no_multiples_of_16_never_reach_a_kernel(compiled: Path) -> None:
-    launch = Record(compiled).launch("measure.float16", (8, 0))
+    launch = Record(compiled).launches("measure.float16", (8, 0))[0]
     arguments: dict[str, int | float] = {name: 16 for name, _ in launch.arguments}
     with pytest.raises(UsageError, match="expected features, words"):
         Kernels.pack(launch, {**arguments, "more": 1})
