@@ -479,6 +479,115 @@ def test_a_producers_stream_is_waited_for(session: Session, gpu: EmulatedGpu) ->
     np.testing.assert_array_equal(found.labels.numpy(), host.labels)
 
 
+class LikeTorch(OnGpu):
+    """Names no stream, as PyTorch's arrays; asked by DLPack, it makes the consumer's stream wait for its own."""
+
+    def __init__(self, gpu: EmulatedGpu, array: np.ndarray, stream: int) -> None:
+        super().__init__(gpu, array, stream)
+        del self.__cuda_array_interface__["stream"]
+        self.__cuda_array_interface__["version"] = 2
+        self.gpu, self.stream, self.asked = gpu, stream, []
+
+    def __dlpack__(self, *, stream: int) -> object:
+        self.asked.append(stream)
+        mark = self.stream, self.gpu.given[self.stream]
+        self.gpu.submit({1: 0}.get(stream, stream), emulated_gpu.Work("wait", lambda: None, after=(mark,)))
+        return object()
+
+
+@pytest.mark.parametrize(("stream", "told"), [(55, 55), (0, 1)])
+def test_a_producer_that_names_no_stream_is_asked_by_dlpack_to_be_waited_for(
+    session: Session, gpu: EmulatedGpu, stream: int, told: int
+) -> None:
+    session.set_vocabulary(WORDS)
+    given = LikeTorch(gpu, scene(50, 50), 7)
+    out = LikeTorch(gpu, np.zeros((50, 50), np.uint16), 7), LikeTorch(gpu, np.zeros((50, 50), np.float32), 7)
+    session.segment_on_device(given, stream=stream, out=out)
+    gpu.finish(stream)
+    host = session.segment(scene(50, 50))
+    np.testing.assert_array_equal(out[0].array(), host.labels)
+    np.testing.assert_array_equal(out[1].array(), host.confidence)
+    assert [array.asked for array in (given, *out)] == [[told]] * 3
+
+
+def test_results_of_a_stream_are_written_where_those_before_lay_and_nothing_is_allocated(
+    session: Session, gpu: EmulatedGpu
+) -> None:
+    session.set_vocabulary(WORDS)
+    frames = [OnGpu(gpu, scene(61, 93, seed)) for seed in range(4)]
+    for frame in frames[:2]:
+        first = session.segment_on_device(frame, stream=55).labels.array.pointer
+    gpu.calls.clear()
+    for frame in frames:
+        found = session.segment_on_device(frame, stream=55)
+        with contextlib.suppress(Exception):  # as PyTorch's from_dlpack on that stream
+            found.labels.__dlpack__(stream=55)
+        assert found.labels.array.pointer == first
+        del found
+    assert not {"cuMemAlloc", "cuMemAllocAsync", "cuMemFree", "cuMemHostAlloc"} & set(gpu.calls)
+
+
+@pytest.mark.parametrize(
+    "share", [lambda array: array.__cuda_array_interface__, lambda array: array.__dlpack__(stream=77)]
+)
+def test_a_result_that_others_read_is_not_written_over(
+    session: Session, gpu: EmulatedGpu, share: Callable[[Any], Any]
+) -> None:
+    """Of the streams on which they read it nobody tells."""
+    session.set_vocabulary(WORDS)
+    frame = OnGpu(gpu, scene(61, 93))
+    pointers = []
+    for _ in range(5):
+        found = session.segment_on_device(frame, stream=55)
+        with contextlib.suppress(Exception):
+            share(found.labels)
+        pointers.append(found.labels.array.pointer)
+        del found
+    assert len(set(pointers)) == 5
+    # beyond the pool's size it is freed, for which CUDA waits for all readers
+    session._executor._machinery.results._most = 61 * 93 * 12
+    before = len(gpu.memory)
+    for _ in range(20):
+        share_me = session.segment_on_device(frame, stream=55)
+        with contextlib.suppress(Exception):
+            share(share_me.labels)
+        del share_me
+    assert len(gpu.memory) <= before
+
+
+def test_without_memory_pools_of_the_driver_results_are_allocated_as_all_else(planned: Path, gpu: EmulatedGpu) -> None:
+    gpu.has_pools = False
+    with Session(planned, backend="tensorrt-rtx", cache=False) as session:
+        session.set_vocabulary(WORDS)
+        found = session.segment_on_device(OnGpu(gpu, scene(61, 93)), stream=55)
+        np.testing.assert_array_equal(found.labels.numpy(), session.segment(scene(61, 93)).labels)
+    assert "cuMemAllocAsync" not in gpu.calls
+
+
+@pytest.mark.parametrize("which", ["picture", "labels", "confidence"])
+def test_arrays_at_odd_addresses_go_through_a_copy(session: Session, gpu: EmulatedGpu, which: str) -> None:
+    """As a row of a larger array has: the kernels load 16 bytes at once."""
+    session.set_vocabulary(WORDS)
+    host = session.segment(scene(61, 93))
+
+    def laid(name: str, array: np.ndarray) -> Any:
+        whole = OnGpu(gpu, np.concatenate([np.zeros(4, np.uint8), array.view(np.uint8).ravel()]))
+        if name != which:
+            return OnGpu(gpu, array)
+        pointer = whole.pointer + 4
+        whole.__cuda_array_interface__.update(shape=array.shape, typestr=array.dtype.str, data=(pointer, False))
+        whole.pointer, whole.shape, whole.dtype = pointer, array.shape, array.dtype
+        return whole
+
+    frame = laid("picture", scene(61, 93))
+    out = laid("labels", np.zeros((61, 93), np.uint16)), laid("confidence", np.zeros((61, 93), np.float32))
+    for _ in range(3):
+        session.segment_on_device(frame, stream=55, out=out)
+    gpu.finish(55)
+    np.testing.assert_array_equal(out[0].array(), host.labels)
+    np.testing.assert_array_equal(out[1].array(), host.confidence)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
