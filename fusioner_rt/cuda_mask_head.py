@@ -111,7 +111,7 @@ class CudaMaskHead:
         }  # fmt: skip
         self._kernels.launch(f"measure.{features.dtype}", pictures, size, {**inputs, "N": height * width}, stream)
         self._kernels.launch(
-            f"maps.{features.dtype}.{'few' if count <= FEW_WORDS else 'many'}", pictures, size,
+            f"maps.{features.dtype}.{_many(count)}", pictures, size,
             {**inputs, "scores": scores.pointer, "gram": gram.pointer, "h": height, "w": width}, stream,
         )  # fmt: skip
 
@@ -128,7 +128,9 @@ class CudaMaskHead:
         _expect(confidence, "confidence", labels.shape, confidence.dtype)
         outputs = {"labels": labels, "confidence": confidence}
         scalars = {"inverse_temperature": 1 / self._temperature, "threshold": _threshold(threshold)}
-        self._resolve(f"labels.{confidence.dtype}", scores, gram, labels.shape, outputs, scalars, stream)
+        scores = DeviceArray.of(scores, "scores")
+        count = _shape(scores, "scores", "(B, K, h, w)", ("float32",))[1]
+        self._resolve(f"labels.{confidence.dtype}.{_many(count)}", scores, gram, labels.shape, outputs, scalars, stream)
 
     def probabilities(self, scores: Any, gram: Any, probabilities: Any, stream: int) -> None:
         """One map per word. probabilities: (B, K, H, W) float16 or float32 out. Raises as `labels`."""
@@ -189,13 +191,17 @@ class CudaMaskHead:
 def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1)) -> dict[str, int]:
     """The sizes that grids are made of. features: h, w. output: H, W.
 
-    A band is the output rows between two low-resolution rows; the first may be half as tall again as the others.
+    A band is the output rows between two low-resolution rows; one is above the first, one below the last.
     """
     (low_height, low_width), (height, width) = features, output
-    rows = height if low_height == 1 else min(height, -(-3 * height // (2 * low_height)) + 1)
+    rows = -(-height // low_height)
     return {
-        "positions": low_height * low_width, "words": words, "bands": low_height, "band_rows": rows, "columns": width,
+        "positions": low_height * low_width, "words": words, "bands": low_height + 1, "band_rows": rows, "columns": width,
     }  # fmt: skip
+
+
+def _many(words: int) -> str:
+    return "few" if words <= FEW_WORDS else "many"
 
 
 def _padded(size: int) -> int:

@@ -1,6 +1,6 @@
 """Compiles the mask head's and preprocessing's kernels without a GPU: cubins for every architecture, PTX for those to come.
 
-  python -m kernels.compile                       # the resource table of every kernel on every architecture
+  python -m kernels.compile                       # the resource table of every kernel on every architecture (--table)
   python -m kernels.compile --out DIR             # also writes cubins, PTX and the ABI record, as in a bundle
   python -m kernels.compile --json docs/records/kernels.jsonl
 
@@ -30,16 +30,40 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels import instruction_count
 from kernels.variants import FEATURE_TYPES, TARGETS, Tiling, Variant, exists, names, variant
 
 ABI_VERSION = 2
 RECORD = "abi.json"
 PTX_TARGET = 80
 """The PTX of this capability runs on every later one; Triton's PTX for 90 and above is tied to its architecture."""
+PTX_VERSION = 80
+"""Of the instruction set that PTX is written in: what drivers of CUDA 12.0 and later read. Triton's own would be that of
+its assembler, of CUDA 12.8."""
 
 _REGISTERS = 65536  # of a multiprocessor, on all of TARGETS
-_SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that one block may ask for
-_WARPS = {75: 32, 80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}  # resident warps of a multiprocessor
+_SHARED = {
+    75: 64,
+    80: 163,
+    86: 99,
+    87: 163,
+    89: 99,
+    90: 227,
+    100: 227,
+    110: 227,
+    120: 99,
+}  # KiB that one block may ask for
+_WARPS = {
+    75: 32,
+    80: 64,
+    86: 48,
+    87: 48,
+    89: 48,
+    90: 64,
+    100: 64,
+    110: 48,
+    120: 48,
+}  # resident warps of a multiprocessor
 _ENOUGH_WARPS = 8
 
 _MOST_PROCESSES = 8
@@ -102,6 +126,8 @@ def compile_one(name: str, capability: int, tiling: Tiling) -> Compiled:
     )
     # fused multiply-add by name: a later Triton changes the default
     options = {"num_warps": tiling.warps, "num_stages": tiling.stages, "enable_fp_fusion": chosen.fused}
+    if capability == PTX_TARGET:
+        options["ptx_version"] = PTX_VERSION
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -118,13 +144,19 @@ def compile_one(name: str, capability: int, tiling: Tiling) -> Compiled:
 
 
 @functools.lru_cache(maxsize=256)
+def machine_code(cubin: bytes) -> list[tuple[int, str]]:
+    """Address and text of every instruction of a cubin: [(0, "MOV R1, c[0x0][0x28]"), ...]."""
+    found = re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+(\S.*?)\s*;", _cuobjdump("-sass", cubin), re.MULTILINE)
+    return [(int(address, 16), text) for address, text in found]
+
+
 def instructions(cubin: bytes) -> dict[str, int]:
     """How often every instruction, without its modifiers, stands in a cubin's machine code: {"HMMA": 16, ...}."""
     counts: dict[str, int] = {}
-    for found in re.finditer(
-        r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w*)", _cuobjdump("-sass", cubin), re.MULTILINE
-    ):
-        counts[found[1]] = counts.get(found[1], 0) + 1
+    for _, text in machine_code(cubin):
+        found = re.match(r"(?:@!?U?P\w+ )?\s*([A-Z]\w*)", text)
+        if found:
+            counts[found[1]] = counts.get(found[1], 0) + 1
     return counts
 
 
@@ -264,6 +296,20 @@ def resource_rows(compiled: Sequence[Compiled]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def instruction_rows(compiled: Sequence[Compiled]) -> list[str]:
+    """What the label kernel executes for a pixel, before and after, one line an architecture."""
+    lines = []
+    for one in compiled:
+        if one.name == "labels.float32.few" and one.capability in instruction_count.BEFORE:
+            count = instruction_count.of_labels(machine_code(one.cubin), one.tiling.constants, 32 * one.tiling.warps)
+            lines.append(
+                f"{one.name} sm_{one.capability}: {instruction_count.BEFORE[one.capability]} instructions a pixel before, "
+                f"{count.pixel:.1f} now, {count.candidate:.1f} more for every further candidate "
+                f"({instruction_count.HIGH} from {instruction_count.LOW})"
+            )
+    return lines
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line a kernel and architecture, of `resource_rows`."""
     lines = [f"{'kernel':<22} {'GPU':<7} {'registers':>9} {'spilled':>8} {'shared':>8} {'warps/SM':>8} {'tensor core':>11}  tile"]  # fmt: skip
@@ -297,6 +343,11 @@ def main() -> int:
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="write cubins, PTX and the ABI record here")
     add("--json", type=Path, metavar="FILE", help="write the table as JSON lines")
+    add(
+        "--table",
+        action="store_true",
+        help="print the table and the label kernel's instructions a pixel (as by default)",
+    )
     add("--markdown", action="store_true", help="print the table of docs/bundle.md instead")
     given = parser.parse_args()
     try:
@@ -327,11 +378,11 @@ def _print(out: Path | None, record: Path | None, as_markdown: bool) -> int:
 
             compiled = write(out or Path(scratch), tuple(FEATURE_TYPES), progress=progress)
         with ThreadPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool:
-            read = pool.map(instructions, [one.cubin for one in compiled])
+            read = pool.map(machine_code, [one.cubin for one in compiled])
             for _ in bar(read, total=len(compiled), desc="reading machine code"):
                 pass
     rows = resource_rows(compiled)
-    print(markdown(rows) if as_markdown else table(rows))
+    print(markdown(rows) if as_markdown else "\n".join([table(rows), *instruction_rows(compiled)]))
     if record:
         record.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return 0

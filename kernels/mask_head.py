@@ -40,7 +40,7 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     _check_features(features, words)
     if not _by_kernels(features):
         return reference.score_maps(features, words)
-    from kernels.variants import DOT_TYPES, FEW_WORDS, PARTS, sizes
+    from kernels.variants import DOT_TYPES, PARTS, sizes
 
     features, words = features.contiguous(), words.contiguous()
     pictures, height, width, channels = features.shape
@@ -60,7 +60,7 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     )
     interpreted = {"DOT": DOT_TYPES["float32"]} if _interpreting() and dtype == "bfloat16" else {}  # it has no bfloat16
     _launch(
-        f"maps.{dtype}.{'few' if count <= FEW_WORDS else 'many'}", pictures, size,
+        f"maps.{dtype}.{_many(count)}", pictures, size,
         (features, words, parts, units, inverses, scores, gram, finite, height, width, count, channels), **interpreted,
     )  # fmt: skip
     return scores, gram
@@ -91,7 +91,14 @@ def resolve(
         return labels.to(torch.uint16), values.to(confidence)
     new = functools.partial(torch.empty, device=scores.device)
     labels, values = new(len(scores), *size, dtype=torch.uint16), new(len(scores), *size, dtype=confidence)
-    _resolve(f"labels.{_name(confidence)}", scores, gram, size, (labels, values), (1 / temperature, threshold))
+    _resolve(
+        f"labels.{_name(confidence)}.{_many(scores.shape[1])}",
+        scores,
+        gram,
+        size,
+        (labels, values),
+        (1 / temperature, threshold),
+    )
     return labels, values
 
 
@@ -139,6 +146,12 @@ def _resolve(
         name, pictures, known,
         (scores.contiguous(), gram.contiguous(), *outputs, low_height, low_width, words, *size, known["band_rows"], *scalars),
     )  # fmt: skip
+
+
+def _many(words: int) -> str:
+    from kernels.variants import FEW_WORDS
+
+    return "few" if words <= FEW_WORDS else "many"
 
 
 def _launch(name: str, pictures: int, size: Mapping[str, int], arguments: tuple[Any, ...], **constants: Any) -> None:

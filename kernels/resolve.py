@@ -1,7 +1,10 @@
 """Stage 2 of the mask head in Triton: low-resolution maps to masks of any size (design section 4).
 
-A program resolves ROWS × COLUMNS output pixels that lie between the same two low-resolution rows (a *band*), so that
-interpolating along a row is done once for all of its ROWS. Held to `kernels.reference`.
+A program resolves a tile of output pixels that lie between the same two low-resolution rows (a *band*), so that
+interpolating along a row is done once for all rows of the tile. Held to `kernels.reference`.
+
+Band b, of 0 to h, lies between low-resolution rows b - 1 and b: the first and the last are half as tall, and there both
+are the edge's row.
 
 Letters: B pictures, K words, H×W output, h×w maps. Products of an output edge and its low-resolution edge stay below
 2^30 (the caller's check), so that taps are computed in int32.
@@ -43,21 +46,33 @@ def weights_of(remainder, unit):
 
 
 @triton.jit
+def divided(number, divisor):
+    """Quotient and remainder of whole numbers: number below 2^30 and not negative, quotient below 2^16.
+
+    The quotient in float32 errs by less than 2^-5, so that it is off by one at most.
+    """
+    quotient = (number.to(tl.float32) * (1.0 / tl.cast(divisor, tl.float32))).to(tl.int32)
+    remainder = number - quotient * divisor
+    above = remainder >= divisor
+    below = remainder < 0
+    quotient += above.to(tl.int32) - below.to(tl.int32)
+    return quotient, remainder + tl.where(below, divisor, tl.where(above, -divisor, 0))
+
+
+@triton.jit
 def interpolation_taps(index, size_in, size_out):
     """As `kernels.reference.interpolation_taps`: lower and upper neighbour, weights of both."""
     unit = 2 * size_out
-    position = position_of(index, size_in, size_out)
-    lower = position // unit
-    at_lower, at_upper = weights_of(position - lower * unit, unit)
+    lower, remainder = divided(position_of(index, size_in, size_out), unit)
+    at_lower, at_upper = weights_of(remainder, unit)
     return lower, tl.minimum(lower + 1, size_in - 1), at_lower, at_upper
 
 
 @triton.jit
-def first_output(lower, size_in, size_out):
-    """The first output whose lower neighbour is `lower` or a later one; size_out where there is none."""
-    index = tl.cdiv((2 * lower + 1) * size_out - size_in, 2 * size_in)
-    index = tl.minimum(tl.maximum(index, 0), size_out)
-    return tl.where(lower == 0, 0, tl.where(lower >= size_in, size_out, index))
+def first_of_band(band, h, H):
+    """The first output row of a band or of those after it; H where there is none."""
+    index = tl.minimum(tl.maximum(tl.cdiv((2 * band - 1) * H - h, 2 * h), 0), H)
+    return tl.where(band == 0, 0, tl.where(band > h, H, index))
 
 
 @triton.jit
@@ -71,41 +86,54 @@ def tile_of(h, H, W, band_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row_blocks = tl.cdiv(band_rows, ROWS)
     block = program // column_blocks
     band = block // row_blocks
-    first_row = first_output(band, h, H) + (block - band * row_blocks) * ROWS
-    return band, first_row, first_output(band + 1, h, H), (program - block * column_blocks) * COLUMNS
+    first_row = first_of_band(band, h, H) + (block - band * row_blocks) * ROWS
+    return band, first_row, first_of_band(band + 1, h, H), (program - block * column_blocks) * COLUMNS
 
 
 @triton.jit
-def band_taps(band, row, end_row, h, H):
+def rows_of_band(band, h):
+    """The low-resolution rows above and below a band."""
+    return tl.maximum(band - 1, 0), tl.minimum(band, h - 1)
+
+
+@triton.jit
+def band_taps(above, row, end_row, h, H):
     """Weights of a band's two rows for its output rows; those from end_row on take its last one's."""
     unit = 2 * H
-    return weights_of(position_of(tl.minimum(row, end_row - 1), h, H) - band * unit, unit)
+    return weights_of(position_of(tl.minimum(row, end_row - 1), h, H) - above * unit, unit)
 
 
 @triton.jit
-def interpolated(upper_map, lower_map, left, right, at_left, at_right, at_above, at_below):
-    """(ROWS, COLUMNS): one word's score map at a tile's pixels; the band's two rows first, to the columns.
-
-    Sums of products with weights that are not negative: rounding keeps the order of what is interpolated, so that a
-    word that is nowhere above another at low resolution is nowhere above it here.
-    """
+def along_rows(upper_map, lower_map, plane, left, right, at_left, at_right):
+    """One word's score map along the band's two rows, at a tile's columns: two (COLUMNS). plane: the word's offset."""
+    left += plane
+    right += plane
     upper = at_left * tl.load(upper_map + left) + at_right * tl.load(upper_map + right)
     lower = at_left * tl.load(lower_map + left) + at_right * tl.load(lower_map + right)
+    return upper, lower
+
+
+@triton.jit
+def between_rows(upper, lower, at_above, at_below):
+    """(ROWS, COLUMNS): values at a tile's pixels, of those along the band's two rows.
+
+    Sums of products with weights that are not negative, here as along the rows: rounding keeps the order of what is
+    interpolated, so that a word that is nowhere above another at low resolution is nowhere above it at a pixel.
+    """
     return at_above[:, None] * upper[None, :] + at_below[:, None] * lower[None, :]
 
 
 @triton.jit
-def inverse_lengths(gram, N, above, below, left, right, at_left, at_right, at_above, at_below):
-    """(ROWS, COLUMNS): 1 / length of every upsampled feature, `kernels.reference.squared_length`.
+def lengths_of_columns(gram, N, above, below, left, right, at_left, at_right):
+    """What the columns of a tile need for `inverse_lengths`, (COLUMNS) each. gram: (5, N) of one picture.
 
-    gram: (5, N) of one picture. above, below: offsets of the band's two rows.
+    above, below: offsets of the band's two rows.
     """
     both = at_left * at_right
-    itself = gram
-    a_left = tl.load(itself + above + left)
-    a_right = tl.load(itself + above + right)
-    b_left = tl.load(itself + below + left)
-    b_right = tl.load(itself + below + right)
+    a_left = tl.load(gram + above + left)
+    a_right = tl.load(gram + above + right)
+    b_left = tl.load(gram + below + left)
+    b_right = tl.load(gram + below + right)
     along_above = at_left * at_left * a_left + at_right * at_right * a_right
     along_above += 2 * both * tl.load(gram + N + above + left)
     along_below = at_left * at_left * b_left + at_right * at_right * b_right
@@ -113,10 +141,14 @@ def inverse_lengths(gram, N, above, below, left, right, at_left, at_right, at_ab
     across = at_left * at_left * tl.load(gram + 2 * N + above + left)
     across += at_right * at_right * tl.load(gram + 2 * N + above + right)
     across += both * (tl.load(gram + 3 * N + above + left) + tl.load(gram + 4 * N + above + left))
-
     least_above = tl.maximum((at_left * a_left + at_right * a_right) * _CANCELLED, _TINY)
     least_below = tl.maximum((at_left * b_left + at_right * b_right) * _CANCELLED, _TINY)
+    return along_above, along_below, across, least_above, least_below
 
+
+@triton.jit
+def inverse_lengths(along_above, along_below, across, least_above, least_below, at_above, at_below):
+    """(ROWS, COLUMNS): 1 / length of every upsampled feature, `kernels.reference.squared_length`."""
     squared = (at_above * at_above)[:, None] * along_above[None, :]
     squared += (at_below * at_below)[:, None] * along_below[None, :]
     squared += (2 * at_above * at_below)[:, None] * across[None, :]
@@ -126,14 +158,67 @@ def inverse_lengths(gram, N, above, below, left, right, at_left, at_right, at_ab
 
 @triton.jit
 def sigmoid(values, scale):
-    """1 / (1 + 2^(values · scale)): with scale = -log2(e), the sigmoid."""
-    return 1.0 / (1.0 + tl.exp2(values * scale))
+    """1 / (1 + 2^(values · scale)): with scale = -log2(e), the sigmoid.
+
+    As the square of a reciprocal square root, two instructions where a division takes eight: at most 2^-21 of the
+    result beside the power's own error.
+    """
+    root = tl.rsqrt(1.0 + tl.exp2(values * scale))
+    return root * root
 
 
 @triton.jit
 def lowest_bit(bits):
     """Index of the lowest of an int32's bits that are set, from the exponent of that bit as float32."""
     return ((bits & -bits).to(tl.float32).to(tl.int32, bitcast=True) >> 23 & 0xFF) - 127
+
+
+@triton.jit
+def lowest_under_tile(upper_map, lower_map, word, N, K, first_point, end_point):
+    """Of every word the lowest of six points under the tile; -inf beyond K."""
+    lowest = tl.where(word < K, float("inf"), -float("inf"))
+    for third in tl.static_range(3):
+        point = first_point + (end_point - 1 - first_point) * third // 2
+        lowest = tl.minimum(lowest, tl.load(upper_map + word * N + point, word < K, other=-float("inf")))
+        lowest = tl.minimum(lowest, tl.load(lower_map + word * N + point, word < K, other=-float("inf")))
+    return lowest
+
+
+@triton.jit
+def candidates_of(
+    upper_map, lower_map, word, compared, N, K, first_point, end_point, WORDS: tl.constexpr, POINTS: tl.constexpr
+):  # fmt: skip
+    """A bit for each of the words that is not below the word compared with at every point under the tile."""
+    bit = 1 << tl.arange(0, WORDS)
+    reaching = tl.zeros([WORDS, POINTS], tl.int32)
+    for from_point in range(first_point, end_point, POINTS):
+        point = from_point + tl.arange(0, POINTS)
+        offset = word[:, None] * N + point[None, :]
+        inside = (word < K)[:, None] & (point < end_point)[None, :]
+        one = tl.load(upper_map + offset, inside, other=-float("inf"))
+        other = tl.load(lower_map + offset, inside, other=-float("inf"))
+        one_bar = tl.load(upper_map + compared * N + point, point < end_point, other=0.0)
+        other_bar = tl.load(lower_map + compared * N + point, point < end_point, other=0.0)
+        below = (one < one_bar[None, :]) & (other < other_bar[None, :])
+        reaching |= tl.where(inside & (below == 0), bit[:, None], 0)
+    # a bit a word: their sum is their union
+    return tl.reduce_or(tl.sum(reaching, axis=0), axis=0)
+
+
+@triton.jit
+def best_of(
+    candidates, start, best, winner, upper_map, lower_map, N, left, right, at_left, at_right, at_above, at_below
+):
+    """The best so far and these candidates, words from `start` on: value and number (ROWS, COLUMNS)."""
+    while candidates != 0:
+        candidate = start + lowest_bit(candidates)
+        candidates &= candidates - 1
+        upper, lower = along_rows(upper_map, lower_map, candidate * N, left, right, at_left, at_right)
+        value = between_rows(upper, lower, at_above, at_below)
+        better = value > best  # in the words' order: a tie stays with the word named first
+        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+        winner = tl.where(better, candidate + 1, winner)
+    return best, winner
 
 
 @triton.jit
@@ -150,7 +235,9 @@ def labels_kernel(
     band_rows,  # rows of the tallest band
     inverse_temperature,
     threshold,
+    FEW: tl.constexpr,
     ROWS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WORDS: tl.constexpr,
     POINTS: tl.constexpr,
@@ -161,88 +248,99 @@ def labels_kernel(
     tile is below it at every pixel of it, and is not interpolated: those left are the tile's *candidates*. Any word may
     be the one compared with; that whose lowest of six points is highest leaves few. NaN is below nothing, so that a word
     with NaN under the tile is a candidate, and a pixel one of whose neighbours is NaN becomes NaN.
-    Words are looked at WORDS at a time, 32 at most, points POINTS at a time.
+
+    A tile has TILE_ROWS rows, taken ROWS at a time. Words are looked at WORDS at a time, 32 at most, points POINTS at a
+    time. FEW: K is at most WORDS, so that candidates are found once for the whole tile.
     """
     N = h * w
     picture = tl.program_id(1).to(tl.int64)
-    band, first_row, end_row, first_column = tile_of(h, H, W, band_rows, ROWS, COLUMNS)
+    band, first_row, end_row, first_column = tile_of(h, H, W, band_rows, TILE_ROWS, COLUMNS)
     if first_row >= end_row:
         return
-    row = first_row + tl.arange(0, ROWS)
+    end_row = tl.minimum(end_row, first_row + TILE_ROWS)
+    row_above, row_below = rows_of_band(band, h)
+    above, below = row_above * w, row_below * w
     column = first_column + tl.arange(0, COLUMNS)
-    at_above, at_below = band_taps(band, row, end_row, h, H)
     left, right, at_left, at_right = interpolation_taps(tl.minimum(column, W - 1), w, W)
     scores += picture * K * N
-    upper_map = scores + band * w
-    lower_map = scores + tl.minimum(band + 1, h - 1) * w
+    upper_map = scores + above
+    lower_map = scores + below
+    along_above, along_below, across, least_above, least_below = lengths_of_columns(
+        gram + picture * 5 * N, N, above, below, left, right, at_left, at_right
+    )
 
-    first_point = position_of(first_column, w, W) // (2 * W)
-    end_point = tl.minimum(position_of(tl.minimum(first_column + COLUMNS, W) - 1, w, W) // (2 * W) + 2, w)
-    highest = tl.full([WORDS], -float("inf"), tl.float32)
-    highest_word = tl.zeros([WORDS], tl.int32)
-    for start in range(0, K, WORDS):
-        word = start + tl.arange(0, WORDS)
-        lowest = tl.full([WORDS], float("inf"), tl.float32)
-        for third in tl.static_range(3):
-            point = first_point + (end_point - 1 - first_point) * third // 2
-            lowest = tl.minimum(lowest, tl.load(upper_map + word * N + point, word < K, other=-float("inf")))
-            lowest = tl.minimum(lowest, tl.load(lower_map + word * N + point, word < K, other=-float("inf")))
-        higher = lowest > highest
-        highest = tl.where(higher, lowest, highest)
-        highest_word = tl.where(higher, word, highest_word)
-    reference = tl.max(tl.where(highest == tl.max(highest, axis=0), highest_word, 0), axis=0)
+    first_point = divided(position_of(first_column, w, W), 2 * W)[0]
+    end_point = tl.minimum(divided(position_of(tl.minimum(first_column + COLUMNS, W) - 1, w, W), 2 * W)[0] + 2, w)
+    word = tl.arange(0, WORDS)
+    highest = lowest_under_tile(upper_map, lower_map, word, N, K, first_point, end_point)
+    highest_word = word
+    candidates = 0
+    if FEW:
+        compared = tl.max(tl.where(highest == tl.max(highest, axis=0), highest_word, 0), axis=0)
+        candidates = candidates_of(upper_map, lower_map, word, compared, N, K, first_point, end_point, WORDS, POINTS)
+        first = lowest_bit(candidates)  # there is one: the word compared with
+        candidates &= candidates - 1
+        first_upper, first_lower = along_rows(upper_map, lower_map, first * N, left, right, at_left, at_right)
+    else:
+        for start in range(WORDS, K, WORDS):
+            lowest = lowest_under_tile(upper_map, lower_map, start + word, N, K, first_point, end_point)
+            higher = lowest > highest
+            highest = tl.where(higher, lowest, highest)
+            highest_word = tl.where(higher, start + word, highest_word)
+        compared = tl.max(tl.where(highest == tl.max(highest, axis=0), highest_word, 0), axis=0)
 
-    best = tl.full([ROWS, COLUMNS], -float("inf"), tl.float32)
-    winner = tl.zeros([ROWS, COLUMNS], tl.int32)
-    for start in range(0, K, WORDS):
-        word = start + tl.arange(0, WORDS)
-        bit = 1 << tl.arange(0, WORDS)
-        reaching = tl.zeros([WORDS, POINTS], tl.int32)
-        for from_point in range(first_point, end_point, POINTS):
-            point = from_point + tl.arange(0, POINTS)
-            offset = word[:, None] * N + point[None, :]
-            inside = (word < K)[:, None] & (point < end_point)[None, :]
-            one = tl.load(upper_map + offset, inside, other=-float("inf"))
-            other = tl.load(lower_map + offset, inside, other=-float("inf"))
-            one_bar = tl.load(upper_map + reference * N + point, point < end_point, other=0.0)
-            other_bar = tl.load(lower_map + reference * N + point, point < end_point, other=0.0)
-            below = (one < one_bar[None, :]) & (other < other_bar[None, :])
-            reaching |= tl.where(inside & (below == 0), bit[:, None], 0)
-        # a bit a word: their sum is their union
-        candidates = tl.reduce_or(tl.sum(reaching, axis=0), axis=0)
-        while candidates != 0:
-            candidate = start + lowest_bit(candidates)
-            candidates &= candidates - 1
-            plane = candidate * N
-            value = interpolated(
-                upper_map + plane, lower_map + plane, left, right, at_left, at_right, at_above, at_below
-            )
-            better = value > best  # in the words' order: a tie stays with the word named first
-            best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
-            winner = tl.where(better, candidate + 1, winner)
-
-    inverse = inverse_lengths(
-        gram + picture * 5 * N, N, band * w, tl.minimum(band + 1, h - 1) * w,
-        left, right, at_left, at_right, at_above, at_below,
-    )  # fmt: skip
-    probability = sigmoid(best * inverse, inverse_temperature * -_LOG2_E)
-    out = (tl.arange(0, ROWS) * W)[:, None] + column[None, :]
-    first_out = (picture * H + first_row) * W
-    labels += first_out
-    confidence += first_out
-    inside = (row < end_row)[:, None] & (column < W)[None, :]
-    tl.store(labels + out, tl.where(probability > threshold, winner, 0).to(tl.uint16), inside)
-    tl.store(confidence + out, probability.to(confidence.dtype.element_ty), inside)
+    scale = inverse_temperature * _LOG2_E  # of all words alike: taken once a row, not once a pixel
+    labels += picture * H * W
+    confidence += picture * H * W
+    whole = first_column + COLUMNS <= W
+    for from_row in range(first_row, end_row, ROWS):
+        row = from_row + tl.arange(0, ROWS)
+        at_above, at_below = band_taps(row_above, row, end_row, h, H)
+        scaled_above, scaled_below = at_above * scale, at_below * scale
+        if FEW:
+            best = between_rows(first_upper, first_lower, scaled_above, scaled_below)
+            winner = tl.full([ROWS, COLUMNS], 1, tl.int32) + first
+            best, winner = best_of(
+                candidates, 0, best, winner, upper_map, lower_map, N, left, right, at_left, at_right,
+                scaled_above, scaled_below,
+            )  # fmt: skip
+        else:
+            best = tl.full([ROWS, COLUMNS], -float("inf"), tl.float32)
+            winner = tl.zeros([ROWS, COLUMNS], tl.int32)
+            for start in range(0, K, WORDS):
+                some = candidates_of(
+                    upper_map, lower_map, start + word, compared, N, K, first_point, end_point, WORDS, POINTS
+                )
+                best, winner = best_of(
+                    some, start, best, winner, upper_map, lower_map, N, left, right, at_left, at_right, scaled_above,
+                    scaled_below,
+                )  # fmt: skip
+        inverse = inverse_lengths(along_above, along_below, across, least_above, least_below, at_above, at_below)
+        probability = sigmoid(best * inverse, -1.0)
+        label = tl.where(probability > threshold, winner, 0).to(tl.uint16)
+        probability = probability.to(confidence.dtype.element_ty)
+        first_out = tl.cast(from_row, tl.int64) * W + first_column + tl.arange(0, ROWS) * W
+        label_out = (labels + first_out)[:, None] + tl.arange(0, COLUMNS)[None, :]
+        confidence_out = (confidence + first_out)[:, None] + tl.arange(0, COLUMNS)[None, :]
+        if whole & (from_row + ROWS <= end_row):
+            tl.store(label_out, label)
+            tl.store(confidence_out, probability)
+        else:
+            inside = (row < end_row)[:, None] & (column < W)[None, :]
+            tl.store(label_out, label, inside)
+            tl.store(confidence_out, probability, inside)
 
 
 @triton.jit
 def taps_and_lengths(gram, band, row, end_row, column, h, w, H, W):
     """A tile's neighbours and weights along both axes, and its (ROWS, COLUMNS) 1 / length. gram: (5, N) of one picture."""
-    at_above, at_below = band_taps(band, row, end_row, h, H)
+    above, below = rows_of_band(band, h)
+    at_above, at_below = band_taps(above, row, end_row, h, H)
     left, right, at_left, at_right = interpolation_taps(tl.minimum(column, W - 1), w, W)
-    inverse = inverse_lengths(
-        gram, h * w, band * w, tl.minimum(band + 1, h - 1) * w, left, right, at_left, at_right, at_above, at_below
+    along_above, along_below, across, least_above, least_below = lengths_of_columns(
+        gram, h * w, above * w, below * w, left, right, at_left, at_right
     )
+    inverse = inverse_lengths(along_above, along_below, across, least_above, least_below, at_above, at_below)
     return left, right, at_left, at_right, at_above, at_below, inverse
 
 
@@ -274,15 +372,15 @@ def probabilities_kernel(
     )
     scale = inverse_temperature * -_LOG2_E
     scores += picture * K * N
-    upper_map = scores + band * w
-    lower_map = scores + tl.minimum(band + 1, h - 1) * w
+    above, below = rows_of_band(band, h)
+    upper_map = scores + above * w
+    lower_map = scores + below * w
     plane = tl.cast(H, tl.int64) * W  # a size of 1 is a constant to the compiler, and has no method `to`
     out = probabilities + picture * K * plane + row.to(tl.int64)[:, None] * W + column[None, :]
     inside = (row < end_row)[:, None] & (column < W)[None, :]
     for word in range(0, K):
-        value = interpolated(
-            upper_map + word * N, lower_map + word * N, left, right, at_left, at_right, at_above, at_below
-        )
+        upper, lower = along_rows(upper_map, lower_map, word * N, left, right, at_left, at_right)
+        value = between_rows(upper, lower, at_above, at_below)
         probability = sigmoid(value * inverse, scale)
         tl.store(out, probability.to(probabilities.dtype.element_ty), inside)
         out += plane
@@ -315,17 +413,17 @@ def masks_kernel(
         gram + picture * 5 * N, band, row, end_row, column, h, w, H, W
     )
     scores += picture * K * N
-    upper_map = scores + band * w
-    lower_map = scores + tl.minimum(band + 1, h - 1) * w
+    above, below = rows_of_band(band, h)
+    upper_map = scores + above * w
+    lower_map = scores + below * w
     pitch = tl.cdiv(W, 32)
     element = first_column // 32 + tl.arange(0, COLUMNS // 32)
     out = masks + (picture * K * H + row.to(tl.int64)[:, None]) * pitch + element[None, :]
     inside = (row < end_row)[:, None] & (element < pitch)[None, :]
     bit = tl.arange(0, 32)[None, None, :]
     for word in range(0, K):
-        value = interpolated(
-            upper_map + word * N, lower_map + word * N, left, right, at_left, at_right, at_above, at_below
-        )
+        upper, lower = along_rows(upper_map, lower_map, word * N, left, right, at_left, at_right)
+        value = between_rows(upper, lower, at_above, at_below)
         over = (value * inverse > least_cosine) & (column < W)[None, :]
         bits = tl.reshape(over.to(tl.int32), [ROWS, COLUMNS // 32, 32]) << bit
         tl.store(out, tl.sum(bits, axis=2), inside)

@@ -17,8 +17,9 @@ from kernels.resize import resize_columns_kernel, resize_rows_kernel
 from kernels.resolve import labels_kernel, masks_kernel, probabilities_kernel
 from kernels.score_maps import maps_kernel, measure_kernel
 
-TARGETS = (75, 80, 86, 89, 90, 100, 120)
-"""Compute capabilities with cubins of their own, times ten."""
+TARGETS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
+"""Compute capabilities with cubins of their own, times ten. 87 and 110 are Tegra's (Jetson Orin and Thor), which takes no
+cubin of a desktop GPU."""
 
 FEATURE_TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 OUTPUT_TYPES = {"float16": "*fp16", "float32": "*fp32"}
@@ -63,7 +64,8 @@ class Variant:
 def names(features: Sequence[str] = tuple(FEATURE_TYPES)) -> list[str]:
     """Every variant for features of the dtypes given: the mask head's, stage 1 first, then those of preprocessing."""
     first = [name for dtype in features for name in (f"measure.{dtype}", f"maps.{dtype}.few", f"maps.{dtype}.many")]
-    second = ["labels.float16", "labels.float32", "probabilities.float16", "probabilities.float32", "masks"]
+    labels = [f"labels.{dtype}.{many}" for dtype in OUTPUT_TYPES for many in ("few", "many")]
+    second = [*labels, "probabilities.float16", "probabilities.float32", "masks"]
     return [*first, *second, *(f"resize_{axis}.{dtype}" for axis in RESIZES for dtype in PIXEL_TYPES)]
 
 
@@ -81,19 +83,21 @@ def variant(name: str, capability: int) -> Variant:
         return _maps(types[0], few=types[1] == "few", capability=capability)
     if kind.startswith("resize_"):
         return _resize(kind.removeprefix("resize_"), types[0])
-    resolving: dict[str, Callable[..., Variant]] = {"labels": _labels, "probabilities": _probabilities, "masks": _masks}
+    if kind == "labels":
+        return _labels(types[0], few=types[1] == "few")
+    resolving: dict[str, Callable[..., Variant]] = {"probabilities": _probabilities, "masks": _masks}
     return resolving[kind](*types)
 
 
 def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1)) -> dict[str, int]:
     """The sizes that grids are made of.
 
-    features: h, w. output: H, W. A band is the output rows between two low-resolution rows; the first may be half as
-    tall again as the others.
+    features: h, w. output: H, W. A band is the output rows between two low-resolution rows; one is above the first, one
+    below the last.
     """
     (low_height, low_width), (height, width) = features, output
-    rows = height if low_height == 1 else min(height, -(-3 * height // (2 * low_height)) + 1)
-    return {"positions": low_height * low_width, "words": words, "bands": low_height, "band_rows": rows, "columns": width}  # fmt: skip
+    rows = -(-height // low_height)
+    return {"positions": low_height * low_width, "words": words, "bands": low_height + 1, "band_rows": rows, "columns": width}  # fmt: skip
 
 
 def resize_sizes(rows: int, columns: int) -> dict[str, int]:
@@ -167,10 +171,20 @@ def _tilings(columns: Sequence[int], **constants: int) -> list[Tiling]:
     ]
 
 
-def _labels(dtype: str) -> Variant:
+def _labels(dtype: str, few: bool) -> Variant:
+    """Of few words a tile is sixteen rows tall, as bands of 2048 pixels from maps of 128 are: candidates are found once
+    for all of them. Four rows at a time fill the registers.
+    """
     types = _resolved({"labels": "*u16", "confidence": OUTPUT_TYPES[dtype]}, ("inverse_temperature", "threshold"))
-    tilings = _tilings((256, 128), WORDS=32, POINTS=16)
-    return Variant(labels_kernel, types, tilings, multiples=("scores", "gram", "labels", "confidence"))
+    tall = 16 if few else 4
+    tilings = [
+        Tiling(
+            {"ROWS": 4, "TILE_ROWS": tall, "COLUMNS": wide, "WORDS": FEW_WORDS, "POINTS": 16},
+            ((("bands", 1), ("band_rows", tall), ("columns", wide)),), stages=1,
+        )
+        for wide in (512, 256)
+    ]  # fmt: skip
+    return Variant(labels_kernel, types, tilings, {"FEW": few}, ("scores", "gram", "labels", "confidence"))
 
 
 def _probabilities(dtype: str) -> Variant:

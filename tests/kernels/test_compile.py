@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import compile as compiler
-from kernels import mask_head, reference, variants
+from kernels import instruction_count, mask_head, variants
 from kernels.compile import Compiled, choose
 from kernels.variants import FEATURE_TYPES, TARGETS, exists, names, programs, sizes
 
 ROOT = Path(__file__).parents[2]
 BYTES = {"i32": 4, "fp32": 4}  # every other type is a pointer, of 8
 SCRATCH = 2  # pointers behind the arguments
-SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 110: 227, 120: 99}
 """KiB of shared memory a block may ask for (CUDA C++ Programming Guide, technical specifications)."""
 
 
@@ -109,7 +109,14 @@ def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_pa
         text = (tmp_path / kernel["ptx"]["file"]).read_text()
         assert kernel["ptx"]["target"] == "sm_80"
         assert re.search(r"^\.target sm_80$", text, re.MULTILINE), name
-        assert re.search(r"^\.version \d+\.\d+$", text, re.MULTILINE), name
+        assert re.search(r"^\.version 8\.0$", text, re.MULTILINE), name  # of CUDA 12.0
+        for assembler, target in (("ptxas", 80), ("ptxas", 87), ("ptxas", 90), ("ptxas_blackwell", 120)):
+            command = [
+                getattr(compiler.knobs.nvidia, assembler).path,
+                f"-arch=sm_{target}",
+                str(tmp_path / kernel["ptx"]["file"]),
+            ]
+            subprocess.run([*command, "-o", str(tmp_path / "cubin")], check=True)
         assert re.findall(r"\.entry (\w+)", text) == [kernel["ptx"]["symbol"]]
         parameters = re.findall(r"^\s*\.param \.(\w+)", text, re.MULTILINE)
         types = {"i32": "u32", "fp32": "f32"}
@@ -117,6 +124,32 @@ def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_pa
         assert {key: value for key, value in kernel["ptx"].items() if key not in ("file", "target")} == {
             key: value for key, value in kernel["targets"]["sm_80"].items() if key != "file"
         }
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("name", ["labels.float32.few", "labels.float16.few"])
+def test_the_label_kernel_executes_at_most_45_instructions_a_pixel(name: str, capability: int) -> None:
+    one = choose(name, capability)
+    code = compiler.machine_code(one.cubin)
+    count = instruction_count.of_labels(code, one.tiling.constants, 32 * one.tiling.warps)
+    print(count)
+    assert count.pixel <= 45
+    assert count.candidate <= 10
+
+
+def test_instructions_count_as_often_as_they_are_executed() -> None:
+    tile = {"TILE_ROWS": 8, "COLUMNS": 256, "ROWS": 4, "POINTS": 16}  # two passes over 18 points, two turns over rows
+    lines = [
+        "MOV R1, R2", "LDG.E R3, desc[UR8][R4.64]", "@P0 BRA 0x10",  # the loop over points: two instructions
+        "FMUL R1, R1, R1", "FADD R1, R1, R1", "@!P1 BRA 0x40", "@P2 BRA 0x90", "STG.E desc[UR8][R2.64], R1", "BRA 0xb0",
+        "@P3 STG.E desc[UR8][R2.64], R1", "@P4 STG.E desc[UR8][R2.64], R1", "ISETP.LT.AND P5, PT, R1, R2, PT",
+        "@P5 BRA 0x30", "EXIT", "BRA 0xe0",
+    ]  # fmt: skip
+    code = [(16 * index, line) for index, line in enumerate(lines)]
+    # once: MOV, EXIT, the last BRA; 2 x 2 of the points; of the rows' 10 the candidates' 2 and the masked 2 apart
+    assert instruction_count.of_labels(code, tile, 2048) == (3 + 2 * 2 + 2 * 6, 2 * 2)
+    with pytest.raises(ValueError, match="2 loops"):
+        instruction_count.of_labels(code[:2] + code[3:], tile, 2048)
 
 
 def test_the_documents_table_is_the_record() -> None:
@@ -135,7 +168,7 @@ def test_a_kernel_too_large_for_the_registers_is_seen_to_spill() -> None:
 
 
 def test_every_variant_is_compiled_for_every_architecture_that_has_its_type() -> None:
-    assert len(set(compiler.jobs())) == len(compiler.jobs()) == 18 * len(TARGETS) - 3
+    assert len(set(compiler.jobs())) == len(compiler.jobs()) == 20 * len(TARGETS) - 3
     assert {name for name, target in compiler.jobs() if target == 75} == set(names(("float16", "float32")))
 
 
@@ -173,12 +206,14 @@ def test_programs_cover_every_word_position_and_output_pixel(launch: Any) -> Non
             assert (total - gram) % blocks == 0
             assert (total - gram) // blocks * tile["POSITIONS"] >= positions
         else:
-            lower = reference.interpolation_taps(height, size[0])[0]
-            rows = torch.bincount(lower, minlength=height)
-            columns, row_blocks = -(-size[1] // tile["COLUMNS"]), -(-named["band_rows"] // tile["ROWS"])
-            assert int(rows.max()) <= named["band_rows"] <= row_blocks * tile["ROWS"]
-            assert len(rows) == height
-            assert total == height * row_blocks * columns
+            # band b: positions from low-resolution row b - 1 up to b, without clamping
+            middle = (torch.arange(size[0]) * 2 + 1) * height - size[0]
+            rows = torch.bincount(middle.div(2 * size[0], rounding_mode="floor") + 1, minlength=height + 1)
+            tall = tile.get("TILE_ROWS", tile["ROWS"])
+            columns, row_blocks = -(-size[1] // tile["COLUMNS"]), -(-named["band_rows"] // tall)
+            assert int(rows.max()) <= named["band_rows"] <= row_blocks * tall
+            assert len(rows) == height + 1
+            assert total == (height + 1) * row_blocks * columns
 
 
 class Recorder:

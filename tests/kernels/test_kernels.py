@@ -31,7 +31,7 @@ def test_kernels_keep_their_laws(group: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "measure.float32", "maps.float32.few", "labels.float16", "probabilities.float16", "masks", "resize_rows.float32",
+        "measure.float32", "maps.float32.few", "labels.float16.few", "probabilities.float16", "masks", "resize_rows.float32",
         "resize_columns.uint8",
     ],
 )  # fmt: skip

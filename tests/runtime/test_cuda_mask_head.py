@@ -86,19 +86,19 @@ def test_constants_shared_with_the_kernels_are_equal() -> None:
 @pytest.mark.parametrize(
     ("capability", "file"),
     [
-        ((8, 0), "sm_80/labels.float16.cubin"),
-        ((8, 6), "sm_80/labels.float16.cubin"),
-        ((8, 9), "sm_80/labels.float16.cubin"),
-        ((8, 7), "compute_80/labels.float16.ptx"),  # Tegra takes no cubin of a desktop GPU
-        ((8, 8), "compute_80/labels.float16.ptx"),
-        ((11, 0), "compute_80/labels.float16.ptx"),
-        ((9, 0), "sm_90/labels.float16.cubin"),
-        ((10, 3), "compute_80/labels.float16.ptx"),
-        ((12, 1), "compute_80/labels.float16.ptx"),
+        ((8, 0), "sm_80/labels.float16.few.cubin"),
+        ((8, 6), "sm_80/labels.float16.few.cubin"),
+        ((8, 9), "sm_80/labels.float16.few.cubin"),
+        ((8, 7), "compute_80/labels.float16.few.ptx"),  # Tegra takes no cubin of a desktop GPU
+        ((8, 8), "compute_80/labels.float16.few.ptx"),
+        ((11, 0), "compute_80/labels.float16.few.ptx"),
+        ((9, 0), "sm_90/labels.float16.few.cubin"),
+        ((10, 3), "compute_80/labels.float16.few.ptx"),
+        ((12, 1), "compute_80/labels.float16.few.ptx"),
     ],
 )
 def test_the_file_that_fits_the_gpu_is_taken(compiled: Path, capability: tuple[int, int], file: str) -> None:
-    launch = Record(compiled).launches("labels.float16", capability)[0]
+    launch = Record(compiled).launches("labels.float16.few", capability)[0]
     assert launch.file == compiled / file
     assert launch.file.is_file()
 
@@ -225,7 +225,7 @@ def test_a_kernel_whose_parameters_are_not_the_records_is_not_launched(compiled:
 def test_a_missing_file_and_a_driver_too_old_for_it_are_told_apart(compiled: Path, tmp_path: Path) -> None:
     arrays = at((1, 3, 4, 5)), at((1, 5, 4, 5))
     copy = shutil.copytree(compiled, tmp_path / "kernels")
-    (copy / "sm_80" / "labels.float32.cubin").unlink()
+    (copy / "sm_80" / "labels.float32.few.cubin").unlink()
     with pytest.raises(KernelsUnusable, match="cannot be read"):
         head(copy)[0].labels(*arrays, 0.5, at((1, 9, 9), "uint16"), at((1, 9, 9)), 0)
     driver = EmulatedDriver()
