@@ -27,6 +27,7 @@ from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 MOST_WORDS = 65535
 NOT_OFFERED = ("fp8", "int8")
 KERNELS = "kernels for GPUs"
+ANSWER = "known answer"
 EXAMPLES = """
 examples:
   python export/build_engine.py --fp16
@@ -168,7 +169,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
         raise unwritable(out.parent, error) from None
     stages: Stages | None = None
     try:
-        stages = Stages(total=11 if options.bf16 else 10, shown=shown)
+        stages = Stages(total=12 if options.bf16 else 11, shown=shown)
         rows = _build_into(unfinished, options, stages)
         from fusioner_rt.bundle import Bundle
         from fusioner_rt.files import replace_folder
@@ -203,6 +204,7 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
             decoder_graphs,
             gates,
             graphs,
+            known_answer,
             mask_head_graph,
             mask_head_kernels,
             plan_gates,
@@ -317,6 +319,11 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
                     onnx.save_model(narrow[name], file)
                 stages.seconds |= tensorrt_engine.add_plans(folder, manifest, plans, named, stages.shown)
         manifest = write_manifest(folder, manifest)
+    with stages(ANSWER):
+        asked = gates.gate_words(model.text_encoder)
+        precisions = dict.fromkeys((manifest["precision"], _plan_precision(options)))
+        manifest["known_answer"] = known_answer.add(folder, model, asked, parity.words, list(precisions))
+        manifest = write_manifest(folder, manifest)
     if manifest["engines"]:
         stages.expect(1)
         with stages("gate: plans on this GPU"):
@@ -360,7 +367,7 @@ def _name(folder: Path, generic: str) -> str:
 
 
 def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> list[Row]:
-    from export import gates, weights
+    from export import gates, known_answer, weights
     from export.tensorrt_report import summary
 
     parity = manifest["gates"]["parity"]
@@ -385,6 +392,9 @@ def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> 
         )  # fmt: skip
     size = (folder / weights.FILE).stat().st_size
     rows.append(Row(weights.FILE, size, "", None, None, None))
+    answer = manifest["known_answer"]
+    size, weak = (folder / answer["file"]).stat().st_size, known_answer.weakness(answer)
+    rows.append(Row(answer["file"], size, "", None, None, seconds[ANSWER], weak))
     for engine in manifest["engines"]:
         size, layers = (folder / engine["file"]).stat().st_size, summary(engine["layers"])
         taken = seconds[engine["file"]]

@@ -122,8 +122,8 @@ def parity(
     The truth is PyTorch one precision up: float64 for float32 graphs, float32 for those of 16 bits. Raises ParityFailed,
     and WordUnreadable where the text encoder reads no word at all.
     """
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-    truth, plain = (model, _Halved(model, half)) if half else (copy.deepcopy(model).double(), model)
+    truth, plain = in_pytorch(model, precision)
+    half = precision != "fp32"
     without = f"build without --{precision}, or " if half else ""
     asked = gate_words(model.text_encoder)
     prompts = [prompt for word in asked for prompt in fill(model.config.templates, word)]
@@ -147,8 +147,8 @@ def parity(
     mask_error = 0.0
     for picture in pictures:
         pixels = how(picture)[None]
-        true = _image(truth, pixels, true_words)
-        theirs = _image(plain, pixels, plain_words)
+        true = image(truth, pixels, true_words)
+        theirs = image(plain, pixels, plain_words)
         every = {path: _fused(run, pixels, words.astype(np.float32)[None]) for path, run in paths.items()}
         by_plain, by_truth = _outputs(*theirs), _outputs(*true)
         for path, ours in every.items():
@@ -160,14 +160,14 @@ def parity(
             continue  # no masks can be told from it, and what was compared is refused below
 
         size = _mask_size(picture)
-        expected, confident, probable = _reference_masks(true, size, model.config.temperature)
+        expected, confident, probable = reference_masks(true, size, model.config.temperature)
         pixels_compared += expected.size
         for path, ours in every.items():
             own = _maps(head, ours)
             for name, one in heads.items():
                 agreed[path, name] += int((one.labels(*own, size, 0.5)[0] == expected).sum())
         if precision == "bf16":
-            drawn = _reference_masks(theirs, size, model.config.temperature)[0]
+            drawn = reference_masks(theirs, size, model.config.temperature)[0]
             plain_agreed += int((drawn == expected).sum())
         maps = head.maps(*(value.astype(np.float32) for value in true))
         for made, wanted in (
@@ -202,6 +202,12 @@ def parity(
             f"{f' in {precision}' if half else ''}; {without}train the checkpoint further: near ties flip"
         )
     return result
+
+
+def in_pytorch(model: Fusioner, precision: str) -> tuple[Fusioner | Halved, Fusioner | Halved]:
+    """The truth, PyTorch one precision up, and plain PyTorch in the precision "fp32", "fp16" or "bf16"."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    return (model, Halved(model, half)) if half else (copy.deepcopy(model).double(), model)
 
 
 def batch(
@@ -325,7 +331,7 @@ def textured(seed: int, size: tuple[int, int]) -> np.ndarray:
     return np.clip(picture + generator.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
 
 
-class _Halved:
+class Halved:
     """Plain PyTorch in 16 bits, as on a GPU under autocast: products of such operands, kept so. Tables that are looked up
     are of 16 bits too, as in any model whose weights are: of a table of names nothing else would err.
 
@@ -384,13 +390,15 @@ def _within(error: float, allowed: float) -> bool:
     return math.isfinite(error) and math.isfinite(allowed) and error <= allowed
 
 
-def _text(model: Fusioner | _Halved, tokens: Mapping[str, np.ndarray]) -> np.ndarray:
+def _text(model: Fusioner | Halved, tokens: Mapping[str, np.ndarray]) -> np.ndarray:
     return _torch(
         model, lambda m: m.text_encoder(*(torch.from_numpy(tokens[n]) for n in ("input_ids", "attention_mask")))
     )[0]
 
 
-def _image(model: Fusioner | _Halved, pixels: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
+def image(model: Fusioner | Halved, pixels: np.ndarray, words: np.ndarray) -> list[np.ndarray]:
+    """pixels: (B, 3, H, W). words: (K, t). Returns features (B, h, w, d) and refined words (B, K, d)."""
+
     def run(m: Fusioner) -> Iterable[torch.Tensor]:
         dtype = next(m.parameters()).dtype
         return m(torch.from_numpy(pixels).to(dtype), torch.from_numpy(words).to(dtype)[None])
@@ -399,9 +407,9 @@ def _image(model: Fusioner | _Halved, pixels: np.ndarray, words: np.ndarray) -> 
 
 
 @torch.no_grad()
-def _torch(model: Fusioner | _Halved, run: Callable[[Fusioner], Any]) -> list[np.ndarray]:
-    if isinstance(model, _Halved):
-        with _Halved.Mode(model.dtype):
+def _torch(model: Fusioner | Halved, run: Callable[[Fusioner], Any]) -> list[np.ndarray]:
+    if isinstance(model, Halved):
+        with Halved.Mode(model.dtype):
             result = run(model.model)
     else:
         result = run(model)
@@ -470,7 +478,7 @@ def _mask_size(picture: np.ndarray) -> tuple[int, int]:
     return max(1, round(picture.shape[0] * shrink)), max(1, round(picture.shape[1] * shrink))
 
 
-def _reference_masks(
+def reference_masks(
     true: Sequence[np.ndarray], size: tuple[int, int], temperature: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels and confidence (H, W), and probabilities (K, H, W), by the mask head's definition."""

@@ -7,13 +7,15 @@ believed because it is installed. A backend asked for by name is that one or an 
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .bundle import Bundle
-from .errors import BackendUnavailable, FusionerError, GraphUnusable, one_line
+from . import known_answer
+from .bundle import Bundle, rebuild
+from .errors import BackendUnavailable, FusionerError, GraphUnusable, SizeOutsideProfile, one_line
 from .executor import Executor, RecordingExecutor, Request, Waiting
 from .plans import of_flavour
 
@@ -29,6 +31,7 @@ class Backend:
     passed_over: rungs that would have been preferred, with what kept each from being taken and what cures it.
     note: a sentence for the user where one of them was to be expected here, or None: the bundle has plans for it and
     there is an NVIDIA GPU, or the GPU's ONNX Runtime was installed.
+    unproved: why it was not compared with the bundle's known answer, or None.
     """
 
     requested: str
@@ -36,6 +39,7 @@ class Backend:
     why: str
     passed_over: tuple[tuple[str, str], ...] = ()
     note: str | None = None
+    unproved: str | None = None
 
 
 def check_requested(requested: str) -> None:
@@ -56,7 +60,7 @@ def open_executor(
     passed_over: list[tuple[str, str]] = []
     for name in rungs:
         try:
-            executor, what = open_rung(bundle, name, threads, cache)
+            executor, what, unproved = open_rung(bundle, name, threads, cache)
         except FusionerError as error:
             if name != rungs[-1]:
                 passed_over.append((name, str(error).removeprefix(f"backend {name}: ")))
@@ -75,55 +79,78 @@ def open_executor(
             note = f"{name} runs, not a better backend; {_listed(expected)}"
         elif requested == "auto" and name == LADDER[-1] and _gpu_is_offered():
             note = f"{name} runs, the NVIDIA GPU of this machine does nothing; ask fusioner-rt doctor what it takes"
-        return executor, Backend(requested, name, f"{why}: {what}", tuple(passed_over), note)
+        return executor, Backend(requested, name, f"{why}: {what}", tuple(passed_over), note, unproved)
     raise AssertionError("a ladder has rungs")
 
 
-def open_rung(bundle: Bundle, name: str, threads: int | None, cache: Path | None = None) -> tuple[Executor, str]:
-    """The executor of one rung of LADDER, ready to run, and what it runs on. Raises what keeps it from that."""
+def open_rung(
+    bundle: Bundle, name: str, threads: int | None, cache: Path | None = None
+) -> tuple[Executor, str, str | None]:
+    """The executor of one rung of LADDER, ready to run; what it runs on; and why it was not compared with the bundle's
+    known answer, if it was not. Raises what keeps it from running, and AnswerWrong.
+    """
     if name == "onnxruntime-cpu":
         from .onnxruntime_executor import OnnxRuntimeExecutor
 
-        return OnnxRuntimeExecutor(bundle, name, threads), "ONNX Runtime, CPU"
+        return OnnxRuntimeExecutor(bundle, name, threads), "ONNX Runtime, CPU", None
+    executor: Executor
     if name == "onnxruntime-cuda":
         from .onnxruntime_cuda import open_graphs
 
-        runs, what = open_graphs(bundle, threads)
-        _prove(bundle, name, runs)
-        return runs, what
-    of_flavour(bundle, name, "image_fusion")  # before anything is imported for it
-    from .tensorrt_executor import open_plans
+        executor, what = open_graphs(bundle, threads)
+    else:
+        of_flavour(bundle, name, "image_fusion")  # before anything is imported for it
+        from .tensorrt_executor import open_plans
 
-    executor, what = open_plans(bundle, name, threads, cache)
-    _prove(bundle, name, executor)
-    return executor, what
+        executor, what = open_plans(bundle, name, threads, cache)
+    return executor, what, _prove(bundle, name, executor)
 
 
-def _prove(bundle: Bundle, name: str, executor: Executor) -> None:
-    """Run made pictures and one word: that it loads does not say that it has kernels for this GPU, or memory.
+def _prove(bundle: Bundle, name: str, executor: Executor) -> str | None:
+    """Run the pictures of the known answer and compare: that a backend loads does not say that it has kernels for this GPU,
+    or memory, or that they compute what they should. Where there is no answer, or the plan's profiles do not hold it,
+    made pictures are run, and a sentence returned that says so.
 
-    Raises what the pictures raised, the executor closed.
+    Raises AnswerWrong and what the pictures raised, the executor closed.
     """
-    side, channels = bundle.size.opt, bundle.manifest["graphs"]["image_fusion"]["inputs"]["words"][1][-1]
-    request = Request(np.full((1, channels), channels**-0.5, np.float32), 0.5, "joint", False)
-    noise = np.random.default_rng(0)
     try:
-        pictures = []
-        for _ in range(2):
-            rgb = noise.integers(0, 256, (side, side, 3), np.uint8)
-            pictures.append(Waiting(executor.prepare(rgb, (side, side)), (side, side), (side, side)))
+        answer = known_answer.read(bundle)
+        why = "" if answer else f"the bundle is of an earlier version; {rebuild(bundle.folder)}"
+        if answer:
+            try:
+                _run(executor, answer.waiting(executor), answer.request)
+                known_answer.compare(bundle, answer, executor, name)
+            except SizeOutsideProfile as error:
+                why = str(error)
+        if why:
+            _run(executor, *_made(bundle, executor))
         if isinstance(executor, RecordingExecutor):
-            executor.prove_recording(pictures, request)
-        else:
-            executor.run(pictures[:1], request, lambda *_: contextlib.nullcontext())
+            executor.forget()
+        return f"{name} was not compared with a known answer: {why}" if why else None
     except GraphUnusable as error:  # which says to rebuild the graph, and here the machine may be to blame
         executor.close()
         raise BackendUnavailable(
-            f"backend {name}: a first picture of {side}x{side} pixels failed ({one_line(error)}); choose another backend"
+            f"backend {name}: a first picture failed ({one_line(error)}); choose another backend"
         ) from None
     except BaseException:
         executor.close()
         raise
+
+
+def _made(bundle: Bundle, executor: Executor) -> tuple[list[Waiting], Request]:
+    """Two pictures of noise and one word."""
+    side, channels = bundle.size.opt, bundle.manifest["graphs"]["image_fusion"]["inputs"]["words"][1][-1]
+    noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    pictures = [Waiting(executor.prepare(rgb, (side, side)), (side, side), (side, side)) for rgb in noise]
+    return pictures, Request(np.full((1, channels), channels**-0.5, np.float32), 0.5, "joint", False)
+
+
+def _run(executor: Executor, pictures: Sequence[Waiting], request: Request) -> None:
+    """One picture, or two where there is a recording to be held against its steps."""
+    if isinstance(executor, RecordingExecutor):
+        executor.prove_recording(pictures[:2], request)
+    else:
+        executor.run(pictures[:1], request, lambda *_: contextlib.nullcontext())
 
 
 def _expected(bundle: Bundle, passed_over: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -96,6 +96,8 @@ class Bundle:
                 for names in (kernels["features"], kernels["targets"]):
                     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
                         raise TypeError("features or targets of kernels are no list of names")
+            if "known_answer" in manifest:
+                files.append(manifest["known_answer"]["file"])
             files += [plan.file.relative_to(folder).as_posix() for plan in bundle.plans]
             for used in files:
                 if used not in manifest["files"]:

@@ -228,7 +228,8 @@ def _examine(
         lacks.append(no_bundle)
     what = ""
     if bundle and not lacks and (opened := need(lambda: open_rung(bundle, name, None, default_folder()))):
-        executor, what = opened
+        executor, what, unproved = opened
+        what += f"; {unproved}" if unproved else ""
         _attempt(executor.close)
     said = tuple(str(lack).removeprefix(f"backend {name}: ") for lack in lacks)
     return Rung(name, not lacks, what, said, lacks[0].exit_code if lacks else 0)

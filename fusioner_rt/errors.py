@@ -159,6 +159,12 @@ class GpuMemoryShort(CudaFailed):
     exit_code = 45
 
 
+class AnswerWrong(FusionerError):
+    """A backend computes something else than the bundle's CPU path: a plan that is wrong, or wrong on this GPU."""
+
+    exit_code = 46
+
+
 class DeviceArrayInvalid(FusionerError):
     """An array in GPU memory of the wrong dtype, shape, layout, alignment or device."""
 

@@ -56,6 +56,9 @@ class RecordingExecutor(Protocol):
     def prove_recording(self, pictures: Sequence[Waiting], request: Request) -> None:
         """Compare both ways of running on two pictures of one size."""
 
+    def forget(self) -> None:
+        """Give back what was readied for the shapes run so far."""
+
 
 class Executor(Protocol):
     """Threads may share one. Errors are FusionerError."""
@@ -80,6 +83,9 @@ class Executor(Protocol):
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
         """One answer per picture, in order; encoded ones may be among them."""
+
+    def maps(self, group: Sequence[Waiting], request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each picture, in order, all words together: scores (1, K, h, w) and gram (1, 5, h, w), float32."""
 
     def text(self) -> TextGraph:
         """The text graph, loaded when first asked for."""

@@ -125,6 +125,10 @@ class GpuExecutor:
                 answers.append(resolve(self._cpu()[1], (scores, gram), waiting.size, request))
         return answers
 
+    def maps(self, group: Sequence[Waiting], request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = self._run(group, request, None)
+        return [(found["scores"][index : index + 1], found["gram"][index : index + 1]) for index in range(len(group))]
+
     def run_on(
         self, stream: int, picture: DeviceArray, input_size: tuple[int, int], request: Request,
         labels: DeviceArray, confidence: DeviceArray,
@@ -172,6 +176,9 @@ class GpuExecutor:
         same = (steps["labels"] == recorded["labels"]).mean() > _SAME
         if not (same and np.allclose(steps["confidence"], recorded["confidence"], atol=1 - _SAME, equal_nan=True)):
             self._machinery.not_recorded = "the recording of a first picture gave other masks than its steps"
+
+    def forget(self) -> None:
+        self._paths.clear()
 
     def close(self) -> None:
         with contextlib.suppress(CudaFailed):  # of a GPU that failed, its caller was told

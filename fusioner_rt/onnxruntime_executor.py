@@ -117,7 +117,7 @@ class OnnxRuntimeExecutor:
         return [tokens.copy() for tokens in self._tokens(group, _untimed)]  # which the others of a batch may outlive
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
-        seen = self._tokens(group, clock) if self._in_parts else np.stack([one.prepared for one in group])
+        seen = self._seen(group, clock)
         fuse = self._fuse_jointly if request.mode == "joint" else self._fuse_independently
         answers = []
         for index, maps in enumerate(fuse(seen, request.vectors, clock)):
@@ -125,11 +125,17 @@ class OnnxRuntimeExecutor:
                 answers.append(resolve(self._mask_head, maps, group[index].size, request))
         return answers
 
+    def maps(self, group: Sequence[Waiting], request: Request) -> list[_Maps]:
+        return self._fuse_jointly(self._seen(group, _untimed), request.vectors, _untimed)
+
     def close(self) -> None:
         self._graphs.close()
         self._mask_head.close()
         if self._decoder is not None:
             self._decoder.close()
+
+    def _seen(self, group: Sequence[Waiting], clock: Clock) -> np.ndarray:
+        return self._tokens(group, clock) if self._in_parts else np.stack([one.prepared for one in group])
 
     def _tokens(self, group: Sequence[Waiting], clock: Clock) -> np.ndarray:
         """(B, h', w', c): of those not yet encoded, from one run of the image graph."""

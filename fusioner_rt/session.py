@@ -87,7 +87,7 @@ class Session:
     @property
     def notes(self) -> list[str]:
         """What did not go as it should and was worked around, one sentence each."""
-        return [note for note in (self._text.cache.note, *self._executor.notes) if note]
+        return [note for note in (self._backend.unproved, self._text.cache.note, *self._executor.notes) if note]
 
     @property
     def words(self) -> tuple[str, ...]:
