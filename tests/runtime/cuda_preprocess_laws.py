@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import pytest
 from cuda_laws import Gpu
-from launch_preprocess import SMALL, check
+
+from benchmarks import gpu_proofs
 
 
 @pytest.mark.parametrize("resample", ["bicubic"])
 def test_launches_from_the_record_give_the_bits_of_the_cpu(resample: str) -> None:
     gpu = Gpu()
-    check(gpu.kernels, SMALL, resample)
+    gpu_proofs.preprocess(gpu.kernels, gpu_proofs.SMALL_RESIZES, resample)
     gpu.kernels.close()
     assert gpu.driver.contexts == 0
     assert gpu.driver.memory == {}

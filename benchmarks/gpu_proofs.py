@@ -1,0 +1,228 @@
+"""The bundle's kernels on a GPU against their definitions on the CPU, in numpy alone: neither torch nor Triton is needed.
+
+Raises Wrong where something differs by more than rounding. Used by benchmarks/gpu_check.py and by tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusioner_rt.cuda_driver import Device, Memory, Stream
+from fusioner_rt.cuda_kernels import Kernels
+from fusioner_rt.cuda_mask_head import CudaMaskHead, DeviceArray
+from fusioner_rt.cuda_preprocess import CudaPreprocess
+from fusioner_rt.preprocess import Preprocessing
+
+TEMPERATURE, THRESHOLD = 0.07, 0.5
+CANCELLED = 2.0**-22  # as kernels.reference
+
+ResizeCase = tuple[int, tuple[int, int], tuple[int, int]]  # pictures, H×W, h×w
+SMALL_RESIZES: list[ResizeCase] = [
+    (2, (37, 53), (24, 40)),  # both axes, the rows first
+    (1, (90, 11), (8, 13)),  # the columns first
+    (3, (21, 17), (21, 40)),  # one axis
+    (2, (30, 7), (9, 7)),
+    (2, (9, 14), (9, 14)),  # none
+]
+LARGE_RESIZES: list[ResizeCase] = [
+    (2, (3001, 4003), (288, 384)),
+    (4, (427, 640), (256, 384)),
+    (1, (4000, 700), (544, 96)),
+    (1, (5, 7), (801, 1111)),
+]
+
+
+class Wrong(AssertionError):
+    """A kernel computes something else than its definition."""
+
+
+@dataclass(frozen=True)
+class MaskCase:
+    """features (pictures, *low, channels) and `words` words of `dtype`, to label maps of `size`."""
+
+    dtype: str
+    words: int
+    pictures: int = 1
+    low: tuple[int, int] = (61, 83)
+    channels: int = 256
+    size: tuple[int, int] = (517, 773)
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32, of values that the dtype has. Always the same ones for the same case."""
+        random = np.random.default_rng(self.words)
+        features = random.standard_normal((self.pictures, *self.low, self.channels)).astype(np.float32)
+        words = random.standard_normal((self.pictures, self.words, self.channels)).astype(np.float32)
+        return rounded(features, self.dtype), rounded(words, self.dtype)
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 values, as near as the dtype has them."""
+    if dtype == "bfloat16":
+        return (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    return values.astype(dtype).astype(np.float32)
+
+
+def as_bytes(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 values of the dtype, as they lie in memory."""
+    if dtype == "bfloat16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(dtype)
+
+
+def score_maps(features: np.ndarray, words: np.ndarray, kind: type) -> tuple[np.ndarray, np.ndarray]:
+    """Stage 1 as kernels.reference defines it, computed in `kind`, without its scaling."""
+    features, words = features.astype(kind), words.astype(kind)
+    unit = words / np.linalg.norm(words, axis=-1, keepdims=True)
+    right = np.concatenate([features[:, :, 1:], features[:, :, -1:]], axis=2)
+    down, diagonal = (np.concatenate([one[:, 1:], one[:, -1:]], axis=1) for one in (features, right))
+    pairs = ((features, features), (features, right), (features, down), (features, diagonal), (right, down))
+    gram = np.stack([(one * other).sum(axis=-1) for one, other in pairs], axis=1)
+    return np.einsum("bhwd,bkd->bkhw", features, unit), gram
+
+
+def probabilities(scores: np.ndarray, gram: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Stage 2 likewise: (B, K, H, W) in the dtype of the maps."""
+    kind = scores.dtype.type
+    (up_y, square_y, pair_y), (up_x, square_x, pair_x) = (
+        tuple(matrix.astype(kind) for matrix in _matrices(low, high))
+        for low, high in zip(scores.shape[-2:], size, strict=True)
+    )
+    itself, right, down, diagonal, crossed = (gram[:, index] for index in range(5))
+    along = itself @ square_x.T + 2 * right @ pair_x.T
+    cross = down @ square_x.T + (diagonal + crossed) @ pair_x.T
+    length = square_y @ along + 2 * pair_y @ cross
+    length = np.maximum(length, kind(CANCELLED) * (up_y @ itself @ up_x.T))
+    cosine = (up_y @ scores @ up_x.T) / np.sqrt(length)[:, None]
+    with np.errstate(over="ignore"):
+        return kind(1) / (kind(1) + np.exp(-cosine / kind(TEMPERATURE)))
+
+
+def mask_head(kernels: Kernels, case: MaskCase, repeats: int = 1) -> dict[str, float]:
+    """Run a case and compare; then again, bit for bit; then with one feature that is NaN. Returns errors, and raises Wrong."""
+    features, words = case.inputs()
+    exact, plain = (
+        probabilities(*score_maps(features, words, kind), case.size) for kind in (np.float64, np.float32)
+    )  # at most twice what plain arithmetic errs in float32, as tests/kernels demand
+    allowed = 2 * float(np.abs(plain - exact).max()) + float(np.finfo(np.float32).eps)
+    found = launched(kernels, case, features, words)
+    best = exact.max(axis=1)
+    off = float(np.abs(found["confidence"] - best).max())
+    if not off <= allowed:
+        raise Wrong(f"{case}: confidence is off by {off:.3g}, {allowed:.3g} is allowed")
+    expected = np.where(best > THRESHOLD, exact.argmax(axis=1) + 1, 0)
+    second = np.partition(exact, -2, axis=1)[:, -2] if case.words > 1 else np.zeros_like(best)
+    sure = (np.abs(best - THRESHOLD) > allowed) & (best - second > 2 * allowed)
+    wrong = int((found["labels"] != expected)[sure].sum())
+    if wrong:
+        raise Wrong(f"{case}: {wrong} labels differ that no rounding explains")
+    if not (found["finite"] == 1).all():
+        raise Wrong(f"{case}: the flag says that finite maps are not")
+    for number in range(1, repeats):
+        again = launched(kernels, case, features, words)
+        for name, array in found.items():
+            if not np.array_equal(array, again[name]):
+                raise Wrong(f"{case}: {name} of run {number + 1} differs from the first")
+    features[0, -1, -1, -1] = np.nan
+    broken = launched(kernels, case, features, words)
+    if broken["finite"][0] != 0 or (case.pictures > 1 and broken["finite"][1] != 1):
+        raise Wrong(f"{case}: the flag does not tell which picture has NaN")
+    if not np.isnan(broken["confidence"][0, -1, -1]) or broken["labels"][0, -1, -1] != 0:
+        raise Wrong(f"{case}: a NaN feature does not give label 0 and confidence NaN")
+    return {"error": off, "allowed": allowed, "unsure": float(1 - sure.mean())}
+
+
+def launched(kernels: Kernels, case: MaskCase, features: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
+    """labels, confidence (float32) and finite."""
+    device, head = kernels.device, CudaMaskHead(kernels, TEMPERATURE)
+    with on_gpu(device) as gpu:
+        seen = gpu.put(as_bytes(features, case.dtype), case.dtype, features.shape)
+        vectors = gpu.put(as_bytes(words, case.dtype), case.dtype, words.shape)
+        workspace = gpu.new((CudaMaskHead.workspace_bytes(features.shape, case.words),), "uint8")
+        maps = gpu.new((case.pictures, case.words, *case.low), "float32"), gpu.new((case.pictures, 5, *case.low), "float32")
+        finite = gpu.new((case.pictures,), "int32")
+        out = gpu.new((case.pictures, *case.size), "uint16"), gpu.new((case.pictures, *case.size), "float32")
+        head.maps(seen, vectors, workspace, *maps, finite, gpu.stream)
+        head.labels(*maps, THRESHOLD, *out, gpu.stream)
+        names = ("labels", "confidence", "finite")
+        return {name: gpu.get(array) for name, array in zip(names, (*out, finite), strict=True)}
+
+
+def preprocess(kernels: Kernels, cases: list[ResizeCase], resample: str) -> None:
+    """Bit for bit with Pillow, and no byte written beyond the outputs. Raises Wrong."""
+    preprocessing = Preprocessing(320, 1, 4096, resample, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    launcher, random, guard = CudaPreprocess(kernels, preprocessing), np.random.default_rng(0), 64
+    for count, before, size in cases:
+        pictures = np.where(random.random((count, *before, 3)) > 0.5, 255, random.integers(0, 256)).astype(np.uint8)
+        plan = launcher.plan(*before, size)
+        needed, values = plan.workspace_bytes(count), count * 3 * size[0] * size[1]
+        with on_gpu(kernels.device) as gpu:
+            source, tables = gpu.put(pictures, "uint8"), gpu.put(plan.tables, "int32")
+            between = gpu.put(np.full(needed + guard, 77, np.uint8), "uint8")
+            pixels = gpu.put(np.full(values + guard, 77, np.float32), "float32")
+            for _ in range(2):  # the second finds the kernels loaded
+                launcher.launch(
+                    source.pointer, count, plan, tables.pointer, between.pointer, pixels.pointer, gpu.stream
+                )
+            found, work = gpu.get(pixels), gpu.get(between)
+        expected = np.stack([preprocessing(picture, size) for picture in pictures])
+        case = f"{before} to {size}, {resample}"
+        if not np.array_equal(found[:-guard].reshape(expected.shape), expected):
+            raise Wrong(f"{case}: not the bits that the CPU gives")
+        if not ((found[-guard:] == 77).all() and (work[needed:] == 77).all()):
+            raise Wrong(f"{case}: bytes beyond the output were written")
+
+
+def ptx_alone(kernels: Kernels) -> Kernels:
+    """The kernels, of which the GPU's cubins are left out."""
+    every = kernels.record.launches
+    kernels.record.launches = lambda name, capability: [  # type: ignore[method-assign]
+        launch for launch in every(name, capability) if launch.file.suffix == ".ptx"
+    ]
+    return kernels
+
+
+class Arrays:
+    """Arrays on a GPU, for one stream's work."""
+
+    def __init__(self, device: Device, stream: int, stack: contextlib.ExitStack) -> None:
+        self.device, self.stream, self._stack = device, stream, stack
+        self._memory: dict[int, Memory] = {}
+
+    def new(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        memory = self._stack.enter_context(Memory(self.device, max(1, DeviceArray(0, shape, dtype).nbytes)))
+        self._memory[memory.pointer] = memory
+        return DeviceArray(memory.pointer, shape, dtype)
+
+    def put(self, values: np.ndarray, dtype: str, shape: tuple[int, ...] | None = None) -> DeviceArray:
+        array = self.new(values.shape if shape is None else shape, dtype)
+        self._memory[array.pointer].upload(values, self.stream)
+        return array
+
+    def get(self, array: DeviceArray) -> np.ndarray:
+        return self._memory[array.pointer].download(np.empty(array.shape, array.dtype), self.stream)
+
+
+@contextlib.contextmanager
+def on_gpu(device: Device) -> Iterator[Arrays]:
+    """Arrays and a stream that go at the end."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(Stream(device))
+        yield Arrays(device, stream.handle, stack)
+
+
+def _matrices(low: int, high: int) -> tuple[np.ndarray, ...]:
+    """(high, low) each: the taps of linear interpolation, their squares, and the products of both at the lower one."""
+    position = np.clip((2 * np.arange(high, dtype=np.int64) + 1) * low - high, 0, (low - 1) * 2 * high)
+    first = position // (2 * high)
+    fraction = (position - first * 2 * high) / (2 * high)
+    rows, following = np.arange(high), np.minimum(first + 1, low - 1)
+    up, square, pair = (np.zeros((high, low)) for _ in range(3))
+    np.add.at(up, (rows, first), 1 - fraction)
+    np.add.at(up, (rows, following), fraction)
+    square[:] = up**2
+    pair[rows, first] = fraction * (1 - fraction)
+    return up, square, pair
