@@ -142,7 +142,10 @@ def launched(kernels: Kernels, case: MaskCase, features: np.ndarray, words: np.n
         seen = gpu.put(as_bytes(features, case.dtype), case.dtype, features.shape)
         vectors = gpu.put(as_bytes(words, case.dtype), case.dtype, words.shape)
         workspace = gpu.new((CudaMaskHead.workspace_bytes(features.shape, case.words),), "uint8")
-        maps = gpu.new((case.pictures, case.words, *case.low), "float32"), gpu.new((case.pictures, 5, *case.low), "float32")
+        maps = (
+            gpu.new((case.pictures, case.words, *case.low), "float32"),
+            gpu.new((case.pictures, 5, *case.low), "float32"),
+        )
         finite = gpu.new((case.pictures,), "int32")
         out = gpu.new((case.pictures, *case.size), "uint16"), gpu.new((case.pictures, *case.size), "float32")
         head.maps(seen, vectors, workspace, *maps, finite, gpu.stream)

@@ -169,13 +169,18 @@ def _not_run(why: str) -> Record:
 def _compare(folder: Path, backend: str, named: Path | None, gpu: str) -> Record:
     """Masks of a bundle's only plans of `backend` beside ONNX Runtime's. gpu: that of this machine. Raises PlansDisagree."""
     from fusioner_rt import Session
-    from fusioner_rt.errors import PlanForAnotherGpu
+    from fusioner_rt.errors import AnswerWrong, PlanForAnotherGpu
     from fusioner_rt.pictures import SUFFIXES
 
     try:
         session = Session(folder, backend=backend, cache=False)
     except PlanForAnotherGpu as error:
         return _not_run(str(error))
+    except AnswerWrong as error:
+        raise PlansDisagree(
+            f"on {gpu} the new plans do not give the bundle's known answer ({str(error).rpartition('; ')[0]}); build the "
+            f"bundle without --fp16, or use another version of {backend}"
+        ) from None
     place = named or ROOT / "docs" / "pictures"
     pictures = sorted(path for path in place.glob("*") if path.suffix.lower() in SUFFIXES)[:8]
     if not pictures:

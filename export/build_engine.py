@@ -320,9 +320,8 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
                 stages.seconds |= tensorrt_engine.add_plans(folder, manifest, plans, named, stages.shown)
         manifest = write_manifest(folder, manifest)
     with stages(ANSWER):
-        asked = gates.gate_words(model.text_encoder)
-        precisions = dict.fromkeys((manifest["precision"], _plan_precision(options)))
-        manifest["known_answer"] = known_answer.add(folder, model, asked, parity.words, list(precisions))
+        asked, precisions = gates.gate_words(model.text_encoder), {manifest["precision"], _plan_precision(options)}
+        manifest["known_answer"] = known_answer.add(folder, model, asked, parity.words, sorted(precisions))
         manifest = write_manifest(folder, manifest)
     if manifest["engines"]:
         stages.expect(1)

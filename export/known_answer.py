@@ -115,7 +115,7 @@ def weakness(entry: Mapping[str, Any]) -> str:
 
 
 def picture(seed: int) -> np.ndarray:
-    """(*SIZE, 3) uint8: large shapes of one colour each. Whole numbers alone, so that it is the same with any numpy."""
+    """(*SIZE, 3) uint8: large shapes of one colour each, which compress well."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     drawn = np.empty((*SIZE, 3), np.uint8)

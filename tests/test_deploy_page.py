@@ -26,6 +26,7 @@ TROUBLE = PAGE.partition("## Troubleshoot")[2]
 MESSAGES, NOTES = TROUBLE.split("### Notes")
 RUNTIME = (
     "backends",
+    "known_answer",
     "plans",
     "tensorrt_*",
     "gpu_*",

@@ -99,7 +99,7 @@ def test_a_good_build_replaces_the_older_bundle_and_ends_with_a_table(
     assert manifest["preprocessing"]["longest"] == 128
     assert "kernels" not in manifest
     assert not (out / "kernels").exists()
-    files = [*(f"{name}.onnx" for name in manifest["graphs"]), "weights.bin"]
+    files = [*(f"{name}.onnx" for name in manifest["graphs"]), "weights.bin", "known_answer.npz"]
     head, *rows = capsys.readouterr().out.strip().splitlines()[-len(files) - 1 :]
     assert head.split()[0] == "file"
     assert "mask agreement" in head
