@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test bare bench gate lint tensorrt-bindings clean
+.PHONY: demo test bare bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -30,6 +30,12 @@ bench: $(VENV)/.ready-bench  ## the latency benchmark's table, on an idle machin
 
 gate: $(READY)  ## fails where ours has become slower against PyTorch, both measured now: two minutes, and some more where its small model is built first
 	$(BIN)/python benchmarks/latency.py --suite smoke --gate --busy
+
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: all that it can answer, in under eight minutes
+	$(BIN)/python benchmarks/gpu_check.py
+
+gpu-kit: $(VENV)/.ready-tensorrt  ## the same, packed for a GPU machine without internet: build/gpu-kit
+	$(BIN)/python benchmarks/gpu_kit.py
 
 $(VENV)/.ready-bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -176,7 +176,9 @@ def _run_here(given: argparse.Namespace) -> int:
         if given.emulated:
             where = gpu_steps.emulate(where, given.scratch)
         step = gpu_steps.STEPS[given.run].run if given.run in gpu_steps.STEPS else getattr(gpu_steps, given.run)
-        row = {"verdict": OK, "why": "", **step(where)}
+        found = step(where)
+        wrong = found.pop("wrong", "")
+        row = {"verdict": FAILED if wrong else OK, "why": wrong, **found}
     except gpu_steps.Skipped as error:
         row = {"verdict": SKIPPED, "why": str(error)}
     except Exception as error:  # whatever a step meets is its verdict

@@ -31,8 +31,8 @@ class StandInEngine:
         self._held: dict[tuple[tuple[int, ...], ...], dict[str, tuple[Memory, tuple[int, ...]]]] = {}
         self._lock = threading.Lock()
 
-    def serve(self, pictures: list[np.ndarray], input_size: tuple[int, int], request: Request) -> None:
-        """Compute for these pictures, on the CPU, what a run of their shapes gives from now on."""
+    def serve(self, pictures: list[np.ndarray], input_size: tuple[int, int], request: Request) -> dict[str, np.ndarray]:
+        """Compute for these pictures, on the CPU, what a run of their shapes gives from now on; returns it."""
         pixels = np.stack([self._bundle.preprocessing(rgb, input_size) for rgb in pictures])
         words = np.repeat(request.vectors[None], len(pictures), axis=0)
         found = self._graph({"pixels": pixels, "words": words})
@@ -42,6 +42,7 @@ class StandInEngine:
                 if name not in held:
                     held[name] = Memory(self._device, array.nbytes), array.shape
                 held[name][0].upload(array)
+        return found
 
     def context(self, shapes: Shapes, stream: int) -> StandInContext:
         with self._lock:

@@ -115,6 +115,7 @@ class EmulatedGpu(EmulatedDriver):
         self.wrong: list[str] = []
         self.serialized: Callable[[int], Any] = lambda contexts: b"compiled" * contexts
         self._made = 0
+        self.dtype = ""  # in the name of the kernel that runs: of the features, the confidence or the resized pixels
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -445,8 +446,7 @@ class EmulatedGpu(EmulatedDriver):
 
     def compute(self, code: bytes, grid: tuple[int, int], values: tuple) -> None:
         symbol = next(symbol for symbol, loaded in self.kernels if loaded == code)
-        if symbol.startswith("resize"):
-            values = (self.names[code].endswith(".float32"), *values)
+        self.dtype = self.names[code].split(".")[1]
         getattr(self, symbol)(grid[1], *values)
 
     def contexts_of(self, work: Work) -> list[Any]:
@@ -459,8 +459,8 @@ class EmulatedGpu(EmulatedDriver):
     def maps_kernel(self, pictures: int, features: int, words: int, *rest: Any) -> None:
         *_, scores, gram, finite, h, w, count, d = rest
         found = reference.score_maps(
-            torch.from_numpy(at(features, (pictures, h, w, d), "float32").copy()),
-            torch.from_numpy(at(words, (pictures, count, d), "float32").copy()),
+            torch.from_numpy(at(features, (pictures, h, w, d), self.dtype).copy()),
+            torch.from_numpy(at(words, (pictures, count, d), self.dtype).copy()),
         )
         at(scores, (pictures, count, h, w), "float32")[:] = found[0]
         at(gram, (pictures, 5, h, w), "float32")[:] = found[1]
@@ -476,7 +476,7 @@ class EmulatedGpu(EmulatedDriver):
             (height, width), 1 / inverse, threshold,
         )  # fmt: skip
         at(labels, (pictures, height, width), "uint16")[:] = found[0]
-        at(confidence, (pictures, height, width), "float32")[:] = found[1]
+        at(confidence, (pictures, height, width), self.dtype)[:] = found[1]
 
     def resize_rows_kernel(self, pictures: int, *values: Any) -> None:
         self._resize(pictures, 1, *values)
@@ -484,9 +484,7 @@ class EmulatedGpu(EmulatedDriver):
     def resize_columns_kernel(self, pictures: int, *values: Any) -> None:
         self._resize(pictures, 0, *values)
 
-    def _resize(
-        self, count: int, axis: int, planes: bool, source: int, first: int, weights: int, out: int, *rest: Any
-    ) -> None:
+    def _resize(self, count: int, axis: int, source: int, first: int, weights: int, out: int, *rest: Any) -> None:
         gain, shift = np.array(rest[:3], np.float32), np.array(rest[3:6], np.float32)
         height, width, length, reach = rest[6:]
         pixels, shares = taps(height if axis == 0 else width, length, self.resample)
@@ -496,7 +494,7 @@ class EmulatedGpu(EmulatedDriver):
         for index in range(count):
             before = at(source + index * height * width * 3, (height, width, 3), "uint8")
             resized = resize(before, after, self.resample)
-            if planes:
+            if self.dtype == "float32":
                 plane = (resized.astype(np.float32) * gain - shift).transpose(2, 0, 1)
                 at(out + index * plane.nbytes, plane.shape, "float32")[:] = plane
             else:

@@ -1,0 +1,207 @@
+"""The check of a GPU, through the emulated driver: its steps pass, planted faults are found by the step they are in, and
+the kit runs from a folder of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu_check, gpu_kit, gpu_proofs, gpu_steps
+from fusioner_rt import Session
+from fusioner_rt.errors import UsageError
+from fusioner_rt.pictures import decode
+
+ROOT = Path(__file__).parents[2]
+EMULABLE = [name for name, step in gpu_steps.STEPS.items() if step.emulable]
+
+
+def check(
+    *arguments: str, bundle: Path | None = None, paths: tuple[Path, ...] = (), script: Path | None = None
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Run the command; returns it and its rows by step."""
+    command = [sys.executable, str(script or ROOT / "benchmarks" / "gpu_check.py"), *arguments]
+    if bundle:
+        command += ["--bundle", str(bundle)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "CUDA_VISIBLE_DEVICES": ""}
+    folder = (script or ROOT / "x").parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return done, {row["step"]: row for row in rows}
+
+
+def test_every_step_that_needs_no_gpu_passes_through_the_emulated_driver(
+    tiny_bundle_fp16: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "records" / "gpu.jsonl"
+    done, rows = check("--emulated", "--json", str(record), bundle=tiny_bundle_fp16)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(rows) == list(gpu_steps.STEPS)
+    for name, row in rows.items():
+        expected = "ok" if name in EMULABLE else "skipped"
+        assert row["verdict"] == expected, row
+    assert rows["cubins"]["error"] <= rows["cubins"]["allowed"]
+    assert rows["engines"]["tensorrt-rtx"]["agreement"] > 0.99
+    assert rows["engines"]["tensorrt-rtx"]["recorded"]
+    assert [json.loads(line) for line in record.read_text().splitlines()] == list(rows.values())
+    assert "kept in" in done.stdout
+
+
+FAULTS = """
+import sys
+if any("gpu_check" in argument for argument in sys.argv):
+    sys.path[:0] = [{runtime!r}, {root!r}]
+    import dataclasses, os, time
+    import emulated_gpu
+    from benchmarks import gpu_steps, stand_in_engine
+    def replace(name, **changed):
+        gpu_steps.STEPS[name] = dataclasses.replace(gpu_steps.STEPS[name], **changed)
+    replace("ptx", run=lambda where: time.sleep(600), seconds=4)
+    replace("preprocess", run=lambda where: os._exit(11))
+    labels = emulated_gpu.EmulatedGpu.labels_kernel
+    def wrong(self, pictures, scores, gram, out, *rest):
+        labels(self, pictures, scores, gram, out, *rest)
+        emulated_gpu.at(out, (1,), "uint16")[:] = 7
+    if "cubins" in sys.argv:
+        emulated_gpu.EmulatedGpu.labels_kernel = wrong
+    upload = stand_in_engine.Memory.upload
+    if "path" in sys.argv:
+        stand_in_engine.Memory.upload = lambda self, array, *more: upload(self, 0 * array, *more)
+"""
+
+
+def test_a_fault_fails_the_step_it_is_in_and_no_other(tiny_bundle_fp16: Path, tmp_path: Path) -> None:
+    """A kernel that writes a wrong label, a step that hangs, one that dies, an engine of zeros."""
+    faults = FAULTS.format(runtime=str(ROOT / "tests" / "runtime"), root=str(ROOT))
+    (tmp_path / "sitecustomize.py").write_text(faults)
+    steps = "cubins,ptx,preprocess,path,versions"
+    done, rows = check("--emulated", "--steps", steps, bundle=tiny_bundle_fp16, paths=(tmp_path,))
+    assert done.returncode == 1
+    assert {name: row["verdict"] for name, row in rows.items()} == {
+        "cubins": "failed", "ptx": "timeout", "preprocess": "failed", "path": "failed", "versions": "ok",
+    }  # fmt: skip
+    for step, says in (
+        ("cubins", "labels differ that no rounding explains"),
+        ("ptx", "did not end within 4 seconds"),
+        ("preprocess", "ended with 11 and no result"),
+        ("path", "of the labels are the CPU's"),
+    ):
+        assert says in rows[step]["why"], rows[step]
+
+
+def test_steps_end_with_the_budget(tiny_bundle_fp16: Path) -> None:
+    done, rows = check("--emulated", "--steps", "versions,cubins", "--budget", "4", bundle=tiny_bundle_fp16)
+    assert done.returncode == 0
+    assert {row["verdict"] for row in rows.values()} == {"skipped"}
+    assert "the 4 seconds of --budget are over" in rows["cubins"]["why"]
+
+
+def test_without_a_gpu_one_line_says_so() -> None:
+    done, rows = check()
+    assert done.returncode == 40
+    assert not rows
+    assert done.stderr.startswith("gpu_check: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "cubins,nothing", "--emulated"], "--steps nothing: unknown; choose of versions, cubins"),
+        (["--budget", "0", "--emulated"], "--budget 0.0: give seconds"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(arguments) == UsageError.exit_code
+    assert says in capsys.readouterr().err
+
+
+def test_the_list_tells_what_every_step_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(gpu_steps.STEPS)
+    assert all(line.endswith("?") or "what is here" in line for line in lines)
+
+
+def test_the_definition_in_numpy_is_the_one_in_torch() -> None:
+    import torch
+
+    from kernels import reference
+
+    case = gpu_proofs.MaskCase("float32", 5, 2, (5, 7), 16, (37, 123))
+    features, words = case.inputs()
+    maps = gpu_proofs.score_maps(features, words, np.float64)
+    ours = gpu_proofs.probabilities(*maps, case.size)
+    theirs = reference.probabilities(
+        *reference.score_maps(torch.from_numpy(features).double(), torch.from_numpy(words).double()), case.size,
+        gpu_proofs.TEMPERATURE,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)  # of which the first stage is in float32
+
+
+def test_bfloat16_is_float32_cut_short() -> None:
+    values = np.array([1.0, -3.14159, 1e-20, 65504.0], np.float32)
+    rounded = gpu_proofs.rounded(values, "bfloat16")
+    assert np.array_equal((gpu_proofs.as_bytes(rounded, "bfloat16").astype(np.uint32) << 16).view(np.float32), rounded)
+    assert np.abs(rounded / values - 1).max() < 2**-7
+
+
+def test_the_kit_is_small_and_runs_from_a_folder_of_its_own(tiny_bundle_fp16: Path, tmp_path: Path) -> None:
+    kit = tmp_path / "somewhere" / "kit"
+    size = gpu_kit.build(tiny_bundle_fp16, kit)
+    assert size <= gpu_kit.MOST_BYTES
+    assert (tmp_path / "somewhere" / "kit.tar.xz").stat().st_size <= size
+    script = kit / "gpu_check.py"
+    done, _ = check("--list", script=script)
+    assert done.returncode == 0, done.stderr
+    done, _ = check(script=script)
+    assert done.returncode == 40, done.stderr
+    found = subprocess.run(
+        [sys.executable, "-c", "import benchmarks.gpu_check as c, fusioner_rt; print(c.ROOT, fusioner_rt.__file__)"],
+        cwd=kit, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert found.split() == [str(kit), str(kit / "fusioner_rt" / "__init__.py")]
+    # its bundle knows the words that it asks for, and has no text model
+    picture = decode(kit / "pictures" / "cat.jpg")[:90, :90]
+    assert (kit / "bundle" / "text.onnx").read_text() == gpu_kit.LEFT_OUT
+    with (
+        Session(kit / "bundle", "onnxruntime-cpu", cache=kit / "words") as lean,
+        Session(tiny_bundle_fp16, "onnxruntime-cpu", cache=False) as whole,
+    ):
+        ours, theirs = (session.segment(picture, gpu_steps.WORDS) for session in (lean, whole))
+        assert lean.text_encoder_calls == 0
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
+def test_a_folder_of_something_else_is_no_kit(tiny_bundle_fp16: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(UsageError, match="something other than a kit"):
+        gpu_kit.build(tiny_bundle_fp16, tmp_path)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_library_in_parts_is_put_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lzma
+    import tarfile
+
+    monkeypatch.setattr(gpu_kit, "PART_BYTES", 1000)
+    source = tmp_path / "module" / "library.so"
+    source.parent.mkdir()
+    source.write_bytes(np.random.default_rng(0).bytes(3500))
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    with gpu_kit._Parts(parts / "library.tar.xz") as written:
+        with lzma.open(written, "wb") as packed, tarfile.open(fileobj=packed, mode="w|") as archive:
+            archive.add(source.parent, arcname="module")
+        assert len(written.written) >= 4
+    assert all(part.stat().st_size <= 1000 for part in written.written)
+    paths = gpu_check._paths(parts, tmp_path)
+    assert paths[0] == str(ROOT)
+    assert (Path(paths[1]) / "module" / "library.so").read_bytes() == source.read_bytes()
