@@ -69,7 +69,13 @@ class TensorRTExecutor:
     @property
     def notes(self) -> list[str]:
         reason = self._machinery.not_recorded
-        every = [not_recorded(reason) if reason else "", *self._paths.notes, self._text_note, self._cache.note]
+        every = [
+            self._engine.note,
+            not_recorded(reason) if reason else "",
+            *self._paths.notes,
+            self._text_note,
+            self._cache.note,
+        ]
         return list(dict.fromkeys(note for note in every if note))
 
     @property

@@ -54,7 +54,7 @@ RECEIVERS = {
 }  # fmt: skip
 
 RTX_ALONE = {
-    "EngineValidity", "EngineValidity.INVALID", "EngineInvalidityDiagnostics",
+    "EngineValidity", "EngineValidity.INVALID", "EngineValidity.SUBOPTIMAL", "EngineInvalidityDiagnostics",
     "Runtime.get_engine_validity", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
     "IRuntimeConfig.cuda_graph_strategy", "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     "IRuntimeConfig.set_execution_context_allocation_strategy", "ICudaEngine.create_runtime_config",
