@@ -1,4 +1,4 @@
-"""TensorRT plans of a bundle's graphs, for TensorRT 10.9 and later and TensorRT-RTX alike: same calls, another module.
+"""TensorRT plans of a bundle's graphs, for TensorRT 10.3 and later and TensorRT-RTX alike: same calls, another module.
 
 Networks are strongly typed: the plan computes in the types the ONNX graph has (export/precision.py), so there is no
 precision flag here. TensorRT 10 asks for that mode, TensorRT 11 knows no other. Plans are plain plan files. What differs

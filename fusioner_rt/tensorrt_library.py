@@ -1,9 +1,10 @@
 """TensorRT and TensorRT-RTX as one library: which module it is, and every call in which their versions differ.
 
-Looked up in the bindings of TensorRT 10.9, 10.16 and 11.4 and TensorRT-RTX 1.7 (tests/export/test_tensorrt_bindings.py):
+Looked up in the bindings of TensorRT 10.3, 10.9, 10.16 and 11.4 and TensorRT-RTX 1.7
+(tests/export/test_tensorrt_bindings.py):
 
-                                             10.9   10.16   11    RTX
-    networks typed by their graph             asked for     always asked for (the flag is there in all four)
+                                         10.3, 10.9   10.16   11    RTX
+    networks typed by their graph             asked for     always asked for (the flag is there in all)
     plans for GPUs that are not here          -      -      -     set_compute_capability; none set: those listed from 8.0 on
     plans for later GPUs                      AMPERE_PLUS         see above
     BuilderFlag.REQUIRE_USER_ALLOCATION       -      -      -     yes
@@ -39,7 +40,7 @@ from .files import write_atomically
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Python module by flavour; a flavour is also the name of the package that brings it, and of its backend."""
-LEAST = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 7)}
+LEAST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 7)}
 """The oldest version whose calls are those made here."""
 
 NOTHING_SAID = "no reason given"
