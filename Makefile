@@ -64,6 +64,7 @@ WHEEL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-de
 $(BINDINGS)/.ready: $(READY)
 	$(WHEEL) $(BINDINGS)/11.4.0.106 tensorrt-cu13-bindings==11.4.0.106
 	$(WHEEL) $(BINDINGS)/10.16.1.11 tensorrt-cu13-bindings==10.16.1.11
+	$(WHEEL) $(BINDINGS)/10.3.0 tensorrt-cu12-bindings==10.3.0
 	$(WHEEL) $(BINDINGS)/10.9.0.34 tensorrt-cu12-bindings==10.9.0.34
 	$(WHEEL) $(BINDINGS)/stubs tensorrt-stubs==10.13.0.35.1
 	touch $@

@@ -28,7 +28,7 @@ from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 EXAMPLES = """
 examples:
   python export/add_plans.py engines/demo --backend tensorrt-rtx
-      one TensorRT-RTX plan a graph for every GPU of compute capability 8.0 and later; no GPU is needed here
+      one TensorRT-RTX plan a graph for compute capability 8.0, 8.6, 8.9, 12.0 and 12.1; no GPU is needed here
   python export/add_plans.py engines/demo --backend tensorrt --profiles latency,any-size
       TensorRT plans for the GPU of this machine, proved on it
 

@@ -37,7 +37,7 @@ examples:
   python export/build_engine.py --fp16 --max-words 1000 --sizes 256,512,1536 --max-batch 1
       up to 1000 words, inputs of about 512 x 512 pixels, no edge longer than 1536
   python export/build_engine.py --fp16 --backend tensorrt-rtx
-      with TensorRT-RTX plans for every GPU of compute capability 8.0 and later; none is needed to build them
+      with TensorRT-RTX plans for compute capability 8.0, 8.6, 8.9, 12.0 and 12.1; no GPU is needed to build them
   python export/build_engine.py --fp16 --backend tensorrt-rtx --for sm_89,sm_120
       with one plan each for two kinds of GPU instead
   python export/build_engine.py --fp16 --backend tensorrt --profiles latency,any-size --timing-cache timings.cache

@@ -1,4 +1,4 @@
-"""TensorRT plans of a bundle's graphs, for TensorRT 10.9 and later and TensorRT-RTX alike: same calls, another module.
+"""TensorRT plans of a bundle's graphs, for TensorRT 10.3 and later and TensorRT-RTX alike: same calls, another module.
 
 Networks are strongly typed: the plan computes in the types the ONNX graph has (export/precision.py), so there is no
 precision flag here. TensorRT 10 asks for that mode, TensorRT 11 knows no other. Plans are plain plan files. What differs
@@ -23,8 +23,11 @@ from export.tensorrt_progress import Progress, monitor, run
 from fusioner_rt import tensorrt_library
 from fusioner_rt.errors import BackendUnavailable, FusionerError, UsageError
 from fusioner_rt.files import unwritable, write_atomically
+from fusioner_rt.plans import LISTED
 from fusioner_rt.tensorrt_library import MODULES
 
+PORTABLE = ", ".join(one for one in LISTED if float(one) >= 8)
+"""What TensorRT-RTX's plan for many GPUs is for, in words."""
 PLANNED = ("text", "image_fusion")
 """The mask head has kernels of its own on a GPU."""
 
@@ -60,7 +63,8 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """What one plan is built for. label: "8.9", that one alone, or "8.0+", that and later; named: to TensorRT."""
+    """What one plan is built for. label: "8.9", that one alone, or "8.0+", that and later, of TensorRT-RTX those that it
+    lists; named: to TensorRT."""
 
     label: str
     named: tuple[str, ...] = ()
@@ -127,7 +131,7 @@ def check(options: PlanOptions) -> None:
     if flavour == "tensorrt-rtx":
         for option, why in (
             ("--timing-cache", "it times no kernels while building, and compiles them on the GPU it runs on"),
-            ("--hardware-compatible", "without --for its plans run on every GPU of compute capability 8.0 and later"),
+            ("--hardware-compatible", f"without --for one plan runs on all that it lists from 8.0 on, {PORTABLE}"),
             ("--version-compatible", "each of its releases loads its own plans alone"),
         ):
             if asked[option]:
@@ -139,11 +143,17 @@ def check(options: PlanOptions) -> None:
             raise UsageError(
                 f"--bf16: GPUs of compute capability {target.label} have no bfloat16, those from 8.0 on do; use --fp16"
             )
+        if flavour == "tensorrt-rtx" and options.precision == "fp32" and float(target.label.rstrip("+")) < 8:
+            # pytorch/TensorRT issue 4643: with shapes that vary, which these are, all outputs are zeros
+            raise UsageError(
+                f"--for {_sm(target.label)}: TensorRT-RTX is known to compute zeros there from graphs of fp32; build with "
+                "--fp16, or leave it out and run the bundle with onnxruntime-cuda"
+            )
         for capability in target.named:
             if capability not in known:
                 raise UsageError(
                     f"--for {_sm(capability)}: {flavour} {trt.__version__} builds ahead of time for "
-                    f"{', '.join(map(_sm, known))}; choose of these, or leave --for out: that plan runs on sm_80 and later"
+                    f"{', '.join(map(_sm, known))}; choose of these, or leave --for out: that plan runs on those from sm_80 on"
                 )
 
 

@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_choice(KNOWN),
         default=list(GPUS),
         metavar="SM,...",
-        help=f"one plan each (default: {','.join(GPUS)}); a portable plan, for sm_80 and later, is always built",
+        help=f"one plan each (default: {','.join(GPUS)}); a portable plan, for those from sm_80 on, is always built",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there, one a line")
     options = parser.parse_args(arguments)

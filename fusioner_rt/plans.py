@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 """What the flavours are called in a sentence."""
+LISTED = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""The compute capabilities that TensorRT-RTX 1.7 lists. On others it is asked all the same: it may have code for them."""
 _PORTABLE = (8, 0)  # from here on a build without --for serves every GPU
 _CAPABILITY = re.compile(r"[0-9]+\.[0-9]+\+?")
 
@@ -38,8 +40,9 @@ class Plan:
 
     @property
     def gpus(self) -> str:
-        """Which GPUs run it, in words: "8.9", or "8.0 and later"."""
-        return self.capability.replace("+", " and later")
+        """Which GPUs run it, in words: "8.9", or "8.0 and later"; of TensorRT-RTX those of the later that it lists."""
+        later = [one for one in LISTED if self.flavour == "tensorrt-rtx" and self.runs_on(_numbers(one))]
+        return ", ".join(later) if later else self.capability.replace("+", " and later")
 
     def to_json(self) -> dict[str, Any]:
         """What a person is told of it."""
@@ -82,16 +85,13 @@ def choose(bundle: "Bundle", flavour: str, graph: str, version: str, capability:
     PlanForAnotherGpu, PlanForAnotherVersion.
     """
     plans = of_flavour(bundle, flavour, graph)
-    name, build = FLAVOURS[flavour], bundle.plans_command(flavour)
+    name = FLAVOURS[flavour]
     here = [plan for plan in plans if plan.runs_on(capability)]
     if not here:
         built = ", ".join(sorted({plan.gpus for plan in plans}))
-        where = "" if flavour == "tensorrt-rtx" else " on the machine with this GPU"
-        if flavour == "tensorrt-rtx" and tuple(capability) < _PORTABLE:
-            build += f" --for sm_{capability[0]}{capability[1]}"
         raise PlanForAnotherGpu(
             f"{bundle.folder}: its {name} plans of {graph} were built for compute capability {built}, and {gpu} has "
-            f"{capability[0]}.{capability[1]}; build plans for it{where}: {build}"
+            f"{capability[0]}.{capability[1]}; {for_this_gpu(bundle, flavour, capability)}"
         )
     loaded = [plan for plan in here if plan.loads_with(version)]
     if not loaded:
@@ -99,7 +99,8 @@ def choose(bundle: "Bundle", flavour: str, graph: str, version: str, capability:
         built = ", ".join(sorted({plan.version for plan in here}, key=_numbers))
         raise PlanForAnotherVersion(
             f"{bundle.folder}: its {name} plans of {graph} were built with version {built}, and {version} is installed; "
-            f"install theirs (pip install {flavour}=={newest.version}), or build plans with yours: {build}"
+            f"install theirs (pip install {flavour}=={newest.version}), or build plans with yours: "
+            + bundle.plans_command(flavour)
         )
     return max(loaded, key=_preference)
 
@@ -114,6 +115,25 @@ def of_flavour(bundle: "Bundle", flavour: str, graph: str) -> list[Plan]:
             f"build them: {bundle.plans_command(flavour)}"
         )
     return plans
+
+
+def for_this_gpu(bundle: "Bundle", flavour: str, capability: Sequence[int], alone: bool = False) -> str:
+    """What to do on a GPU of (major, minor) that no plan is for. alone: nor is one that others share good enough."""
+    build, here = bundle.plans_command(flavour), "{}.{}".format(*capability)
+    if flavour != "tensorrt-rtx":
+        return f"build plans for it on the machine with this GPU: {build}"
+    if here not in LISTED:
+        return (
+            f"TensorRT-RTX lists {', '.join(LISTED)} and not {here}: use full TensorRT, on this machine: pip install "
+            f"tensorrt && {bundle.plans_command('tensorrt')}, or choose onnxruntime-cuda"
+        )
+    if tuple(capability) >= _PORTABLE and not alone:
+        return f"build plans for it: {build}"
+    named = "--for sm_{}{}".format(*capability)
+    if bundle.precision == "fp32" and tuple(capability) < _PORTABLE:
+        build = bundle.build_command(precision="fp16", backend=flavour)
+        return f"there its fp32 plans give zeros: choose onnxruntime-cuda, or build the bundle in fp16: {build} {named}"
+    return f"build plans for it: {build} {named}"
 
 
 def _preference(plan: Plan) -> tuple[bool, tuple[int, ...], bool, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from . import tensorrt_library as library
 from .bundle import Bundle
 from .cuda_driver import Device, Memory, Stream
 from .errors import GpuMemoryShort, PlanUnusable, SizeOutsideProfile, UsageError, one_line
-from .plans import FLAVOURS, Plan
+from .plans import FLAVOURS, Plan, for_this_gpu
 
 Shapes = Mapping[str, tuple[int, ...]]
 _KEPT = 16  # contexts given back
@@ -72,7 +72,8 @@ class Range:
 class Engine:
     """A plan on a GPU. Threads may share it, each with contexts of its own.
 
-    profiles: ranges by input, in the plan's order. Raises PlanUnusable, GpuMemoryShort.
+    profiles: ranges by input, in the plan's order. note: what TensorRT has against the plan, though it runs, or None.
+    Raises PlanUnusable, GpuMemoryShort, PlanForAnotherGpu, PlanForAnotherVersion.
     """
 
     records = True
@@ -94,7 +95,11 @@ class Engine:
         content = bundle.read_again(plan.file) or plan.file.read_bytes()
         with device.current():
             self._runtime = self._trt.Runtime(self._log.logger)
-            library.check_plan(self._trt, self._runtime, content, str(plan.file), self._rebuild())
+            self.note = library.check_plan(
+                self._trt, self._runtime, content, str(plan.file), self._rebuild(), self._for_this_gpu()
+            )
+            if self.note:
+                self.note += f"; {self._for_this_gpu(alone=True)}"
             if plan.version_compatible:
                 self._runtime.engine_host_code_allowed = True
             self._log.take()
@@ -196,6 +201,9 @@ class Engine:
 
     def _refused(self, what: str) -> PlanUnusable:
         return PlanUnusable(f"{self.plan.file}: TensorRT {what} ({self._log.take()}); {self._rebuild()}")
+
+    def _for_this_gpu(self, alone: bool = False) -> str:
+        return for_this_gpu(self._bundle, self.plan.flavour, self._device.capability, alone)
 
     def _rebuild(self) -> str:
         return f"build it again: {self._bundle.plans_command(self.plan.flavour)}"

@@ -38,7 +38,9 @@ def open_plans(bundle: Bundle, flavour: str, threads: int | None, cache: Path | 
         stack.callback(kept.close)
         engine = Engine(bundle, plan, device, kept)
         stack.pop_all()
-    executor = GpuExecutor(bundle, device, engine, text, threads, kept.save, lambda: [kept.note], kept.close)
+    executor = GpuExecutor(
+        bundle, device, engine, text, threads, kept.save, lambda: [engine.note, kept.note], kept.close
+    )
     return executor, f"{plan.file.name} on {device}, {plans.FLAVOURS[flavour]} {version}"
 
 

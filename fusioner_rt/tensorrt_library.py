@@ -1,10 +1,11 @@
 """TensorRT and TensorRT-RTX as one library: which module it is, and every call in which their versions differ.
 
-Looked up in the bindings of TensorRT 10.9, 10.16 and 11.4 and TensorRT-RTX 1.7 (tests/export/test_tensorrt_bindings.py):
+Looked up in the bindings of TensorRT 10.3, 10.9, 10.16 and 11.4 and TensorRT-RTX 1.7
+(tests/export/test_tensorrt_bindings.py):
 
-                                             10.9   10.16   11    RTX
-    networks typed by their graph             asked for     always asked for (the flag is there in all four)
-    plans for GPUs that are not here          -      -      -     set_compute_capability; none set: 8.0 and later
+                                         10.3, 10.9   10.16   11    RTX
+    networks typed by their graph             asked for     always asked for (the flag is there in all)
+    plans for GPUs that are not here          -      -      -     set_compute_capability; none set: those listed from 8.0 on
     plans for later GPUs                      AMPERE_PLUS         see above
     BuilderFlag.REQUIRE_USER_ALLOCATION       -      -      -     yes
     version-compatible plans, timing cache    yes    yes    yes   -
@@ -39,7 +40,7 @@ from .files import write_atomically
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Python module by flavour; a flavour is also the name of the package that brings it, and of its backend."""
-LEAST = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 7)}
+LEAST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 7)}
 """The oldest version whose calls are those made here."""
 
 NOTHING_SAID = "no reason given"
@@ -119,7 +120,7 @@ def known_capabilities(trt: ModuleType) -> list[str]:
 
 
 def set_capabilities(trt: ModuleType, config: Any, capabilities: list[str]) -> None:
-    """Build for these GPUs, each of `known_capabilities`; for none named, one plan for all from 8.0 on."""
+    """Build for these GPUs, each of `known_capabilities`; for none named, one plan for those of them from 8.0 on."""
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
@@ -135,18 +136,22 @@ def require_own_memory(trt: ModuleType, config: Any) -> None:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
-def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: str) -> None:
+def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: str, other_gpu: str) -> str | None:
     """TensorRT's own look at a plan before it is loaded, where this version has one (RTX). what: names it in messages.
+    other_gpu: the cure where this GPU is not one of the plan's.
 
-    Raises PlanForAnotherVersion, PlanForAnotherGpu, GpuMemoryShort or PlanUnusable.
+    Returns a sentence where the plan is valid and not the best for this GPU. Raises PlanForAnotherVersion, PlanForAnotherGpu,
+    GpuMemoryShort or PlanUnusable.
     """
     if not hasattr(runtime, "get_engine_validity"):
-        return
+        return None
     log = error_log(trt)
     log.take()
     validity, diagnostics = runtime.get_engine_validity(content)
+    if validity == trt.EngineValidity.SUBOPTIMAL:
+        return f"{what}: valid on this GPU, and TensorRT-RTX calls it suboptimal ({log.take()})"
     if validity != trt.EngineValidity.INVALID:
-        return
+        return None
     found = trt.EngineInvalidityDiagnostics
     kinds: list[tuple[Any, type[FusionerError], str]] = [
         (found.VERSION_MISMATCH, PlanForAnotherVersion, f"was built with another version than {trt.__version__}"),
@@ -158,7 +163,7 @@ def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: s
     ]
     for flag, kind, said in kinds:
         if int(diagnostics) & int(flag):
-            raise kind(f"{what}: {said}; {cure}")
+            raise kind(f"{what}: {said}; {other_gpu if kind is PlanForAnotherGpu else cure}")
     raise PlanUnusable(f"{what}: TensorRT calls it invalid (diagnostics {int(diagnostics)}: {log.take()}); {cure}")
 
 

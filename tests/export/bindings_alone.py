@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 WHEELS = Path(sys.prefix) / "tensorrt-bindings"
-VERSIONS = ("10.9.0.34", "10.16.1.11", "11.4.0.106")
+VERSIONS = ("10.3.0", "10.9.0.34", "10.16.1.11", "11.4.0.106")
 RTX = "tensorrt-rtx"
 
 DESCRIBE = r"""

@@ -247,6 +247,15 @@ def test_no_pictures_are_said(bundle: Path, building: object, monkeypatch: pytes
         add(bundle, tmp_path / "empty", None, (8, 0), monkeypatch)
 
 
+def test_plans_of_fp32_are_refused_where_they_give_zeros(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    assert add_plans.main([str(tmp_path / "bundle"), "--backend", RTX, "--for", "sm_75"]) == 2
+    assert "with --fp16, or leave it out and run the bundle with onnxruntime-cuda" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_said_in_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert add_plans.main([str(tmp_path / "absent"), "--backend", "tensorrt-rtx"]) == 30
     assert add_plans.main([str(bundle), "--backend", "tensorrt", "--for", "sm_80"]) == 2

@@ -11,6 +11,8 @@ import bindings_alone as bindings
 import numpy as np
 import pytest
 
+from fusioner_rt import tensorrt_library
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     file
@@ -54,7 +56,7 @@ RECEIVERS = {
 }  # fmt: skip
 
 RTX_ALONE = {
-    "EngineValidity", "EngineValidity.INVALID", "EngineInvalidityDiagnostics",
+    "EngineValidity", "EngineValidity.INVALID", "EngineValidity.SUBOPTIMAL", "EngineInvalidityDiagnostics",
     "Runtime.get_engine_validity", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
     "IRuntimeConfig.cuda_graph_strategy", "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     "IRuntimeConfig.set_execution_context_allocation_strategy", "ICudaEngine.create_runtime_config",
@@ -213,6 +215,12 @@ def test_what_is_called_with_rtx_alone_is_absent_from_an_older_full_tensorrt_and
     oldest, used = loaded(bindings.VERSIONS[0]), {path for path, *_ in uses()[0]}
     assert {path for path in RTX_ALONE if look_up(oldest, path)} == set()
     assert used >= RTX_ALONE
+
+
+def test_the_oldest_version_that_is_taken_is_the_oldest_that_was_looked_up():
+    oldest = tuple(int(part) for part in bindings.VERSIONS[0].split(".")[:2])
+    assert tensorrt_library.LEAST["tensorrt"] == oldest
+    assert f'"tensorrt>={oldest[0]}.{oldest[1]}"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_a_missing_call_a_wrong_argument_and_a_read_only_property_are_noticed(loaded):

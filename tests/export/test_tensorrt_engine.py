@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from export import add_plans, build_engine, tensorrt_engine, tensorrt_report, weights
 from export.precision import PrecisionNotReached
 from export.tensorrt_engine import Network, PlanOptions, Target
-from fusioner_rt import tensorrt_library
+from fusioner_rt import plans, tensorrt_library
 from fusioner_rt.bundle import Bundle, build_command
 from fusioner_rt.errors import BackendUnavailable, OutputUnwritable, UsageError
 
@@ -77,6 +77,17 @@ def test_full_tensorrt_builds_for_the_gpu_that_is_here_and_says_so_where_there_i
         tensorrt_engine.targets(PlanOptions("tensorrt", hardware_compatible=True))
 
 
+def test_what_is_said_of_its_gpus_is_what_tensorrt_rtx_lists(trt):
+    assert list(plans.LISTED) == tensorrt_library.known_capabilities(trt)
+    assert tensorrt_engine.PORTABLE == "8.0, 8.6, 8.9, 12.0, 12.1"
+
+
+def test_fp32_is_refused_below_8_0_and_fp16_is_not(trt):
+    tensorrt_engine.check(PlanOptions(RTX, "sm_75", precision="fp16"))
+    with pytest.raises(UsageError, match="known to compute zeros"):
+        tensorrt_engine.check(PlanOptions(RTX, "sm_75", precision="fp32"))
+
+
 def test_a_gpu_tensorrt_rtx_does_not_know_is_refused_before_the_work(trt):
     tensorrt_engine.check(PlanOptions(RTX, "sm_80,sm_120"))
     with pytest.raises(UsageError, match=r"sm_89.*sm_120"):
@@ -87,9 +98,16 @@ def test_a_gpu_tensorrt_rtx_does_not_know_is_refused_before_the_work(trt):
     ("arguments", "says"),
     [
         (["--timing-cache", "t"], "--timing-cache is for --backend tensorrt; of TensorRT-RTX, it times no kernels"),
-        (["--hardware-compatible"], "without --for its plans run on every GPU of compute capability 8.0"),
+        (
+            ["--hardware-compatible"],
+            "without --for one plan runs on all that it lists from 8.0 on, 8.0, 8.6, 8.9, 12.0, 12.1: leave",
+        ),
         (["--version-compatible"], "each of its releases loads its own plans alone"),
         (["--for", "sm_87"], "builds ahead of time for sm_75, sm_80"),
+        (
+            ["--for", "sm_89,sm_75"],
+            "--for sm_75: TensorRT-RTX is known to compute zeros there from graphs of fp32; build with --fp16, or",
+        ),
         (["--for", "sm_89,sm_75", "--bf16"], "GPUs of compute capability 7.5 have no bfloat16"),
     ],
 )

@@ -667,8 +667,9 @@ def tensorrt(gpu: EmulatedGpu, flavour: str = "tensorrt-rtx", version: str = VER
     if flavour == "tensorrt-rtx":
 
         def get_engine_validity(self: Any, content: bytes) -> tuple[Any, int]:
-            found = json.loads(content).get("diagnostics", 0) if content.startswith(b"{") else 0
-            return (validity.INVALID if found else validity.VALID), found
+            described = json.loads(content) if content.startswith(b"{") else {}
+            found = described.get("diagnostics", 0)
+            return (validity.INVALID if found else validity[described.get("validity", "VALID")]), found
 
         Runtime.get_engine_validity = get_engine_validity  # type: ignore[attr-defined]
         module.DynamicShapesKernelSpecializationStrategy = enum.Enum("S", "LAZY EAGER NONE")  # type: ignore[attr-defined]

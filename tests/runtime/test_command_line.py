@@ -298,7 +298,7 @@ def test_info_lists_the_plans(tiny_bundle: Path, tmp_path: Path, capsys: pytest.
     assert main(["info", "--engine", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "plans        0.plan, TensorRT 11.4.0.106, for 8.9\n" in said
-    assert "             1.plan, TensorRT-RTX 1.7.1.116, for 8.0 and later\n" in said
+    assert "             1.plan, TensorRT-RTX 1.7.1.116, for 8.0, 8.6, 8.9, 12.0, 12.1\n" in said
     assert main(["info", "--engine", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["bundle"]["plans"]
     assert told == manifest["engines"]

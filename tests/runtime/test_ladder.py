@@ -201,7 +201,8 @@ def test_every_way_in_which_a_plan_does_not_fit_is_an_error_of_its_own_and_auto_
     ladder_fails("bytes that are no plan", changed(lambda whole: b"these bytes are no plan" * 9), 44)
     gpu.free = 100 << 20
     ladder_fails("too little memory", changed(), 45)
-    assert said["another GPU"].endswith("--backend tensorrt-rtx --for sm_75")
+    assert "--fp16" in said["another GPU"]  # this bundle is fp32, which gives zeros there
+    assert said["another GPU"].endswith("--for sm_75")
     assert "pip install tensorrt-rtx==1.6.0.12" in said["another version"]
     assert "no plan, or a damaged one; build it again: " in said["bytes that are no plan"]
     assert len(set(said.values())) == 5

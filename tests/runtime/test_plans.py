@@ -33,6 +33,7 @@ def bundle_of(*held: Plan) -> Any:
     return SimpleNamespace(
         folder=Path("engines/x"),
         plans=held,
+        precision="fp16",
         plans_command=lambda backend: f"python export/add_plans.py engines/x --backend {backend}",
     )
 
@@ -124,6 +125,26 @@ def test_what_to_do_about_another_gpu_is_a_build_that_serves_it() -> None:
     assert cure("tensorrt-rtx", (8, 9)).endswith("--backend tensorrt-rtx")  # a portable plan
     assert cure("tensorrt-rtx", (7, 5)).endswith("--backend tensorrt-rtx --for sm_75")  # which begins at 8.0
     assert "on the machine with this GPU: " in cure("tensorrt", (8, 9))
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (8, 7), (9, 0), (10, 0)])
+def test_where_tensorrt_rtx_lists_no_such_gpu_what_runs_there_is_named(capability: tuple[int, int]) -> None:
+    with pytest.raises(PlanForAnotherGpu) as caught:
+        choose(
+            bundle_of(plan("12.0", flavour="tensorrt-rtx")), "tensorrt-rtx", "image_fusion", "1", capability, "GPU 0"
+        )
+    lists = (
+        f"TensorRT-RTX lists 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and not {capability[0]}.{capability[1]}: use full TensorRT"
+    )
+    assert lists in str(caught.value)
+    assert str(caught.value).endswith("add_plans.py engines/x --backend tensorrt, or choose onnxruntime-cuda")
+
+
+def test_what_a_portable_plan_runs_on_is_said_by_name_where_tensorrt_rtx_lists_it() -> None:
+    assert plan("8.0+", flavour="tensorrt-rtx").gpus == "8.0, 8.6, 8.9, 12.0, 12.1"
+    assert plan("8.9+", flavour="tensorrt-rtx").gpus == "8.9, 12.0, 12.1"
+    assert plan("8.9", flavour="tensorrt-rtx").gpus == plan("8.9").gpus == "8.9"
+    assert plan("8.0+").gpus == "8.0 and later"  # full TensorRT's
 
 
 @pytest.mark.parametrize("capability", ["8", "sm_89", "8.x", "8.9.0", "", "8.0++", "-8.0"])

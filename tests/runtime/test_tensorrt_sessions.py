@@ -18,6 +18,7 @@ from emulated_gpu import EmulatedGpu, plan
 from made_pictures import scene
 
 from fusioner_rt import Session
+from fusioner_rt.bundle import write_manifest
 from fusioner_rt.errors import (
     BackendUnavailable,
     CudaFailed,
@@ -351,6 +352,46 @@ def test_plans_that_do_not_fit_are_told_apart(
         assert "tensorrt-rtx" in dict(session.backend.passed_over)
 
 
+@pytest.mark.parametrize(
+    ("capability", "says"),
+    [
+        ((8, 9), r"build plans for it: .*--backend tensorrt-rtx$"),
+        (
+            (9, 0),
+            r"lists 7\.5, .*12\.1 and not 9\.0: .*pip install tensorrt && .* tensorrt, or choose onnxruntime-cuda$",
+        ),
+    ],
+)
+def test_tensorrt_rtx_is_asked_on_every_gpu_and_where_it_refuses_what_runs_there_is_named(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], says: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    plan(folder, "image_fusion")
+    emulated_gpu.install(monkeypatch, EmulatedGpu(folder, capability))
+    Session(folder, backend="tensorrt-rtx", cache=False).close()  # it takes what it does not list, if it says so
+    (file,) = folder.glob("*.plan")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"diagnostics": 2}))
+    write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
+    with pytest.raises(PlanForAnotherGpu, match=f"was built for other GPUs than this one; .*{says}"):
+        Session(folder, backend="tensorrt-rtx", cache=False)
+
+
+def test_a_plan_that_runs_and_is_not_the_best_for_this_gpu_is_noted(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    plan(folder, "image_fusion", validity="SUBOPTIMAL")
+    emulated_gpu.install(monkeypatch, EmulatedGpu(folder))
+    with Session(folder, backend="tensorrt-rtx", cache=False) as session:
+        session.segment(scene(61, 93), "cat")
+        (note,) = (note for note in session.notes if "suboptimal" in note)
+        assert note.endswith(
+            f"build plans for it: python export/add_plans.py {folder} --backend tensorrt-rtx --for sm_80"
+        )
+
+
 def test_a_plan_that_is_none_is_refused_in_tensorrts_own_words(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,8 +400,6 @@ def test_a_plan_that_is_none_is_refused_in_tensorrts_own_words(
     plan(folder, "image_fusion", flavour="tensorrt", version="11.4.0.106")
     (broken,) = folder.glob("*.plan")
     broken.write_bytes(b"no plan")
-    from fusioner_rt.bundle import write_manifest
-
     write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
     emulated_gpu.install(monkeypatch, EmulatedGpu(folder), "tensorrt", "11.4.0.106")
     with pytest.raises(
