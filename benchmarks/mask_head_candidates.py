@@ -4,11 +4,12 @@ naive    plain torch: upsample all d channels, normalise, multiply, sigmoid, lab
 compile  the same through torch.compile
 lowres   the usual approximation: cosines at low resolution, upsampled; another function, so its error is reported
 onnx     the naive form as an ONNX graph in ONNX Runtime (CPU)
-ours     the mask head: ONNX Runtime graphs on the CPU, Triton kernels on a GPU
+ours     the mask head: ONNX Runtime graphs on the CPU, the demonstration bundle's kernels on a GPU
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import gpu_timing
 from export import mask_head_graph
+from fusioner_rt.bundle import Bundle
+from fusioner_rt.cuda_driver import Device
+from fusioner_rt.cuda_kernels import Kernels
+from fusioner_rt.cuda_mask_head import CudaMaskHead
+from fusioner_rt.gpu_executor import kernels_folder
 from fusioner_rt.mask_head import BAND_BYTES, MaskHead
 from fusioner_rt.onnxruntime_backend import OnnxRuntime
 
 TEMPERATURE, THRESHOLD = 0.07, 0.5
+BUNDLE = Path(__file__).resolve().parents[1] / "models" / "demo" / "bundle"
 TITLES = {
     "naive": "naive torch", "compile": "torch.compile", "lowres": "low-resolution logits",
     "onnx": "naive ONNX", "ours": "ours",
@@ -74,12 +82,15 @@ class Case:
 @dataclass(frozen=True)
 class Candidate:
     """stages run one after the other, each on the results of the one before, the first on `inputs`; the last returns
-    labels and confidence. exact: held to the float64 truth."""
+    labels and confidence. exact: held to the float64 truth. replay: milliseconds of every stage without what its launch
+    from Python takes, where it can be told.
+    """
 
     name: str
     inputs: tuple[Any, Any]
     stages: Mapping[str, Stage]
     exact: bool = True
+    replay: Callable[[], list[float]] | None = None
 
 
 def naive_labels(features: Tensor, words: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +122,7 @@ def candidate(name: str, case: Case, inputs: tuple[Tensor, Tensor], threads: int
         compiled(*inputs, case.size)
         return Candidate(name, inputs, {"all": lambda f, w: compiled(f, w, case.size)})
     if case.device == "cuda":
-        return Candidate(name, inputs, _ours_on_gpu(case))
+        return _ours_on_gpu(case, inputs)
     arrays = inputs[0].numpy(), inputs[1].numpy()
     return Candidate(
         name, arrays, {"all": _naive_onnx(case, threads)} if name == "onnx" else _ours_on_cpu(case, threads)
@@ -132,14 +143,45 @@ def _ours_on_cpu(case: Case, threads: int) -> dict[str, Stage]:
     return {"maps": head.maps, "labels": lambda s, g: head.labels(s, g, (case.size, case.size), THRESHOLD)}
 
 
-def _ours_on_gpu(case: Case) -> dict[str, Stage]:
-    from kernels import mask_head  # Triton: absent from a CPU's environment
+def _ours_on_gpu(case: Case, inputs: tuple[Tensor, Tensor]) -> Candidate:
+    """The demonstration bundle's kernels by the runtime's launcher; timed by replay of recordings over rotated buffers,
+    which Python's launches do not enter.
+    """
+    device = Device(torch.cuda.current_device())
+    kernels = Kernels(kernels_folder(Bundle.open(BUNDLE)), device)
+    head, size = CudaMaskHead(kernels, TEMPERATURE), (case.size, case.size)
+    new = functools.partial(torch.empty, device="cuda")
+    workspace = new(CudaMaskHead.workspace_bytes(inputs[0].shape, case.words), dtype=torch.uint8)
+    finite = new(1, dtype=torch.int32)
 
-    size = (case.size, case.size)
-    return {
-        "maps": mask_head.score_maps,
-        "labels": lambda s, g: mask_head.resolve(s, g, size, TEMPERATURE, THRESHOLD, torch.float16),
-    }
+    def empty_maps() -> tuple[Tensor, Tensor]:
+        return new(1, case.words, case.low, case.low), new(1, 5, case.low, case.low)
+
+    def empty_labels() -> tuple[Tensor, Tensor]:
+        return new(1, *size, dtype=torch.uint16), new(1, *size, dtype=torch.float16)
+
+    def maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        out = empty_maps()
+        head.maps(features, words, workspace, *out, finite, torch.cuda.current_stream().cuda_stream)
+        return out
+
+    def labels(scores: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+        out = empty_labels()
+        head.labels(scores, gram, THRESHOLD, *out, torch.cuda.current_stream().cuda_stream)
+        return out
+
+    def replay() -> list[float]:
+        ready = maps(*inputs)
+        features = [inputs[0].clone() for _ in range(gpu_timing.rotations(inputs[0].nbytes))]
+        outputs = [empty_labels() for _ in range(gpu_timing.rotations(4 * case.size**2))]
+        torch.cuda.synchronize()
+        stages: list[list[Callable[[int], Any]]] = [
+            [lambda stream, f=f: head.maps(f, inputs[1], workspace, *ready, finite, stream) for f in features],
+            [lambda stream, out=out: head.labels(*ready, THRESHOLD, *out, stream) for out in outputs],
+        ]  # type: ignore[misc]
+        return [gpu_timing.microseconds(device, works)["p50_us"] / 1000 for works in stages]
+
+    return Candidate("ours", inputs, {"maps": maps, "labels": labels}, replay=replay)
 
 
 def _naive_onnx(case: Case, threads: int) -> Stage:

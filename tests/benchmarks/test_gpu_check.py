@@ -103,6 +103,35 @@ def test_steps_end_with_the_budget(tiny_bundle_fp16: Path) -> None:
     assert "the 4 seconds of --budget are over" in rows["cubins"]["why"]
 
 
+@pytest.mark.parametrize("kind", ["smooth", "random"])
+def test_times_are_of_replays_over_buffers_that_no_cache_holds(
+    tiny_bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The emulated marks are half a millisecond apart, whatever lies between them."""
+    import emulated_gpu
+
+    from benchmarks import gpu_timing
+    from fusioner_rt.cuda_driver import Device
+    from fusioner_rt.cuda_kernels import Kernels
+
+    gpu = emulated_gpu.EmulatedGpu(tiny_bundle_fp16)
+    emulated_gpu.install(monkeypatch, gpu)
+    monkeypatch.setattr(gpu_timing, "COLD_BYTES", 20_000)
+    device = Device()
+    kernels = Kernels(tiny_bundle_fp16 / "kernels", device)
+    case = gpu_proofs.MaskCase("float16", 5, 1, (5, 7), 16, (37, 43))
+    row = gpu_steps.timed_mask_head(kernels, case, kind)
+    kernels.close()
+    device.close()
+    assert gpu_timing.rotations(37 * 43 * 6) == 3
+    assert (row["stage_1_us"], row["stage_2_us"], row["copy_us"]) == (500 / 4, round(500 / 3, 2), round(500 / 3, 2))
+    assert row["over_copy"] == 1
+    assert gpu.order.count(("launch", gpu.order[-1][1])) >= 11
+    assert not gpu.memory
+    assert not gpu.events
+    assert not gpu.wrong
+
+
 def test_without_a_gpu_one_line_says_so() -> None:
     done, rows = check()
     assert done.returncode == 40

@@ -103,16 +103,6 @@ def test_a_candidate_that_is_wrong_is_an_error_and_no_row(wrong, name):
         mask_head.checked(planted, TINY, 0.0)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_stages_run_on_a_gpu_agree_where_there_is_none(dtype):
-    case = dataclasses.replace(TINY, dtype=dtype)  # tensors on the CPU take the kernels' definition
-    stages = mask_head_candidates._ours_on_gpu(case)
-    naive = mask_head.checked(candidate("naive", case, case.inputs(), threads=1), case, 0.0)["error_max"]
-    ours = mask_head.checked(mask_head.Candidate("ours", case.inputs(), stages), case, naive)["error_max"]
-    assert ours <= mask_head.tolerance("ours", case, naive) < mask_head.tolerance("naive", case, 0.0)
-    assert list(stages) == ["maps", "labels"]
-
-
 def test_the_approximation_may_err_and_its_error_is_told():
     found = mask_head.checked(candidate("lowres", TINY, TINY.inputs(), threads=1), TINY, 0.0)
     assert found["error_max"] > 0.01

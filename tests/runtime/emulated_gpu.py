@@ -374,6 +374,10 @@ class EmulatedGpu(EmulatedDriver):
             self.submit(stream, Work("wait", _nothing, after=(mark,)))
         return (OK,)
 
+    def cuEventElapsedTime(self, first: Any, second: Any) -> Any:
+        self.expect({int(first), int(second)} <= set(self.events), "an event is asked that was destroyed")
+        return OK, 0.5
+
     def cuEventDestroy(self, event: Any) -> Any:
         del self.events[int(event)]
         return (OK,)
