@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,11 @@ def test_a_steady_state_allocates_nothing(planned: Path, device: Device) -> None
 
 @pytest.mark.parametrize("library", ["torch", "cupy", "pycuda"])
 def test_examples_run(planned: Path, library: str) -> None:
-    pytest.importorskip(library, reason=f"{library} is not installed")
+    lacks = f"{library} is not installed"
+    if library == "pycuda":
+        toolkit = "nvcc is here" if shutil.which("nvcc") else "no nvcc is here"
+        lacks += f", and has no wheels: pip install '.[pycuda]' builds it where a CUDA toolkit is ({toolkit})"
+    pytest.importorskip(library, reason=lacks)
     if library == "torch":
         import torch
 
