@@ -1,6 +1,7 @@
 """What tests of several rooms share: a small model, and bundles built from it by the real export."""
 
 import functools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+ROOT = str(Path(__file__).parents[1])
+# Scripts that tests start find this project where it is not installed, as on a GPU machine that is only lent.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,8 @@ SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 110: 227,
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
     """Every variant on the architecture of the test."""
+    if request.param == 110 and float(compiler.knobs.nvidia.ptxas_blackwell.version) < 13:
+        pytest.skip("the assembler of this Triton is older than CUDA 13, which names Thor's architecture 11.0")
     return [choose(name, request.param) for name in names() if exists(name, request.param)]
 
 
@@ -47,7 +50,8 @@ def test_kernels_do_not_spill_multiply_on_tensor_cores_and_are_as_recorded(compi
     rows = compiler.resource_rows(compiled)
     print("\n" + compiler.table(rows))
     again = "python -m kernels.compile --json docs/records/kernels.jsonl"
-    assert rows == [row for row in recorded if row["capability"] == capability], f"write it again: {again}"
+    if f"triton=={triton.__version__}" in (ROOT / "constraints.txt").read_text():  # another gives other registers
+        assert rows == [row for row in recorded if row["capability"] == capability], f"write it again: {again}"
     for one in compiled:
         assert one.resources.shared <= SHARED[capability] * 1024
         if capability >= 80:

@@ -25,6 +25,7 @@ from fusioner_rt.preprocess import RESAMPLINGS, Preprocessing
 
 ROOT = Path(__file__).parents[2]
 GPU = torch.cuda.is_available()
+SHIPPED = ROOT / "models" / "demo" / "bundle" / "kernels"
 PREPROCESSING = Preprocessing(320, 32, 1024)
 
 
@@ -168,11 +169,16 @@ def test_sizes_the_kernels_do_not_count_to_are_refused(
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU: launched cubins against preprocessing on the CPU")
-def test_on_a_gpu_cubins_launched_without_torch_give_the_bits_of_the_cpu(tmp_path: Path) -> None:
-    from kernels.compile import write
-    from kernels.variants import TARGETS
+@pytest.mark.parametrize("kernels", ["shipped", "compiled for this GPU"])
+def test_on_a_gpu_cubins_launched_without_torch_give_the_bits_of_the_cpu(tmp_path: Path, kernels: str) -> None:
+    folder = SHIPPED
+    if kernels != "shipped":
+        import this_gpu
 
-    write(tmp_path, (), TARGETS)
+        from kernels.compile import write
+
+        folder = tmp_path
+        write(folder, (), (this_gpu.target(),))
     script = Path(__file__).with_name("launch_preprocess.py")
-    done = subprocess.run([sys.executable, str(script), str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script), str(folder)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

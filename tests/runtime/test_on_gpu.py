@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from fusioner_rt import Session
+from fusioner_rt.bundle import Bundle
 from fusioner_rt.cuda_driver import Device
 from fusioner_rt.errors import FusionerError
 from fusioner_rt.pictures import decode
@@ -30,12 +32,26 @@ def device() -> Device:
 
 @pytest.fixture(scope="module")
 def planned(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration model with a portable TensorRT-RTX plan, by the user's command."""
+    """$FUSIONER_GPU_BUNDLE, or the demonstration bundle, with a TensorRT-RTX plan: its own, or one built by the user's
+    command. No kernels are compiled, no graph is traced.
+    """
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    named = Path(os.environ.get("FUSIONER_GPU_BUNDLE", ROOT / "models" / "demo" / "bundle"))
+    if any(plan.flavour == "tensorrt-rtx" for plan in Bundle.open(named).plans):
+        return named
+    pytest.importorskip("onnx", reason=f"{named} has no plan, and onnx, which building one needs, is not installed")
     folder = tmp_path_factory.mktemp("engines") / "demo"
-    command = ["export/build_engine.py", "--fp16", "--backend", "tensorrt-rtx", "--out", str(folder)]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    shutil.copytree(named, folder)
+    command = [sys.executable, "export/add_plans.py", str(folder), "--backend", "tensorrt-rtx"]
+    subprocess.run(command, cwd=ROOT, check=True)
     return folder
+
+
+def test_what_the_check_asks_of_the_shipped_kernels_and_the_path_is_as_it_should_be(device: Device) -> None:
+    steps = "versions,cubins,ptx,preprocess,path"
+    command = [sys.executable, "benchmarks/gpu_check.py", "--steps", steps, "--json", os.devnull]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_plan_runs_here_and_its_masks_are_those_of_the_cpu(planned: Path) -> None:
