@@ -272,7 +272,7 @@ def labels_kernel(
     end_point = tl.minimum(divided(position_of(tl.minimum(first_column + COLUMNS, W) - 1, w, W), 2 * W)[0] + 2, w)
     word = tl.arange(0, WORDS)
     highest = lowest_under_tile(upper_map, lower_map, word, N, K, first_point, end_point)
-    highest_word = word
+    highest_word = tl.where(highest == -float("inf"), 0, word)  # none beyond K
     candidates = 0
     if FEW:
         compared = tl.max(tl.where(highest == tl.max(highest, axis=0), highest_word, 0), axis=0)

@@ -265,6 +265,19 @@ def test_scores_that_are_no_numbers_touch_only_the_pixels_between_them(value):
         assert confidence[0][touched].isnan().all()
 
 
+@pytest.mark.parametrize("words", [3, 40])
+@pytest.mark.parametrize("value", [-float("inf"), float("nan")])
+def test_where_no_word_has_a_score_nothing_else_is_taken_for_one(words, value):
+    """Of the words beyond the last none may be the one that the others are compared with."""
+    scores, gram = mask_head.score_maps(*case(14, 2, words, (5, 7), 32, torch.float16))
+    scores[0] = value
+    labels, confidence = mask_head.resolve(scores, gram, (15, 28), TEMPERATURE, 0.0)
+    assert (labels[0].cpu().long() == 0).all()
+    assert not (confidence[0].cpu() > 0).any()
+    clean = mask_head.resolve(scores[1:], gram[1:], (15, 28), TEMPERATURE, 0.0)
+    assert torch.equal(labels[1].cpu().long(), clean[0][0].cpu().long())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_word_that_is_no_number_leaves_its_picture_without_masks(dtype):
     features, words = case(8, 2, 3, (5, 7), 32, dtype)
