@@ -272,8 +272,9 @@ class Memory:
     def __init__(self, device: Device, size: int, stream: int | None = None) -> None:
         """stream: allocates in its order, where the GPU has memory pools: nothing else waits, and no recording breaks."""
         self._device, self.size = device, size
+        self._pooled = stream is not None and device.has_pools
         with device.current():
-            if stream is not None and device.has_pools:
+            if self._pooled:
                 self.pointer = int(device.driver.cuMemAllocAsync(size, stream))
             else:
                 self.pointer = int(device.driver.cuMemAlloc(size))
@@ -301,7 +302,11 @@ class Memory:
         if self.pointer:
             pointer, self.pointer = self.pointer, 0
             with self._device.current():
-                self._device.driver.cuMemFree(pointer)
+                try:
+                    if self._pooled:  # of such memory cuMemFree waits for nothing
+                        self._device.driver.cuCtxSynchronize()
+                finally:
+                    self._device.driver.cuMemFree(pointer)
 
     def __enter__(self) -> "Memory":
         return self

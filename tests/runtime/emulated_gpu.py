@@ -111,6 +111,7 @@ class EmulatedGpu(EmulatedDriver):
         self.retained = 0
         self.free = 8 << 30
         self.workspace = 12345
+        self.pooled: set[int] = set()  # addresses that were allocated in a stream's order
         self.order: list[tuple[str, int]] = []
         self.wrong: list[str] = []
         self.serialized: Callable[[int], Any] = lambda contexts: b"compiled" * contexts
@@ -265,12 +266,22 @@ class EmulatedGpu(EmulatedDriver):
             return (ERROR,)
         if size > self.free:
             return (real.CUresult.CUDA_ERROR_OUT_OF_MEMORY,)
-        return EmulatedGpu.cuMemAlloc(self, size)
+        code, pointer = EmulatedGpu.cuMemAlloc(self, size)
+        self.pooled.add(int(pointer))
+        return code, pointer
+
+    def cuCtxSynchronize(self) -> Any:
+        if self.recording:
+            return (ERROR,)
+        self.finish_all()
+        return (OK,)
 
     def cuMemFree(self, pointer: int) -> Any:
         if self.recording:
             return (ERROR,)
-        self.finish_all()
+        if int(pointer) not in self.pooled:  # freeing pooled memory waits for nothing
+            self.finish_all()
+        self.pooled.discard(int(pointer))
         self.free += len(self.memory[int(pointer)])
         return super().cuMemFree(int(pointer))
 
