@@ -15,8 +15,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         dest="build_for",
         type=_capabilities,
         metavar="SM,...",
-        help="with tensorrt-rtx: one plan each for these GPUs, such as sm_86,sm_89 (default: one for sm_80, sm_86, sm_89, "
-        "sm_120 and sm_121)",
+        help="with tensorrt-rtx: one plan each for these GPUs, such as sm_86,sm_89; sm_75 in fp16 alone (default: "
+        "one for sm_80, sm_86, sm_89, sm_120 and sm_121)",
     )
     add(
         "--profiles",

@@ -57,7 +57,7 @@ class Session:
         threads: CPU threads per graph, by default one per core.
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing, BundleFileAltered,
         BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
-        PlanForAnotherVersion, PlanUnusable, GpuMemoryShort, KernelsUnusable, CudaFailed.
+        PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for one per core")

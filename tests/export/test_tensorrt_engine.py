@@ -213,6 +213,9 @@ def test_bf16_is_in_the_plans_alone_and_proved_beside_pytorchs_own(
         fp32 = manifest["gates"]["parity"][output]["error"]
         assert 100 * fp32 < proved[output]["error"] <= proved[output]["allowed"]  # it is bf16 that was run
     assert proved["pytorch_mask_agreement"] < 1
+    bounds = manifest["known_answer"]["bounds"]  # the graphs' precision, and the plans'
+    assert bounds.keys() == {"fp32", "bf16"}
+    assert 100 * bounds["fp32"]["mean"] < bounds["bf16"]["mean"]
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == []
 
 

@@ -17,6 +17,7 @@ from made_pictures import scene
 
 from fusioner_rt import Session, known_answer
 from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest
+from fusioner_rt.doctor import examine
 from fusioner_rt.errors import AnswerWrong, ManifestInvalid
 from fusioner_rt.onnxruntime_executor import OnnxRuntimeExecutor
 
@@ -91,6 +92,8 @@ def test_an_engine_that_computes_something_else_fails_its_rung(
     ):
         Session(folder, flavour, cache=False)
     assert not gpu.memory
+    (rung,) = (rung for rung in examine(folder).rungs if rung.name == flavour)
+    assert (rung.works, rung.exit_code) == (False, AnswerWrong.exit_code)
     with Session(folder, cache=False) as session:
         assert session.backend.effective == "onnxruntime-cpu"
         reason = dict(session.backend.passed_over)[flavour]
@@ -175,6 +178,9 @@ def test_a_bundle_without_an_answer_runs_and_says_that_nothing_was_compared(
         (note,) = session.notes[:1]
         assert note.startswith("tensorrt-rtx was not compared with a known answer: the bundle is of an earlier version")
         assert "build_engine.py" in note
+    (rung,) = (rung for rung in examine(folder).rungs if rung.name == "tensorrt-rtx")
+    assert rung.works
+    assert rung.what.endswith(note)
 
 
 def test_a_plan_too_narrow_for_the_answer_runs_and_says_so(
