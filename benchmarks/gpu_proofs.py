@@ -81,22 +81,29 @@ def score_maps(features: np.ndarray, words: np.ndarray, kind: type) -> tuple[np.
     down, diagonal = (np.concatenate([one[:, 1:], one[:, -1:]], axis=1) for one in (features, right))
     pairs = ((features, features), (features, right), (features, down), (features, diagonal), (right, down))
     gram = np.stack([(one * other).sum(axis=-1) for one, other in pairs], axis=1)
-    return np.einsum("bhwd,bkd->bkhw", features, unit), gram
+    pictures, height, width, channels = features.shape
+    scores = unit @ features.reshape(pictures, -1, channels).swapaxes(1, 2)
+    return scores.reshape(pictures, -1, height, width), gram
 
 
 def probabilities(scores: np.ndarray, gram: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Stage 2 likewise: (B, K, H, W) in the dtype of the maps."""
     kind = scores.dtype.type
-    (up_y, square_y, pair_y), (up_x, square_x, pair_x) = (
-        tuple(matrix.astype(kind) for matrix in _matrices(low, high))
-        for low, high in zip(scores.shape[-2:], size, strict=True)
+    (upper, lower, y), (left, right, x) = (
+        _taps(low, high, kind) for low, high in zip(scores.shape[-2:], size, strict=True)
     )
-    itself, right, down, diagonal, crossed = (gram[:, index] for index in range(5))
-    along = itself @ square_x.T + 2 * right @ pair_x.T
-    cross = down @ square_x.T + (diagonal + crossed) @ pair_x.T
-    length = square_y @ along + 2 * pair_y @ cross
-    length = np.maximum(length, kind(CANCELLED) * (up_y @ itself @ up_x.T))
-    cosine = (up_y @ scores @ up_x.T) / np.sqrt(length)[:, None]
+    one_y, y, one_x = (1 - y)[:, None], y[:, None], 1 - x
+
+    def between(maps: np.ndarray) -> np.ndarray:
+        rows = one_y * maps[..., upper, :] + y * maps[..., lower, :]
+        return one_x * rows[..., left] + x * rows[..., right]
+
+    itself, beside, below, diagonal, crossed = (gram[:, index] for index in range(5))
+    along = one_x**2 * itself[..., left] + x**2 * itself[..., right] + 2 * one_x * x * beside[..., left]
+    cross = one_x**2 * below[..., left] + x**2 * below[..., right] + one_x * x * (diagonal + crossed)[..., left]
+    length = one_y**2 * along[:, upper] + y**2 * along[:, lower] + 2 * one_y * y * cross[:, upper]
+    length = np.maximum(length, kind(CANCELLED) * between(itself))
+    cosine = between(scores) / np.sqrt(length)[:, None]
     with np.errstate(over="ignore"):
         return kind(1) / (kind(1) + np.exp(-cosine / kind(TEMPERATURE)))
 
@@ -217,15 +224,8 @@ def on_gpu(device: Device) -> Iterator[Arrays]:
         yield Arrays(device, stream.handle, stack)
 
 
-def _matrices(low: int, high: int) -> tuple[np.ndarray, ...]:
-    """(high, low) each: the taps of linear interpolation, their squares, and the products of both at the lower one."""
+def _taps(low: int, high: int, kind: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every output index the lower and the upper neighbour, and the upper one's weight, by whole numbers."""
     position = np.clip((2 * np.arange(high, dtype=np.int64) + 1) * low - high, 0, (low - 1) * 2 * high)
     first = position // (2 * high)
-    fraction = (position - first * 2 * high) / (2 * high)
-    rows, following = np.arange(high), np.minimum(first + 1, low - 1)
-    up, square, pair = (np.zeros((high, low)) for _ in range(3))
-    np.add.at(up, (rows, first), 1 - fraction)
-    np.add.at(up, (rows, following), fraction)
-    square[:] = up**2
-    pair[rows, first] = fraction * (1 - fraction)
-    return up, square, pair
+    return first, np.minimum(first + 1, low - 1), ((position - first * 2 * high) / (2 * high)).astype(kind)
