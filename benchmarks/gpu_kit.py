@@ -1,6 +1,6 @@
-"""Packs benchmarks/gpu_check.py with all it needs into a folder of at most 24 MB, for a GPU machine without internet.
+"""Packs benchmarks/gpu_check.py with all it needs into a file of at most 24 MB, for a GPU machine without internet.
 
-  python benchmarks/gpu_kit.py                            # build/gpu-kit and build/gpu-kit.tar.xz
+  python benchmarks/gpu_kit.py                            # build/gpu-kit.tar.xz, and the folder it holds
   python benchmarks/gpu_kit.py --library --python 3.12    # TensorRT-RTX for that Python, in parts of under 60 MB
 
 The kit holds the runtime, the check, photographs and a bundle without the text model's large file: the vectors of the
@@ -63,7 +63,7 @@ It prints a JSON line a step, a table at the end, and keeps the lines in gpu-NAM
 
 
 def build(bundle: Path, out: Path) -> int:
-    """Write the kit; returns its bytes. bundle: a built one. Raises FusionerError, OSError."""
+    """Write the kit; returns the bytes of the packed one. bundle: a built one. Raises FusionerError, OSError."""
     if out.exists() and not (out / "gpu_check.py").is_file() and any(out.iterdir()):
         raise UsageError(f"{out} holds something other than a kit; name another folder with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,17 +81,19 @@ def build(bundle: Path, out: Path) -> int:
         (kit / "README.md").write_text(README)
         shutil.copy(ROOT / "LICENSE", kit)
         _lean_bundle(bundle, kit / "bundle", kit / "words", Path(scratch))
-        size = sum(path.stat().st_size for path in kit.rglob("*") if path.is_file())
+        packed = Path(scratch) / "kit.tar.xz"
+        with tarfile.open(packed, "w:xz") as archive:
+            archive.add(kit, arcname=out.name)
+        size = packed.stat().st_size
         if size > MOST_BYTES:
             raise UsageError(
                 f"the kit of {bundle} takes {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:.0f} travel; build the bundle "
                 "with fewer --kernels"
             )
-        with tarfile.open(out.with_name(f"{out.name}.tar.xz"), "w:xz") as archive:
-            archive.add(kit, arcname=out.name)
         if out.exists():
             shutil.rmtree(out)
         kit.rename(out)
+        packed.rename(out.with_name(f"{out.name}.tar.xz"))
     return size
 
 
@@ -202,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"gpu_kit: {error.filename}: {error.strerror}; name another place with --out", file=sys.stderr)
         return 50
-    packed = given.out.with_name(f"{given.out.name}.tar.xz")
-    print(f"{given.out}: {size / 1e6:.1f} MB; {packed.name}: {packed.stat().st_size / 1e6:.1f} MB")
+    folder = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
+    print(f"{given.out}.tar.xz: {size / 1e6:.1f} MB; {given.out}: {folder / 1e6:.1f} MB")
     return 0
 
 
