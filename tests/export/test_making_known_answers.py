@@ -62,7 +62,8 @@ def test_a_bound_is_twice_what_pytorch_errs_and_the_answers_own_error(
             found["pytorch"] = max(found["pytorch"], errors(maps[1], maps[0])[name].max())
             found["own"] = max(found["own"], errors(stored, maps[0])[name].max())
         told = bundle.manifest["known_answer"]["bounds"][precision]
-        assert told[name] == 2 * told[f"pytorch_{name}"] + gates.ROUNDINGS + told[f"own_{name}"]
+        derived = 2 * told[f"pytorch_{name}"] + gates.ROUNDINGS + told[f"own_{name}"]
+        assert told[name] == max(derived, known_answer.FAST_CONVOLUTIONS)
         for side, error in found.items():  # the cosines of this test are rounded to float32
             assert told[f"{side}_{name}"] == pytest.approx(error, rel=0.01, abs=4 * float(np.finfo(np.float32).eps))
 

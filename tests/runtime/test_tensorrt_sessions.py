@@ -594,6 +594,22 @@ def test_a_result_that_others_read_is_not_written_over(
     assert len(gpu.memory) <= before
 
 
+def test_memory_that_others_still_read_is_freed_after_their_work(session: Session, gpu: EmulatedGpu) -> None:
+    """Freeing what was allocated in a stream's order waits for nothing by itself."""
+    session.set_vocabulary(WORDS)
+    found = on_gpu(session, gpu, scene(61, 93), 55)
+    pointer, read = found.labels.__cuda_array_interface__["data"][0], []
+    reader = emulated_gpu.Work(
+        "read", lambda: read.append(emulated_gpu.at(pointer, (61, 93), "uint16").copy()), ((pointer, 61 * 93 * 2),),
+        after=((55, gpu.given[55]),),
+    )  # fmt: skip
+    gpu.submit(77, reader)
+    del found
+    assert session._executor._machinery.results.trim()
+    assert len(read) == 1
+    np.testing.assert_array_equal(read[0], session.segment(scene(61, 93)).labels)
+
+
 def test_without_memory_pools_of_the_driver_results_are_allocated_as_all_else(planned: Path, gpu: EmulatedGpu) -> None:
     gpu.has_pools = False
     with Session(planned, backend="tensorrt-rtx", cache=False) as session:
