@@ -352,7 +352,11 @@ def peer(where: Where) -> dict[str, Any]:
     bundle, answer = Bundle.open(where.bundle), known_answer.read(Bundle.open(where.bundle))
     if answer is None:
         raise Skipped("the bundle has no known answer, whose word vectors this step asks for")
-    model = checkpoint.load(folder).eval().to("cuda", torch.float16)
+    try:
+        model = checkpoint.load(folder)
+    except (FusionerError, ImportError) as error:
+        raise Skipped(f"the encoders' weights are not here: {one_line(error)}") from None
+    model = model.eval().to("cuda", torch.float16)
     words = torch.from_numpy(answer.vectors)[None].to("cuda", torch.float16)
     rgb = where.photographs()[0]
     size, input_size = rgb.shape[:2], bundle.preprocessing.input_size(*rgb.shape[:2])
