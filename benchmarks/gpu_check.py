@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_all(given: argparse.Namespace) -> int:
     from benchmarks import gpu_steps
+    from fusioner_rt.bundle import Bundle
     from fusioner_rt.cuda_driver import Device
     from fusioner_rt.errors import UsageError
 
@@ -83,6 +84,7 @@ def _run_all(given: argparse.Namespace) -> int:
         raise UsageError(f"--steps {','.join(unknown)}: unknown; choose of {', '.join(gpu_steps.STEPS)}")
     if given.budget <= 0:
         raise UsageError(f"--budget {given.budget}: give seconds, {BUDGET} by default")
+    Bundle.open(_place(given.bundle, BUNDLES))  # known to be broken now rather than in every step
     name = "emulated"
     if not given.emulated:
         with contextlib.closing(Device()) as device:
@@ -231,14 +233,23 @@ def _paths(library: Path | None, scratch: Path) -> list[str]:
     """Where steps find their modules: this project first, then a library that came in parts (gpu_kit.py --library)."""
     paths = [str(ROOT)]
     if library:
+        from fusioner_rt.errors import UsageError
+
         parts = sorted(library.glob("*.part*"))
+        if not parts:
+            raise UsageError(f"--library {library}: holds no parts of a library; make them: gpu_kit.py --library")
         whole = scratch / "library.tar.xz"
         with open(whole, "wb") as joined:
             for part in parts:
                 with open(part, "rb") as stream:
                     shutil.copyfileobj(stream, joined)
-        with lzma.open(whole) as unpacked, tarfile.open(fileobj=unpacked) as archive:
-            archive.extractall(scratch / "library", filter="data")
+        try:
+            with lzma.open(whole) as unpacked, tarfile.open(fileobj=unpacked) as archive:
+                archive.extractall(scratch / "library", filter="data")
+        except (lzma.LZMAError, EOFError, tarfile.TarError) as error:
+            raise UsageError(
+                f"--library {library}: its {len(parts)} parts are not whole ({error}); copy them again"
+            ) from None
         whole.unlink()
         paths.append(str(scratch / "library"))
     return [*paths, *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -66,6 +66,7 @@ def build(bundle: Path, out: Path) -> int:
     """Write the kit; returns the bytes of the packed one. bundle: a built one. Raises FusionerError, OSError."""
     if out.exists() and not (out / "gpu_check.py").is_file() and any(out.iterdir()):
         raise UsageError(f"{out} holds something other than a kit; name another folder with --out")
+    Bundle.open(bundle)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         kit = Path(scratch) / "kit"

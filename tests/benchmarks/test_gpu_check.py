@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import gpu_check, gpu_kit, gpu_proofs, gpu_steps
 from fusioner_rt import Session
-from fusioner_rt.errors import UsageError
+from fusioner_rt.errors import BundleMissing, UsageError
 from fusioner_rt.pictures import decode
 
 ROOT = Path(__file__).parents[2]
@@ -145,11 +145,17 @@ def test_without_a_gpu_one_line_says_so() -> None:
     [
         (["--steps", "cubins,nothing", "--emulated"], "--steps nothing: unknown; choose of versions, cubins"),
         (["--budget", "0", "--emulated"], "--budget 0.0: give seconds"),
+        (["--library", "docs", "--emulated"], "--library docs: holds no parts of a library"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(arguments) == UsageError.exit_code
     assert says in capsys.readouterr().err
+
+
+def test_a_bundle_that_is_none_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["--emulated", "--bundle", "docs"]) == BundleMissing.exit_code
+    assert "docs: holds no manifest.json" in capsys.readouterr().err
 
 
 def test_the_list_tells_what_every_step_answers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +236,10 @@ def test_a_library_in_parts_is_put_together_again(tmp_path: Path, monkeypatch: p
             archive.add(source.parent, arcname="module")
         assert len(written.written) >= 4
     assert all(part.stat().st_size <= 1000 for part in written.written)
+    (parts / "library.tar.xz.part01").rename(tmp_path / "missing")
+    with pytest.raises(UsageError, match="parts are not whole"):
+        gpu_check._paths(parts, tmp_path)
+    (tmp_path / "missing").rename(parts / "library.tar.xz.part01")
     paths = gpu_check._paths(parts, tmp_path)
     assert paths[0] == str(ROOT)
     assert (Path(paths[1]) / "module" / "library.so").read_bytes() == source.read_bytes()
