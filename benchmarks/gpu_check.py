@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -68,9 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FusionerError as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        print(f"gpu_check: {error.filename}: {error.strerror}; name another place with --json", file=sys.stderr)
-        return 50
 
 
 def _run_all(given: argparse.Namespace) -> int:
@@ -90,12 +87,9 @@ def _run_all(given: argparse.Namespace) -> int:
         with contextlib.closing(Device()) as device:
             name = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")
     record = given.json or (None if given.emulated else _default_record(name))
-    if record:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.touch()
     rows: list[Row] = []
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
+    with _appending(record) as stream, tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_paths(given.library, Path(scratch)))}
         try:
             for step in chosen:
@@ -113,9 +107,8 @@ def _run_all(given: argparse.Namespace) -> int:
                 rows.append({**row, "date": datetime.date.today().isoformat()})
                 line = json.dumps(rows[-1])
                 print(line, flush=True)
-                if record:
-                    with open(record, "a") as stream:
-                        stream.write(line + "\n")
+                if stream:
+                    stream.write(line + "\n")
         except KeyboardInterrupt:
             print("gpu_check: interrupted; the steps above are done", file=sys.stderr)
             return 130
@@ -125,19 +118,24 @@ def _run_all(given: argparse.Namespace) -> int:
     return int(any(row["verdict"] in (FAILED, TIMEOUT) for row in rows))
 
 
+def _appending(record: Path | None) -> contextlib.AbstractContextManager[IO[str] | None]:
+    """Open before the first step, and whole to every line. Raises OutputUnwritable."""
+    if record is None:
+        return contextlib.nullcontext()
+    from fusioner_rt.files import unwritable, writable_folder
+
+    writable_folder(record.parent)
+    try:
+        return open(record, "a", buffering=1)
+    except OSError as error:
+        raise unwritable(record, error) from None
+
+
 def _one(name: str, seconds: float, given: argparse.Namespace, scratch: Path, environment: Mapping[str, str]) -> Row:
     """A step in a process of its own, which goes with all it started."""
     result = scratch / f"{name}.json"
-    command = [
-        sys.executable,
-        str(Path(__file__).resolve()),
-        "--run",
-        name,
-        "--result",
-        str(result),
-        "--scratch",
-        str(scratch),
-    ]
+    command = [sys.executable, str(Path(__file__).resolve()), "--run", name]
+    command += ["--result", str(result), "--scratch", str(scratch)]
     for option in ("bundle", "pictures", "cache"):
         if value := getattr(given, option):
             command += [f"--{option}", str(value)]
@@ -169,12 +167,8 @@ def _run_here(given: argparse.Namespace) -> int:
     from benchmarks import gpu_steps
 
     try:
-        where = gpu_steps.Where(
-            _place(given.bundle, BUNDLES),
-            _place(given.pictures, PICTURES),
-            given.cache or _words(given),
-            given.emulated,
-        )
+        places = _place(given.bundle, BUNDLES), _place(given.pictures, PICTURES), given.cache or _words(given)
+        where = gpu_steps.Where(*places, given.emulated)
         if given.emulated:
             where = gpu_steps.emulate(where, given.scratch)
         step = gpu_steps.STEPS[given.run].run if given.run in gpu_steps.STEPS else getattr(gpu_steps, given.run)

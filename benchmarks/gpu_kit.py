@@ -32,6 +32,7 @@ from benchmarks import gpu_steps  # noqa: E402
 from export import add_plans  # noqa: E402
 from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
+from fusioner_rt.files import unwritable  # noqa: E402
 from fusioner_rt.onnxruntime_backend import OnnxRuntime  # noqa: E402
 from fusioner_rt.text_cache import TextCache  # noqa: E402
 from fusioner_rt.vocabulary import TextEncoder  # noqa: E402
@@ -199,12 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{part}: {part.stat().st_size / 1e6:.1f} MB")
             return 0
         size = build(given.bundle, given.out)
-    except FusionerError as error:
-        print(f"gpu_kit: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"gpu_kit: {error.filename}: {error.strerror}; name another place with --out", file=sys.stderr)
-        return 50
+    except (FusionerError, OSError) as error:
+        told = error if isinstance(error, FusionerError) else unwritable(Path(error.filename or given.out), error)
+        print(f"gpu_kit: {told}", file=sys.stderr)
+        return told.exit_code
     folder = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
     print(f"{given.out}.tar.xz: {size / 1e6:.1f} MB; {given.out}: {folder / 1e6:.1f} MB")
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusioner_rt.cuda_driver import Device, Graph, Stream
+from fusioner_rt.cuda_mask_head import CudaMaskHead
 
 COLD_BYTES = 256 << 20
 """Of all buffers together: five times the largest cache."""
@@ -51,3 +52,18 @@ def microseconds(device: Device, works: Sequence[Callable[[int], Any]], seconds:
                     driver.cuEventDestroy(mark)
     low, median, high = np.percentile(taken[1:], (20, 50, 80))
     return {"p20_us": round(low, 2), "p50_us": round(median, 2), "p80_us": round(high, 2), "launches": len(taken)}
+
+
+def mask_head_stages(
+    device: Device, head: CudaMaskHead, features: Sequence[Any], words: Any, workspace: Any, maps: tuple[Any, Any],
+    finite: Any, outputs: Sequence[tuple[Any, Any]], threshold: float,
+) -> list[float]:  # fmt: skip
+    """Median microseconds of stage 1, over the features' buffers in turn, and of stage 2, over the outputs'.
+
+    All arrays as `CudaMaskHead.maps` and `labels` take them.
+    """
+    stages = (
+        [lambda stream, seen=seen: head.maps(seen, words, workspace, *maps, finite, stream) for seen in features],
+        [lambda stream, out=out: head.labels(*maps, threshold, *out, stream) for out in outputs],
+    )
+    return [microseconds(device, works)["p50_us"] for works in stages]

@@ -175,11 +175,10 @@ def _ours_on_gpu(case: Case, inputs: tuple[Tensor, Tensor]) -> Candidate:
         features = [inputs[0].clone() for _ in range(gpu_timing.rotations(inputs[0].nbytes))]
         outputs = [empty_labels() for _ in range(gpu_timing.rotations(4 * case.size**2))]
         torch.cuda.synchronize()
-        stages: list[list[Callable[[int], Any]]] = [
-            [lambda stream, f=f: head.maps(f, inputs[1], workspace, *ready, finite, stream) for f in features],
-            [lambda stream, out=out: head.labels(*ready, THRESHOLD, *out, stream) for out in outputs],
-        ]  # type: ignore[misc]
-        return [gpu_timing.microseconds(device, works)["p50_us"] / 1000 for works in stages]
+        taken = gpu_timing.mask_head_stages(
+            device, head, features, inputs[1], workspace, ready, finite, outputs, THRESHOLD
+        )
+        return [microseconds / 1000 for microseconds in taken]
 
     return Candidate("ours", inputs, {"maps": maps, "labels": labels}, replay=replay)
 

@@ -16,6 +16,7 @@ import torch
 
 from export import gates
 from fusioner_rt.bundle import Bundle
+from fusioner_rt.executor import untimed
 from fusioner_rt.known_answer import KnownAnswer, cosines, errors
 from fusioner_rt.onnxruntime_executor import OnnxRuntimeExecutor
 from kernels import reference
@@ -46,7 +47,7 @@ def add(
     with contextlib.closing(OnnxRuntimeExecutor(bundle, "onnxruntime-cpu", None)) as cpu:
         # one by one: what a picture beside another gives is for the gates to prove
         maps = [cpu.maps([one], answer.request)[0] for one in answer.waiting(cpu)]
-        found = [cpu.run([one], answer.request, _untimed)[0].labels for one in answer.waiting(cpu)]
+        found = [cpu.run([one], answer.request, untimed)[0].labels for one in answer.waiting(cpu)]
     whole, labels = np.concatenate([cosines(*both) for both in maps]), np.stack(found)
     step = next(n for n in range(1, max(whole.shape)) if whole[:, :, ::n, ::n].size <= MOST_VALUES)
     stored = np.ascontiguousarray(whole[:, :, ::step, ::step])
@@ -67,7 +68,8 @@ def bounds(
     labels: (B, H, W).
 
     mean, largest: twice what plain PyTorch errs and ROUNDINGS, as in the parity gate (a cosine's scale is 1), and what the
-    stored ones err; FAST_CONVOLUTIONS at least. labels: likewise of the pixels that flip, and those so near a tie that cosines off by `mean` flip them.
+    stored ones err; FAST_CONVOLUTIONS at least. labels: likewise of the pixels that flip, and those so near a tie that
+    cosines off by `mean` flip them.
     """
     truth, plain = gates.in_pytorch(model, precision)
     size, temperature = (labels.shape[1], labels.shape[2]), model.config.temperature
@@ -153,7 +155,3 @@ def _margins(true: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     best = found[0].topk(min(2, found.shape[1]), dim=0).values.numpy()
     from_threshold = np.abs(best[0])  # a probability of 0.5 is a cosine of 0
     return np.minimum(from_threshold, (best[0] - best[-1]) / 2) if len(best) > 1 else from_threshold
-
-
-def _untimed(stage: str, *members: int) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()

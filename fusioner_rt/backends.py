@@ -6,7 +6,6 @@ A rung works when its libraries load, the machine can run them, and the bundle's
 believed because it is installed. A backend asked for by name is that one or an error.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from . import known_answer
 from .bundle import Bundle, rebuild
 from .errors import BackendUnavailable, FusionerError, GraphUnusable, SizeOutsideProfile, one_line
-from .executor import Executor, RecordingExecutor, Request, Waiting
+from .executor import Executor, RecordingExecutor, Request, Waiting, untimed
 from .plans import of_flavour
 
 LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
@@ -150,7 +149,7 @@ def _run(executor: Executor, pictures: Sequence[Waiting], request: Request) -> N
     if isinstance(executor, RecordingExecutor):
         executor.prove_recording(pictures[:2], request)
     else:
-        executor.run(pictures[:1], request, lambda *_: contextlib.nullcontext())
+        executor.run(pictures[:1], request, untimed)
 
 
 def _expected(bundle: Bundle, passed_over: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -217,8 +217,8 @@ class Kernels:
         files, reasons = (dict.fromkeys(map(str, column)) for column in zip(*refused, strict=True))
         raise KernelsUnusable(
             f"{', '.join(files)}: the driver of {self.device} does not load it ({'; '.join(reasons)}); the driver is of CUDA "
-            f"{version // 1000}.{version % 1000 // 10}, the kernels need 12.0, on compute capability 10 and above 13.0: "
-            "update the driver, or choose another backend"
+            f"{version // 1000}.{version % 1000 // 10}, the kernels need 12.0: update the driver, or choose another "
+            "backend"
         )
 
     def _resolved(self, launch: Launch) -> Any:

@@ -79,8 +79,9 @@ class CudaMaskHead:
         """Stage 1: features (B, h, w, d) and words (B, K, d), both float16, bfloat16 or float32, neither normalised.
 
         workspace: uint8 of at least `workspace_bytes`. scores: (B, K, h, w) float32 out. gram: (B, 5, h, w) float32 out.
-        finite: (B,) int32 out, 1 where all of a picture's maps are finite, else 0. stream: CUstream as an integer. d must be a multiple of 16. Non-finite features give NaN maps, and those labels 0
-        with confidence NaN. Raises DeviceArrayInvalid, KernelsUnusable, CudaFailed.
+        finite: (B,) int32 out, 1 where all of a picture's maps are finite, else 0. stream: CUstream as an integer.
+        d must be a multiple of 16. Non-finite features give NaN maps, and those labels 0 with confidence NaN.
+        Raises DeviceArrayInvalid, KernelsUnusable, CudaFailed.
         """
         features, words = DeviceArray.of(features, "features"), DeviceArray.of(words, "words")
         kinds = ("float16", "bfloat16", "float32")

@@ -14,7 +14,8 @@ from .gpu_executor import GpuExecutor
 @dataclass(frozen=True, eq=False)
 class DeviceSegmentation:
     """words: the K words. labels: (H, W) or (B, H, W) uint16, 0 = background, n = words[n - 1]. confidence: of that
-    shape, float32, or float16 where `out` is. Both are `GpuArray`s, or the objects given as `out`; they are filled when `stream` gets there.
+    shape, float32, or float16 where `out` is. Both are `GpuArray`s, or the objects given as `out`; they are filled when
+    `stream` gets there.
     """
 
     words: tuple[str, ...]

@@ -1,7 +1,7 @@
 """What runs a bundle: the contract between `Session` and a backend, and what both sides pass through it."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -47,6 +47,11 @@ class Clock(Protocol):
     """Times a stage (of `segmentation.STAGES`) for pictures, by their place in the group being run, or for all."""
 
     def __call__(self, stage: str, *members: int) -> AbstractContextManager[None]: ...
+
+
+def untimed(stage: str, *members: int) -> AbstractContextManager[None]:
+    """A Clock that times nothing."""
+    return nullcontext()
 
 
 @runtime_checkable

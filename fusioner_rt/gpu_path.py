@@ -191,14 +191,8 @@ class Path:
                     self._copy(source, picture, stream)
                 self._launch(stream, source.pointer)
                 results = {name: self._aligned(array, stream, stack) for name, array in out.items()}
-                self._machinery.mask_head.labels(
-                    self.arrays["scores"],
-                    self.arrays["gram"],
-                    threshold,
-                    results["labels"],
-                    results["confidence"],
-                    stream,
-                )
+                maps = self.arrays["scores"], self.arrays["gram"]
+                self._machinery.mask_head.labels(*maps, threshold, results["labels"], results["confidence"], stream)
                 for name, array in out.items():
                     if results[name] is not array:
                         self._copy(array, results[name], stream)

@@ -4,7 +4,6 @@ A backend that only agrees with itself proves nothing: a plan of zeros, or of on
 but the CPU path is compared with this answer when it is opened, within what its precision explains.
 """
 
-import contextlib
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from .bundle import Bundle, rebuild
 from .errors import AnswerWrong, ManifestInvalid
-from .executor import Executor, Request, Waiting
+from .executor import Executor, Request, Waiting, untimed
 
 THRESHOLD = 0.5
 
@@ -93,6 +92,11 @@ def precision_of(bundle: Bundle, backend: str) -> str:
 def compare(bundle: Bundle, answer: KnownAnswer, executor: Executor, backend: str) -> None:
     """Every picture alone, then together where the executor takes several: cosines and labels. Raises AnswerWrong."""
     precision, every = precision_of(bundle, backend), answer.waiting(executor)
+    if precision not in answer.bounds:
+        raise ManifestInvalid(
+            f"{bundle.folder}: its known answer has no bounds in {precision}, which backend {backend} computes in; "
+            f"{rebuild(bundle.folder)}"
+        )
     allowed = answer.bounds[precision]
     again = f"build its plans again: {bundle.plans_command(backend)}, or " if backend.startswith("tensorrt") else ""
     groups: list[Sequence[int]] = [[index] for index in range(len(every))]
@@ -111,7 +115,7 @@ def compare(bundle: Bundle, answer: KnownAnswer, executor: Executor, backend: st
                     f"{allowed['mean']:.2g} and {allowed['largest']:.2g} are allowed in {precision}; {again}choose another "
                     "backend"
                 )
-        for index, found in zip(members, executor.run(group, answer.request, _untimed), strict=True):
+        for index, found in zip(members, executor.run(group, answer.request, untimed), strict=True):
             share = float((found.labels != answer.labels[index]).mean())
             if not share <= allowed["labels"]:
                 raise AnswerWrong(
@@ -128,7 +132,3 @@ def errors(found: np.ndarray, expected: np.ndarray) -> dict[str, np.ndarray]:
     apart = np.abs(found - expected)
     apart[~np.isfinite(apart)] = np.inf
     return {"mean": apart.mean(axis=(1, 2)), "largest": apart.max(axis=(1, 2))}
-
-
-def _untimed(stage: str, *members: int) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()

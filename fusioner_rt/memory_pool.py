@@ -61,9 +61,8 @@ class MemoryPool(Generic[P]):
 
         alone: no other stream may still use it; else it is freed when there is time.
         """
-        self._back.append(
-            (piece, stream if alone else _NOBODYS)
-        )  # no lock: a garbage collection may come while this thread holds it
+        # no lock: a garbage collection may come while this thread holds it
+        self._back.append((piece, stream if alone else _NOBODYS))
         if self._closed:
             self._end()
 

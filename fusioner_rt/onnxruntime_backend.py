@@ -75,7 +75,8 @@ class OnnxRuntime:
     ) -> "Graph":  # fmt: skip
         """A graph ready to run. content: the file's bytes, where the caller has read them; weights that lie apart are
         looked for beside `path`. threads: other than the backend's. on_cpu: there, whatever the backend is. stream: of
-        CUDA, to which all its work is given. Raises GraphUnusable, and BackendUnavailable where CUDA was asked for and does not start.
+        CUDA, to which all its work is given. Raises GraphUnusable, and BackendUnavailable where CUDA was asked for and
+        does not start.
         """
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, in words of our own
@@ -152,7 +153,7 @@ class Graph:
             raise self._failed({**inputs, **outputs}, error) from None
 
     def output_shapes(self, inputs: Mapping[str, DeviceArray]) -> dict[str, tuple[int, ...]]:
-        """What the outputs' shapes are, found by a run. inputs: in the GPU's memory, whatever they hold. Raises GraphUnusable."""
+        """Found by a run. inputs: in the GPU's memory, whatever they hold. Raises GraphUnusable."""
         try:
             binding = self._bound(inputs, {})
             for name in self._outputs:

@@ -6,7 +6,7 @@ and on a GPU, through `image_fusion`, which is all of them in one.
 
 import threading
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from .bundle import Bundle, build_command
 from .decoder import Decoder, graph_names, of_strips
 from .errors import GraphUnusable
-from .executor import Answer, Clock, Request, TextGraph, Waiting
+from .executor import Answer, Clock, Request, TextGraph, Waiting, untimed
 from .mask_head import MaskHead, cores
 from .onnxruntime_backend import Graph, OnnxRuntime
 
@@ -114,7 +114,7 @@ class OnnxRuntimeExecutor:
         """(h', w', c) float32 tokens each; or the prepared pictures, where image_fusion runs as a whole."""
         if not self._in_parts:
             return [one.prepared for one in group]
-        return [tokens.copy() for tokens in self._tokens(group, _untimed)]  # which the others of a batch may outlive
+        return [tokens.copy() for tokens in self._tokens(group, untimed)]  # which the others of a batch may outlive
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
         seen = self._seen(group, clock)
@@ -126,7 +126,7 @@ class OnnxRuntimeExecutor:
         return answers
 
     def maps(self, group: Sequence[Waiting], request: Request) -> list[_Maps]:
-        return self._fuse_jointly(self._seen(group, _untimed), request.vectors, _untimed)
+        return self._fuse_jointly(self._seen(group, untimed), request.vectors, untimed)
 
     def close(self) -> None:
         self._graphs.close()
@@ -195,10 +195,6 @@ class OnnxRuntimeExecutor:
         scores, gram = self._mask_head.maps(features, refined)
         check_finite(self._bundle, scores, gram)
         return scores, gram
-
-
-def _untimed(stage: str, *members: int) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 def resolve(head: MaskHead, maps: _Maps, size: tuple[int, int], request: Request) -> Answer:

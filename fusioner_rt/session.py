@@ -268,7 +268,8 @@ class Session:
         out: labels (H, W) or (B, H, W) uint16 and confidence of that shape, float32 or float16, to be filled: then a
             call allocates nothing. By default new arrays.
 
-        `picture` and `out` must live until the stream is done. NaN features give NaN confidence. Raises DeviceArrayInvalid, BackendUnavailable, CudaFailed and as `segment`.
+        `picture` and `out` must live until the stream is done. NaN features give NaN confidence. Raises
+        DeviceArrayInvalid, BackendUnavailable, CudaFailed and as `segment`.
         """
         from .device_segmentation import segment_on_device
 
@@ -281,7 +282,7 @@ class Session:
         return segment_on_device(self._executor, self.bundle, picture, vocabulary.words, request, size, stream, out)
 
     def close(self) -> None:
-        """Give the engines' memory back, and end the threads. A closed session raises UsageError when used; closing twice is fine."""
+        """Give the engines' memory back, and end the threads. Closing twice is fine; using a closed session raises UsageError."""
         with self._closing:
             self._closed = True
         self._executor.close()

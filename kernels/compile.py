@@ -42,28 +42,9 @@ PTX_VERSION = 80
 its assembler, of CUDA 12.8."""
 
 _REGISTERS = 65536  # of a multiprocessor, on all of TARGETS
-_SHARED = {
-    75: 64,
-    80: 163,
-    86: 99,
-    87: 163,
-    89: 99,
-    90: 227,
-    100: 227,
-    110: 227,
-    120: 99,
-}  # KiB that one block may ask for
-_WARPS = {
-    75: 32,
-    80: 64,
-    86: 48,
-    87: 48,
-    89: 48,
-    90: 64,
-    100: 64,
-    110: 48,
-    120: 48,
-}  # resident warps of a multiprocessor
+# KiB that one block may ask for, and resident warps of a multiprocessor
+_SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 110: 227, 120: 99}
+_WARPS = {75: 32, 80: 64, 86: 48, 87: 48, 89: 48, 90: 64, 100: 64, 110: 48, 120: 48}
 _ENOUGH_WARPS = 8
 
 _MOST_PROCESSES = 8
@@ -343,12 +324,11 @@ def main() -> int:
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="write cubins, PTX and the ABI record here")
     add("--json", type=Path, metavar="FILE", help="write the table as JSON lines")
-    add(
-        "--table",
-        action="store_true",
-        help="print the table and the label kernel's instructions a pixel (as by default)",
+    printed = parser.add_mutually_exclusive_group()
+    printed.add_argument(
+        "--table", action="store_true", help="print the table and the label kernel's instructions a pixel (the default)"
     )
-    add("--markdown", action="store_true", help="print the table of docs/bundle.md instead")
+    printed.add_argument("--markdown", action="store_true", help="print the table of docs/bundle.md instead")
     given = parser.parse_args()
     try:
         return _print(given.out, given.json, given.markdown)

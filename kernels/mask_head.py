@@ -91,14 +91,8 @@ def resolve(
         return labels.to(torch.uint16), values.to(confidence)
     new = functools.partial(torch.empty, device=scores.device)
     labels, values = new(len(scores), *size, dtype=torch.uint16), new(len(scores), *size, dtype=confidence)
-    _resolve(
-        f"labels.{_name(confidence)}.{_many(scores.shape[1])}",
-        scores,
-        gram,
-        size,
-        (labels, values),
-        (1 / temperature, threshold),
-    )
+    name = f"labels.{_name(confidence)}.{_many(scores.shape[1])}"
+    _resolve(name, scores, gram, size, (labels, values), (1 / temperature, threshold))
     return labels, values
 
 

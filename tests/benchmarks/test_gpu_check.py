@@ -124,7 +124,8 @@ def test_times_are_of_replays_over_buffers_that_no_cache_holds(
     kernels.close()
     device.close()
     assert gpu_timing.rotations(37 * 43 * 6) == 3
-    assert (row["stage_1_us"], row["stage_2_us"], row["copy_us"]) == (500 / 4, round(500 / 3, 2), round(500 / 3, 2))
+    assert gpu_timing.rotations(5 * 7 * 16 * 2) == 18  # bytes of the features
+    assert (row["stage_1_us"], row["stage_2_us"], row["copy_us"]) == tuple(round(500 / n, 2) for n in (18, 3, 3))
     assert row["over_copy"] == 1
     assert gpu.order.count(("launch", gpu.order[-1][1])) >= 11
     assert not gpu.memory

@@ -35,8 +35,12 @@ SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 110: 227,
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
     """Every variant on the architecture of the test."""
-    if request.param == 110 and float(compiler.knobs.nvidia.ptxas_blackwell.version) < 13:
-        pytest.skip("the assembler of this Triton is older than CUDA 13, which names Thor's architecture 11.0")
+    ptxas = compiler.knobs.nvidia.ptxas_blackwell.version
+    if request.param == 110 and float(ptxas) < 13:
+        pytest.skip(
+            f"Triton {triton.__version__} brings the assembler of CUDA {ptxas}, which does not know Thor: CUDA 13 renamed its "
+            "architecture from 10.1 to 11.0; pip install 'triton>=3.7', as the extra `export` does"
+        )
     return [choose(name, request.param) for name in names() if exists(name, request.param)]
 
 

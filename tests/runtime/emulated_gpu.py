@@ -118,6 +118,12 @@ class EmulatedGpu(EmulatedDriver):
         self._made = 0
         self.dtype = ""  # in the name of the kernel that runs: of the features, the confidence or the resized pixels
 
+    def expect_nothing_left(self) -> None:
+        """As after a session was closed."""
+        for held in (self.memory, self.pinned, self.streams, self.events):
+            assert not held
+        assert self.contexts == self.retained == 0
+
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
         if not name.startswith("cu") or name in ("cuGetErrorName", "cuGetErrorString"):

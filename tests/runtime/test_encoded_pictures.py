@@ -1,6 +1,5 @@
 """A picture encoded once is the picture: whatever words, sizes and neighbours it meets later, its masks are the same."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -21,6 +20,7 @@ from PIL import Image
 from fusioner_rt import EncodedPicture, Segmentation, Session
 from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest
 from fusioner_rt.errors import BundleFileAltered, ManifestInvalid, PictureMissing, SizeOutsideProfile, UsageError
+from fusioner_rt.executor import untimed
 
 WORDS = ["cat", "red sofa", "tree", "sky"]
 CLOSE = 1e-5  # between two ways of computing one probability in float32
@@ -178,7 +178,6 @@ def test_a_model_without_a_decoder_runs_in_parts(tiny_bundle: Path, tmp_path: Pa
         graphs = session._executor._graphs  # type: ignore[attr-defined]
         tokens = session.encode(picture).encoded
         found = graphs("fusion")({"tokens": tokens[None], "words": vectors[None]})
-        untimed = lambda *_: contextlib.nullcontext()  # noqa: E731
         scores, gram = session._executor._maps(found["fused"], found["refined"], untimed)  # type: ignore[attr-defined]
         assert scores.shape == (1, len(WORDS), *tokens.shape[:2])
         assert gram.shape == (1, 5, *tokens.shape[:2])

@@ -225,6 +225,20 @@ def test_what_is_no_known_answer_is_refused(folder: Path, monkeypatch: pytest.Mo
     assert not gpu.memory
 
 
+def test_an_answer_without_bounds_in_the_precision_of_a_backend_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    gpu = engines(monkeypatch, folder, "tensorrt-rtx", as_it_is)
+    precision = known_answer.precision_of(Bundle.open(folder), "tensorrt-rtx")
+    del manifest["known_answer"]["bounds"][precision]
+    write_manifest(folder, manifest)
+    says = f"has no bounds in {precision}, .* tensorrt-rtx computes in; rebuild it: "
+    with pytest.raises(ManifestInvalid, match=says):
+        Session(folder, "tensorrt-rtx", cache=False)
+    assert not gpu.memory
+
+
 def test_an_answer_that_the_manifest_does_not_list_is_malformed(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["known_answer"]["file"] = "other.npz"

@@ -115,11 +115,7 @@ def test_closing_gives_all_memory_back(tiny_bundle: Path, gpu: EmulatedGpu) -> N
     with Session(tiny_bundle, backend=BACKEND, cache=False) as session:
         session.segment([scene(61, 93), scene(50, 50)], WORDS)
         assert gpu.memory
-    assert not gpu.memory
-    assert not gpu.pinned
-    assert not gpu.streams
-    assert not gpu.events
-    assert gpu.contexts == gpu.retained == 0
+    gpu.expect_nothing_left()
 
 
 @pytest.mark.parametrize("call", ["cuStreamCreate", "cuMemAlloc", "cuEventCreate", "cuLaunchKernel", "cuMemsetD8Async"])

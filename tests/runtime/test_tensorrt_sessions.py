@@ -220,11 +220,7 @@ def test_closing_gives_all_memory_back(planned: Path, gpu: EmulatedGpu) -> None:
         session.segment(scene(50, 50), WORDS, mode="independent")
         assert gpu.memory
         assert gpu.pinned
-    assert not gpu.memory
-    assert not gpu.pinned
-    assert not gpu.streams
-    assert not gpu.events
-    assert gpu.contexts == gpu.retained == 0
+    gpu.expect_nothing_left()
     with pytest.raises(UsageError, match="closed"):
         session.segment(scene(50, 50), WORDS)
 
