@@ -12,7 +12,7 @@ BINDINGS = $(VENV)/tensorrt-bindings
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
 
-engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors $(wildcard export/*.py kernels/*.py training/*.py training/encoders/*.py)
+engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors $(wildcard export/*.py export/*/*.py kernels/*.py training/*.py training/encoders/*.py)
 	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
 
 test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready  ## every check that needs no GPU

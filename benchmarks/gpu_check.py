@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_all(given: argparse.Namespace) -> int:
     from benchmarks import gpu_steps
     from fusioner_rt.bundle import Bundle
-    from fusioner_rt.cuda_driver import Device
     from fusioner_rt.errors import UsageError
+    from fusioner_rt.gpu.driver import Device
 
     chosen = [name.strip() for name in given.steps.split(",")] if given.steps else list(gpu_steps.STEPS)
     if unknown := [name for name in chosen if name not in gpu_steps.STEPS]:

@@ -33,10 +33,10 @@ from export import add_plans  # noqa: E402
 from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 from fusioner_rt.files import unwritable  # noqa: E402
-from fusioner_rt.onnxruntime_backend import OnnxRuntime  # noqa: E402
-from fusioner_rt.text_cache import TextCache  # noqa: E402
-from fusioner_rt.vocabulary import TextEncoder  # noqa: E402
-from fusioner_rt.words import parse_words  # noqa: E402
+from fusioner_rt.onnx.runtime import OnnxRuntime  # noqa: E402
+from fusioner_rt.words.cache import TextCache  # noqa: E402
+from fusioner_rt.words.encoder import TextEncoder  # noqa: E402
+from fusioner_rt.words.parse import parse_words  # noqa: E402
 
 MOST_BYTES = 24_000_000
 PART_BYTES = 58_000_000

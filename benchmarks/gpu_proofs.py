@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusioner_rt.cuda_driver import Device, Memory, Stream
-from fusioner_rt.cuda_kernels import Kernels
-from fusioner_rt.cuda_mask_head import CudaMaskHead, DeviceArray
-from fusioner_rt.cuda_preprocess import CudaPreprocess
+from fusioner_rt.gpu.driver import Device, Memory, Stream
+from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.mask_head import CudaMaskHead, DeviceArray
+from fusioner_rt.gpu.preprocess import CudaPreprocess
 from fusioner_rt.preprocess import Preprocessing
 
 TEMPERATURE, THRESHOLD = 0.07, 0.5

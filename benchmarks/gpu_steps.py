@@ -28,9 +28,6 @@ from benchmarks import gpu_proofs, gpu_timing
 from benchmarks.gpu_proofs import MaskCase, Wrong
 from fusioner_rt import Session, backends, known_answer
 from fusioner_rt.bundle import Bundle
-from fusioner_rt.cuda_driver import Device
-from fusioner_rt.cuda_kernels import Kernels
-from fusioner_rt.cuda_mask_head import CudaMaskHead, DeviceArray
 from fusioner_rt.errors import (
     BackendUnavailable,
     FusionerError,
@@ -40,6 +37,9 @@ from fusioner_rt.errors import (
     one_line,
 )
 from fusioner_rt.executor import Waiting, untimed
+from fusioner_rt.gpu.driver import Device
+from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.mask_head import CudaMaskHead, DeviceArray
 from fusioner_rt.pictures import decode
 from fusioner_rt.preprocess import RESAMPLINGS
 
@@ -127,10 +127,10 @@ def preprocess(where: Where) -> dict[str, Any]:
 def path(where: Where) -> dict[str, Any]:
     """The whole path with an engine that copies the CPU's features into place."""
     from benchmarks.stand_in_engine import StandInEngine
-    from fusioner_rt.device_segmentation import segment_on_device
-    from fusioner_rt.gpu_executor import GpuExecutor
-    from fusioner_rt.onnxruntime_backend import OnnxRuntime
-    from fusioner_rt.onnxruntime_executor import LoadedGraphs, resolve
+    from fusioner_rt.gpu.executor import GpuExecutor
+    from fusioner_rt.gpu.on_device import segment_on_device
+    from fusioner_rt.onnx.executor import LoadedGraphs, resolve
+    from fusioner_rt.onnx.runtime import OnnxRuntime
 
     bundle, said = Bundle.open(where.bundle), {}
     answer = known_answer.read(bundle)
@@ -412,7 +412,7 @@ def _device() -> Iterator[Device]:
 
 @contextlib.contextmanager
 def _kernels(where: Where) -> Iterator[Kernels]:
-    from fusioner_rt.gpu_executor import kernels_folder
+    from fusioner_rt.gpu.executor import kernels_folder
 
     with _device() as device, contextlib.closing(Kernels(kernels_folder(Bundle.open(where.bundle)), device)) as kernels:
         yield kernels
@@ -485,7 +485,7 @@ def _rung(
 
 def _libraries(executor: Any, bundle: Bundle, rgb: np.ndarray, request: Any, labels: np.ndarray) -> dict[str, str]:
     """Frames of PyTorch and CuPy in, results read by them."""
-    from fusioner_rt.device_segmentation import segment_on_device
+    from fusioner_rt.gpu.on_device import segment_on_device
 
     found = {}
     for name in ("torch", "cupy"):
@@ -557,8 +557,8 @@ def emulate(where: Where, scratch: Path) -> Where:
     """Put the emulated driver, and a plan that it runs, where the runtime looks for the real ones. scratch: a folder that
     all steps share.
     """
-    runtime = Path(__file__).resolve().parents[1] / "tests" / "runtime"
-    sys.path.insert(0, str(runtime))
+    emulation = Path(__file__).resolve().parents[1] / "tests" / "emulation"
+    sys.path.insert(0, str(emulation))
     import emulated_gpu
     import pytest
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fusioner_rt.cuda_driver import Device, Graph, Stream
-from fusioner_rt.cuda_mask_head import CudaMaskHead
+from fusioner_rt.gpu.driver import Device, Graph, Stream
+from fusioner_rt.gpu.mask_head import CudaMaskHead
 
 COLD_BYTES = 256 << 20
 """Of all buffers together: five times the largest cache."""

@@ -222,8 +222,8 @@ def monolith(image_fusion: onnx.ModelProto, channels: int, temperature: float) -
 
 
 def naive_head(channels: int, temperature: float) -> onnx.ModelProto:
-    """As export.mask_head_graph.naive_graph, for B pictures and the threshold 0.5."""
-    from export.mask_head_graph import FLOAT, INT64, TINY, UINT16, Graph, integer, real
+    """As export.onnx.mask_head.naive_graph, for B pictures and the threshold 0.5."""
+    from export.onnx.mask_head import FLOAT, INT64, TINY, UINT16, Graph, integer, real
 
     graph = Graph("mask_naive", {
         "head_features": (FLOAT, ["B", "h", "w", channels]),

@@ -100,7 +100,7 @@ def free_on_device(device: str) -> int | None:
     """Bytes; what a process holds, its libraries' caches included, is what it takes of them while no other works."""
     if device != "cuda":
         return None
-    from fusioner_rt.cuda_driver import Device
+    from fusioner_rt.gpu.driver import Device
 
     opened = Device()
     free = opened.free_bytes

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fusioner_rt.errors import FusionerError
-from fusioner_rt.mask_head import cores
+from fusioner_rt.onnx.mask_head import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 IDLE = 0.25

@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import gpu_timing
-from export import mask_head_graph
+from export.onnx import mask_head as mask_head_graph
 from fusioner_rt.bundle import Bundle
-from fusioner_rt.cuda_driver import Device
-from fusioner_rt.cuda_kernels import Kernels
-from fusioner_rt.cuda_mask_head import CudaMaskHead
-from fusioner_rt.gpu_executor import kernels_folder
-from fusioner_rt.mask_head import BAND_BYTES, MaskHead
-from fusioner_rt.onnxruntime_backend import OnnxRuntime
+from fusioner_rt.gpu.driver import Device
+from fusioner_rt.gpu.executor import kernels_folder
+from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.mask_head import CudaMaskHead
+from fusioner_rt.onnx.mask_head import BAND_BYTES, MaskHead
+from fusioner_rt.onnx.runtime import OnnxRuntime
 
 TEMPERATURE, THRESHOLD = 0.07, 0.5
 BUNDLE = Path(__file__).resolve().parents[1] / "models" / "demo" / "bundle"

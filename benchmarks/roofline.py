@@ -79,7 +79,7 @@ class Watched:
 @contextlib.contextmanager
 def watching(calls: list[Any]) -> Iterator[None]:
     """Every graph that is loaded meanwhile is watched, also after."""
-    from fusioner_rt.onnxruntime_backend import OnnxRuntime
+    from fusioner_rt.onnx.runtime import OnnxRuntime
 
     load = OnnxRuntime.load
     OnnxRuntime.load = lambda self, path, *a, **k: Watched(load(self, path, *a, **k), path, calls)  # type: ignore[assignment]
@@ -127,7 +127,7 @@ def gemm_rate(threads: int) -> tuple[float, str]:
     import onnxruntime
     import torch
 
-    from export.mask_head_graph import FLOAT, Graph
+    from export.onnx.mask_head import FLOAT, Graph
 
     torch.set_num_threads(threads)
     graph = Graph("product", {"a": (FLOAT, ["n", "n"]), "b": (FLOAT, ["n", "n"])})

@@ -34,7 +34,7 @@ NOUNS = ("cat", "sofa", "person", "cup", "window", "floor", "curtain", "plant", 
 
 def free_gpu_bytes() -> int | None:
     """Of the first GPU; None where there is none."""
-    from fusioner_rt.cuda_driver import Device
+    from fusioner_rt.gpu.driver import Device
 
     try:
         device = Device()

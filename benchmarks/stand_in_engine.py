@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from fusioner_rt.bundle import Bundle
-from fusioner_rt.cuda_driver import Device, Memory
 from fusioner_rt.executor import Request
-from fusioner_rt.onnxruntime_backend import OnnxRuntime
+from fusioner_rt.gpu.driver import Device, Memory
+from fusioner_rt.onnx.runtime import OnnxRuntime
 
 Shapes = Mapping[str, tuple[int, ...]]
 

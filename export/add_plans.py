@@ -22,7 +22,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 
 import numpy as np  # noqa: E402
 
-from export import plan_arguments  # noqa: E402
+from export.tensorrt import arguments as plan_arguments  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 EXAMPLES = """
@@ -61,7 +61,7 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     as tensorrt_engine.PlanOptions. Raises the bundle's errors, TensorRTMissing, TensorRTRefused, PrecisionNotReached,
     PlansDisagree, UsageError, OutputUnwritable, and what loading or running a plan raises on a GPU that it is for.
     """
-    from export import tensorrt_engine
+    from export.tensorrt import build as tensorrt_engine
     from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest
     from fusioner_rt.errors import BundleMissing
     from fusioner_rt.files import check_replaceable, replace_folder, unwritable
@@ -138,7 +138,7 @@ def _prove(folder: Path, manifest: Mapping[str, Any], backend: str, named: Path 
     last such is left in the folder. Raises PlansDisagree.
     """
     from fusioner_rt.bundle import write_manifest
-    from fusioner_rt.cuda_driver import Device
+    from fusioner_rt.gpu.driver import Device
     from fusioner_rt.plans import read_plans
 
     entries, records = manifest["engines"], {}

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
     sys.path[0] = str(ROOT)
 
-from export import plan_arguments  # noqa: E402
+from export.tensorrt import arguments as plan_arguments  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 MOST_WORDS = 65535
@@ -199,22 +199,19 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
     with stages("loading the libraries"):
         import onnx
 
-        from export import (
-            cpu_graph,
-            decoder_graphs,
-            gates,
-            graphs,
-            known_answer,
-            mask_head_graph,
-            mask_head_kernels,
-            plan_gates,
-            precision,
-            tensorrt_engine,
-            weights,
-        )
+        from export import gates, known_answer
+        from export import kernels as mask_head_kernels
+        from export.onnx import for_cpu as cpu_graph
+        from export.onnx import graphs
+        from export.onnx import half_precision as precision
+        from export.onnx import mask_head as mask_head_graph
+        from export.onnx import shared_weights as weights
+        from export.onnx import winograd_decoder as decoder_graphs
+        from export.tensorrt import build as tensorrt_engine
+        from export.tensorrt import prove as plan_gates
         from fusioner_rt.bundle import Bundle, write_manifest
-        from fusioner_rt.decoder import of_strips
-        from fusioner_rt.onnxruntime_backend import OnnxRuntime
+        from fusioner_rt.onnx.decoder import of_strips
+        from fusioner_rt.onnx.runtime import OnnxRuntime
         from training import checkpoint
 
         if options.max_words > MOST_WORDS:
@@ -366,8 +363,9 @@ def _name(folder: Path, generic: str) -> str:
 
 
 def _rows(folder: Path, manifest: dict[str, Any], seconds: dict[str, float]) -> list[Row]:
-    from export import gates, known_answer, weights
-    from export.tensorrt_report import summary
+    from export import gates, known_answer
+    from export.onnx import shared_weights as weights
+    from export.tensorrt.report import summary
 
     parity = manifest["gates"]["parity"]
     errors = {

@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusioner_rt.decoder import Decoder, graph_names
-from fusioner_rt.decoder import Graph as DecoderGraph
 from fusioner_rt.errors import FusionerError, WordUnreadable
-from fusioner_rt.mask_head import MaskHead
+from fusioner_rt.onnx.decoder import Decoder, graph_names
+from fusioner_rt.onnx.decoder import Graph as DecoderGraph
+from fusioner_rt.onnx.mask_head import MaskHead
+from fusioner_rt.onnx.workers import Workers
 from fusioner_rt.pictures import SUFFIXES, decode
 from fusioner_rt.preprocess import Preprocessing
-from fusioner_rt.templates import fill
-from fusioner_rt.tokens import PromptTokenizer
-from fusioner_rt.workers import Workers
+from fusioner_rt.words.templates import fill
+from fusioner_rt.words.tokenizer import PromptTokenizer
 from kernels import reference
 from training.encoders import TextEncoder, readable_words
 from training.model import Fusioner
@@ -193,7 +193,7 @@ def parity(
     if not _within(mask_error, MASK_HEAD_ERROR):
         raise ParityFailed(
             f"the mask head's probabilities err by {mask_error:.2g}, at most {MASK_HEAD_ERROR} is allowed; "
-            "run: python -m pytest tests/export/test_mask_head_graph.py"
+            "run: python -m pytest tests/export/onnx/test_mask_head_graph.py"
         )
     if not result.agreement >= least:
         raise ParityFailed(

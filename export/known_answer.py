@@ -18,7 +18,7 @@ from export import gates
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.executor import untimed
 from fusioner_rt.known_answer import KnownAnswer, cosines, errors
-from fusioner_rt.onnxruntime_executor import OnnxRuntimeExecutor
+from fusioner_rt.onnx.executor import OnnxRuntimeExecutor
 from kernels import reference
 from training.model import Fusioner
 
@@ -135,7 +135,7 @@ def picture(seed: int) -> np.ndarray:
 
 
 def _input_size(bundle: Bundle) -> tuple[int, int]:
-    """Not square, which would hide a transposed picture, and within every set of export/tensorrt_profiles.py."""
+    """Not square, which would hide a transposed picture, and within every set of export/tensorrt/profiles.py."""
     step = bundle.preprocessing.multiple
     return max(bundle.size.min, bundle.size.opt * 3 // 4 // step * step), bundle.size.opt
 

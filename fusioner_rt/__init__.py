@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from .encoded import EncodedPicture
     from .errors import FusionerError
     from .preprocess import Preprocessing
-    from .segmentation import Segmentation
+    from .results.segmentation import Segmentation
     from .session import Session
 
 _HOMES = {
     "EncodedPicture": "encoded",
     "FusionerError": "errors",
     "Preprocessing": "preprocess",
-    "Segmentation": "segmentation",
+    "Segmentation": "results.segmentation",
     "Session": "session",
 }
 

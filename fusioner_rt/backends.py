@@ -89,17 +89,17 @@ def open_rung(
     known answer, if it was not. Raises what keeps it from running, and AnswerWrong.
     """
     if name == "onnxruntime-cpu":
-        from .onnxruntime_executor import OnnxRuntimeExecutor
+        from .onnx.executor import OnnxRuntimeExecutor
 
         return OnnxRuntimeExecutor(bundle, name, threads), "ONNX Runtime, CPU", None
     executor: Executor
     if name == "onnxruntime-cuda":
-        from .onnxruntime_cuda import open_graphs
+        from .gpu.onnx_engine import open_graphs
 
         executor, what = open_graphs(bundle, threads)
     else:
         of_flavour(bundle, name, "image_fusion")  # before anything is imported for it
-        from .tensorrt_executor import open_plans
+        from .tensorrt.opening import open_plans
 
         executor, what = open_plans(bundle, name, threads, cache)
     return executor, what, _prove(bundle, name, executor)
@@ -156,7 +156,7 @@ def _expected(bundle: Bundle, passed_over: list[tuple[str, str]]) -> list[tuple[
     """Those of the rungs passed over that someone has prepared this machine and this bundle for."""
     if not passed_over:
         return []
-    from .onnxruntime_backend import built_with_cuda
+    from .onnx.runtime import built_with_cuda
 
     prepared = {plan.flavour for plan in bundle.plans} if _gpu_is_offered() else set()
     if built_with_cuda():
@@ -165,7 +165,7 @@ def _expected(bundle: Bundle, passed_over: list[tuple[str, str]]) -> list[tuple[
 
 
 def _gpu_is_offered() -> bool:
-    from .nvidia import all_hidden, gpu_is_there
+    from .hardware import all_hidden, gpu_is_there
 
     return gpu_is_there() and not all_hidden()
 

@@ -21,7 +21,7 @@ from .errors import (
 from .files import write_atomically
 from .plans import Plan, read_plans
 from .preprocess import Preprocessing
-from .templates import check_templates
+from .words.templates import check_templates
 
 FORMAT = "fusioner-rt bundle"
 FORMAT_VERSION = 1

@@ -15,7 +15,7 @@ from . import __version__
 from .errors import BackendUnavailable, FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 
 if TYPE_CHECKING:
-    from .segmentation import Segmentation
+    from .results.segmentation import Segmentation
     from .session import Session
 
 _EXAMPLES = """\
@@ -168,7 +168,7 @@ def _open(options: argparse.Namespace) -> "Session":
 
 def _segment(options: argparse.Namespace) -> int:
     from .files import writable_folder, writable_place
-    from .words import parse_words
+    from .words.parse import parse_words
 
     size = _parse_size(options.size)
     parse_words(options.words)
@@ -225,8 +225,8 @@ class _Report:
 
     def add(self, path: Path, result: "Segmentation") -> str:
         """Returns the line to print."""
-        from . import coco
-        from .overlay import percent
+        from .results import coco
+        from .results.overlay import percent
 
         name = self._unique(path.stem)
         try:
@@ -246,8 +246,8 @@ class _Report:
         return f"{path}: {said} -> {lies}"
 
     def write_json(self, path: Path, words: Sequence[str]) -> None:
-        from . import coco
         from .files import write_result
+        from .results import coco
 
         whole = json.dumps(coco.document(self._images, words, self._annotations))
         write_result(path, lambda stream: stream.write(whole.encode()))
@@ -325,8 +325,8 @@ def _lines(value: Any) -> list[str]:
 def _facts(session: "Session") -> dict[str, dict[str, Any]]:
     import platform
 
-    from .mask_head import cores
-    from .text_cache import TextCache
+    from .onnx.mask_head import cores
+    from .words.cache import TextCache
 
     cache = TextCache(session.cache_folder)
     cache.check_writable()
@@ -388,7 +388,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _words(options: argparse.Namespace) -> int:
-    from .text_cache import TextCache, default_folder
+    from .words.cache import TextCache, default_folder
 
     folder = options.cache or default_folder()
     cache = TextCache(folder)

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, TypeVar
 
-from . import __version__, nvidia, plans
+from . import __version__, plans
+from . import hardware as nvidia
 from .backends import LADDER, open_rung
 from .bundle import Bundle, find_bundle
-from .cuda_driver import Device, Driver
 from .errors import BackendUnavailable, FusionerError, one_line
-from .text_cache import default_folder
+from .gpu.driver import Device, Driver
+from .words.cache import default_folder
 
 _T = TypeVar("_T")
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core")
@@ -209,8 +210,8 @@ def _examine(
         return value
 
     if name in plans.FLAVOURS:
-        from . import tensorrt_library
-        from .gpu_executor import kernels_folder
+        from .gpu.executor import kernels_folder
+        from .tensorrt import versions as tensorrt_library
 
         held = bundle and need(lambda: plans.of_flavour(bundle, name, "image_fusion"))
         if bundle:
@@ -221,7 +222,7 @@ def _examine(
             version, gpu = str(module.__version__), f"GPU 0 ({gpus[0].name})"
             need(lambda: plans.choose(bundle, name, "image_fusion", version, gpus[0].capability, gpu))
     else:
-        from .onnxruntime_backend import OnnxRuntime
+        from .onnx.runtime import OnnxRuntime
 
         need(lambda: OnnxRuntime(name))
     if no_bundle is not None:

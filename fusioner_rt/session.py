@@ -19,14 +19,14 @@ from .encoded import EncodedPicture
 from .errors import UsageError
 from .executor import Clock, Executor, Mode, Request, Waiting
 from .pictures import PIXEL_LIMIT, Picture, decode, describe
-from .segmentation import STAGES, Segmentation
-from .templates import check_templates
-from .text_cache import TextCache, default_folder
-from .vocabulary import TextEncoder, Vocabulary
-from .words import check_count, parse_words
+from .results.segmentation import STAGES, Segmentation
+from .words.cache import TextCache, default_folder
+from .words.encoder import TextEncoder, Vocabulary
+from .words.parse import check_count, parse_words
+from .words.templates import check_templates
 
 if TYPE_CHECKING:
-    from .device_segmentation import DeviceSegmentation
+    from .gpu.on_device import DeviceSegmentation
 
 MODES = ("joint", "independent")
 KEPT_LIMIT = 4_000_000_000
@@ -271,7 +271,7 @@ class Session:
         `picture` and `out` must live until the stream is done. NaN features give NaN confidence. Raises
         DeviceArrayInvalid, BackendUnavailable, CudaFailed and as `segment`.
         """
-        from .device_segmentation import segment_on_device
+        from .gpu.on_device import segment_on_device
 
         self._check_open()
         size = _check_options(size, threshold, "joint")

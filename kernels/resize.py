@@ -1,7 +1,7 @@
 """Preprocessing in Triton: Pillow's resize and the normalisation, bit for bit (`fusioner_rt.preprocess`).
 
 A resize is a pass along the rows and one along the columns, in the order and with the tables that
-`fusioner_rt.resample` gives. A pass gives 8-bit pixels for the other one, or, being the last, the network's input.
+`fusioner_rt.gpu.pillow_tables` gives. A pass gives 8-bit pixels for the other one, or, being the last, the network's input.
 Weighted sums are in whole numbers, so that no order of adding them changes a bit; normalising is a product rounded to
 float32, then a difference rounded to float32, as numpy takes them: compiled without fused multiply-add.
 
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 PRECISION_BITS = 22
-"""A weight of 1 is 2^22, as in `fusioner_rt.resample`."""
+"""A weight of 1 is 2^22, as in `fusioner_rt.gpu.pillow_tables`."""
 _BITS = tl.constexpr(PRECISION_BITS)
 _HALF = tl.constexpr(1 << (PRECISION_BITS - 1))
 

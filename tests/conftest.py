@@ -48,7 +48,7 @@ def tiny_bundle_fp16(tiny_checkpoint: Path, picture_folder: Path, tmp_path_facto
 
 @pytest.fixture
 def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny bundle with plans of both graphs, for the emulated TensorRT (tests/runtime/emulated_gpu.py)."""
+    """A copy of the tiny bundle with plans of both graphs, for the emulated TensorRT (tests/emulation/emulated_gpu.py)."""
     from emulated_gpu import plan
 
     folder = tmp_path / "planned"
@@ -96,7 +96,7 @@ def _built(checkpoint: Path, pictures: Path, temporary: pytest.TempPathFactory, 
 
 def _trace_once(patch: pytest.MonkeyPatch) -> None:
     """Tracing is nearly all of a build's time, and the tiny model is always the same: both precisions share its graphs."""
-    from export import graphs
+    from export.onnx import graphs
 
     for name in ("text_graph", "picture_graphs"):
         patch.setattr(graphs, name, functools.partial(_traced, name, getattr(graphs, name)))

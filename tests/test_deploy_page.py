@@ -28,16 +28,21 @@ RUNTIME = (
     "backends",
     "known_answer",
     "plans",
-    "tensorrt_*",
-    "gpu_*",
-    "device_*",
-    "onnxruntime_*",
-    "cuda_driver",
-    "cuda_kernels",
-    "cuda_preprocess",
+    "tensorrt/*",
+    "gpu/arrays",
+    "gpu/driver",
+    "gpu/executor",
+    "gpu/kernels",
+    "gpu/on_device",
+    "gpu/onnx_engine",
+    "gpu/pipeline",
+    "gpu/pipeline_pool",
+    "gpu/preprocess",
+    "onnx/executor",
+    "onnx/runtime",
 )
 """Modules of a session on a GPU."""
-BUILD = ("tensorrt_engine", "tensorrt_report", "add_plans", "mask_head_kernels")
+BUILD = ("tensorrt.build", "tensorrt.report", "add_plans", "kernels")
 NOT_MET = {
     "…: TensorRT … (…); …",  # around those that have rows
     # Calls that an application which launches the kernels itself can get wrong, and a session does not.
@@ -86,8 +91,8 @@ def constants_of(tree: ast.Module) -> dict[str, str]:
 @cache
 def classes() -> dict[str, type[FusionerError]]:
     """Every error there is, by its name."""
-    for file in (ROOT / "export").glob("*.py"):
-        importlib.import_module(f"export.{file.stem}")
+    for file in (ROOT / "export").rglob("*.py"):
+        importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     found, waiting = {}, [FusionerError]
     while waiting:
         one = waiting.pop()
@@ -122,7 +127,7 @@ def raised(file: Path) -> Iterator[tuple[str, str]]:
 
 @cache
 def messages(folders: tuple[str, ...] = ("fusioner_rt", "export")) -> list[tuple[str, str]]:
-    return [pair for folder in folders for file in sorted((ROOT / folder).glob("*.py")) for pair in raised(file)]
+    return [pair for folder in folders for file in sorted((ROOT / folder).rglob("*.py")) for pair in raised(file)]
 
 
 def cells(text: str) -> list[list[str]]:
@@ -186,7 +191,7 @@ def test_every_error_about_gpus_and_plans_has_a_row() -> None:
 def test_every_note_is_in_the_source() -> None:
     source = [
         template(node, {})
-        for file in (ROOT / "fusioner_rt").glob("*.py")
+        for file in (ROOT / "fusioner_rt").rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, (ast.Constant, ast.JoinedStr))
     ]

@@ -1,5 +1,5 @@
 """The examples compile, and call the session by names and arguments that it has. They run where their library and a GPU
-are: tests/runtime/test_on_gpu.py.
+are: tests/runtime/gpu/test_on_gpu.py.
 """
 
 import ast

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusioner_rt.preprocess import Preprocessing
-from fusioner_rt.templates import PAPER_TEMPLATES, check_templates, fill
+from fusioner_rt.words.templates import PAPER_TEMPLATES, check_templates, fill
 from training.encoders import ImageEncoder, TextEncoder
 from training.encoders.bert import merge_heads, split_heads
 
@@ -144,7 +144,7 @@ class Fusioner(nn.Module):
 
         Raises WordUnreadable for a word of which the text encoder knows nothing.
         """
-        from fusioner_rt.tokens import PromptTokenizer
+        from fusioner_rt.words.tokenizer import PromptTokenizer
 
         tokenizer = PromptTokenizer(self.text_encoder.tokenizer_file, self.text_encoder.max_tokens)
         prompts = []

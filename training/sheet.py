@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fusioner_rt.colours import colours
+from fusioner_rt.results.colours import colours
 from training.data import IGNORE, DataError, PictureMasks, read_picture
 from training.metrics import ClassIoU
 from training.scoring import Predictor, present

@@ -148,7 +148,7 @@ def test_watched_graphs_tell_what_a_session_ran_and_count_weights_once(tiny_bund
         assert twice[stage].flops == 2 * cost.flops
         assert twice[stage].constants == cost.constants
         assert twice[stage].least == 2 * cost.least - cost.constants
-    from fusioner_rt.onnxruntime_backend import OnnxRuntime
+    from fusioner_rt.onnx.runtime import OnnxRuntime
 
     assert OnnxRuntime.load.__qualname__ == "OnnxRuntime.load"  # nothing stays watched
 

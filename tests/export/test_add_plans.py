@@ -15,7 +15,8 @@ import onnx
 import pytest
 from emulated_gpu import EmulatedGpu
 
-from export import add_plans, tensorrt_engine
+from export import add_plans
+from export.tensorrt import build as tensorrt_engine
 from fusioner_rt import Session
 from fusioner_rt.bundle import Bundle, write_manifest
 from fusioner_rt.errors import FusionerError, OutputUnwritable, PlanUnusable, UsageError

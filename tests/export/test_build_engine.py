@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from export import build_engine, gates, mask_head_kernels
+from export import build_engine, gates
+from export import kernels as mask_head_kernels
 from export.build_engine import Options
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.errors import OutputUnwritable, UsageError

@@ -15,7 +15,7 @@ import export
 from export import gates
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.errors import FusionerError, WordUnreadable
-from fusioner_rt.onnxruntime_backend import OnnxRuntime
+from fusioner_rt.onnx.runtime import OnnxRuntime
 from training import checkpoint
 from training.encoders.table import Table
 

@@ -11,7 +11,8 @@ import onnx
 import pytest
 import torch
 
-from export import gates, known_answer, tensorrt_profiles
+from export import gates, known_answer
+from export.tensorrt import profiles as tensorrt_profiles
 from fusioner_rt.bundle import MANIFEST, Bundle
 from fusioner_rt.known_answer import cosines, errors, read
 from kernels import reference

@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from export import build_engine, graphs
+from export import build_engine
+from export.onnx import graphs
 from fusioner_rt import Session
 from fusioner_rt.cli import main
 from fusioner_rt.errors import WordsInvalid, WordUnreadable
-from fusioner_rt.templates import PLACE
+from fusioner_rt.words.templates import PLACE
 from training import checkpoint
 from training.encoders import table
 from training.encoders.vision_transformer import VARIANTS

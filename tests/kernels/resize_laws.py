@@ -14,7 +14,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fusioner_rt.cuda_preprocess import KERNELS, CudaPreprocess
+from fusioner_rt.gpu.preprocess import KERNELS, CudaPreprocess
 from fusioner_rt.preprocess import RESAMPLINGS, Preprocessing
 from kernels.variants import variant
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusioner_rt import cuda_preprocess, resample
+from fusioner_rt.gpu import pillow_tables as resample
+from fusioner_rt.gpu import preprocess as cuda_preprocess
 from fusioner_rt.preprocess import Preprocessing
 from kernels import resize, variants
 

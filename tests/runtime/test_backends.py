@@ -8,11 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from fusioner_rt import backends, nvidia, onnxruntime_backend
+from fusioner_rt import backends
+from fusioner_rt import hardware as nvidia
 from fusioner_rt.backends import open_executor
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.errors import BackendUnavailable, GraphUnusable
-from fusioner_rt.onnxruntime_backend import CPU, CUDA, OnnxRuntime, providers
+from fusioner_rt.onnx import runtime as onnxruntime_backend
+from fusioner_rt.onnx.runtime import CPU, CUDA, OnnxRuntime, providers
 
 
 @pytest.fixture
@@ -87,14 +89,14 @@ def test_a_later_run_that_fails_on_the_gpu_is_not_repeated_on_the_cpu(tiny_bundl
 
 def test_a_rung_that_loads_and_cannot_run_is_passed_over(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where ONNX Runtime has no kernels for the GPU, which shows in the first run."""
-    from fusioner_rt.onnxruntime_executor import OnnxRuntimeExecutor
+    from fusioner_rt.onnx.executor import OnnxRuntimeExecutor
 
     class Failing(OnnxRuntimeExecutor):
         def run(self, *arguments: object) -> list:
             raise GraphUnusable("CUDA error 209: no kernel image is available; rebuild the bundle")
 
     monkeypatch.setattr(
-        "fusioner_rt.onnxruntime_cuda.open_graphs",
+        "fusioner_rt.gpu.onnx_engine.open_graphs",
         lambda bundle, threads: (Failing(bundle, "onnxruntime-cpu", threads), "CUDA"),
     )
     bundle = Bundle.open(tiny_bundle)

@@ -11,7 +11,8 @@ import emulated_gpu
 import pytest
 from emulated_gpu import EmulatedGpu
 
-from fusioner_rt import Session, doctor, nvidia
+from fusioner_rt import Session, doctor
+from fusioner_rt import hardware as nvidia
 from fusioner_rt.backends import LADDER
 from fusioner_rt.bundle import MANIFEST, write_manifest
 from fusioner_rt.cli import main

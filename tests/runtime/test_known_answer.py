@@ -19,7 +19,7 @@ from fusioner_rt import Session, known_answer
 from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest
 from fusioner_rt.doctor import examine
 from fusioner_rt.errors import AnswerWrong, ManifestInvalid
-from fusioner_rt.onnxruntime_executor import OnnxRuntimeExecutor
+from fusioner_rt.onnx.executor import OnnxRuntimeExecutor
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": emulated_gpu.VERSION}
 Outputs = dict[str, np.ndarray]
@@ -146,7 +146,7 @@ def test_onnx_runtime_on_a_gpu_is_compared_too(tiny_bundle: Path, monkeypatch: p
             return [(scores / 2, gram) for scores, gram in super().maps(group, request)]
 
     monkeypatch.setattr(
-        "fusioner_rt.onnxruntime_cuda.open_graphs",
+        "fusioner_rt.gpu.onnx_engine.open_graphs",
         lambda bundle, threads: (Halved(bundle, "onnxruntime-cpu", threads), "CUDA"),
     )
     with Session(tiny_bundle, "onnxruntime", cache=False) as session:

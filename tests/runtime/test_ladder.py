@@ -34,8 +34,8 @@ for name in filter(None, sys.argv[2].split(",")):
 if "gpu-package" in sys.argv:
     import onnxruntime
     onnxruntime.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    import fusioner_rt.onnxruntime_backend
-    fusioner_rt.onnxruntime_backend.driver_missing = lambda: None
+    import fusioner_rt.onnx.runtime
+    fusioner_rt.onnx.runtime.driver_missing = lambda: None
 import numpy as np
 from fusioner_rt import FusionerError, Session
 from fusioner_rt.backends import CHOICES
@@ -74,7 +74,7 @@ def no_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def planned(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with plans by TensorRT-RTX, and entries of full TensorRT over bytes that nobody can load here."""
-    from export.tensorrt_engine import PlanOptions, add_plans
+    from export.tensorrt.build import PlanOptions, add_plans
 
     folder = tmp_path_factory.mktemp("ladder") / "planned"
     shutil.copytree(tiny_bundle, folder)
@@ -271,7 +271,7 @@ def test_a_rung_made_ready_for_that_is_passed_over_is_a_note_and_named_beside_th
     from PIL import Image
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr("fusioner_rt.nvidia.gpu_is_there", lambda: True)
+    monkeypatch.setattr("fusioner_rt.hardware.gpu_is_there", lambda: True)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     Image.fromarray(scene(61, 93)).save(tmp_path / "a.png")
     command = ["segment", str(tmp_path / "a.png"), "--words", "cat", "--engine", str(planned), "--out", str(tmp_path)]

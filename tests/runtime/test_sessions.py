@@ -28,7 +28,7 @@ from fusioner_rt.errors import (
     UsageError,
     WordsInvalid,
 )
-from fusioner_rt.segmentation import STAGES
+from fusioner_rt.results.segmentation import STAGES
 
 WORDS = ["cat", "red sofa", "tree"]
 CLOSE = 1e-5  # between two ways of computing one probability in float32; see ALLOWED in test_mask_bands.py

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusioner_rt.tokens import PromptTokenizer
+from fusioner_rt.words.tokenizer import PromptTokenizer
 from training.encoders import WeightsNotFound, WeightsUnfit, image_encoder, text_encoder
 from training.encoders.open_clip import OPENAI_NUMBERS, OpenClipResNet, _load, import_open_clip
 

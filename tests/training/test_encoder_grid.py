@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from export import graphs
 from export.gates import ROUNDINGS
-from fusioner_rt.templates import PAPER_TEMPLATES
-from fusioner_rt.tokens import PromptTokenizer
+from export.onnx import graphs
+from fusioner_rt.words.templates import PAPER_TEMPLATES
+from fusioner_rt.words.tokenizer import PromptTokenizer
 from training.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
 from training.encoders.bert import Bert
 from training.encoders.open_clip import import_open_clip

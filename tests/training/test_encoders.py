@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fusioner_rt.pictures import decode
 from fusioner_rt.preprocess import Preprocessing
-from fusioner_rt.tokens import PromptTokenizer
+from fusioner_rt.words.tokenizer import PromptTokenizer
 from training.encoders import WeightsNotFound, classifier_rows, image_encoder, text_encoder
 from training.encoders.efficientnet_lite import BATCH_NORM_EPS, EfficientNetLite
 

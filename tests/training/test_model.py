@@ -78,7 +78,7 @@ def test_without_a_decoder_features_stay_at_token_resolution() -> None:
 
 
 def test_a_words_vector_is_the_unit_mean_of_its_prompts_unit_vectors(model: Fusioner) -> None:
-    from fusioner_rt.tokens import PromptTokenizer
+    from fusioner_rt.words.tokenizer import PromptTokenizer
 
     tokenizer = PromptTokenizer(model.text_encoder.tokenizer_file, model.text_encoder.max_tokens)
     prompts = [template.replace("{category}", "sofa") for template in model.config.templates]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner_rt.colours import colours
+from fusioner_rt.results.colours import colours
 from training import sheet
 from training.data import IGNORE, DataError, MaskFolder
 

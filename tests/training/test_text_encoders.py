@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from fusioner_rt.tokens import PromptTokenizer
+from fusioner_rt.words.tokenizer import PromptTokenizer
 from training.encoders import TextEncoder, WeightsNotFound, WeightsUnfit, readable_words, text_encoder
 from training.encoders.bert import Bert, encoder_state
 from training.encoders.table import TableInvalid, main, normalised, read_names

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fusioner_rt.bundle import sha256
-from fusioner_rt.tokens import PromptTokenizer
+from fusioner_rt.words.tokenizer import PromptTokenizer
 from training.encoders.released import WeightsNotFound, WeightsUnfit, allow_download, hub_file, url_file
 
 __all__ = [

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from fusioner_rt.errors import FusionerError
 from fusioner_rt.files import write_atomically
-from fusioner_rt.templates import PLACE
+from fusioner_rt.words.templates import PLACE
 from training.encoders.released import WeightsNotFound, WeightsUnfit
 
 UNKNOWN = "[UNK]"  # no name: names are lower case

@@ -1,0 +1,1 @@
+"""The model as ONNX graphs, and what is done to them."""

@@ -1,0 +1,1 @@
+"""TensorRT plans of a bundle's graphs: built, reported, proved."""

@@ -1,0 +1,260 @@
+"""Launches a bundle's compiled kernels on a GPU: no Triton, no torch (docs/bundle.md, "Kernels").
+
+The record `kernels/abi.json` says what a launch needs; this file reads it, picks the file that fits the GPU and packs
+the arguments.
+"""
+
+import contextlib
+import ctypes
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CudaFailed, GpuMemoryShort, KernelsUnusable, UsageError
+from .driver import Device
+
+ABI_VERSION = 2
+_TYPES = {"i32": ctypes.c_int32, "fp32": ctypes.c_float}  # every other type is a pointer
+_TEGRA = {(7, 2), (8, 7), (8, 8), (10, 1), (11, 0)}  # Xavier, Orin and its successors, Thor by its two numbers
+_SPECIFIC = 9  # from this major version on, a cubin runs on its own capability alone
+_STATIC_SHARED = 48 << 10  # a block may have this much shared memory without asking for more
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as it is launched on one GPU.
+
+    file: cubin or PTX. types: of the arguments, in order. multiples: names of those that must be multiples of 16.
+    grid: Σ over rows of Π over (size name, tile) of ⌈size / tile⌉ programs a picture.
+    """
+
+    name: str
+    file: Path
+    symbol: str
+    threads: int
+    shared_bytes: int
+    arguments: tuple[tuple[str, str], ...]
+    multiples: frozenset[str]
+    tile: Mapping[str, int]
+    grid: tuple[tuple[tuple[str, int], ...], ...]
+
+    def programs(self, sizes: Mapping[str, int]) -> int:
+        """How many programs a picture takes. sizes: by the names that grids use."""
+        total = 0
+        for row in self.grid:
+            product = 1
+            for name, tile in row:
+                product *= tile if name == "one" else -(-sizes[name] // tile)
+            total += product
+        return total
+
+
+class Record:
+    """`kernels/abi.json`, read and checked. Raises KernelsUnusable."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: the bundle's `kernels`."""
+        path = folder / "abi.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise KernelsUnusable(
+                f"{path}: cannot be read ({error.strerror}); the bundle was built without kernels: build it again "
+                "without --kernels none"
+            ) from None
+        except ValueError as error:
+            raise KernelsUnusable(f"{path}: is not JSON ({error}); build the bundle again") from None
+        version = record.get("abi_version") if isinstance(record, dict) else None
+        if version != ABI_VERSION:
+            raise KernelsUnusable(
+                f"{path}: ABI version {version!r}, this fusioner-rt launches version {ABI_VERSION}; build the bundle again"
+            )
+        self.folder, self._path = folder, path
+        self._kernels: dict[str, Any] = record.get("kernels")
+        if not isinstance(self._kernels, dict):
+            raise KernelsUnusable(f"{path}: kernels is no object of names; build the bundle again")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every kernel there is, such as "labels.float16"."""
+        return tuple(self._kernels)
+
+    def launches(self, name: str, capability: Sequence[int]) -> list[Launch]:
+        """How a kernel may be launched on a GPU of this compute capability (major, minor), the preferred form first.
+
+        The cubin of that capability, else the newest of the same major version below it, if those are not tied to theirs;
+        then the PTX, which the driver compiles. Cubins of desktop GPUs do not load on Tegra, nor Tegra's on those, though
+        their numbers would allow it. Raises KernelsUnusable where there is none.
+        """
+        if name not in self._kernels:
+            raise KernelsUnusable(f"{self._path}: holds no kernel {name}, only {', '.join(self._kernels) or 'none'}")
+        here = major, minor = capability[0], capability[1]
+        try:
+            entry = self._kernels[name]
+            targets = {_capability(key): value for key, value in entry["targets"].items()}
+            alike = [
+                target
+                for target in targets
+                if target[0] == major < _SPECIFIC and target[1] <= minor and {target, here}.isdisjoint(_TEGRA)
+            ]
+            found = [targets[here]] if here in targets else [targets[max(alike)]] if alike else []
+            if "ptx" in entry and here >= _capability(entry["ptx"]["target"]):
+                found.append(entry["ptx"])
+            if not found:
+                raise KernelsUnusable(
+                    f"{self._path}: {name} was compiled for {', '.join(entry['targets'])} and this GPU's compute capability "
+                    f"is {major}.{minor}; build the bundle again with --kernels sm_{major}{minor}, or choose another backend"
+                )
+            return [
+                Launch(
+                    name=name,
+                    file=self.folder / chosen["file"],
+                    symbol=chosen["symbol"],
+                    threads=int(chosen["threads"]),
+                    shared_bytes=int(chosen["shared_bytes"]),
+                    arguments=tuple((str(argument), str(kind)) for argument, kind in entry["arguments"]),
+                    multiples=frozenset(entry["multiples_of_16"]),
+                    tile={str(key): int(value) for key, value in chosen["tile"].items()},
+                    grid=tuple(tuple((str(size), int(tile)) for size, tile in row) for row in chosen["grid"]),
+                )
+                for chosen in found
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise KernelsUnusable(
+                f"{self._path}: the entry of {name} is missing a field or malformed ({error!r}); build the bundle again"
+            ) from None
+
+
+def _capability(target: str) -> tuple[int, int]:
+    """(8, 0) of "sm_80"."""
+    return int(target[3:-1]), int(target[-1])
+
+
+class Kernels:
+    """The kernels of a bundle on one GPU. Threads may share them; a kernel is loaded when first launched.
+
+    notes: which cubins the driver did not take, and PTX runs instead.
+    """
+
+    def __init__(self, folder: Path, device: Device) -> None:
+        """folder: the bundle's `kernels`. Raises KernelsUnusable."""
+        self.record, self.device = Record(folder), device
+        self.notes: list[str] = []
+        self._loaded: dict[str, tuple[Launch, Any]] = {}
+        self._libraries: list[Any] = []
+        self._loading = threading.Lock()
+
+    def launch(
+        self, name: str, pictures: int, sizes: Mapping[str, int], arguments: Mapping[str, int | float], stream: int
+    ) -> None:
+        """Launch a kernel; returns at once, the stream does the work.
+
+        pictures: B, the grid's second dimension. sizes: by the names of the kernel's grid. arguments: values by name,
+        pointers as integers. stream: a CUstream as an integer, of this device. Raises KernelsUnusable, CudaFailed,
+        UsageError.
+        """
+        launch, function = self._load(name)
+        values, types = self.pack(launch, arguments)
+        programs = launch.programs(sizes)
+        if not (0 < programs < 2**31 and 0 < pictures < 2**16):
+            raise UsageError(
+                f"{name}: {programs} programs for {pictures} pictures; a GPU takes at most 2**31 and 65535"
+            )
+        with self.device.current():
+            self.device.driver.cuLaunchKernel(
+                function, programs, pictures, 1, launch.threads, 1, 1, launch.shared_bytes, stream, (values, types), 0
+            )
+
+    @staticmethod
+    def pack(launch: Launch, arguments: Mapping[str, int | float]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Values and their ctypes in the kernel's order, two null scratch pointers last. Raises UsageError."""
+        expected = [name for name, _ in launch.arguments]
+        if set(expected) != set(arguments):
+            raise UsageError(f"{launch.name}: arguments {', '.join(arguments)}, expected {', '.join(expected)}")
+        for name in launch.multiples:
+            if int(arguments[name]) % 16:
+                raise UsageError(f"{launch.name}: {name} is {arguments[name]}, expected a multiple of 16")
+        types = [_TYPES.get(kind, ctypes.c_void_p) for _, kind in launch.arguments]
+        return (*(arguments[name] for name in expected), 0, 0), (*types, ctypes.c_void_p, ctypes.c_void_p)
+
+    def close(self) -> None:
+        """Unload what was loaded. Nothing launched may still be running; closing twice is fine."""
+        with self._loading, self.device.current():
+            self._loaded.clear()
+            while self._libraries:
+                self.device.driver.cuLibraryUnload(self._libraries.pop())
+
+    def _load(self, name: str) -> tuple[Launch, Any]:
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            with self._loading:
+                loaded = self._loaded.get(name) or self._load_now(name)
+                self._loaded[name] = loaded
+        return loaded
+
+    def _load_now(self, name: str) -> tuple[Launch, Any]:
+        """The cubin, or where the driver does not take it the PTX: it may say so at any call up to the kernel's function,
+        since kernels are loaded lazily.
+        """
+        refused: list[tuple[Path, CudaFailed]] = []
+        for launch in self.record.launches(name, self.device.capability):
+            try:
+                loaded = launch, self._resolved(launch)
+            except GpuMemoryShort:
+                raise
+            except CudaFailed as error:
+                refused.append((launch.file, error))
+                continue
+            for file, why in refused:
+                self.notes.append(
+                    f"{launch.file.name} runs, compiled by the driver, which does not load {file} ({why})"
+                )
+            return loaded
+        version = self.device.driver.cuDriverGetVersion()
+        files, reasons = (dict.fromkeys(map(str, column)) for column in zip(*refused, strict=True))
+        raise KernelsUnusable(
+            f"{', '.join(files)}: the driver of {self.device} does not load it ({'; '.join(reasons)}); the driver is of CUDA "
+            f"{version // 1000}.{version % 1000 // 10}, the kernels need 12.0: update the driver, or choose another "
+            "backend"
+        )
+
+    def _resolved(self, launch: Launch) -> Any:
+        """The kernel's function. Raises CudaFailed where the driver does not load it."""
+        driver = self.device.driver
+        try:
+            code = launch.file.read_bytes() + b"\0"  # PTX is a string to the driver; a cubin knows its own length
+        except OSError as error:
+            raise KernelsUnusable(f"{launch.file}: cannot be read ({error.strerror}); build the bundle again") from None
+        with self.device.current():
+            library = driver.cuLibraryLoadData(code, [], [], 0, [], [], 0)
+            try:
+                kernel = driver.cuLibraryGetKernel(library, launch.symbol.encode())
+                self._check_parameters(launch, kernel)
+                if launch.shared_bytes > _STATIC_SHARED:
+                    attribute = driver.bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                    driver.cuKernelSetAttribute(attribute, launch.shared_bytes, kernel, self.device.handle)
+                function = driver.cuKernelGetFunction(kernel)
+            except BaseException:
+                with contextlib.suppress(CudaFailed):
+                    driver.cuLibraryUnload(library)
+                raise
+        self._libraries.append(library)
+        return function
+
+    def _check_parameters(self, launch: Launch, kernel: Any) -> None:
+        """What is loaded takes what the record says: a wrong offset would be a wrong mask, or worse."""
+        types = self.pack(launch, dict.fromkeys((name for name, _ in launch.arguments), 0))[1]
+        offset = 0
+        for index, kind in enumerate(types):
+            size = ctypes.sizeof(kind)
+            offset = -(-offset // size) * size
+            found = tuple(int(number) for number in self.device.driver.cuKernelGetParamInfo(kernel, index))
+            if found != (offset, size):
+                raise KernelsUnusable(
+                    f"{launch.file}: parameter {index} has offset and size {found}, the record says {(offset, size)}; "
+                    "build the bundle again"
+                )
+            offset += size

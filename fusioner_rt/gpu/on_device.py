@@ -1,0 +1,70 @@
+"""Pictures in GPU memory to label maps in GPU memory, on a caller's stream (`Session.segment_on_device`)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..bundle import Bundle, input_size_of
+from ..errors import BackendUnavailable, DeviceArrayInvalid
+from ..executor import Executor, Request
+from .arrays import GpuArray, view
+from .executor import GpuExecutor
+from .mask_head import DeviceArray
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceSegmentation:
+    """words: the K words. labels: (H, W) or (B, H, W) uint16, 0 = background, n = words[n - 1]. confidence: of that
+    shape, float32, or float16 where `out` is. Both are `GpuArray`s, or the objects given as `out`; they are filled when
+    `stream` gets there.
+    """
+
+    words: tuple[str, ...]
+    labels: Any
+    confidence: Any
+    stream: int
+
+
+def segment_on_device(
+    executor: Executor, bundle: Bundle, picture: Any, words: tuple[str, ...], request: Request,
+    size: tuple[int, int] | None, stream: int, out: tuple[Any, Any] | None,
+) -> DeviceSegmentation:  # fmt: skip
+    """As `Session.segment_on_device`, its options checked."""
+    if not isinstance(executor, GpuExecutor):
+        raise BackendUnavailable(
+            "segment_on_device needs a backend that works in GPU memory, and this session's does not; "
+            "session.backend.passed_over and session.notes tell why, fusioner-rt doctor what to do; or copy the picture to "
+            "the host and use segment"
+        )
+    device = executor.device
+    given = view(picture, "picture", device, stream)
+    batch = given if len(given.shape) == 4 else DeviceArray(given.pointer, (1, *given.shape), given.dtype)
+    if given.dtype != "uint8" or len(batch.shape) != 4 or batch.shape[3] != 3 or min(batch.shape) < 1:
+        raise DeviceArrayInvalid(f"picture is {given.dtype} {given.shape}; give (H, W, 3) or (B, H, W, 3) uint8 RGB")
+    pictures, height, width = batch.shape[:3]
+    if pictures > bundle.batch.max:
+        raise DeviceArrayInvalid(
+            f"picture holds {pictures} pictures; the bundle was built for {bundle.batch.max} at once: give them in parts, "
+            f"or rebuild it: {bundle.build_command(max_batch=pictures)}"
+        )
+    input_size = input_size_of(bundle, height, width, "the picture in GPU memory")
+    edges = (pictures, *(size or (height, width)))
+    shape = edges if len(given.shape) == 4 else edges[1:]
+    results: tuple[Any, Any] = out or (
+        executor.new(shape, "uint16", stream), executor.new(shape, "float32", stream),
+    )  # fmt: skip
+    arrays = []
+    for name, dtypes, result in (
+        ("labels", ("uint16",), results[0]),
+        ("confidence", ("float32", "float16"), results[1]),
+    ):
+        array = view(result, f"{name} of out", device, stream, writable=True)
+        if array.shape != shape or array.dtype not in dtypes:
+            raise DeviceArrayInvalid(
+                f"{name} of out is {array.dtype} {array.shape}; give {' or '.join(dtypes)} {shape}"
+            )
+        arrays.append(DeviceArray(array.pointer, edges, array.dtype))
+    executor.run_on(stream, batch, input_size, request, arrays[0], arrays[1])
+    for result in results:
+        if isinstance(result, GpuArray):
+            result.filled()
+    return DeviceSegmentation(words, *results, stream)

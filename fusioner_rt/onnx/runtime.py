@@ -1,0 +1,230 @@
+"""Runs a bundle's graphs with ONNX Runtime, and says honestly on what they run.
+
+Its GPU package lists CUDA as available anywhere. Where driver or libraries are missing it then runs on the CPU unasked,
+and so it does for good after a run on the GPU has failed: both are refused here.
+"""
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..bundle import build_command
+from ..errors import BackendUnavailable, GraphUnusable, one_line
+from ..gpu.mask_head import DeviceArray
+from ..hardware import driver_missing
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+_CUDA_OPTIONS = {"use_tf32": "0"}  # float32 must be float32
+
+
+def built_with_cuda() -> bool:
+    """The installed ONNX Runtime is the GPU's, whether it can run here or not."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def providers(name: str, available: list[str]) -> list[str]:
+    """Providers to ask ONNX Runtime for, best first.
+
+    name: onnxruntime-cpu or onnxruntime-cuda. available: `onnxruntime.get_available_providers()`, what the installed
+    package was built with (which does not say that this machine can run it). Raises BackendUnavailable.
+    """
+    if name == "onnxruntime-cpu":
+        return [CPU]
+    if CUDA not in available:
+        raise BackendUnavailable(
+            "backend onnxruntime-cuda: the installed ONNX Runtime was built without CUDA; replace it: "
+            f"pip uninstall onnxruntime && {_LIBRARIES}, or choose onnxruntime-cpu"
+        )
+    return [CUDA, CPU]
+
+
+class OnnxRuntime:
+    """Loads graphs on one backend. Graphs may run in several threads at once."""
+
+    def __init__(self, name: str, threads: int | None = None) -> None:
+        """name: onnxruntime-cpu or onnxruntime-cuda. threads: CPU threads a graph may use, by default one per core.
+
+        Raises BackendUnavailable.
+        """
+        self._module = _module(
+            _LIBRARIES if name == "onnxruntime-cuda" else "pip install onnxruntime, or onnxruntime-gpu"
+        )
+        self._providers = providers(name, self._module.get_available_providers())
+        self._threads = threads
+        if CUDA in self._providers:
+            if missing := driver_missing():
+                raise BackendUnavailable(
+                    f"backend onnxruntime-cuda: there is no NVIDIA driver ({missing}); install it, or choose onnxruntime-cpu"
+                )
+            _load_cuda_libraries(self._module)
+
+    def load(
+        self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False,
+        stream: int | None = None,
+    ) -> "Graph":  # fmt: skip
+        """A graph ready to run. content: the file's bytes, where the caller has read them; weights that lie apart are
+        looked for beside `path`. threads: other than the backend's. on_cpu: there, whatever the backend is. stream: of
+        CUDA, to which all its work is given. Raises GraphUnusable, and BackendUnavailable where CUDA was asked for and
+        does not start.
+        """
+        options = self._module.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised, in words of our own
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        # Threads that spin until one graph has more work take the cores from the next graph's, and from other processes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if threads or self._threads:
+            options.intra_op_num_threads = threads or self._threads
+        cuda = CUDA in self._providers and not on_cpu
+        own = {} if stream is None else {"user_compute_stream": str(stream)}
+        chosen: list[Any] = [(CUDA, {**_CUDA_OPTIONS, **own}), CPU] if cuda else [CPU]
+        try:
+            # Without `enable_fallback=0` a failure of the GPU, here or in a later run, is printed and the CPU takes over.
+            session = self._module.InferenceSession(content or str(path), options, chosen, enable_fallback=0)
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            if cuda and self._loads_on_cpu(path, content):
+                raise self._no_cuda(one_line(error)) from None
+            raise GraphUnusable(
+                f"{path}: ONNX Runtime {self._module.__version__} cannot load it ({one_line(error)}); "
+                f"rebuild the bundle: {build_command(path.parent)}"
+            ) from None
+        if cuda and CUDA not in session.get_providers():
+            raise self._no_cuda(f"it fell back to the CPU{_missing_library(self._module)}")
+        return Graph(session, path, self._module)
+
+    def _loads_on_cpu(self, path: Path, content: bytes | None) -> bool:
+        """The graph is not to blame."""
+        try:
+            self.load(path, content, on_cpu=True)
+        except GraphUnusable:
+            return False
+        return True
+
+    def _no_cuda(self, reason: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"backend onnxruntime-cuda: ONNX Runtime {self._module.__version__} could not start CUDA on this machine "
+            f"({reason}); check nvidia-smi, get CUDA's and cuDNN's libraries ({_LIBRARIES}), or choose onnxruntime-cpu"
+        )
+
+
+class Graph:
+    """One loaded ONNX graph; call it with arrays by input name, get arrays by output name."""
+
+    def __init__(self, session: Any, path: Path, module: Any) -> None:
+        """module: onnxruntime."""
+        self._session, self._path, self._module = session, path, module
+        self._outputs = {output.name: output.shape for output in session.get_outputs()}
+
+    def channels(self, output: str) -> int:
+        """The last dimension of an output, where the graph fixes it."""
+        return int(self._outputs[output][-1])
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raises GraphUnusable where the graph refuses the inputs or runs out of memory."""
+        try:
+            return dict(zip(self._outputs, self._session.run(list(self._outputs), dict(inputs)), strict=True))
+        except Exception as error:
+            raise self._failed(inputs, error) from None
+
+    def fill(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        """Write the outputs into arrays of their shapes, contiguous as the inputs are to be. For graphs on the CPU.
+
+        Raises GraphUnusable.
+        """
+        try:
+            binding = self._session.io_binding()
+            for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+                for name, array in arrays.items():
+                    if not array.flags.c_contiguous:  # its memory is handed over as it lies
+                        raise ValueError(f"{name} is not contiguous")
+                    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise self._failed({**inputs, **outputs}, error) from None
+
+    def output_shapes(self, inputs: Mapping[str, DeviceArray]) -> dict[str, tuple[int, ...]]:
+        """Found by a run. inputs: in the GPU's memory, whatever they hold. Raises GraphUnusable."""
+        try:
+            binding = self._bound(inputs, {})
+            for name in self._outputs:
+                binding.bind_output(name, "cuda")
+            self._session.run_with_iobinding(binding)
+            return {
+                name: tuple(value.shape()) for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
+            }
+        except Exception as error:
+            raise self._failed(inputs, error) from None
+
+    def on_gpu(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Callable[[], None]:
+        """A call that gives the graph's work on these arrays to its stream, and returns. Raises GraphUnusable."""
+        options = self._module.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the stream's reader waits
+        try:
+            binding = self._bound(inputs, outputs)
+        except Exception as error:
+            raise self._failed({**inputs, **outputs}, error) from None
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise self._failed({**inputs, **outputs}, error) from None
+
+        return run
+
+    def _bound(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Any:
+        binding = self._session.io_binding()
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, "cuda", 0, np.dtype(array.dtype).type, array.shape, array.pointer)
+        return binding
+
+    def _failed(self, arrays: Mapping[str, np.ndarray | DeviceArray], error: Exception) -> GraphUnusable:
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in arrays.items())
+        return GraphUnusable(
+            f"{self._path}: failed on {shapes} ({one_line(error)}); "
+            f"rebuild the bundle: {build_command(self._path.parent)}"
+        )
+
+
+def _module(install: str) -> Any:
+    """ONNX Runtime's. install: the command that brings it. Raises BackendUnavailable."""
+    try:
+        import onnxruntime
+    except Exception as error:  # an ImportError, or whatever a broken installation raises
+        raise BackendUnavailable(f"ONNX Runtime cannot be loaded ({one_line(error)}); install it: {install}") from None
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two packages was removed
+        raise BackendUnavailable(
+            "ONNX Runtime is installed in part; remove what is left and install one of its packages: "
+            "pip uninstall onnxruntime onnxruntime-gpu && pip install onnxruntime, or onnxruntime-gpu"
+        )
+    return onnxruntime
+
+
+def _load_cuda_libraries(module: ModuleType) -> None:
+    """Those that pip installed beside ONNX Runtime, which does not look for them there by itself."""
+    beside = Path(str(module.__file__)).parents[1] / "nvidia"
+    if hasattr(module, "preload_dlls") and beside.is_dir():
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            module.preload_dlls()
+
+
+def _missing_library(module: ModuleType) -> str:
+    """Which library its CUDA part does not find. Asked after ONNX Runtime has tried: loaded before, it would not work."""
+    part = Path(str(module.__file__)).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if part.is_file():
+        try:
+            ctypes.CDLL(str(part))
+        except OSError as error:
+            return f": {error}"
+    return ""

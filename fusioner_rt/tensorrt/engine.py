@@ -1,0 +1,264 @@
+"""A loaded TensorRT plan: its tensors held against the manifest, its profiles, and contexts for shapes."""
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import GpuMemoryShort, PlanUnusable, SizeOutsideProfile, UsageError, one_line
+from ..gpu.driver import Device, Memory, Stream
+from ..plans import FLAVOURS, Plan, for_this_gpu
+from . import versions as library
+
+Shapes = Mapping[str, tuple[int, ...]]
+_KEPT = 16  # contexts given back
+_RESERVE = 256 << 20  # bytes beside a plan's weights, for what TensorRT and its context take
+
+
+class EngineContext:
+    """One context with its shapes set. workspace_bytes: device memory it works in, given to `place`.
+
+    inputs, outputs: shapes by name. Used by one thread at a time.
+    """
+
+    def __init__(
+        self, context: Any, kept: Any, name: str, inputs: Shapes, outputs: Shapes, workspace_bytes: int
+    ) -> None:
+        """kept: what must live as long as the context."""
+        self._context, self._kept, self._name = context, kept, name
+        self.inputs = dict(inputs)
+        self.outputs, self.workspace_bytes = outputs, workspace_bytes
+
+    def place(self, pointers: Mapping[str, int], workspace: int) -> None:
+        """Where inputs, outputs and workspace lie in device memory, a multiple of 256 each. Raises PlanUnusable."""
+        for tensor, pointer in pointers.items():
+            if not self._context.set_tensor_address(tensor, pointer):
+                raise PlanUnusable(f"{self._name}: TensorRT does not take the address of {tensor}")
+        if self.workspace_bytes:
+            self._context.set_device_memory(workspace, self.workspace_bytes)
+
+    def recordable(self, stream: int) -> bool:
+        """Whether TensorRT lets its work on the stream be recorded, as far as it tells."""
+        return library.recordable(self._context, stream)
+
+    def enqueue(self, stream: int) -> None:
+        """Returns at once, the stream does the work. Raises PlanUnusable."""
+        if not self._context.execute_async_v3(stream):
+            raise PlanUnusable(f"{self._name}: TensorRT could not run it")
+
+
+@dataclass(frozen=True)
+class Range:
+    """What one profile allows of an input: least and most along every axis."""
+
+    least: tuple[int, ...]
+    most: tuple[int, ...]
+
+    def holds(self, shape: Sequence[int]) -> bool:
+        return len(shape) == len(self.least) and all(
+            low <= length <= high for low, length, high in zip(self.least, shape, self.most, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return "x".join(
+            str(low) if low == high else f"{low}..{high}" for low, high in zip(self.least, self.most, strict=True)
+        )
+
+
+class Engine:
+    """A plan on a GPU. Threads may share it, each with contexts of its own.
+
+    profiles: ranges by input, in the plan's order. note: what TensorRT has against the plan, though it runs, or None.
+    Raises PlanUnusable, GpuMemoryShort, PlanForAnotherGpu, PlanForAnotherVersion.
+    """
+
+    records = True
+
+    def __init__(self, bundle: Bundle, plan: Plan, device: Device, cache: "library.RuntimeCache | None" = None) -> None:
+        """cache: what TensorRT-RTX compiled earlier, for the GPU it runs on."""
+        self.plan, self._device, self._bundle = plan, device, bundle
+        self._trt = library.load(plan.flavour)
+        self._log = library.error_log(self._trt)
+        self._cache = cache
+        self._making = threading.Lock()
+        self._idle: list[EngineContext] = []
+        needed = plan.file.stat().st_size + _RESERVE
+        if device.free_bytes < needed:
+            raise GpuMemoryShort(
+                f"{plan.file}: needs about {needed >> 20} MiB, {device} has {device.free_bytes >> 20} MiB free; end what "
+                "else uses it (nvidia-smi lists it), or choose another backend"
+            )
+        content = bundle.read_again(plan.file) or plan.file.read_bytes()
+        with device.current():
+            self._runtime = self._trt.Runtime(self._log.logger)
+            self.note = library.check_plan(
+                self._trt, self._runtime, content, str(plan.file), self._rebuild(), self._for_this_gpu()
+            )
+            if self.note:
+                self.note += f"; {self._for_this_gpu(alone=True)}"
+            if plan.version_compatible:
+                self._runtime.engine_host_code_allowed = True
+            self._log.take()
+            self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise PlanUnusable(
+                f"{plan.file}: {FLAVOURS[plan.flavour]} {self._trt.__version__} does not load it ({self._log.take()}); "
+                f"{self._rebuild()}"
+            )
+        self._check_tensors()
+        self.profiles = [
+            {name: self._range(name, index) for name in self._inputs}
+            for index in range(self._engine.num_optimization_profiles)
+        ]
+
+    def most(self, name: str) -> int:
+        """The largest first dimension of an input that any profile allows."""
+        return max(ranges[name].most[0] for ranges in self.profiles)
+
+    def profile(self, shapes: Shapes) -> int:
+        """The first profile that holds the shapes of all inputs. Raises SizeOutsideProfile."""
+        for index, ranges in enumerate(self.profiles):
+            if all(ranges[name].holds(shape) for name, shape in shapes.items()):
+                return index
+        asked = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        built = " or ".join(", ".join(f"{name} {span}" for name, span in ranges.items()) for ranges in self.profiles)
+        raise SizeOutsideProfile(
+            f"{self.plan.file}: was asked for {asked}, and was built for {built}; build it with a wider profile: "
+            + self._bundle.plans_command(self.plan.flavour, profiles="any-size")
+        )
+
+    def context(self, shapes: Shapes, stream: int) -> EngineContext:
+        """A context for these input shapes, new or given back; `stream` may be given work for it.
+
+        Raises SizeOutsideProfile, PlanUnusable.
+        """
+        index = self.profile(shapes)
+        with self._making, self._device.current():
+            for held in self._idle:
+                if held.inputs == shapes:
+                    self._idle.remove(held)
+                    return held
+            self._log.take()
+            context, kept = library.create_context(self._trt, self._engine, self._cache)
+            if context is None or not context.set_optimization_profile_async(index, stream):
+                raise self._refused("gives no context for it")
+            for name, shape in shapes.items():
+                if not context.set_input_shape(name, shape):
+                    raise self._refused(f"does not take {name} of {shape}")
+            try:
+                unknown = context.infer_shapes()
+            except RuntimeError as error:
+                raise self._refused(f"cannot tell its shapes: {one_line(error)}") from None
+            if unknown:
+                raise self._refused(f"cannot tell the shapes of {', '.join(unknown)}")
+            outputs = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+            workspace = int(context.update_device_memory_size_for_shapes())
+            most = int(self._engine.get_device_memory_size_for_profile_v2(index))
+            if not workspace and most:  # TensorRT answers 0 where it fails
+                raise self._refused(
+                    f"tells no size of the memory it works in, of which the profile needs up to {most} bytes"
+                )
+            return EngineContext(context, kept, str(self.plan.file), shapes, outputs, workspace)
+
+    def give_back(self, context: EngineContext) -> None:
+        """For the next caller of `context` with its shapes: making one is work, to TensorRT-RTX a compilation."""
+        with self._making, self._device.current():
+            self._idle.append(context)
+            del self._idle[:-_KEPT]
+
+    def dtype(self, name: str) -> np.dtype:
+        """Of a tensor."""
+        return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+
+    def close(self) -> None:
+        """Contexts in use must have been given back; closing twice is fine."""
+        with self._making, self._device.current():
+            self._idle.clear()
+            self._engine = self._runtime = None
+
+    def _check_tensors(self) -> None:
+        described = self._bundle.manifest["graphs"][self.plan.graph]
+        modes = self._trt.TensorIOMode
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == modes.INPUT]
+        self._outputs = [name for name in names if self._engine.get_tensor_mode(name) == modes.OUTPUT]
+        for kind, found in (("inputs", self._inputs), ("outputs", self._outputs)):
+            has = {name: self.dtype(name).name for name in found}
+            wanted = {name: str(entry[0]) for name, entry in described[kind].items()}
+            if has != wanted:
+                raise PlanUnusable(
+                    f"{self.plan.file}: its {kind} are {_listed(has)}, the manifest says {_listed(wanted)} for "
+                    f"{self.plan.graph}; {self._rebuild()}"
+                )
+
+    def _range(self, name: str, index: int) -> Range:
+        least, _, most = self._engine.get_tensor_profile_shape(name, index)
+        return Range(tuple(least), tuple(most))
+
+    def _refused(self, what: str) -> PlanUnusable:
+        return PlanUnusable(f"{self.plan.file}: TensorRT {what} ({self._log.take()}); {self._rebuild()}")
+
+    def _for_this_gpu(self, alone: bool = False) -> str:
+        return for_this_gpu(self._bundle, self.plan.flavour, self._device.capability, alone)
+
+    def _rebuild(self) -> str:
+        return f"build it again: {self._bundle.plans_command(self.plan.flavour)}"
+
+
+class PlanGraph:
+    """A plan called like its ONNX graph: arrays by input name in, arrays by output name out. Plans and allocates anew in
+    every call: for words, which are encoded once, and for proofs. Threads may share one.
+    """
+
+    def __init__(self, engine: Engine, device: Device) -> None:
+        """The engine becomes this object's."""
+        self._engine, self._device = engine, device
+        self._running, self._closed = 0, False
+        self._change = threading.Condition()
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raises SizeOutsideProfile, PlanUnusable, CudaFailed, and UsageError once closed."""
+        with self._change:
+            if self._closed:
+                raise UsageError("this session is closed; open another")
+            self._running += 1
+        try:
+            return self._run(inputs)
+        finally:
+            with self._change:
+                self._running -= 1
+                self._change.notify_all()
+
+    def close(self) -> None:
+        """Wait for calls that run, and close the engine; closing twice is fine."""
+        with self._change:
+            self._closed = True
+            self._change.wait_for(lambda: self._running == 0)
+        self._engine.close()
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arrays = {name: np.ascontiguousarray(array, self._engine.dtype(name)) for name, array in inputs.items()}
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(Stream(self._device)).handle
+            context = self._engine.context({name: array.shape for name, array in arrays.items()}, stream)
+            stack.callback(self._engine.give_back, context)
+            outputs = {name: np.empty(shape, self._engine.dtype(name)) for name, shape in context.outputs.items()}
+            memory = {
+                name: stack.enter_context(Memory(self._device, array.nbytes))
+                for name, array in {**arrays, **outputs}.items()
+            }
+            workspace = stack.enter_context(Memory(self._device, max(1, context.workspace_bytes)))
+            for name, array in arrays.items():
+                memory[name].upload(array, stream)
+            context.place({name: held.pointer for name, held in memory.items()}, workspace.pointer)
+            with self._device.current():
+                context.enqueue(stream)
+            return {name: memory[name].download(array, stream) for name, array in outputs.items()}
+
+
+def _listed(dtypes: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in sorted(dtypes.items())) or "none"

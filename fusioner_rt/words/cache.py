@@ -1,0 +1,242 @@
+"""Word vectors kept in memory and on disk, so that a word is encoded once per text encoder and never again.
+
+An entry's name is the hash of all that its vector depends on, so nothing is ever out of date: another template,
+tokenizer, encoder or precision is another name. One file holds one word:
+
+    magic · length of the header · header (JSON, readable: the word, shape, dtype) · vector · sha256 of all before it
+
+Files appear whole (written aside, then moved), so processes may share the folder; a damaged one is noticed by its
+sha256, removed and encoded again.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import struct
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import TEMPORARY, write_atomically
+
+MAGIC = b"fusioner-rt word 1\n"
+SUFFIX = ".word"
+_STALE_SECONDS = 3600  # a temporary file older than this belongs to a process that died
+_REFUSALS = (
+    PermissionError,
+    NotADirectoryError,
+    FileExistsError,
+)  # the last two where a file lies in the folder's place
+
+
+@dataclass(frozen=True)
+class CachedWord:
+    """What an entry on disk says about itself."""
+
+    word: str
+    prompts: int
+    precision: str
+    graph: str
+    bytes: int
+    written: float  # seconds since 1970
+
+
+def default_folder() -> Path:
+    """$FUSIONER_CACHE, else fusioner-rt in $XDG_CACHE_HOME, else ~/.cache/fusioner-rt."""
+    if named := os.environ.get("FUSIONER_CACHE"):
+        return Path(named)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path(os.path.expanduser("~")) / ".cache") / "fusioner-rt"
+
+
+def cache_key(token_ids: Sequence[Sequence[int]], graph_sha256: str, precision: str) -> str:
+    """sha256 over the token ids of every prompt of a word, the text graph and its precision."""
+    content = json.dumps([[list(map(int, prompt)) for prompt in token_ids], graph_sha256, precision])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class TextCache:
+    """Vectors by key: the recently used in memory, all that fit in `disk_bytes` on disk. Safe to share by threads."""
+
+    def __init__(self, folder: Path | None, memory_bytes: int = 16 << 20, disk_bytes: int = 64 << 20) -> None:
+        """folder: None keeps the cache in memory alone, and so does a folder that cannot be written (see `note`)."""
+        self.folder = folder
+        self.note: str | None = None
+        self._memory: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._memory_bytes, self._memory_limit = 0, memory_bytes
+        self._refused = False
+        self._disk_bytes: int | None = None  # unknown until the folder is first written
+        self._disk_limit = disk_bytes
+        self._lock = threading.RLock()
+
+    def get(self, key: str) -> np.ndarray | None:
+        """The (t,) float32 vector, read-only, or None where it is not known (or its file was damaged)."""
+        with self._lock:
+            if (vector := self._memory.get(key)) is not None:
+                self._memory.move_to_end(key)
+                return vector
+            if (vector := self._read(key)) is not None:
+                self._remember(key, vector)
+            return vector
+
+    def put(self, key: str, vector: np.ndarray, word: str, prompts: int, graph: str, precision: str) -> None:
+        """Keep a (t,) vector. The other arguments are for people to read; they do not take part in finding it."""
+        vector = np.array(vector, np.float32)
+        vector.flags.writeable = False
+        header = {"word": word, "prompts": prompts, "graph": graph, "precision": precision, "shape": list(vector.shape)}
+        with self._lock:
+            self._remember(key, vector)
+            self._write(key, encode_entry(header, vector))
+
+    def check_writable(self) -> None:
+        """Make the folder where it is missing and try to write to it; `note` says where that fails."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(prefix=TEMPORARY, dir=self.folder) as stream:
+                stream.write(b"word")
+        except OSError as error:
+            self._failed(error)
+
+    def words(self) -> list[CachedWord]:
+        """What is on disk, by word; damaged entries are left out."""
+        found = []
+        for path in self._entries():
+            try:
+                status, (header, _) = path.stat(), decode_entry(path.read_bytes())
+                found.append(
+                    CachedWord(
+                        str(header["word"]), int(header["prompts"]), str(header["precision"]), str(header["graph"]),
+                        status.st_size, status.st_mtime,
+                    )
+                )  # fmt: skip
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return sorted(found, key=lambda entry: (entry.word.casefold(), entry.graph, entry.written))
+
+    def clear(self) -> int:
+        """Forget everything, in memory and on disk. Returns the number of files removed. Raises OSError."""
+        with self._lock:
+            self._memory.clear()
+            self._memory_bytes = 0
+            paths = self._entries()
+            for path in paths:
+                path.unlink(missing_ok=True)
+            self._disk_bytes = None
+            return len(paths)
+
+    def _remember(self, key: str, vector: np.ndarray) -> None:
+        if (old := self._memory.pop(key, None)) is not None:
+            self._memory_bytes -= old.nbytes
+        self._memory[key] = vector
+        self._memory_bytes += vector.nbytes
+        while self._memory_bytes > self._memory_limit and len(self._memory) > 1:
+            self._memory_bytes -= self._memory.popitem(last=False)[1].nbytes
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / (key + SUFFIX)
+
+    def _read(self, key: str) -> np.ndarray | None:
+        if self.folder is None:
+            return None
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        try:
+            vector = decode_entry(content)[1]
+        except ValueError:
+            _remove(path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # eviction goes by last use
+        return vector
+
+    def _write(self, key: str, content: bytes) -> None:
+        if self.folder is None or self._refused:
+            return
+        try:
+            if self._disk_bytes is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._disk_bytes = self._evict()
+            write_atomically(self._path(key), lambda stream: stream.write(content))
+            self._disk_bytes += len(content)
+            if self._disk_bytes > self._disk_limit:
+                self._disk_bytes = self._evict()
+            self.note = None
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """A folder that refuses stays refused; a full disk or a folder removed by someone is tried again next time."""
+        self._refused = isinstance(error, _REFUSALS) or error.errno == errno.EROFS
+        self._disk_bytes = None
+        self.note = (
+            f"the cache folder {self.folder} cannot be written ({error.strerror or error}): words are kept in "
+            "memory alone and encoded again by the next process; name a writable folder with --cache, cache= or FUSIONER_CACHE"
+        )
+
+    def _evict(self) -> int:
+        """Where the folder is over its bound, remove the least recently used until a tenth is free. Returns bytes."""
+        assert self.folder is not None
+        files = []
+        for entry in os.scandir(self.folder):
+            try:
+                status = entry.stat()
+            except OSError:  # removed by another process meanwhile
+                continue
+            if entry.name.endswith(SUFFIX):
+                files.append((status.st_mtime, status.st_size, entry.path))
+            elif entry.name.startswith(TEMPORARY) and time.time() - status.st_mtime > _STALE_SECONDS:
+                _remove(Path(entry.path))
+        total = sum(size for _, size, _ in files)
+        if total > self._disk_limit:
+            for _, size, path in sorted(files):
+                _remove(Path(path))
+                total -= size
+                if total <= self._disk_limit * 9 // 10:
+                    break
+        return total
+
+    def _entries(self) -> list[Path]:
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if path.name.endswith(SUFFIX)]
+
+
+def encode_entry(header: dict[str, Any], vector: np.ndarray) -> bytes:
+    """The bytes of an entry. vector: (t,), stored as little-endian float32."""
+    described = json.dumps(header, ensure_ascii=False).encode()
+    body = MAGIC + struct.pack("<I", len(described)) + described + vector.astype("<f4").tobytes()
+    return body + hashlib.sha256(body).digest()
+
+
+def decode_entry(content: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    """Header and (t,) float32 vector, read-only. Raises ValueError where the bytes are not those written."""
+    body, digest = content[:-32], content[-32:]
+    if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
+        raise ValueError("damaged cache entry")
+    start = len(MAGIC) + 4
+    (length,) = struct.unpack_from("<I", body, len(MAGIC))
+    header = json.loads(body[start : start + length])
+    vector = np.frombuffer(body, "<f4", offset=start + length).astype(np.float32, copy=False)
+    if list(vector.shape) != header["shape"]:
+        raise ValueError("damaged cache entry")
+    return header, vector
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

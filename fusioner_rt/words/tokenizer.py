@@ -1,0 +1,94 @@
+"""Prompts to token ids, by the bundle's own tokenizer file."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..bundle import build_command
+from ..errors import ManifestInvalid, WordUnreadable
+
+
+class PromptTokenizer:
+    """A `tokenizer.json`, with truncation and padding as the bundle wants them and not as the file says."""
+
+    def __init__(self, path: Path, max_tokens: int, content: bytes | None = None) -> None:
+        """path: a file of the `tokenizers` library. max_tokens: longest prompt; the rest of it is cut off.
+        content: the file's bytes, where the caller has read them.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_buffer(content) if content else Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exceptions
+            raise ManifestInvalid(
+                f"{path}: cannot be read as a tokenizer ({error}); rebuild the bundle: {build_command(path.parent)}"
+            ) from None
+        named = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
+        self._pad = (self._tokenizer.padding or {}).get("pad_id", next((i for i in named if i is not None), 0))
+        # A file may ask for a fixed length; padding is done here instead, to the longest prompt of a batch.
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        model = self._tokenizer.model
+        unknown = getattr(model, "unk_token", None)
+        self._unknown = None if unknown is None else self._tokenizer.token_to_id(unknown)
+        self._whole_names = type(model).__name__ == "WordLevel" and self._tokenizer.pre_tokenizer is None
+
+    def ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, special tokens included, at most max_tokens, not padded."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(prompts))]
+
+    def reads(self, text: str) -> bool:
+        """Whether any token of `text` is one the tokenizer knows; special tokens do not count."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return any(index != self._unknown for index in ids)
+
+    def check(self, word: str, prompts: Sequence[str] = ()) -> None:
+        """Raises WordUnreadable where the word, or one of its prompts, is nothing but unknown tokens.
+
+        Without this, all such words would share one vector that means none of them. Tokenizers by bytes (CLIP's)
+        read everything. One without splitting (a table of names) reads its names alone, so near ones are offered.
+        """
+        if not self.reads(word):
+            if self._whole_names:
+                raise WordUnreadable(
+                    f"the text encoder cannot read {word!r}: it is a fixed table of {len(self.names())} names, and this "
+                    f"is none of them; {self._near(word)}"
+                )
+            raise WordUnreadable(
+                f"the text encoder cannot read {word!r}: no part of it is in its vocabulary; use another word, an "
+                "English one unless the encoder was trained on another language"
+            )
+        for prompt in prompts if self._whole_names else ():
+            if not self.reads(prompt):
+                raise WordUnreadable(
+                    f"the text encoder cannot read {prompt!r}: it is a fixed table of names, which knows {word!r} and "
+                    "no sentences; leave the templates at its own, '{category}'"
+                )
+
+    def names(self) -> list[str]:
+        """Every name of a tokenizer that knows whole names alone, sorted; of any other, none."""
+        if not self._whole_names:
+            return []
+        return sorted(name for name, index in self._tokenizer.get_vocab().items() if index != self._unknown)
+
+    def _near(self, word: str) -> str:
+        normalizer = self._tokenizer.normalizer
+        sought = normalizer.normalize_str(word) if normalizer is not None else word
+        near = difflib.get_close_matches(sought, self.names(), n=3)
+        return f"near ones are: {', '.join(near)}" if near else "no name in it is near; use another word"
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """N lists of ids to input_ids and attention_mask, both (N, L) int64, L the longest list."""
+        longest = max(len(row) for row in ids)
+        padded = np.full((len(ids), longest), self._pad, np.int64)
+        mask = np.zeros((len(ids), longest), np.int64)
+        for row, values in enumerate(ids):
+            padded[row, : len(values)] = values
+            mask[row, : len(values)] = 1
+        return padded, mask
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """N prompts to input_ids and attention_mask, both (N, L) int64, L the longest prompt."""
+        return self.pad(self.ids(prompts))

@@ -1,0 +1,110 @@
+"""The launcher end to end without a GPU: its launches run by Triton's interpreter in emulated device memory.
+
+Run by test_cuda_mask_head.py in a process of its own (the interpreter is chosen when Triton is imported), with the
+compiled kernels' folder in COMPILED_KERNELS.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from emulated_driver import EmulatedDriver
+
+from fusioner_rt.gpu.driver import Device, Driver, Memory, Stream
+from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.mask_head import CudaMaskHead, DeviceArray
+from kernels import mask_head
+from kernels.variants import variant
+
+FOLDER = Path(os.environ["COMPILED_KERNELS"])
+TEMPERATURE = 0.07
+VIEWS = {"*fp16": np.float16, "*fp32": np.float32, "*i32": np.int32, "*u16": np.uint16, "*u8": np.uint8}
+
+
+class Gpu:
+    """A device whose kernels are interpreted, and arrays in its memory."""
+
+    def __init__(self) -> None:
+        self.driver = EmulatedDriver(execute=self.interpret)
+        self.device = Device(0, Driver(self.driver))
+        self.kernels = Kernels(FOLDER, self.device)
+        self.head = CudaMaskHead(self.kernels, TEMPERATURE)
+        self.arrays: dict[int, tuple[Memory, DeviceArray]] = {}
+
+    def interpret(self, code: bytes, grid: tuple[int, int], values: tuple) -> None:
+        (name,) = (name for name in self.kernels.record.names
+                   if self.kernels.record.launches(name, (8, 0))[0].file.read_bytes() + b"\0" == code)  # fmt: skip
+        launch, chosen = self.kernels.record.launches(name, (8, 0))[0], variant(name, 80)
+        arguments = [
+            self.view(int(value), VIEWS[kind]) if kind.startswith("*") else value
+            for value, (_, kind) in zip(values, launch.arguments, strict=True)
+        ]
+        constants = {**chosen.constants, **launch.tile}
+        if constants.get("PARTS"):
+            constants["PARTS"] = 256  # as compiled
+        chosen.kernel[grid](*arguments, **constants)
+
+    def view(self, address: int, dtype: type) -> torch.Tensor:
+        start, piece = next((s, p) for s, p in self.driver.memory.items() if s <= address < s + len(p))
+        rest = piece[address - start :]
+        return torch.from_numpy(rest[: len(rest) // np.dtype(dtype).itemsize * np.dtype(dtype).itemsize].view(dtype))
+
+    def put(self, array: np.ndarray) -> DeviceArray:
+        memory = Memory(self.device, array.nbytes)
+        memory.upload(array)
+        held = DeviceArray(memory.pointer, array.shape, array.dtype.name)
+        self.arrays[memory.pointer] = memory, held
+        return held
+
+    def get(self, array: DeviceArray) -> np.ndarray:
+        return self.arrays[array.pointer][0].download(np.empty(array.shape, array.dtype))
+
+    def new(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        return self.put(np.full(shape, 77, dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pictures", "words", "low", "channels", "size"),
+    [
+        ("float16", 2, 5, (3, 7), 48, (17, 300)),
+        ("float16", 1, 40, (1, 1), 16, (5, 33)),
+        ("float32", 1, 3, (4, 3), 16, (3, 64)),
+    ],
+)
+def test_launches_from_the_record_do_what_the_kernels_do_from_torch(dtype, pictures, words, low, channels, size):
+    random = np.random.default_rng(0)
+    features = random.standard_normal((pictures, *low, channels)).astype(dtype)
+    vectors = random.standard_normal((pictures, words, channels)).astype(dtype)
+    scores, gram = mask_head.score_maps(torch.from_numpy(features), torch.from_numpy(vectors))
+    labels, confidence = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.6)
+    every = mask_head.probabilities(scores, gram, size, TEMPERATURE, torch.float16)
+    packed = mask_head.masks(scores, gram, size, TEMPERATURE, 0.6)
+
+    gpu = Gpu()
+    with Stream(gpu.device) as stream:
+        workspace = gpu.new((CudaMaskHead.workspace_bytes(features.shape, words),), "uint8")
+        maps = gpu.new(tuple(scores.shape), "float32"), gpu.new(tuple(gram.shape), "float32")
+        finite = gpu.new((pictures,), "int32")
+        gpu.head.maps(gpu.put(features), gpu.put(vectors), workspace, *maps, finite, stream.handle)
+        assert (gpu.get(finite) == 1).all()
+        np.testing.assert_array_equal(gpu.get(maps[0]), scores)
+        np.testing.assert_array_equal(gpu.get(maps[1]), gram)
+
+        out = gpu.new((pictures, *size), "uint16"), gpu.new((pictures, *size), "float32")
+        gpu.head.labels(*maps, 0.6, *out, stream.handle)
+        np.testing.assert_array_equal(gpu.get(out[0]), labels)
+        np.testing.assert_array_equal(gpu.get(out[1]), confidence)
+
+        probabilities = gpu.new((pictures, words, *size), "float16")
+        gpu.head.probabilities(*maps, probabilities, stream.handle)
+        np.testing.assert_array_equal(gpu.get(probabilities), every)
+
+        bits = gpu.new((pictures, words, size[0], -(-size[1] // 32)), "int32")
+        gpu.head.masks(*maps, 0.6, bits, size[1], stream.handle)
+        np.testing.assert_array_equal(gpu.get(bits), packed)
+    gpu.kernels.close()
+    assert gpu.driver.contexts == 0

@@ -1,0 +1,198 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_pictures import scene
+from PIL import Image
+
+from fusioner_rt import Segmentation
+from fusioner_rt.errors import OutputUnwritable, UsageError
+from fusioner_rt.files import write_atomically
+from fusioner_rt.results import overlay, rle
+from fusioner_rt.results.colours import colours
+from fusioner_rt.results.overlay import percent
+
+
+def result(height: int, width: int, words: int, seed: int = 0, absent: int = 0) -> Segmentation:
+    """Random blocks of labels; the last `absent` words have no pixels."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, words - absent + 1, (-(-height // 4), -(-width // 4)))
+    labels = np.kron(coarse, np.ones((4, 4), int))[:height, :width].astype(np.uint16)
+    confidence = random.random((height, width), np.float32)
+    names = tuple(f"word {number}" for number in range(1, words + 1))
+    return Segmentation(names, labels, confidence, scene(height, width), {"total": 1.0}, 0.5, "joint")
+
+
+sizes = st.integers(1, 24)
+
+
+@given(sizes, sizes, st.integers(1, 5), st.integers(0, 99))
+@settings(deadline=None)
+def test_masks_scores_shares_and_coco_tell_one_story(height: int, width: int, words: int, seed: int) -> None:
+    found = result(height, width, words, seed, absent=seed % 2)
+    assert found.masks.shape == (words, height, width)
+    assert found.masks.dtype == bool
+    for k in range(words):
+        mask = found.labels == k + 1
+        np.testing.assert_array_equal(found.masks[k], mask)
+        assert found.shares[k] == mask.mean()
+        assert found.scores[k] == pytest.approx(found.confidence[mask].mean() if mask.any() else 0, abs=1e-6)
+
+    for compressed in (False, True):
+        annotations = found.to_coco(image_id=7, first_id=3, compressed=compressed)
+        assert [entry["category_id"] for entry in annotations] == (np.flatnonzero(found.shares) + 1).tolist()
+        assert [entry["id"] for entry in annotations] == list(range(3, 3 + len(annotations)))
+        for entry in annotations:
+            counts = entry["segmentation"]["counts"]
+            mask = rle.decode(rle.decompress(counts) if compressed else counts, *entry["segmentation"]["size"])
+            np.testing.assert_array_equal(mask, found.masks[entry["category_id"] - 1])
+            x, y, w, h = entry["bbox"]
+            assert mask[y : y + h, x : x + w].sum() == mask.sum() == entry["area"]
+            assert mask[y].any()
+            assert mask[:, x].any()
+            assert mask[y + h - 1].any()
+            assert mask[:, x + w - 1].any()
+            assert entry["category"] == found.words[entry["category_id"] - 1]
+            assert entry["image_id"] == 7
+        json.dumps(annotations)
+
+
+@pytest.mark.parametrize("words", [1, 255, 300])
+def test_a_label_map_reads_back_from_png(tmp_path: Path, words: int) -> None:
+    found = result(70, 90, words)
+    image = Image.open(found.save(tmp_path / "map.png"))
+    assert image.mode == ("P" if words <= 255 else "I;16")
+    np.testing.assert_array_equal(np.asarray(image), found.labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.overlay.png", "PNG")]
+)
+def test_overlays_are_written_by_name(tmp_path: Path, name: str, form: str) -> None:
+    found = result(330, 400, 3)
+    image = Image.open(found.save(tmp_path / name))
+    assert image.format == form
+    assert image.size == found.overlay().size
+
+
+def test_coco_files_hold_image_categories_and_annotations(tmp_path: Path) -> None:
+    found = result(20, 30, 3, absent=1)
+    whole = json.loads(found.save(tmp_path / "a.json").read_text())
+    assert whole["images"] == [{"id": 1, "width": 30, "height": 20, "file_name": "a"}]
+    assert [category["name"] for category in whole["categories"]] == ["word 1", "word 2", "word 3"]
+    assert len(whole["annotations"]) == 2
+
+
+def test_arrays_read_back_without_pickle(tmp_path: Path) -> None:
+    found = result(20, 30, 3)
+    with np.load(found.save(tmp_path / "a.npz"), allow_pickle=False) as arrays:
+        assert arrays["words"].tolist() == list(found.words)
+        for name in ("labels", "confidence", "scores"):
+            np.testing.assert_array_equal(arrays[name], getattr(found, name))
+        assert "probabilities" not in arrays
+
+
+def test_names_that_do_not_say_what_to_write(tmp_path: Path) -> None:
+    for name in ("mask", "mask.txt", "mask.pkl"):
+        with pytest.raises(UsageError, match=r"\.npz"):
+            result(4, 4, 1).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.json", "a.npz"])
+def test_folders_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "absent"):
+        with pytest.raises(OutputUnwritable, match="choose a folder"):
+            result(4, 4, 1).save(folder / name)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"before")
+
+    def fail(stream: object) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_jpeg_cannot_be_that_tall(tmp_path: Path) -> None:
+    with pytest.raises(OutputUnwritable, match=r"\.overlay\.png"):
+        result(65_501, 1, 1).save(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (33, 47), (500, 375)])
+def test_overlays_of_any_size_keep_the_picture_whole_and_a_legend_below(size: tuple[int, int]) -> None:
+    drawn = result(*size, words=4, absent=2).overlay()
+    assert drawn.mode == "RGB"
+    assert max(drawn.size) >= 320
+    assert drawn.height > size[0]
+    assert drawn.width >= max(size[1], 320)
+
+
+def test_an_overlay_paints_words_and_leaves_the_rest_alone() -> None:
+    found = result(400, 400, 2)
+    labels = np.zeros((400, 400), np.uint16)
+    labels[100:200, 100:200] = 2
+    drawn = np.asarray(Segmentation(found.words, labels, found.confidence, found.picture, {}, 0.5, "joint").overlay())[
+        :400
+    ]
+    np.testing.assert_array_equal(drawn[labels == 0], found.picture[labels == 0])
+    middle = (found.picture[110:190, 110:190].astype(int) + colours(2)[1]) / 2
+    np.testing.assert_allclose(drawn[110:190, 110:190], middle, atol=1)
+
+
+def test_overlays_at_another_size_than_the_pictures_and_with_any_letters() -> None:
+    found = result(350, 420, 3)
+    words = ("Straße", "猫", "a very long phrase " * 20)
+    other = Segmentation(words, found.labels, found.confidence, scene(61, 93), {}, 0.5, "joint")
+    assert other.overlay().width == 420
+
+
+def test_a_long_words_legend_line_is_cut_to_fit_without_trying_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    font, measured = overlay._font(14, ""), []
+
+    class Counting:
+        def getlength(self, text: str) -> float:
+            measured.append(text)
+            return font.getlength(text)
+
+    text = "a long word " * 400 + "12%"
+    for width in (40, 100, 300):
+        measured.clear()
+        cut = overlay._shorten(text, Counting(), width)  # type: ignore[arg-type]
+        assert len(measured) < 20
+        assert text.startswith(cut.removesuffix("... 12%"))
+        assert font.getlength(cut) <= width or cut == "... 12%"
+        kept = len(cut) - len("... 12%")
+        assert font.getlength(f"{text[: kept + 1]}... 12%") > width
+    assert overlay._shorten("cat 12%", Counting(), 300) == "cat 12%"  # type: ignore[arg-type]
+
+
+def test_many_words_make_a_bounded_legend() -> None:
+    found = result(512, 512, 300)
+    assert found.overlay().height < 2 * 512
+
+
+def test_colours_are_distinct_and_do_not_depend_on_how_many_there_are() -> None:
+    many = colours(256)
+    assert len({tuple(colour) for colour in many.tolist()}) == 256
+    np.testing.assert_array_equal(colours(5), many[:5])
+    assert colours(0).shape == (0, 3)
+
+
+def test_percentages_never_call_something_nothing() -> None:
+    assert [percent(share) for share in (0, 1e-6, 0.012, 0.0999, 0.345, 1)] == [
+        "0.0%", "<0.1%", "1.2%", "10.0%", "34%", "100%",
+    ]  # fmt: skip
+
+
+def test_a_result_describes_itself() -> None:
+    assert repr(result(8, 4, 2, seed=1)).startswith("<Segmentation 4x8: ")
