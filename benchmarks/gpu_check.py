@@ -78,9 +78,9 @@ def _run_all(given: argparse.Namespace) -> int:
 
     chosen = [name.strip() for name in given.steps.split(",")] if given.steps else list(gpu_steps.STEPS)
     if unknown := [name for name in chosen if name not in gpu_steps.STEPS]:
-        raise UsageError(f"--steps {','.join(unknown)}: unknown; choose of {', '.join(gpu_steps.STEPS)}")
+        raise UsageError("unknown", f"choose of {', '.join(gpu_steps.STEPS)}", subject=f"--steps {','.join(unknown)}")
     if given.budget <= 0:
-        raise UsageError(f"--budget {given.budget}: give seconds, {BUDGET} by default")
+        raise UsageError(f"give seconds, {BUDGET} by default", subject=f"--budget {given.budget}")
     Bundle.open(_place(given.bundle, BUNDLES))  # known to be broken now rather than in every step
     name = "emulated"
     if not given.emulated:
@@ -231,7 +231,9 @@ def _paths(library: Path | None, scratch: Path) -> list[str]:
 
         parts = sorted(library.glob("*.part*"))
         if not parts:
-            raise UsageError(f"--library {library}: holds no parts of a library; make them: gpu_kit.py --library")
+            raise UsageError(
+                "holds no parts of a library", "make them: gpu_kit.py --library", subject=f"--library {library}"
+            )
         whole = scratch / "library.tar.xz"
         with open(whole, "wb") as joined:
             for part in parts:
@@ -242,7 +244,7 @@ def _paths(library: Path | None, scratch: Path) -> list[str]:
                 archive.extractall(scratch / "library", filter="data")
         except (lzma.LZMAError, EOFError, tarfile.TarError) as error:
             raise UsageError(
-                f"--library {library}: its {len(parts)} parts are not whole ({error}); copy them again"
+                f"its {len(parts)} parts are not whole ({error})", "copy them again", subject=f"--library {library}"
             ) from None
         whole.unlink()
         paths.append(str(scratch / "library"))

@@ -66,7 +66,7 @@ It prints a JSON line a step, a table at the end, and keeps the lines in gpu-NAM
 def build(bundle: Path, out: Path) -> int:
     """Write the kit; returns the bytes of the packed one. bundle: a built one. Raises FusionerError, OSError."""
     if out.exists() and not (out / "gpu_check.py").is_file() and any(out.iterdir()):
-        raise UsageError(f"{out} holds something other than a kit; name another folder with --out")
+        raise UsageError(f"{out} holds something other than a kit", "name another folder with --out")
     Bundle.open(bundle)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
@@ -89,8 +89,8 @@ def build(bundle: Path, out: Path) -> int:
         size = packed.stat().st_size
         if size > MOST_BYTES:
             raise UsageError(
-                f"the kit of {bundle} takes {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:.0f} travel; build the bundle "
-                "with fewer --kernels"
+                f"the kit of {bundle} takes {size / 1000000.0:.1f} MB, at most {MOST_BYTES / 1000000.0:.0f} travel",
+                "build the bundle with fewer --kernels",
             )
         if out.exists():
             shutil.rmtree(out)
@@ -125,7 +125,7 @@ def split_library(python: str, out: Path) -> list[Path]:
     """TensorRT-RTX for a Python such as "3.12" as parts of one .tar.xz; returns them. Raises UsageError, OSError."""
     found = importlib.util.find_spec("tensorrt_rtx")
     if found is None or found.origin is None:
-        raise UsageError("TensorRT-RTX is not installed here; pip install tensorrt-rtx")
+        raise UsageError("TensorRT-RTX is not installed here", "pip install tensorrt-rtx")
     import tensorrt_rtx
 
     out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def split_library(python: str, out: Path) -> list[Path]:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(wheels)]
         bindings = f"tensorrt-rtx-cu13-bindings=={tensorrt_rtx.__version__}"
         if subprocess.run([*command, "--python-version", python, bindings]).returncode:
-            raise UsageError(f"pip finds no {bindings} for Python {python}; name another with --python")
+            raise UsageError(f"pip finds no {bindings} for Python {python}", "name another with --python")
         for wheel in wheels.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(tree)

@@ -323,13 +323,15 @@ def refuse_disagreement(row: Row) -> None:
         return
     if row["shortfall"] > row["explained"]:
         raise Disagreement(
-            f"{TITLES[row['candidate']]} errs by {row['shortfall']:.2g} in probability on {row['model']}, output "
-            f"{row['output']}², {row['words']} words; rounding explains {row['explained']:.2g}; it computes something else"
+            f"{TITLES[row['candidate']]} errs by {row['shortfall']:.2g} in probability on "
+            f"{row['model']}, output {row['output']}², {row['words']} words; rounding explains "
+            f"{row['explained']:.2g}",
+            "it computes something else",
         )
     if row["words"] > 1 and row["words_winning"] < 2:
         raise Disagreement(
-            f"in {row['model']} one word wins everywhere, which hides errors; its outputs are to be centred "
-            "(benchmarks/latency_models.py)"
+            f"in {row['model']} one word wins everywhere, which hides errors",
+            "its outputs are to be centred (benchmarks/latency_models.py)",
         )
 
 
@@ -511,9 +513,11 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     given.device = "cuda" if given.suite == "gpu" else "cpu"
     given.work = given.work.absolute()
     if max(given.words) > MOST_WORDS:
-        raise UsageError(f"--words {max(given.words)}: {MOST_WORDS} names are listed at most; give fewer")
+        raise UsageError(f"{MOST_WORDS} names are listed at most", "give fewer", subject=f"--words {max(given.words)}")
     if max(given.batch) > 8:
-        raise UsageError(f"--batch {max(given.batch)}: the bundles are built for 8 pictures at most; give fewer")
+        raise UsageError(
+            "the bundles are built for 8 pictures at most", "give fewer", subject=f"--batch {max(given.batch)}"
+        )
     if given.device == "cuda" and not given.read:
         check_gpu()
     if given.memory_limit is None:
@@ -529,10 +533,12 @@ def check_gpu() -> int:
 
         seen = torch.cuda.is_available()
     except ImportError as error:
-        raise UsageError(f"--suite gpu: PyTorch cannot be imported ({error}); install it") from None
+        raise UsageError(f"PyTorch cannot be imported ({error})", "install it", subject="--suite gpu") from None
     if not seen:
         raise UsageError(
-            "--suite gpu: torch sees no GPU; check nvidia-smi and that torch was built for CUDA, or take suite cpu"
+            "torch sees no GPU",
+            "check nvidia-smi and that torch was built for CUDA, or take suite cpu",
+            subject="--suite gpu",
         )
     return int(torch.cuda.mem_get_info()[0])
 

@@ -316,7 +316,7 @@ def _clipseg(job: Job) -> Candidate:
     like = MODELS[job.model].clipseg
     if like is None:
         raise UsageError(
-            f"no CLIPSeg with an encoder of the size of {job.model}'s was made; compare with vits, vitb or vitl"
+            f"no CLIPSeg with an encoder of the size of {job.model}'s was made", "compare with vits, vitb or vitl"
         )
     import torch
 

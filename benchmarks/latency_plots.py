@@ -33,11 +33,11 @@ def plot(rows: list[Row], file: Path) -> list[Path]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(
-            f"matplotlib is missing ({error}); install it: pip install -c constraints.txt matplotlib"
+            f"matplotlib is missing ({error})", "install it: pip install -c constraints.txt matplotlib"
         ) from None
     timed = [row for row in rows if row["what"] == "latency" and "p50_ms" in row]
     if not timed:
-        raise UsageError("no rows to draw; measure some, or give a record with --from")
+        raise UsageError("no rows to draw", "measure some, or give a record with --from")
     written = []
     drawings: list[tuple[str, Callable[[Any, list[Row]], bool]]] = [
         ("", by_output), ("-words", by_words), ("-channels", by_channels), ("-stages", by_stage),

@@ -27,7 +27,7 @@ def read(file: Path) -> list[Row]:
         return [row for row in rows if row["what"] in ("latency", "cold")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{file} is no record of this benchmark ({reason}); --json writes one") from None
+        raise UsageError(f"{file} is no record of this benchmark ({reason})", "--json writes one") from None
 
 
 def cell_of(row: Row) -> tuple[Any, ...]:

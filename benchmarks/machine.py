@@ -35,8 +35,8 @@ def check_idle(busy: bool) -> None:
     time.sleep(1)
     if (found := others.cores()) > IDLE and not busy:
         raise MachineBusy(
-            f"other processes keep {found:.1f} cores busy, a quarter of one may be; wait for them, or pass --busy and "
-            "have every row say so"
+            f"other processes keep {found:.1f} cores busy, a quarter of one may be",
+            "wait for them, or pass --busy and have every row say so",
         )
 
 

@@ -115,8 +115,9 @@ def checked(one: Candidate, case: Case, naive_error: float) -> Row:
     errors = compare(labels, confidence, case)
     if one.exact and errors["shortfall"] > (limit := tolerance(one.name, case, naive_error)):
         raise Disagreement(
-            f"{TITLES[one.name]} errs by {errors['shortfall']:.2g} in probability on {case}, its precision explains "
-            f"{limit:.2g}; it computes something else: run its tests"
+            f"{TITLES[one.name]} errs by {errors['shortfall']:.2g} in probability on {case}, its "
+            f"precision explains {limit:.2g}",
+            "it computes something else: run its tests",
         )
     return {"peak_bytes": peak, **errors}
 
@@ -289,7 +290,7 @@ def read(file: Path) -> list[Row]:
         return [row for row in rows if row["what"] == "mask_head"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{file} is no record of this benchmark ({reason}); --json writes one") from None
+        raise UsageError(f"{file} is no record of this benchmark ({reason})", "--json writes one") from None
 
 
 def options(arguments: list[str] | None) -> argparse.Namespace:
@@ -329,10 +330,14 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     cuda = given.device == "cuda"
     given.dtype = given.dtype or ("float16" if cuda else "float32")
     if not cuda and given.dtype != "float32":
-        raise UsageError(f"--dtype {given.dtype} is measured on a GPU; on the CPU it is float32, or pass --device cuda")
+        raise UsageError(
+            f"--dtype {given.dtype} is measured on a GPU", "on the CPU it is float32, or pass --device cuda"
+        )
     if cuda and not torch.cuda.is_available():
         raise UsageError(
-            "--device cuda: torch sees no GPU; check nvidia-smi and that torch was built for CUDA, or use cpu"
+            "torch sees no GPU",
+            "check nvidia-smi and that torch was built for CUDA, or use cpu",
+            subject="--device cuda",
         )
     if cuda:
         given.candidates = [name for name in given.candidates if name != "onnx"]  # of the CPU

@@ -80,10 +80,10 @@ def plot(rows: list[Row], file: Path) -> None:
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
     except ImportError as error:
         raise UsageError(
-            f"matplotlib is missing ({error}); install it: pip install -c constraints.txt matplotlib"
+            f"matplotlib is missing ({error})", "install it: pip install -c constraints.txt matplotlib"
         ) from None
     if not rows:
-        raise UsageError("no rows to draw; measure some, or give a record with --from")
+        raise UsageError("no rows to draw", "measure some, or give a record with --from")
     channels = max({row["channels"] for row in rows}, key=[row["channels"] for row in rows].count)
     cells = {
         (row["candidate"], row["words"], row["maps"], row["size"]): row for row in rows if row["channels"] == channels

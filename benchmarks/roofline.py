@@ -286,7 +286,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="append the rows to this file")
     given = parser.parse_args(arguments)
     if given.words > MOST_WORDS:
-        raise UsageError(f"--words {given.words}: {MOST_WORDS} names are listed at most; give fewer")
+        raise UsageError(f"{MOST_WORDS} names are listed at most", "give fewer", subject=f"--words {given.words}")
     given.work, given.device = given.work.absolute(), "cpu"
     return given
 

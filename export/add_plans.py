@@ -63,26 +63,27 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     """
     from export.tensorrt import build as tensorrt_engine
     from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest
-    from fusioner_rt.errors import BundleMissing
+    from fusioner_rt.errors import BackendUnavailable, BundleMissing
     from fusioner_rt.files import check_replaceable, replace_folder, unwritable
+    from fusioner_rt.tensorrt import versions
 
     if not (folder / MANIFEST).is_file():
-        raise BundleMissing(f"{folder}: holds no engine bundle; name a bundle's folder, such as engines/demo")
+        raise BundleMissing("holds no engine bundle", "name a bundle's folder, such as engines/demo", subject=folder)
     check_replaceable(folder)
     before = (folder / MANIFEST).read_bytes()
     bundle = Bundle.open(folder, plans=False)
     if any(entry.get("precision") == "bf16" for entry in bundle.manifest.get("engines", [])):
         raise UsageError(
-            f"{folder}: its plans are bf16, which is proved beside PyTorch: build the bundle again: "
-            f"{bundle.build_command(backend=backend)}"
+            "its plans are bf16, which is proved beside PyTorch: build the bundle again: "
+            f"{bundle.build_command(backend=backend)}",
+            subject=folder,
         )
     asked = tensorrt_engine.PlanOptions(backend, precision=bundle.precision, **options)
     try:
-        tensorrt_engine.check(asked)
-    except tensorrt_engine.TensorRTMissing as error:
-        raise tensorrt_engine.TensorRTMissing(
-            str(error).removesuffix(", or build with --backend onnxruntime")
-        ) from None
+        versions.load(backend)
+    except BackendUnavailable as error:
+        raise tensorrt_engine.TensorRTMissing(error.found, error.cure, subject=error.subject) from None
+    tensorrt_engine.check(asked)
     out = folder.absolute()
     try:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
@@ -104,7 +105,7 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
         Bundle.open(unfinished)
         unfinished.chmod(0o755)
         if (folder / MANIFEST).read_bytes() != before:
-            raise BundleChanged(f"{folder}: was changed by another build while this one ran; run it again")
+            raise BundleChanged("was changed by another build while this one ran", "run it again", subject=folder)
         replace_folder(unfinished, out)
     except OSError as error:
         raise unwritable(out, error) from None
@@ -178,14 +179,14 @@ def _compare(folder: Path, backend: str, named: Path | None, gpu: str) -> Record
         return _not_run(str(error))
     except AnswerWrong as error:
         raise PlansDisagree(
-            f"on {gpu} the new plans do not give the bundle's known answer ({str(error).rpartition('; ')[0]}); build the "
-            f"bundle without --fp16, or use another version of {backend}"
+            f"on {gpu} the new plans do not give the bundle's known answer ({error.what})",
+            f"build the bundle without --fp16, or use another version of {backend}",
         ) from None
     place = named or ROOT / "docs" / "pictures"
     pictures = sorted(path for path in place.glob("*") if path.suffix.lower() in SUFFIXES)[:8]
     if not pictures:
         raise UsageError(
-            f"--pictures {place}: no pictures in this folder; name one that holds some, to compare masks on"
+            "no pictures in this folder", "name one that holds some, to compare masks on", subject=f"--pictures {place}"
         )
     words = ["person", "cat", "sofa", "tree", "car"][: session.bundle.words.max]
     with session, Session(folder, backend="onnxruntime-cpu", cache=False) as cpu:
@@ -195,8 +196,10 @@ def _compare(folder: Path, backend: str, named: Path | None, gpu: str) -> Record
         notes = session.notes
     if not min(agreed) >= LEAST_AGREEMENT:
         raise PlansDisagree(
-            f"on {gpu} the new plans label {min(agreed):.2%} of {pictures[int(np.argmin(agreed))].name} as ONNX Runtime "
-            f"does, {LEAST_AGREEMENT:.0%} are needed; build the bundle without --fp16, or use another version of {backend}"
+            f"on {gpu} the new plans label {min(agreed):.2%} of "
+            f"{pictures[int(np.argmin(agreed))].name} as ONNX Runtime does, {LEAST_AGREEMENT:.0%} are "
+            "needed",
+            f"build the bundle without --fp16, or use another version of {backend}",
         )
     record: Record = {
         "run": True,

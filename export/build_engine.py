@@ -159,7 +159,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
     out = options.out.absolute()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise OutputNotABundle(
-            f"{options.out} holds something other than an engine bundle; name another with --out DIR"
+            f"{options.out} holds something other than an engine bundle", "name another with --out DIR"
         )
     check_replaceable(out)
     try:
@@ -185,7 +185,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
     except OSError as error:
         if error.filename and not Path(error.filename).absolute().is_relative_to(out.parent):
             raise InputUnreadable(
-                f"{error.filename}: cannot be read ({error.strerror}); check the path and its permissions"
+                f"cannot be read ({error.strerror})", "check the path and its permissions", subject=error.filename
             ) from None
         raise unwritable(out, error) from None
     finally:
@@ -216,7 +216,8 @@ def _build_into(folder: Path, options: Options, stages: Stages) -> list[Row]:
 
         if options.max_words > MOST_WORDS:
             raise UsageError(
-                f"--max-words {options.max_words}: a label map numbers its words with 16 bits, {MOST_WORDS} at most"
+                f"a label map numbers its words with 16 bits, {MOST_WORDS} at most",
+                subject=f"--max-words {options.max_words}",
             )
         plans = tensorrt_engine.PlanOptions(
             tensorrt_engine.choose(options.backend), options.build_for, options.profiles, options.timing_cache,
@@ -351,8 +352,8 @@ def _refuse_another_model(options: Options, config: dict[str, Any]) -> None:
         other = True
     if other:
         raise UsageError(
-            f"{options.out} holds a bundle of another model than {options.checkpoint}; name the checkpoint to build from "
-            "with --checkpoint, or another folder with --out"
+            f"{options.out} holds a bundle of another model than {options.checkpoint}",
+            "name the checkpoint to build from with --checkpoint, or another folder with --out",
         )
 
 
@@ -520,8 +521,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     for name in NOT_OFFERED:
         if vars(found).pop(name):
             raise UsageError(
-                f"--{name} is not offered: 8 bits need scales measured on pictures like yours, which no checkpoint brings, "
-                "and gates of their own; use --fp16 or --bf16"
+                "8 bits need scales measured on pictures like yours, which no checkpoint brings, and "
+                "gates of their own",
+                "use --fp16 or --bf16",
+                subject=f"--{name} is not offered",
             )
     chosen = found.checkpoint is not None
     found.checkpoint = found.checkpoint or ROOT / "models/demo/checkpoint"

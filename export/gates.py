@@ -187,19 +187,21 @@ def parity(
     for name, error in result.errors.items():
         if not _within(error, result.allowed(name)):
             raise ParityFailed(
-                f"{name} err by {error:.2g} of their largest value, plain PyTorch errs by {result.plain[name]:.2g} in "
-                f"{precision} and twice that is allowed; {without}look at the exported graph"
+                f"{name} err by {error:.2g} of their largest value, plain PyTorch errs by "
+                f"{result.plain[name]:.2g} in {precision} and twice that is allowed",
+                f"{without}look at the exported graph",
             )
     if not _within(mask_error, MASK_HEAD_ERROR):
         raise ParityFailed(
-            f"the mask head's probabilities err by {mask_error:.2g}, at most {MASK_HEAD_ERROR} is allowed; "
-            "run: python -m pytest tests/export/onnx/test_mask_head_graph.py"
+            f"the mask head's probabilities err by {mask_error:.2g}, at most {MASK_HEAD_ERROR} is allowed",
+            "run: python -m pytest tests/export/onnx/test_mask_head_graph.py",
         )
     if not result.agreement >= least:
         raise ParityFailed(
-            f"only {result.agreement:.2%} of the gate pictures' pixels get PyTorch's label"
-            f"{' in parts' if worst[0] else ''} ({worst[1]}), {least:.1%} are needed"
-            f"{f' in {precision}' if half else ''}; {without}train the checkpoint further: near ties flip"
+            f"only {result.agreement:.2%} of the gate pictures' pixels get PyTorch's "
+            f"label{' in parts' if worst[0] else ''} ({worst[1]}), {least:.1%} are "
+            f"needed{f' in {precision}' if half else ''}",
+            f"{without}train the checkpoint further: near ties flip",
         )
     return result
 
@@ -248,8 +250,10 @@ def _worst_of_batches(path: str, run: Run, found: Parity, single: Sequence[np.nd
                 worst = max(worst, apart / allowed)
                 if not _within(apart, allowed):
                     raise BatchFailed(
-                        f"{what}: row {row} of {name}{path} differs by {apart:.2g} of its largest value from the picture "
-                        f"alone, {allowed:.2g} is allowed; build with --max-batch 1, or use another backend"
+                        f"row {row} of {name}{path} differs by {apart:.2g} of its largest value from the picture "
+                        f"alone, {allowed:.2g} is allowed",
+                        "build with --max-batch 1, or use another backend",
+                        subject=what,
                     )
     return worst
 
@@ -268,17 +272,19 @@ def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture:
             allowed = 2 * found.allowed(name + path)
             if not _within(apart, allowed):
                 raise WordsFailed(
-                    f"permuting the words changes {name}{path} by {apart:.2g} of its largest value, {allowed:.2g} is "
-                    "allowed; a graph must not know a word's place: look at the exported "
-                    f"{'fusion' if path else 'image_fusion'} graph"
+                    f"permuting the words changes {name}{path} by {apart:.2g} of its largest value, "
+                    f"{allowed:.2g} is allowed",
+                    "a graph must not know a word's place: look at the exported "
+                    f"{'fusion' if path else 'image_fusion'} graph",
                 )
         before, after = (head.labels(*_maps(head, values), size, 0.5)[0] for values in (plain, permuted))
         named = np.concatenate([[0], order + 1])[after]
         agreement = float((named == before).mean())
         if not agreement >= LEAST_AGREEMENT:
             raise WordsFailed(
-                f"permuting the words leaves only {agreement:.2%} of the pixels their word, {LEAST_AGREEMENT:.1%} are "
-                "needed; look at the exported mask_tiles graph"
+                f"permuting the words leaves only {agreement:.2%} of the pixels their word, "
+                f"{LEAST_AGREEMENT:.1%} are needed",
+                "look at the exported mask_tiles graph",
             )
         least = min(least, agreement)
     return {"words": len(order), "mask_agreement": least}
@@ -300,8 +306,9 @@ def gate_words(encoder: TextEncoder) -> list[str]:
             break
     if not chosen:
         raise WordUnreadable(
-            f"the text encoder reads none of the words that the gates ask for ({', '.join(WORDS)}) and has no names of "
-            "its own; check the tokenizer.json beside its weights"
+            f"the text encoder reads none of the words that the gates ask for ({', '.join(WORDS)}) "
+            "and has no names of its own",
+            "check the tokenizer.json beside its weights",
         )
     return list(chosen.values())
 
@@ -313,7 +320,7 @@ def gate_pictures(folder: Path | None, most: int = 3) -> list[np.ndarray]:
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not files:
         raise NoPictures(
-            f"{folder} holds no picture, the gates need one or more; name a folder of photographs with --pictures DIR"
+            f"{folder} holds no picture, the gates need one or more", "name a folder of photographs with --pictures DIR"
         )
     return [decode(file) for file in files[:most]]
 

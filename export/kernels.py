@@ -37,8 +37,8 @@ def without(asked: str) -> str | None:
 
     if knobs.runtime.interpret:
         raise UsageError(
-            "TRITON_INTERPRET is set: kernels imported under Triton's interpreter cannot be compiled; "
-            "unset it, or build with --kernels none"
+            "TRITON_INTERPRET is set: kernels imported under Triton's interpreter cannot be compiled",
+            "unset it, or build with --kernels none",
         )
     targets(asked)
     return None
@@ -54,7 +54,7 @@ def targets(asked: str) -> tuple[int, ...]:
     named = choices if asked == "all" else list(dict.fromkeys(asked.split(",")))
     for name in named:
         if name not in choices:
-            raise UsageError(f"--kernels {asked}: expected all, none, or some of {','.join(choices)}")
+            raise UsageError(f"expected all, none, or some of {','.join(choices)}", subject=f"--kernels {asked}")
     return tuple(target for target in TARGETS if f"sm_{target}" in named)
 
 
@@ -91,14 +91,14 @@ def add(
         if error.filename and Path(error.filename).absolute().is_relative_to(out.absolute()):
             raise
         raise KernelsNotCompiled(
-            f"Triton could not run or keep what it compiles ({error}); it works in {knobs.cache.dir}, choose a writable "
-            "folder with TRITON_CACHE_DIR, or build with --kernels none"
+            f"Triton could not run or keep what it compiles ({error})",
+            f"it works in {knobs.cache.dir}, choose a writable folder with TRITON_CACHE_DIR, or build "
+            "with --kernels none",
         ) from None
     except (RuntimeError, TritonError) as error:
         raise KernelsNotCompiled(
-            f"Triton {_triton_version()} does not compile the kernels "
-            f"({' '.join(str(error).split())[:300]}); install the pinned one: pip install -c constraints.txt triton, "
-            "or build with --kernels none"
+            f"Triton {_triton_version()} does not compile the kernels ({' '.join(str(error).split())[:300]})",
+            "install the pinned one: pip install -c constraints.txt triton, or build with --kernels none",
         ) from None
     return {
         "abi": f"{FOLDER}/{compiler.RECORD}", "features": list(dtypes), "targets": [f"sm_{target}" for target in chosen],

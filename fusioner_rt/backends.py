@@ -44,7 +44,7 @@ class Backend:
 def check_requested(requested: str) -> None:
     """Raises BackendUnavailable for a name that is none of CHOICES."""
     if requested not in CHOICES:
-        raise BackendUnavailable(f"backend {requested!r} is unknown; choose one of {', '.join(CHOICES)}")
+        raise BackendUnavailable(f"backend {requested!r} is unknown", f"choose one of {', '.join(CHOICES)}")
 
 
 def open_executor(
@@ -62,10 +62,12 @@ def open_executor(
             executor, what, unproved = open_rung(bundle, name, threads, cache)
         except FusionerError as error:
             if name != rungs[-1]:
-                passed_over.append((name, str(error).removeprefix(f"backend {name}: ")))
+                passed_over.append((name, str(error.without(f"backend {name}"))))
                 continue
             if expected := _expected(bundle, passed_over):
-                raise type(error)(f"{error}; better backends: {_listed(expected)}") from None
+                better = f"better backends: {_listed(expected)}"
+                cure = f"{error.cure}; {better}" if error.cure else better
+                raise type(error)(error.found, cure, error.subject) from None
             raise
         except Exception as error:  # a library that fails in a way nobody foresaw is a rung that does not work
             if name == rungs[-1]:
@@ -129,7 +131,7 @@ def _prove(bundle: Bundle, name: str, executor: Executor) -> str | None:
     except GraphUnusable as error:  # which says to rebuild the graph, and here the machine may be to blame
         executor.close()
         raise BackendUnavailable(
-            f"backend {name}: a first picture failed ({one_line(error)}); choose another backend"
+            f"a first picture failed ({one_line(error)})", "choose another backend", subject=f"backend {name}"
         ) from None
     except BaseException:
         executor.close()

@@ -104,10 +104,10 @@ class Bundle:
                     raise KeyError(f"{used} in files")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ManifestInvalid(
-                f"{folder / MANIFEST}: a field is missing or malformed ({error!r}); {rebuild(folder)}"
+                f"a field is missing or malformed ({error!r})", rebuild(folder), subject=folder / MANIFEST
             ) from None
         except FusionerError as error:
-            raise ManifestInvalid(f"{folder / MANIFEST}: {error}; {rebuild(folder)}") from None
+            raise ManifestInvalid(f"{error}", rebuild(folder), subject=folder / MANIFEST) from None
         of_plans = {plan.file.relative_to(folder).as_posix() for plan in bundle.plans}
         of_plans |= {str(entry["report"]) for entry in manifest.get("engines", []) if "report" in entry}
         verify_files(folder, {name: entry for name, entry in manifest["files"].items() if name not in of_plans})
@@ -165,12 +165,16 @@ class Bundle:
             digest = sha256(path) if content is None else hashlib.sha256(content).hexdigest()
         except OSError as error:
             raise BundleFileMissing(
-                f"{path}: can no longer be read ({error.strerror}); close this session and open the bundle again"
+                f"can no longer be read ({error.strerror})",
+                "close this session and open the bundle again",
+                subject=path,
             ) from None
         if digest != expected["sha256"]:
             raise BundleFileAltered(
-                f"{path}: was replaced after this session had opened the bundle (sha256 {digest[:12]}…, expected "
-                f"{expected['sha256'][:12]}…); close this session and open the bundle again"
+                f"was replaced after this session had opened the bundle (sha256 {digest[:12]}…, expected "
+                f"{expected['sha256'][:12]}…)",
+                "close this session and open the bundle again",
+                subject=path,
             )
         return content
 
@@ -218,8 +222,10 @@ def input_size_of(bundle: Bundle, height: int, width: int, picture: str) -> tupl
     if not (allowed.min <= min(high, wide) and max(high, wide) <= allowed.max):
         least, most = min(allowed.min, high, wide), max(allowed.max, high, wide)
         raise SizeOutsideProfile(
-            f"{picture}: needs a network input of {wide}x{high}, the bundle in {bundle.folder} was built for edges of "
-            f"{allowed.min} to {allowed.max}; rebuild it: {bundle.build_command(sizes=f'{least},{allowed.opt},{most}')}"
+            f"needs a network input of {wide}x{high}, the bundle in {bundle.folder} was built for "
+            f"edges of {allowed.min} to {allowed.max}",
+            f"rebuild it: {bundle.build_command(sizes=f'{least},{allowed.opt},{most}')}",
+            subject=picture,
         )
     return high, wide
 
@@ -239,8 +245,8 @@ def find_bundle(named: str | os.PathLike[str] | None = None) -> Path:
         if (Path(place) / MANIFEST).is_file():
             return Path(place)
     raise BundleMissing(
-        f"no engine bundle was named and none lies in {' or '.join(PLACES)} below {Path.cwd()}; name one with "
-        f"--engine DIR or FUSIONER_ENGINE, or build one: {build_command(Path(PLACES[0]))}"
+        f"no engine bundle was named and none lies in {' or '.join(PLACES)} below {Path.cwd()}",
+        f"name one with --engine DIR or FUSIONER_ENGINE, or build one: {build_command(Path(PLACES[0]))}",
     )
 
 
@@ -252,23 +258,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         what = f"holds no {MANIFEST}" if folder.is_dir() else "there is no such folder"
         raise BundleMissing(
-            f"{folder}: {what}, an engine bundle was expected; name another with --engine DIR, "
-            f"or build it: {build_command(folder)}"
+            f"{what}, an engine bundle was expected",
+            f"name another with --engine DIR, or build it: {build_command(folder)}",
+            subject=folder,
         ) from None
     except NotADirectoryError:
-        raise BundleMissing(f"{folder}: is not a folder, an engine bundle was expected; name one") from None
+        raise BundleMissing("is not a folder, an engine bundle was expected", "name one", subject=folder) from None
     except OSError as error:
-        raise BundleMissing(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        raise BundleMissing(f"cannot be read ({error.strerror})", "check its permissions", subject=path) from None
     except ValueError as error:  # JSON and UTF-8 errors
-        raise ManifestInvalid(f"{path}: is not JSON ({error}); {rebuild(folder)}") from None
+        raise ManifestInvalid(f"is not JSON ({error})", rebuild(folder), subject=path) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ManifestInvalid(f'{path}: does not say "format": "{FORMAT}"; name another, or {rebuild(folder)}')
+        raise ManifestInvalid(f'does not say "format": "{FORMAT}"', f"name another, or {rebuild(folder)}", subject=path)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         raise BundleVersionUnknown(
-            f"{path}: format version {version!r}, this fusioner-rt reads version {FORMAT_VERSION}; "
-            f"{'update fusioner-rt, or ' if newer else ''}{rebuild(folder)}"
+            f"format version {version!r}, this fusioner-rt reads version {FORMAT_VERSION}",
+            f"{'update fusioner-rt, or ' if newer else ''}{rebuild(folder)}",
+            subject=path,
         )
     return manifest
 
@@ -281,27 +289,29 @@ def verify_files(folder: Path, files: dict[str, Any], cure: str = "") -> None:
     cure = cure or rebuild(folder)
     for name, expected in files.items():
         if ".." in Path(name).parts or "\\" in name or PureWindowsPath(name).anchor or os.path.isabs(name):
-            raise ManifestInvalid(f"{folder / MANIFEST}: names a file outside the bundle, {name!r}; {cure}")
+            raise ManifestInvalid(f"names a file outside the bundle, {name!r}", cure, subject=folder / MANIFEST)
         path = folder / name
         try:
             size = path.stat().st_size
             if size != expected["bytes"]:
-                raise BundleFileAltered(f"{path}: has {size} bytes, the manifest says {expected['bytes']}; {cure}")
+                raise BundleFileAltered(f"has {size} bytes, the manifest says {expected['bytes']}", cure, subject=path)
             digest = sha256(path)
         except FileNotFoundError:
-            raise BundleFileMissing(f"{path}: is missing, the manifest lists it; {cure}") from None
+            raise BundleFileMissing("is missing, the manifest lists it", cure, subject=path) from None
         except OSError as error:
             raise BundleFileMissing(
-                f"{path}: cannot be read ({error.strerror}), the manifest lists it; {cure}"
+                f"cannot be read ({error.strerror}), the manifest lists it", cure, subject=path
             ) from None
         except (KeyError, TypeError, ValueError) as error:  # the last for names that no file can have
             raise ManifestInvalid(
-                f"{folder / MANIFEST}: files entry {name!r} is malformed ({error!r}); {cure}"
+                f"files entry {name!r} is malformed ({error!r})", cure, subject=folder / MANIFEST
             ) from None
         if digest != expected["sha256"]:
             raise BundleFileAltered(
-                f"{path}: its content is not what the bundle was built with (sha256 {digest[:12]}…, "
-                f"expected {str(expected['sha256'])[:12]}…); {cure}"
+                f"its content is not what the bundle was built with (sha256 {digest[:12]}…, expected "
+                f"{str(expected['sha256'])[:12]}…)",
+                cure,
+                subject=path,
             )
 
 

@@ -174,7 +174,7 @@ def _segment(options: argparse.Namespace) -> int:
     parse_words(options.words)
     if options.json and options.json.is_dir():
         raise UsageError(
-            f"--json {options.json} is a folder; name a file in it, for example {options.json / 'masks.json'}"
+            f"--json {options.json} is a folder", f"name a file in it, for example {options.json / 'masks.json'}"
         )
     out = writable_folder(options.out)
     if options.json:
@@ -286,7 +286,9 @@ def _expand(named: Sequence[str], out: Path) -> Iterator[Path]:
             continue
         found = [below for below in sorted(path.rglob("*")) if offered(below, path)]
         if not found:
-            raise UsageError(f"{path}: no pictures in this folder; name one that holds {', '.join(sorted(SUFFIXES))}")
+            raise UsageError(
+                "no pictures in this folder", f"name one that holds {', '.join(sorted(SUFFIXES))}", subject=path
+            )
         yield from found
 
 
@@ -295,7 +297,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise UsageError(f"--size {text!r}: give height x width in pixels, for example 480x640")
+        raise UsageError("give height x width in pixels, for example 480x640", subject=f"--size {text!r}")
     return int(height), int(width)
 
 
@@ -380,7 +382,7 @@ def _doctor(options: argparse.Namespace) -> int:
         from .doctor import examine, report
     except ImportError as error:  # of what every installation has
         raise BackendUnavailable(
-            f"{error}; install fusioner-rt again, with all that it needs: pip install --force-reinstall fusioner-rt"
+            str(error), "install fusioner-rt again, with all that it needs: pip install --force-reinstall fusioner-rt"
         ) from None
     findings = examine(options.engine)
     print(json.dumps(findings.to_json(), indent=2) if options.json else report(findings))
@@ -396,15 +398,18 @@ def _words(options: argparse.Namespace) -> int:
         try:
             removed = cache.clear()
         except OSError as error:
-            raise OutputUnwritable(f"{folder}: cannot be cleared ({error.strerror}); check its permissions") from None
+            raise OutputUnwritable(
+                f"cannot be cleared ({error.strerror})", "check its permissions", subject=folder
+            ) from None
         print(f"{removed} cached words removed from {folder}")
         return 0
     try:
         entries = cache.words()
     except OSError as error:
         raise UsageError(
-            f"{folder}: the cache folder cannot be read ({error.strerror}); check its permissions or name another with "
-            "--cache DIR"
+            f"the cache folder cannot be read ({error.strerror})",
+            "check its permissions or name another with --cache DIR",
+            subject=folder,
         ) from None
     for entry in entries:
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.written))

@@ -16,7 +16,7 @@ from . import __version__, plans
 from . import hardware as nvidia
 from .backends import LADDER, open_rung
 from .bundle import Bundle, find_bundle
-from .errors import BackendUnavailable, FusionerError, one_line
+from .errors import BackendUnavailable, FusionerError, UsageError, one_line
 from .gpu.driver import Device, Driver
 from .words.cache import default_folder
 
@@ -46,11 +46,11 @@ class NvidiaDriver:
 
     version: str | None
     cuda: str | None
-    problem: str | None
+    problem: FusionerError | None
 
     def __str__(self) -> str:
         serves = f"serves CUDA up to {self.cuda}" if self.cuda else None
-        return ", ".join(part for part in (self.version, serves, self.problem) if part)
+        return ", ".join(part for part in (self.version, serves, self.problem and self.problem.what) if part)
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,14 @@ class Rung:
     name: str
     works: bool
     what: str
-    lacks: tuple[str, ...]
+    lacks: tuple[FusionerError, ...]
     exit_code: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "works": self.works, "what": self.what, "lacks": [str(lack) for lack in self.lacks],
+            "exit_code": self.exit_code,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,28 +99,34 @@ class Findings:
         return 0 if self.auto else self.rungs[-1].exit_code
 
     @property
-    def warnings(self) -> list[str]:
-        found = []
+    def warnings(self) -> list[FusionerError]:
+        found: list[FusionerError] = []
         if self.packages["onnxruntime"] and self.packages["onnxruntime-gpu"]:
             found.append(
-                "onnxruntime and onnxruntime-gpu are both installed: they share a folder and break each other; keep one: "
-                "pip uninstall onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+                UsageError(
+                    "onnxruntime and onnxruntime-gpu are both installed: they share a folder and break each other",
+                    "keep one: pip uninstall onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+                )
             )
         if self.gpus and self.auto == LADDER[-1]:
-            found.append("the GPU does nothing; cure one of the backends above onnxruntime-cpu")
+            found.append(UsageError("the GPU does nothing", "cure one of the backends above onnxruntime-cpu"))
         return found
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "machine": {"system": self.system, "fusioner-rt": __version__, "driver": asdict(self.driver)},
+            "machine": {
+                "system": self.system,
+                "fusioner-rt": __version__,
+                "driver": {**asdict(self.driver), "problem": _said(self.driver.problem)},
+            },
             "gpus": [{**asdict(gpu), "capability": ".".join(map(str, gpu.capability))} for gpu in self.gpus],
             "packages": self.packages,
             "bundle": _described(self.bundle)
             if self.bundle
-            else {"problem": str(self.problem), "exit_code": self.problem.exit_code if self.problem else 1},
-            "backends": [asdict(rung) for rung in self.rungs],
+            else {"problem": _said(self.problem), "exit_code": self.problem.exit_code if self.problem else 1},
+            "backends": [rung.to_json() for rung in self.rungs],
             "auto": self.auto,
-            "warnings": self.warnings,
+            "warnings": [str(warning) for warning in self.warnings],
         }
 
 
@@ -149,23 +161,22 @@ def report(findings: Findings) -> str:
     """One screen for a person."""
     lines = [f"fusioner-rt {__version__}"]
 
-    def say(name: str, text: object, mark: str = " ") -> None:
-        """The cure of what is wrong gets a line of its own, unbroken, to be copied."""
-        found, _, cure = str(text).rpartition("; ") if mark in "✗!" else (str(text), "", "")
+    def say(name: str, text: object, mark: str = " ", cure: str = "") -> None:
+        """The cure gets a line of its own, unbroken, to be copied."""
         start, empty = f"{mark if name else ' '} {name:<{_LEFT - 3}} ", " " * _LEFT
         lines.extend(
             textwrap.wrap(
-                found or cure, _WIDTH, initial_indent=start, subsequent_indent=empty, break_long_words=False,
+                str(text), _WIDTH, initial_indent=start, subsequent_indent=empty, break_long_words=False,
                 break_on_hyphens=False,
             )
         )  # fmt: skip
-        if found and cure:
+        if cure:
             lines.append(f"{empty}→ {cure}")
 
     lines.append("machine")
     say("system", findings.system)
     driver = findings.driver
-    say("NVIDIA driver", driver, "✗" if driver.problem else " ")
+    say("NVIDIA driver", driver, *(("✗", driver.problem.cure) if driver.problem else ()))
     for ordinal, gpu in enumerate(findings.gpus):
         say(f"GPU {ordinal}", gpu)
     lines.append("packages")
@@ -178,17 +189,18 @@ def report(findings: Findings) -> str:
         say("GPU kernels", ", ".join(_kernels(bundle)) or "none")
         for index, plan in enumerate(bundle.plans or ("none",)):
             say("" if index else "plans", plan)
-    else:
-        say("none to run", findings.problem, "✗")
+    elif findings.problem:
+        say("none to run", findings.problem.what, "✗", findings.problem.cure)
     lines.append("backends, best first")
-    told = {driver.problem: "no GPU to run on, see above", str(findings.problem): "no bundle to run, see above"}
+    told = {driver.problem: "no GPU to run on, see above", findings.problem: "no bundle to run, see above"}
     for rung in findings.rungs:
         if rung.works:
             say(rung.name, f"works: {rung.what}", "✓")
         for index, lack in enumerate(rung.lacks):
-            say("" if index else rung.name, told.get(lack, lack), "✗")
+            what, cure = (told[lack], "") if lack in told else (lack.what, lack.cure)
+            say("" if index else rung.name, what, "✗", cure)
     for warning in findings.warnings:
-        say("warning", warning, "!")
+        say("warning", warning.what, "!", warning.cure)
     lines.append(
         f"backend=auto runs {findings.auto}"
         if findings.auto
@@ -232,8 +244,12 @@ def _examine(
         executor, what, unproved = opened
         what += f"; {unproved}" if unproved else ""
         _attempt(executor.close)
-    said = tuple(str(lack).removeprefix(f"backend {name}: ") for lack in lacks)
+    said = tuple(lack.without(f"backend {name}") for lack in lacks)
     return Rung(name, not lacks, what, said, lacks[0].exit_code if lacks else 0)
+
+
+def _said(error: FusionerError | None) -> str | None:
+    return None if error is None else str(error)
 
 
 def _attempt(call: Callable[[], _T]) -> tuple[_T | None, FusionerError | None]:
@@ -243,7 +259,9 @@ def _attempt(call: Callable[[], _T]) -> tuple[_T | None, FusionerError | None]:
     except FusionerError as error:
         return None, error
     except Exception as error:  # a broken installation may raise anything, and it is what the doctor is asked about
-        return None, BackendUnavailable(f"{type(error).__name__}: {one_line(error)}; reinstall what it comes from")
+        return None, BackendUnavailable(
+            f"{one_line(error)}", "reinstall what it comes from", subject=type(error).__name__
+        )
 
 
 def _without_driver() -> BackendUnavailable | None:
@@ -252,8 +270,8 @@ def _without_driver() -> BackendUnavailable | None:
     if missing is None:
         return None
     if nvidia.gpu_is_there():
-        return BackendUnavailable(f"an NVIDIA GPU is here and its driver is not ({missing}); install the driver")
-    return BackendUnavailable(f"no NVIDIA GPU is here, nor a driver ({missing}); use a machine that has both")
+        return BackendUnavailable(f"an NVIDIA GPU is here and its driver is not ({missing})", "install the driver")
+    return BackendUnavailable(f"no NVIDIA GPU is here, nor a driver ({missing})", "use a machine that has both")
 
 
 def _bindings() -> None:
@@ -265,7 +283,7 @@ def _driver(driver: Driver | None, problem: FusionerError | None) -> NvidiaDrive
     if driver is not None:
         number, _ = _attempt(driver.cuDriverGetVersion)
         cuda = None if number is None else f"{number // 1000}.{number % 1000 // 10}"
-    return NvidiaDriver(version, cuda, str(problem) if problem else None)
+    return NvidiaDriver(version, cuda, problem)
 
 
 def _gpus(driver: Driver) -> tuple[list[Gpu], FusionerError | None]:
@@ -274,7 +292,7 @@ def _gpus(driver: Driver) -> tuple[list[Gpu], FusionerError | None]:
     if error is None and not count:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         cure = "look at nvidia-smi" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}, unset it"
-        error = BackendUnavailable(f"this process sees no GPU; {cure}")
+        error = BackendUnavailable("this process sees no GPU", cure)
     found: list[Gpu] = []
     for ordinal in range(count or 0):
         gpu, error = _attempt(lambda: _gpu(driver, ordinal))  # noqa: B023, called at once

@@ -33,13 +33,16 @@ class EncodedPicture:
         """Raises UsageError where a session of that backend and bundle cannot use it."""
         if self.picture_sha256 != picture_sha256:
             raise UsageError(
-                f"{self}: was encoded by another bundle (pictures' hash {self.picture_sha256[:12]}…, this session's "
-                f"{picture_sha256[:12]}…); encode the picture with this session"
+                f"was encoded by another bundle (pictures' hash {self.picture_sha256[:12]}…, this "
+                f"session's {picture_sha256[:12]}…)",
+                "encode the picture with this session",
+                subject=self,
             )
         if self.backend != backend:
             raise UsageError(
-                f"{self}: was encoded by the backend {self.backend}, this session's is {backend}; encode the picture with "
-                "this session"
+                f"was encoded by the backend {self.backend}, this session's is {backend}",
+                "encode the picture with this session",
+                subject=self,
             )
 
     def __repr__(self) -> str:

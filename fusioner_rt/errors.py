@@ -1,13 +1,33 @@
-"""One class per kind of cause; a message is one line: what was found, what was expected, what to do.
+"""One class per kind of cause. An error holds three facts: its subject, what was found of it, and the cure.
 
-The command line prints the message and exits with the kind's `exit_code` (2 is argparse's own, 130 an interrupt).
+The command line prints them as one line and exits with the kind's `exit_code` (2 is argparse's own, 130 an interrupt).
 """
 
 
 class FusionerError(Exception):
-    """Base of all. Caught and printed without a traceback by the command line."""
+    """Base of all. The command line catches it and prints it without a traceback.
+
+    found: what was found and what was expected. cure: what to do about it, or "". subject: the file or option that the
+    error is about, or None. `str()` is one line: subject: found; cure.
+    """
 
     exit_code = 1
+
+    def __init__(self, found: str, cure: str = "", subject: object = None) -> None:
+        super().__init__(found, cure, subject)
+        self.found, self.cure, self.subject = found, cure, subject
+
+    @property
+    def what(self) -> str:
+        """subject: found."""
+        return self.found if self.subject is None else f"{self.subject}: {self.found}"
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.cure}" if self.cure else self.what
+
+    def without(self, subject: object) -> "FusionerError":
+        """For a line that names this subject already: the error without it where it is the error's."""
+        return type(self)(self.found, self.cure) if self.subject == subject else self
 
 
 def one_line(error: BaseException) -> str:

@@ -67,8 +67,9 @@ def check_replaceable(folder: Path) -> None:
     """Known before the work that is to end in `replace_folder`. Raises OutputUnwritable."""
     if os.path.ismount(folder):
         raise OutputUnwritable(
-            f"{folder}: is a mount point, and a bundle is replaced by renaming its folder; mount the folder above it, or "
-            "build in a copy and copy that here"
+            "is a mount point, and a bundle is replaced by renaming its folder",
+            "mount the folder above it, or build in a copy and copy that here",
+            subject=folder,
         )
 
 
@@ -101,7 +102,9 @@ def _is_special(path: Path) -> bool:
 
 def unwritable(path: Path, error: OSError) -> OutputUnwritable:
     reason = error.strerror or str(error)
-    return OutputUnwritable(f"{path}: cannot be written ({reason}); choose a folder that exists and is writable")
+    return OutputUnwritable(
+        f"cannot be written ({reason})", "choose a folder that exists and is writable", subject=path
+    )
 
 
 def _umask() -> int:

@@ -73,7 +73,7 @@ def read(bundle: Bundle) -> KnownAnswer | None:
             raise ValueError({name: array.shape for name, array in arrays.items()})
         return KnownAnswer(input_size=(height, width), words=words, step=step, bounds=bounds, **arrays)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ManifestInvalid(f"{path}: is no known answer ({error!r}); {rebuild(bundle.folder)}") from None
+        raise ManifestInvalid(f"is no known answer ({error!r})", rebuild(bundle.folder), subject=path) from None
 
 
 def cosines(scores: np.ndarray, gram: np.ndarray) -> np.ndarray:
@@ -94,8 +94,9 @@ def compare(bundle: Bundle, answer: KnownAnswer, executor: Executor, backend: st
     precision, every = precision_of(bundle, backend), answer.waiting(executor)
     if precision not in answer.bounds:
         raise ManifestInvalid(
-            f"{bundle.folder}: its known answer has no bounds in {precision}, which backend {backend} computes in; "
-            f"{rebuild(bundle.folder)}"
+            f"its known answer has no bounds in {precision}, which backend {backend} computes in",
+            rebuild(bundle.folder),
+            subject=bundle.folder,
         )
     allowed = answer.bounds[precision]
     again = f"build its plans again: {bundle.plans_command(backend)}, or " if backend.startswith("tensorrt") else ""
@@ -110,18 +111,21 @@ def compare(bundle: Bundle, answer: KnownAnswer, executor: Executor, backend: st
             worst = np.maximum(*(off[name] / allowed[name] for name in off)).argmax()
             if not all(off[name][worst] <= allowed[name] for name in off):
                 raise AnswerWrong(
-                    f"backend {backend}: its cosines of {answer.words[worst]!r} in picture {index + 1} of the bundle's known "
-                    f"answer{beside} are off by {off['mean'][worst]:.2g} on average and {off['largest'][worst]:.2g} at worst, "
-                    f"{allowed['mean']:.2g} and {allowed['largest']:.2g} are allowed in {precision}; {again}choose another "
-                    "backend"
+                    f"its cosines of {answer.words[worst]!r} in picture {index + 1} of the bundle's known "
+                    f"answer{beside} are off by {off['mean'][worst]:.2g} on average and "
+                    f"{off['largest'][worst]:.2g} at worst, {allowed['mean']:.2g} and "
+                    f"{allowed['largest']:.2g} are allowed in {precision}",
+                    f"{again}choose another backend",
+                    subject=f"backend {backend}",
                 )
         for index, found in zip(members, executor.run(group, answer.request, untimed), strict=True):
             share = float((found.labels != answer.labels[index]).mean())
             if not share <= allowed["labels"]:
                 raise AnswerWrong(
-                    f"backend {backend}: its labels of picture {index + 1} of the bundle's known answer{beside} differ in "
-                    f"{share:.2%} of the pixels, {allowed['labels']:.2%} is allowed in {precision}; {again}choose another "
-                    "backend"
+                    f"its labels of picture {index + 1} of the bundle's known answer{beside} differ in "
+                    f"{share:.2%} of the pixels, {allowed['labels']:.2%} is allowed in {precision}",
+                    f"{again}choose another backend",
+                    subject=f"backend {backend}",
                 )
 
 

@@ -48,8 +48,8 @@ def decode(picture: Picture) -> np.ndarray:
         _check_pixels(picture.width, picture.height, describe(picture))
         return _from_pillow(picture, describe(picture))
     raise PictureInvalid(
-        f"a picture was given as {type(picture).__module__}.{type(picture).__qualname__}; "
-        "pass a path, the bytes of a file, a Pillow image or a (H, W, 3) uint8 numpy array"
+        f"a picture was given as {type(picture).__module__}.{type(picture).__qualname__}",
+        "pass a path, the bytes of a file, a Pillow image or a (H, W, 3) uint8 numpy array",
     )
 
 
@@ -76,12 +76,15 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     name = describe(array)
     if array.dtype != np.uint8:
         raise PictureInvalid(
-            f"{name}: pixels must be uint8, 0..255; convert floats in 0..1 with (array * 255).round().astype('uint8')"
+            "pixels must be uint8, 0..255",
+            "convert floats in 0..1 with (array * 255).round().astype('uint8')",
+            subject=name,
         )
     if array.ndim != 3 or array.shape[2] != 3:
         raise PictureInvalid(
-            f"{name}: the shape must be (height, width, 3), RGB; "
-            "stack grey to three channels, drop alpha, and move channels last with array.transpose(1, 2, 0)"
+            "the shape must be (height, width, 3), RGB",
+            "stack grey to three channels, drop alpha, and move channels last with array.transpose(1, 2, 0)",
+            subject=name,
         )
     _check_pixels(array.shape[1], array.shape[0], name)
     return np.ascontiguousarray(array)
@@ -92,13 +95,19 @@ def _from_path(path: Path) -> np.ndarray:
         with open(path, "rb") as stream:
             return _from_stream(stream, str(path))
     except FileNotFoundError:
-        raise PictureMissing(f"{path}: there is no such file; check the path (relative to {Path.cwd()})") from None
+        raise PictureMissing(
+            "there is no such file", f"check the path (relative to {Path.cwd()})", subject=path
+        ) from None
     except IsADirectoryError:
-        raise PictureMissing(f"{path}: this is a folder, a picture file was expected; name the file in it") from None
+        raise PictureMissing(
+            "this is a folder, a picture file was expected", "name the file in it", subject=path
+        ) from None
     except OSError as error:
-        raise PictureMissing(f"{path}: cannot be opened ({error.strerror or error}); check its permissions") from None
+        raise PictureMissing(
+            f"cannot be opened ({error.strerror or error})", "check its permissions", subject=path
+        ) from None
     except ValueError as error:  # a path with a null byte
-        raise PictureMissing(f"{str(path)!r}: is not a path ({error}); check the path") from None
+        raise PictureMissing(f"is not a path ({error})", "check the path", subject=f"{str(path)!r}") from None
 
 
 def _from_stream(stream: Any, name: str) -> np.ndarray:
@@ -113,17 +122,21 @@ def _from_stream(stream: Any, name: str) -> np.ndarray:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # The application has set a lower limit of its own.
-        raise PictureTooLarge(f"{name}: Pillow refuses it ({error}); shrink the picture first") from None
+        raise PictureTooLarge(f"Pillow refuses it ({error})", "shrink the picture first", subject=name) from None
     except UnidentifiedImageError:
         raise PictureUnreadable(
-            f"{name}: the content is not a picture that is understood (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, ...), "
-            "whatever its name says; convert it to one of these"
+            "the content is not a picture that is understood (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, "
+            "...), whatever its name says",
+            "convert it to one of these",
+            subject=name,
         ) from None
     except MemoryError:
-        raise PictureTooLarge(f"{name}: there is not enough memory to decode it; shrink the picture first") from None
+        raise PictureTooLarge(
+            "there is not enough memory to decode it", "shrink the picture first", subject=name
+        ) from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on broken files
         raise PictureUnreadable(
-            f"{name}: the picture is broken or cut short ({one_line(error)}); fetch or export it again"
+            f"the picture is broken or cut short ({one_line(error)})", "fetch or export it again", subject=name
         ) from None
 
 
@@ -140,11 +153,13 @@ def _open(stream: Any) -> "Image":
 
 def _check_pixels(width: int, height: int, name: str) -> None:
     if width < 1 or height < 1:
-        raise PictureInvalid(f"{name}: has no pixels ({width}x{height}); both edges must be at least 1")
+        raise PictureInvalid(f"has no pixels ({width}x{height})", "both edges must be at least 1", subject=name)
     if width * height > PIXEL_LIMIT:
         raise PictureTooLarge(
-            f"{name}: {width}x{height} is {width * height / 1e6:.0f} million pixels, "
-            f"at most {PIXEL_LIMIT / 1e6:.0f} million are accepted; shrink the picture first"
+            f"{width}x{height} is {width * height / 1000000.0:.0f} million pixels, at most "
+            f"{PIXEL_LIMIT / 1000000.0:.0f} million are accepted",
+            "shrink the picture first",
+            subject=name,
         )
 
 
@@ -153,8 +168,9 @@ def _from_pillow(image: "Image", name: str) -> np.ndarray:
         return np.ascontiguousarray(np.asarray(_to_rgb(_upright(image))))
     except Exception as error:
         raise PictureUnreadable(
-            f"{name}: a picture of mode {image.mode} cannot be turned into RGB ({one_line(error)}); "
-            "convert it to 8-bit RGB and try again"
+            f"a picture of mode {image.mode} cannot be turned into RGB ({one_line(error)})",
+            "convert it to 8-bit RGB and try again",
+            subject=name,
         ) from None
 
 

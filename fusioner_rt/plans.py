@@ -90,17 +90,20 @@ def choose(bundle: "Bundle", flavour: str, graph: str, version: str, capability:
     if not here:
         built = ", ".join(sorted({plan.gpus for plan in plans}))
         raise PlanForAnotherGpu(
-            f"{bundle.folder}: its {name} plans of {graph} were built for compute capability {built}, and {gpu} has "
-            f"{capability[0]}.{capability[1]}; {for_this_gpu(bundle, flavour, capability)}"
+            f"its {name} plans of {graph} were built for compute capability {built}, and {gpu} has "
+            f"{capability[0]}.{capability[1]}",
+            for_this_gpu(bundle, flavour, capability),
+            subject=bundle.folder,
         )
     loaded = [plan for plan in here if plan.loads_with(version)]
     if not loaded:
         newest = max(here, key=lambda plan: _numbers(plan.version))
         built = ", ".join(sorted({plan.version for plan in here}, key=_numbers))
         raise PlanForAnotherVersion(
-            f"{bundle.folder}: its {name} plans of {graph} were built with version {built}, and {version} is installed; "
+            f"its {name} plans of {graph} were built with version {built}, and {version} is installed",
             f"install theirs (pip install {flavour}=={newest.version}), or build plans with yours: "
-            + bundle.plans_command(flavour)
+            f"{bundle.plans_command(flavour)}",
+            subject=bundle.folder,
         )
     return max(loaded, key=_preference)
 
@@ -111,8 +114,9 @@ def of_flavour(bundle: "Bundle", flavour: str, graph: str) -> list[Plan]:
     if not plans:
         held = sorted({f"{FLAVOURS.get(plan.flavour, plan.flavour)} for {plan.gpus}" for plan in bundle.plans})
         raise PlanMissing(
-            f"{bundle.folder}: holds no {FLAVOURS[flavour]} plan of {graph} (plans: {', '.join(held) or 'none'}); "
-            f"build them: {bundle.plans_command(flavour)}"
+            f"holds no {FLAVOURS[flavour]} plan of {graph} (plans: {', '.join(held) or 'none'})",
+            f"build them: {bundle.plans_command(flavour)}",
+            subject=bundle.folder,
         )
     return plans
 

@@ -60,7 +60,7 @@ class Session:
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
         if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}; give 1 or more, or leave it out for one per core")
+            raise UsageError(f"threads is {threads}", "give 1 or more, or leave it out for one per core")
         self.bundle = Bundle.open(find_bundle(bundle))
         folder = None if cache is False else Path(cache) if cache is not None else default_folder()
         self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
@@ -206,7 +206,7 @@ class Session:
         with watch("text"):
             vocabulary = self._vocabulary if words is None else self._encode(words, None)
             if vocabulary is None:
-                raise UsageError('no words were given; pass words="cat, sofa" or call set_vocabulary first')
+                raise UsageError("no words were given", 'pass words="cat, sofa" or call set_vocabulary first')
 
         request = Request(vocabulary.vectors, float(threshold), mode, probabilities)
         results: dict[int, Segmentation] = {}
@@ -277,7 +277,7 @@ class Session:
         size = _check_options(size, threshold, "joint")
         vocabulary = self._vocabulary if words is None else self._encode(words, None)
         if vocabulary is None:
-            raise UsageError('no words were given; pass words="cat, sofa" or call set_vocabulary first')
+            raise UsageError("no words were given", 'pass words="cat, sofa" or call set_vocabulary first')
         request = Request(vocabulary.vectors, float(threshold), "joint", False)
         return segment_on_device(self._executor, self.bundle, picture, vocabulary.words, request, size, stream, out)
 
@@ -297,7 +297,7 @@ class Session:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("this session is closed; open another")
+            raise UsageError("this session is closed", "open another")
 
     def _prepared(self, rgb: np.ndarray, size: tuple[int, int], name: str) -> Waiting:
         """A decoded picture made ready to run. size: of its label map. name: for messages."""
@@ -377,17 +377,18 @@ def _edges(rgb: np.ndarray) -> tuple[int, int]:
 def _check_kept(kept: int, words: int, height: int, width: int) -> None:
     if kept > KEPT_LIMIT:
         raise UsageError(
-            f"the probabilities of {words} words at {height}x{width} pixels bring this call to {kept / 1e9:.1f} GB, "
-            f"at most {KEPT_LIMIT / 1e9:.0f} GB are kept; give a smaller size=(H, W), fewer words or fewer pictures"
+            f"the probabilities of {words} words at {height}x{width} pixels bring this call to "
+            f"{kept / 1000000000.0:.1f} GB, at most {KEPT_LIMIT / 1000000000.0:.0f} GB are kept",
+            "give a smaller size=(H, W), fewer words or fewer pictures",
         )
 
 
 def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | None:
     """The size as two ints. Raises UsageError."""
     if mode not in MODES:
-        raise UsageError(f"mode is {mode!r}; choose {' or '.join(MODES)}")
+        raise UsageError(f"mode is {mode!r}", f"choose {' or '.join(MODES)}")
     if not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):  # not-a-number fails this too
-        raise UsageError(f"the threshold is {threshold!r}; give a probability within 0..1, 0.5 by default")
+        raise UsageError(f"the threshold is {threshold!r}", "give a probability within 0..1, 0.5 by default")
     if size is None:
         return None
     if not (
@@ -395,8 +396,10 @@ def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | No
         and len(size) == 2
         and all(isinstance(edge, (int, np.integer)) and edge >= 1 for edge in size)
     ):
-        raise UsageError(f"the size is {size!r}; give height and width in whole pixels, at least 1 each")
+        raise UsageError(f"the size is {size!r}", "give height and width in whole pixels, at least 1 each")
     height, width = (int(edge) for edge in size)
     if height * width > PIXEL_LIMIT:
-        raise UsageError(f"the size {height}x{width} is over {PIXEL_LIMIT / 1e6:.0f} million pixels; give a smaller")
+        raise UsageError(
+            f"the size {height}x{width} is over {PIXEL_LIMIT / 1000000.0:.0f} million pixels", "give a smaller"
+        )
     return height, width

@@ -102,7 +102,9 @@ def classes() -> dict[str, type[FusionerError]]:
 
 
 def raised(file: Path) -> Iterator[tuple[str, str]]:
-    """Class and template of every message in a file: of calls of a class, of functions that return one, and of pairs."""
+    """Class and template of every message in a file: of calls of a class, or of functions that return one, their three
+    facts in one line; and of pairs of a class and a text.
+    """
     known = classes()
     tree = ast.parse(file.read_text())
     constants = constants_of(tree)
@@ -116,13 +118,26 @@ def raised(file: Path) -> Iterator[tuple[str, str]]:
             named = [part.id for part in ast.walk(node.func) if isinstance(part, ast.Name)]
             called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             named += [makers[name] for name in (called, *named) if name in makers]
-            parts = node.args
+            parts = [facts(node)] if any(template(part, constants) for part in node.args) else []
         elif isinstance(node, ast.Tuple):
             named, parts = [part.id for part in node.elts if isinstance(part, ast.Name)], node.elts
         else:
             continue
         for name in set(named) & set(known):
             yield from ((name, text) for text in (template(part, constants) for part in parts) if text)
+
+
+def facts(call: ast.Call) -> ast.JoinedStr:
+    """subject: found; cure, as the error says it."""
+    subjects = [keyword.value for keyword in call.keywords if keyword.arg == "subject"]
+    found, *cure = call.args or [ast.Constant("")]
+    return ast.JoinedStr(
+        [*with_ends(subjects, ": "), found, *(part for one in cure for part in (ast.Constant("; "), one))]
+    )
+
+
+def with_ends(parts: list[ast.expr], end: str) -> list[ast.expr]:
+    return [one for part in parts for one in (part, ast.Constant(end))]
 
 
 @cache

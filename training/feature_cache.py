@@ -98,7 +98,7 @@ class FeatureCache:
             tensors = load_file(file)
         except (OSError, SafetensorError) as error:
             raise DataError(
-                f"the cached features {file} cannot be read ({one_line(error)}); remove it and start again"
+                f"the cached features {file} cannot be read ({one_line(error)})", "remove it and start again"
             ) from None
         return CachedPicture([tensors[f"level{i}"] for i in range(len(tensors) - 1)], tensors["labels"])
 

@@ -115,9 +115,9 @@ class Optimiser:
 def check_precision(plan: Plan, device: torch.device) -> None:
     """Raises UsageError where a device cannot train in a plan's precision."""
     if plan.precision == "fp16" and device.type != "cuda":
-        raise UsageError("precision fp16 needs a CUDA device to train on; on a CPU use --precision bf16 or fp32")
+        raise UsageError("precision fp16 needs a CUDA device to train on", "on a CPU use --precision bf16 or fp32")
     if plan.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise UsageError("this GPU has no bf16 arithmetic; use --precision fp16 or fp32")
+        raise UsageError("this GPU has no bf16 arithmetic", "use --precision fp16 or fp32")
 
 
 def rate(step: int, steps: int, warmup: int) -> float:

@@ -85,7 +85,8 @@ class Progress:
             self.steps = self._read_steps(state["steps"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"{self.folder} cannot be resumed from ({' '.join(str(error).split())[:200]}); remove it to start again"
+                f"{self.folder} cannot be resumed from ({' '.join(str(error).split())[:200]})",
+                "remove it to start again",
             ) from None
         return True
 
@@ -98,7 +99,8 @@ class Progress:
         differing = _differences(found, self.settings)
         if differing:
             raise UsageError(
-                f"{self.out} holds {what} with other settings ({differing}); give its settings, another --out, or remove it"
+                f"{self.out} holds {what} with other settings ({differing})",
+                "give its settings, another --out, or remove it",
             )
 
     def save(self, optimiser: Optimiser) -> None:
@@ -115,7 +117,9 @@ class Progress:
         try:
             save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
         except (OSError, SafetensorError) as error:
-            raise OutputUnwritable(f"{file}: cannot be written ({one_line(error)}); the last epoch's is kept") from None
+            raise OutputUnwritable(
+                f"cannot be written ({one_line(error)})", "the last epoch's is kept", subject=file
+            ) from None
         state = {"tensors": file.name, "settings": self.settings, "history": self.history, **values}
         _write(self.folder / "state.json", json.dumps(state, indent=1).encode())
         for other in self.folder.glob("*.safetensors"):

@@ -162,7 +162,8 @@ def read(name: str, overrides: dict[str, dict[str, Any]] | None = None) -> Recip
     unknown = set(document) - {*SECTIONS, "about", "seeds", "folds"} | set(overrides or ()) - set(SECTIONS)
     if unknown:
         raise RecipeError(
-            f"recipe {name}: no recipe has {', '.join(sorted(unknown))}; sections are {', '.join(SECTIONS)}, fields stand inside them"
+            f"recipe {name}: no recipe has {', '.join(sorted(unknown))}",
+            f"sections are {', '.join(SECTIONS)}, fields stand inside them",
         )
     for section, values in (overrides or {}).items():
         document[section] = {**document.get(section, {}), **values}
@@ -202,13 +203,14 @@ def _merged(name: str, below: tuple[str, ...]) -> dict[str, Any]:
         near = difflib.get_close_matches(name, names(), 3, 0.4)
         meant = f"; did you mean {' or '.join(near)}?" if near else ";"
         raise RecipeError(
-            f"no recipe is called {name!r}{meant} `python -m training.train --list` prints those there are; a .toml file will do, too"
+            f"no recipe is called {name!r}{meant} `python -m training.train --list` prints those there are",
+            "a .toml file will do, too",
         ) from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{file} cannot be read as TOML ({error})") from None
     for section in SECTIONS:
         if not isinstance(document.get(section, {}), dict):
-            raise RecipeError(f"{file}: {section} is {document[section]!r}; expected a section, [{section}]")
+            raise RecipeError(f"{section} is {document[section]!r}; expected a section, [{section}]", subject=file)
     parent = document.pop("extends", None)
     if parent is None:
         return document
@@ -226,7 +228,7 @@ def _section(kind: Any, values: dict[str, Any], recipe: str, section: str) -> An
     checked = {}
     for key, value in values.items():
         if key not in types:
-            raise RecipeError(f"recipe {recipe}: [{section}] has no field {key!r}; it has: {', '.join(types)}")
+            raise RecipeError(f"recipe {recipe}: [{section}] has no field {key!r}", f"it has: {', '.join(types)}")
         checked[key] = _typed(types[key], value, f"recipe {recipe}: {section}.{key}")
     for key, least in LEAST.items() if kind is FusionerConfig else ():
         value = checked.get(key, least)

@@ -64,7 +64,7 @@ def check(data: PictureMasks, names: Sequence[str], known: Sequence[str]) -> Non
     for name in names:
         if name not in known:
             raise DataError(
-                f"no picture of {data.root} is called {name!r} in this split; its names are like {known[0]}"
+                f"no picture of {data.root} is called {name!r} in this split", f"its names are like {known[0]}"
             )
 
 

@@ -170,7 +170,8 @@ def _epoch(
     for number, value in enumerate(values):
         if not math.isfinite(value):
             raise TrainingFailed(
-                f"the loss of step {start + number + 1} is {value}; train with a lower --rate, a smaller --clip or --precision fp32"
+                f"the loss of step {start + number + 1} is {value}",
+                "train with a lower --rate, a smaller --clip or --precision fp32",
             )
     progress.steps += [(start + n + 1, loss, rate) for n, (loss, rate) in enumerate(zip(values, rates, strict=True))]
     return float(np.mean(values))
@@ -218,8 +219,9 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
     seen = vocabulary.classes
     if plan.patience and not any(set(seen) & set(data.present(name)) for name in validation):
         raise DataError(
-            f"no validation picture of {data.root} shows a class that is trained on, so that there is no score to stop by; "
-            "set --patience 0, or add such pictures"
+            f"no validation picture of {data.root} shows a class that is trained on, so that there is "
+            "no score to stop by",
+            "set --patience 0, or add such pictures",
         )
     if aligned is not None:
         sample = [cache.tokens([cache.get(name)]).flatten(0, 2).cpu() for name in names[:: max(1, len(names) // 64)]]
@@ -238,13 +240,13 @@ def _held_out(data: PictureMasks, choice: Choice) -> list[int]:
     found = {data.index(name) for name in choice.holdout}
     if choice.fold is not None and not choice.folds:
         raise UsageError(
-            f"fold {choice.fold} was chosen, but nothing says how the classes are split; give --folds, one of "
-            f"{', '.join(FOLDS)}, or leave --fold out"
+            f"fold {choice.fold} was chosen, but nothing says how the classes are split",
+            f"give --folds, one of {', '.join(FOLDS)}, or leave --fold out",
         )
     if choice.folds:
         if choice.fold is None:
             raise UsageError(
-                f"the classes are split into folds ({choice.folds}), but no fold was chosen; give --fold N"
+                f"the classes are split into folds ({choice.folds}), but no fold was chosen", "give --fold N"
             )
         found |= set(held_out_indices(data, choice.folds, choice.fold))
     return sorted(found)
@@ -258,7 +260,8 @@ def _without(data: PictureMasks, names: list[str], held_out: list[int]) -> list[
     ]
     if not kept:
         raise DataError(
-            f"every training picture shows one of {', '.join(data.words[i] for i in held_out)}; hold out fewer classes"
+            f"every training picture shows one of {', '.join(data.words[i] for i in held_out)}",
+            "hold out fewer classes",
         )
     return kept
 
@@ -363,7 +366,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if options.workers < 0:
             raise UsageError(f"--workers is {options.workers}; expected 0 or more threads")
         if options.recipe is None or options.data is None:
-            raise UsageError("a recipe and --data DIR are needed; without arguments, this command explains both")
+            raise UsageError("a recipe and --data DIR are needed", "without arguments, this command explains both")
         chosen = recipe.read(options.recipe, arguments.overrides(options))
         if options.download:
             encoders.allow_download()

@@ -192,9 +192,10 @@ def prove_half(name: str, model: onnx.ModelProto, kind: Half = FP16, least: floa
     share = half_weight_share(model, kind)
     if share < least:
         raise PrecisionNotReached(
-            f"the {name} graph holds {share:.1%} of its weights in {kind.name}, at least {least:.0%} is needed to call it "
-            f"{kind.name}; build without --{kind.name}, or add the operators that keep their weights in fp32 to "
-            "export/onnx/half_precision.py"
+            f"the {name} graph holds {share:.1%} of its weights in {kind.name}, at least {least:.0%} "
+            f"is needed to call it {kind.name}",
+            f"build without --{kind.name}, or add the operators that keep their weights in fp32 to "
+            "export/onnx/half_precision.py",
         )
     return share
 
@@ -243,8 +244,8 @@ def _half_constant(tensor: onnx.TensorProto, name: str, kind: Half) -> onnx.Tens
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0))
     if largest > kind.largest and values.ndim:  # a scalar beyond it, a clip's bound say, saturates
         raise WeightsOverflow(
-            f"weight {tensor.name} reaches {largest:.3g}, {kind.name} ends at {kind.largest:.3g}; build without "
-            f"--{kind.name}"
+            f"weight {tensor.name} reaches {largest:.3g}, {kind.name} ends at {kind.largest:.3g}",
+            f"build without --{kind.name}",
         )
     inside = np.clip(values, -kind.largest, kind.largest)
     return numpy_helper.from_array(inside.astype(helper.tensor_dtype_to_np_dtype(kind.onnx)), name)

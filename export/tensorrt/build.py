@@ -79,7 +79,9 @@ def load(flavour: str) -> ModuleType:
     try:
         return tensorrt_library.load(flavour)
     except BackendUnavailable as error:
-        raise TensorRTMissing(f"{error}, or build with --backend onnxruntime") from None
+        raise TensorRTMissing(
+            error.found, f"{error.cure}, or build with --backend onnxruntime", subject=error.subject
+        ) from None
 
 
 def choose(asked: str) -> str:
@@ -115,7 +117,7 @@ def check(options: PlanOptions) -> None:
     flavour = options.flavour
     if options.build_for and flavour != "tensorrt-rtx":
         raise UsageError(
-            f"--for {options.build_for} is for --backend tensorrt-rtx; this build is for {flavour}, leave --for out"
+            f"--for {options.build_for} is for --backend tensorrt-rtx", f"this build is for {flavour}, leave --for out"
         )
     asked = {
         "--profiles": options.profiles, "--timing-cache": options.timing_cache,
@@ -125,8 +127,8 @@ def check(options: PlanOptions) -> None:
     if flavour not in MODULES:
         for option in (option for option, value in asked.items() if value):
             raise UsageError(
-                f"{option} is for TensorRT plans, and this build makes none (--backend {flavour}); "
-                f"add --backend tensorrt or --backend tensorrt-rtx, or leave {option} out"
+                f"{option} is for TensorRT plans, and this build makes none (--backend {flavour})",
+                f"add --backend tensorrt or --backend tensorrt-rtx, or leave {option} out",
             )
         return
     if flavour == "tensorrt-rtx":
@@ -136,25 +138,29 @@ def check(options: PlanOptions) -> None:
             ("--version-compatible", "each of its releases loads its own plans alone"),
         ):
             if asked[option]:
-                raise UsageError(f"{option} is for --backend tensorrt; of TensorRT-RTX, {why}: leave {option} out")
+                raise UsageError(f"{option} is for --backend tensorrt", f"of TensorRT-RTX, {why}: leave {option} out")
     trt = load(flavour)
     known = tensorrt_library.known_capabilities(trt)
     for target in targets(options):
         if options.precision == "bf16" and float(target.label.rstrip("+")) < 8:
             raise UsageError(
-                f"--bf16: GPUs of compute capability {target.label} have no bfloat16, those from 8.0 on do; use --fp16"
+                f"GPUs of compute capability {target.label} have no bfloat16, those from 8.0 on do",
+                "use --fp16",
+                subject="--bf16",
             )
         if flavour == "tensorrt-rtx" and options.precision == "fp32" and float(target.label.rstrip("+")) < 8:
             # pytorch/TensorRT issue 4643: with shapes that vary, which these are, all outputs are zeros
             raise UsageError(
-                f"--for {_sm(target.label)}: TensorRT-RTX is known to compute zeros there from graphs of fp32; build with "
-                "--fp16, or leave it out and run the bundle with onnxruntime-cuda"
+                "TensorRT-RTX is known to compute zeros there from graphs of fp32",
+                "build with --fp16, or leave it out and run the bundle with onnxruntime-cuda",
+                subject=f"--for {_sm(target.label)}",
             )
         for capability in target.named:
             if capability not in known:
                 raise UsageError(
-                    f"--for {_sm(capability)}: {flavour} {trt.__version__} builds ahead of time for "
-                    f"{', '.join(map(_sm, known))}; choose of these, or leave --for out: that plan runs on those from sm_80 on"
+                    f"{flavour} {trt.__version__} builds ahead of time for {', '.join(map(_sm, known))}",
+                    "choose of these, or leave --for out: that plan runs on those from sm_80 on",
+                    subject=f"--for {_sm(capability)}",
                 )
 
 
@@ -168,15 +174,17 @@ def targets(options: PlanOptions) -> list[Target]:
     capability = this_gpu()
     if capability is None:
         raise TensorRTMissing(
-            f"--backend {options.flavour}: no GPU is visible here, and it builds on the GPU it builds for; build there, "
-            "or use --backend tensorrt-rtx, which needs none, or --backend onnxruntime"
+            "no GPU is visible here, and it builds on the GPU it builds for",
+            "build there, or use --backend tensorrt-rtx, which needs none, or --backend onnxruntime",
+            subject=f"--backend {options.flavour}",
         )
     if not options.hardware_compatible:
         return [Target(capability)]
     if float(capability) < 8:
         raise UsageError(
-            f"--hardware-compatible: plans for several kinds of GPU begin at compute capability 8.0, this GPU has "
-            f"{capability}; leave it out"
+            f"plans for several kinds of GPU begin at compute capability 8.0, this GPU has {capability}",
+            "leave it out",
+            subject="--hardware-compatible",
         )
     return [Target("8.0+")]
 
@@ -207,8 +215,9 @@ class Network:
         share = tensorrt_report.product_share(tensorrt_report.count(self.layers), dtype)
         if share < LEAST_HALF_SHARE:
             raise PrecisionNotReached(
-                f"{_name(self.trt)} read {share:.0%} of {self.name}'s products as {precision}, {LEAST_HALF_SHARE:.0%} are "
-                f"needed; build without --{precision}, or with another TensorRT"
+                f"{_name(self.trt)} read {share:.0%} of {self.name}'s products as {precision}, "
+                f"{LEAST_HALF_SHARE:.0%} are needed",
+                f"build without --{precision}, or with another TensorRT",
             )
 
     def build(
@@ -278,7 +287,9 @@ class TimingCache:
             taken = False
         if not taken:
             raise UsageError(
-                f"--timing-cache {self._path}: is no timing cache of this TensorRT and GPU; name another file, or delete it"
+                "is no timing cache of this TensorRT and GPU",
+                "name another file, or delete it",
+                subject=f"--timing-cache {self._path}",
             )
 
     def keep(self, config: Any) -> None:

@@ -101,8 +101,9 @@ def compare(network: Any, described: Mapping[str, Any], what: str) -> None:
         )
         if not agree:
             raise NetworkNotDescribed(
-                f"{what}: TensorRT read the {side} {_listed(has)}, the manifest says {_listed(wanted)}; "
-                "build the bundle again, and if it stays so, this TensorRT cannot read its graphs: use another version"
+                f"TensorRT read the {side} {_listed(has)}, the manifest says {_listed(wanted)}",
+                "build the bundle again, and if it stays so, this TensorRT cannot read its graphs: use another version",
+                subject=what,
             )
 
 

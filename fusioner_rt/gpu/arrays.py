@@ -127,10 +127,12 @@ def view(array: Any, name: str, device: Device, stream: int, writable: bool = Fa
     except (DeviceArrayInvalid, CudaFailed):
         raise
     except Exception as error:  # the producer's, of any kind
-        raise DeviceArrayInvalid(f"{name}: the {type(array).__name__} gives no array ({one_line(error)})") from None
+        raise DeviceArrayInvalid(
+            f"the {type(array).__name__} gives no array ({one_line(error)})", subject=name
+        ) from None
     found = DeviceArray.of(type("Described", (), {"__cuda_array_interface__": interface})(), name)
     if writable and interface["data"][1]:
-        raise DeviceArrayInvalid(f"{name} is read-only; give an array that may be written")
+        raise DeviceArrayInvalid(f"{name} is read-only", "give an array that may be written")
     device.check_owns(found.pointer, name)
     return found
 
@@ -139,12 +141,13 @@ def _from_dlpack(array: Any, name: str, device: Device, stream: int) -> dict[str
     """As `__cuda_array_interface__` would tell it."""
     if not hasattr(array, "__dlpack__"):
         raise DeviceArrayInvalid(
-            f"{name} is a {type(array).__name__}; give an array in GPU memory with __cuda_array_interface__ or __dlpack__ "
-            "(torch, CuPy, PyCUDA, Numba), or use segment for pictures in host memory"
+            f"{name} is a {type(array).__name__}",
+            "give an array in GPU memory with __cuda_array_interface__ or __dlpack__ (torch, CuPy, "
+            "PyCUDA, Numba), or use segment for pictures in host memory",
         )
     if array.__dlpack_device__()[0] != _ON_CUDA:
         raise DeviceArrayInvalid(
-            f"{name} is a {type(array).__name__} in host memory; copy it to {device}, or use segment, which does"
+            f"{name} is a {type(array).__name__} in host memory", f"copy it to {device}, or use segment, which does"
         )
     from cuda.core.utils import StridedMemoryView
 

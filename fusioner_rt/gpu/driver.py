@@ -27,17 +27,17 @@ class Driver:
                 from cuda.bindings import driver
             except ImportError as error:
                 raise BackendUnavailable(
-                    f"cuda-bindings cannot be imported ({one_line(error)}); pip install cuda-bindings cuda-core"
+                    f"cuda-bindings cannot be imported ({one_line(error)})", "pip install cuda-bindings cuda-core"
                 ) from None
             bindings = driver
         self.bindings = bindings
         try:
             self.cuInit(0)
         except CudaFailed as error:
-            raise BackendUnavailable(f"{error}; {INSTALL}") from None
+            raise BackendUnavailable(str(error), INSTALL) from None
         except BackendUnavailable:
             if missing := driver_missing():
-                raise BackendUnavailable(f"there is no NVIDIA driver ({missing}); {INSTALL}") from None
+                raise BackendUnavailable(f"there is no NVIDIA driver ({missing})", INSTALL) from None
             raise
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +51,7 @@ class Driver:
             except (
                 RuntimeError
             ) as error:  # cuda-bindings raises where there is no driver library, or one without this call
-                raise BackendUnavailable(f"{name}: {one_line(error).rstrip('.')}; {INSTALL}") from None
+                raise BackendUnavailable(f"{one_line(error).rstrip('.')}", INSTALL, subject=name) from None
             if int(code):
                 short = code == self.bindings.CUresult.CUDA_ERROR_OUT_OF_MEMORY
                 raise (GpuMemoryShort if short else CudaFailed)(f"{name} failed: {self._explained(code)}")
@@ -81,7 +81,8 @@ class Device:
         count = self.driver.cuDeviceGetCount()
         if not 0 <= ordinal < count:
             raise BackendUnavailable(
-                f"GPU {ordinal}: this process sees {count}, numbered from 0; look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+                f"GPU {ordinal}: this process sees {count}, numbered from 0",
+                "look at nvidia-smi and CUDA_VISIBLE_DEVICES",
             )
         self.ordinal = ordinal
         self.handle = self.driver.cuDeviceGet(ordinal)

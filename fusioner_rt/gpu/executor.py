@@ -152,7 +152,7 @@ class GpuExecutor:
         """The GPU's text graph where there is one that loads here, else the ONNX graph on the CPU."""
         with self._loading:
             if self._closed:
-                raise UsageError("this session is closed; open another")
+                raise UsageError("this session is closed", "open another")
             # what does not load is not tried for every word
             if self._text is None and self._load_text is not None and not self._text_note:
                 try:
@@ -243,8 +243,9 @@ def kernels_folder(bundle: Bundle) -> FilePath:
     """The bundle's compiled kernels. Raises KernelsUnusable where it has none."""
     if "kernels" not in bundle.manifest:
         raise KernelsUnusable(
-            f"{bundle.folder}: holds no compiled kernels, which a GPU runs pictures and masks with; rebuild it without --kernels "
-            f"none: {bundle.build_command()}"
+            "holds no compiled kernels, which a GPU runs pictures and masks with",
+            f"rebuild it without --kernels none: {bundle.build_command()}",
+            subject=bundle.folder,
         )
     folder: FilePath = (bundle.folder / bundle.manifest["kernels"]["abi"]).parent
     return folder

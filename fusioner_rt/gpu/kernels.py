@@ -62,20 +62,23 @@ class Record:
             record = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise KernelsUnusable(
-                f"{path}: cannot be read ({error.strerror}); the bundle was built without kernels: build it again "
-                "without --kernels none"
+                f"cannot be read ({error.strerror})",
+                "the bundle was built without kernels: build it again without --kernels none",
+                subject=path,
             ) from None
         except ValueError as error:
-            raise KernelsUnusable(f"{path}: is not JSON ({error}); build the bundle again") from None
+            raise KernelsUnusable(f"is not JSON ({error})", "build the bundle again", subject=path) from None
         version = record.get("abi_version") if isinstance(record, dict) else None
         if version != ABI_VERSION:
             raise KernelsUnusable(
-                f"{path}: ABI version {version!r}, this fusioner-rt launches version {ABI_VERSION}; build the bundle again"
+                f"ABI version {version!r}, this fusioner-rt launches version {ABI_VERSION}",
+                "build the bundle again",
+                subject=path,
             )
         self.folder, self._path = folder, path
         self._kernels: dict[str, Any] = record.get("kernels")
         if not isinstance(self._kernels, dict):
-            raise KernelsUnusable(f"{path}: kernels is no object of names; build the bundle again")
+            raise KernelsUnusable("kernels is no object of names", "build the bundle again", subject=path)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,7 +93,9 @@ class Record:
         their numbers would allow it. Raises KernelsUnusable where there is none.
         """
         if name not in self._kernels:
-            raise KernelsUnusable(f"{self._path}: holds no kernel {name}, only {', '.join(self._kernels) or 'none'}")
+            raise KernelsUnusable(
+                f"holds no kernel {name}, only {', '.join(self._kernels) or 'none'}", subject=self._path
+            )
         here = major, minor = capability[0], capability[1]
         try:
             entry = self._kernels[name]
@@ -105,8 +110,10 @@ class Record:
                 found.append(entry["ptx"])
             if not found:
                 raise KernelsUnusable(
-                    f"{self._path}: {name} was compiled for {', '.join(entry['targets'])} and this GPU's compute capability "
-                    f"is {major}.{minor}; build the bundle again with --kernels sm_{major}{minor}, or choose another backend"
+                    f"{name} was compiled for {', '.join(entry['targets'])} and this GPU's compute capability "
+                    f"is {major}.{minor}",
+                    f"build the bundle again with --kernels sm_{major}{minor}, or choose another backend",
+                    subject=self._path,
                 )
             return [
                 Launch(
@@ -124,7 +131,9 @@ class Record:
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise KernelsUnusable(
-                f"{self._path}: the entry of {name} is missing a field or malformed ({error!r}); build the bundle again"
+                f"the entry of {name} is missing a field or malformed ({error!r})",
+                "build the bundle again",
+                subject=self._path,
             ) from None
 
 
@@ -161,7 +170,7 @@ class Kernels:
         programs = launch.programs(sizes)
         if not (0 < programs < 2**31 and 0 < pictures < 2**16):
             raise UsageError(
-                f"{name}: {programs} programs for {pictures} pictures; a GPU takes at most 2**31 and 65535"
+                f"{programs} programs for {pictures} pictures", "a GPU takes at most 2**31 and 65535", subject=name
             )
         with self.device.current():
             self.device.driver.cuLaunchKernel(
@@ -173,10 +182,10 @@ class Kernels:
         """Values and their ctypes in the kernel's order, two null scratch pointers last. Raises UsageError."""
         expected = [name for name, _ in launch.arguments]
         if set(expected) != set(arguments):
-            raise UsageError(f"{launch.name}: arguments {', '.join(arguments)}, expected {', '.join(expected)}")
+            raise UsageError(f"arguments {', '.join(arguments)}, expected {', '.join(expected)}", subject=launch.name)
         for name in launch.multiples:
             if int(arguments[name]) % 16:
-                raise UsageError(f"{launch.name}: {name} is {arguments[name]}, expected a multiple of 16")
+                raise UsageError(f"{name} is {arguments[name]}, expected a multiple of 16", subject=launch.name)
         types = [_TYPES.get(kind, ctypes.c_void_p) for _, kind in launch.arguments]
         return (*(arguments[name] for name in expected), 0, 0), (*types, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -216,9 +225,10 @@ class Kernels:
         version = self.device.driver.cuDriverGetVersion()
         files, reasons = (dict.fromkeys(map(str, column)) for column in zip(*refused, strict=True))
         raise KernelsUnusable(
-            f"{', '.join(files)}: the driver of {self.device} does not load it ({'; '.join(reasons)}); the driver is of CUDA "
-            f"{version // 1000}.{version % 1000 // 10}, the kernels need 12.0: update the driver, or choose another "
-            "backend"
+            f"the driver of {self.device} does not load it ({'; '.join(reasons)})",
+            f"the driver is of CUDA {version // 1000}.{version % 1000 // 10}, the kernels need 12.0: "
+            "update the driver, or choose another backend",
+            subject=", ".join(files),
         )
 
     def _resolved(self, launch: Launch) -> Any:
@@ -227,7 +237,9 @@ class Kernels:
         try:
             code = launch.file.read_bytes() + b"\0"  # PTX is a string to the driver; a cubin knows its own length
         except OSError as error:
-            raise KernelsUnusable(f"{launch.file}: cannot be read ({error.strerror}); build the bundle again") from None
+            raise KernelsUnusable(
+                f"cannot be read ({error.strerror})", "build the bundle again", subject=launch.file
+            ) from None
         with self.device.current():
             library = driver.cuLibraryLoadData(code, [], [], 0, [], [], 0)
             try:
@@ -254,7 +266,8 @@ class Kernels:
             found = tuple(int(number) for number in self.device.driver.cuKernelGetParamInfo(kernel, index))
             if found != (offset, size):
                 raise KernelsUnusable(
-                    f"{launch.file}: parameter {index} has offset and size {found}, the record says {(offset, size)}; "
-                    "build the bundle again"
+                    f"parameter {index} has offset and size {found}, the record says {(offset, size)}",
+                    "build the bundle again",
+                    subject=launch.file,
                 )
             offset += size

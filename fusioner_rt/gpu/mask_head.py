@@ -56,7 +56,7 @@ class DeviceArray:
             raise DeviceArrayInvalid(f"{name} has dtype {interface['typestr']}; expected one of {', '.join(DTYPES)}")
         found = cls(int(interface["data"][0]), tuple(interface["shape"]), dtype)
         if not _contiguous(found, interface.get("strides")):
-            raise DeviceArrayInvalid(f"{name} has strides {interface['strides']}; make it contiguous")
+            raise DeviceArrayInvalid(f"{name} has strides {interface['strides']}", "make it contiguous")
         return found
 
 
@@ -92,14 +92,14 @@ class CudaMaskHead:
         gram = _out(gram, "gram", (pictures, 5, height, width), "float32")
         finite = _out(finite, "finite", (pictures,), "int32")
         if channels % 16:
-            raise DeviceArrayInvalid(f"features have {channels} channels; the compiled kernels take multiples of 16")
+            raise DeviceArrayInvalid(f"features have {channels} channels", "the compiled kernels take multiples of 16")
         for what, number in (("feature values", height * width * channels), ("word values", count * channels)):
             _counted(number, what)
         _counted(max(count, 5) * height * width, "scores or inner products")
         workspace = DeviceArray.of(workspace, "workspace")
         needed = self.workspace_bytes(features.shape, count)
         if workspace.nbytes < needed:
-            raise DeviceArrayInvalid(f"workspace has {workspace.nbytes} bytes; these shapes need {needed}")
+            raise DeviceArrayInvalid(f"workspace has {workspace.nbytes} bytes", f"these shapes need {needed}")
         self._check_device(features=features, words=words, workspace=workspace, scores=scores, gram=gram, finite=finite)
         parts = workspace.pointer
         units = parts + _padded(pictures * PARTS * 4)
@@ -151,7 +151,7 @@ class CudaMaskHead:
         out = DeviceArray.of(masks, "masks")
         pictures, words, height, pitch = _shape(out, "masks", "(B, K, H, ⌈W/32⌉)", ("int32",))
         if pitch != -(-width // 32):
-            raise DeviceArrayInvalid(f"masks have rows of {pitch} elements; {width} pixels need {-(-width // 32)}")
+            raise DeviceArrayInvalid(f"masks have rows of {pitch} elements", f"{width} pixels need {-(-width // 32)}")
         limit = _threshold(threshold)
         if limit in (0, 1):
             least = math.inf if limit else -math.inf
@@ -171,7 +171,8 @@ class CudaMaskHead:
         height, width = output[1:]
         if words > MOST_WORDS or max(height, width) > LONGEST_EDGE:
             raise DeviceArrayInvalid(
-                f"{words} words at {width}x{height} pixels; at most {MOST_WORDS} words and {LONGEST_EDGE} pixels an edge"
+                f"{words} words at {width}x{height} pixels",
+                f"at most {MOST_WORDS} words and {LONGEST_EDGE} pixels an edge",
             )
         _counted(max(words, 5) * low_height * low_width, "scores or inner products")
         for edge, low in ((height, low_height), (width, low_width)):
@@ -245,7 +246,7 @@ def _out(array: Any, name: str, shape: Sequence[int], dtype: str) -> DeviceArray
 
 def _counted(number: int, what: str) -> None:
     if number >= _COUNTED:
-        raise DeviceArrayInvalid(f"{number} {what} of a picture; the kernels count to 2**30: give them less at once")
+        raise DeviceArrayInvalid(f"{number} {what} of a picture", "the kernels count to 2**30: give them less at once")
 
 
 def _threshold(threshold: float) -> float:

@@ -31,20 +31,22 @@ def segment_on_device(
     """As `Session.segment_on_device`, its options checked."""
     if not isinstance(executor, GpuExecutor):
         raise BackendUnavailable(
-            "segment_on_device needs a backend that works in GPU memory, and this session's does not; "
-            "session.backend.passed_over and session.notes tell why, fusioner-rt doctor what to do; or copy the picture to "
-            "the host and use segment"
+            "segment_on_device needs a backend that works in GPU memory, and this session's does "
+            "not; session.backend.passed_over and session.notes tell why, fusioner-rt doctor what to "
+            "do",
+            "or copy the picture to the host and use segment",
         )
     device = executor.device
     given = view(picture, "picture", device, stream)
     batch = given if len(given.shape) == 4 else DeviceArray(given.pointer, (1, *given.shape), given.dtype)
     if given.dtype != "uint8" or len(batch.shape) != 4 or batch.shape[3] != 3 or min(batch.shape) < 1:
-        raise DeviceArrayInvalid(f"picture is {given.dtype} {given.shape}; give (H, W, 3) or (B, H, W, 3) uint8 RGB")
+        raise DeviceArrayInvalid(f"picture is {given.dtype} {given.shape}", "give (H, W, 3) or (B, H, W, 3) uint8 RGB")
     pictures, height, width = batch.shape[:3]
     if pictures > bundle.batch.max:
         raise DeviceArrayInvalid(
-            f"picture holds {pictures} pictures; the bundle was built for {bundle.batch.max} at once: give them in parts, "
-            f"or rebuild it: {bundle.build_command(max_batch=pictures)}"
+            f"picture holds {pictures} pictures",
+            f"the bundle was built for {bundle.batch.max} at once: give them in parts, or rebuild it: "
+            f"{bundle.build_command(max_batch=pictures)}",
         )
     input_size = input_size_of(bundle, height, width, "the picture in GPU memory")
     edges = (pictures, *(size or (height, width)))
@@ -60,7 +62,7 @@ def segment_on_device(
         array = view(result, f"{name} of out", device, stream, writable=True)
         if array.shape != shape or array.dtype not in dtypes:
             raise DeviceArrayInvalid(
-                f"{name} of out is {array.dtype} {array.shape}; give {' or '.join(dtypes)} {shape}"
+                f"{name} of out is {array.dtype} {array.shape}", f"give {' or '.join(dtypes)} {shape}"
             )
         arrays.append(DeviceArray(array.pointer, edges, array.dtype))
     executor.run_on(stream, batch, input_size, request, arrays[0], arrays[1])

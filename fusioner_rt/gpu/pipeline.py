@@ -244,9 +244,10 @@ class Path:
         except GpuMemoryShort as error:
             height, width = self.shape.picture
             raise GpuMemoryShort(
-                f"{self.shape.batch} x {self.shape.words} words on {self.shape.pictures} pictures of {width}x{height} need "
-                f"{self.bytes >> 20} MiB, {self._device} has {self._device.free_bytes >> 20} MiB free ({error}); give fewer "
-                "pictures or words at once, or choose another backend"
+                f"{self.shape.batch} x {self.shape.words} words on {self.shape.pictures} pictures of "
+                f"{width}x{height} need {self.bytes >> 20} MiB, {self._device} has "
+                f"{self._device.free_bytes >> 20} MiB free ({error})",
+                "give fewer pictures or words at once, or choose another backend",
             ) from None
 
     def _forget(self) -> None:

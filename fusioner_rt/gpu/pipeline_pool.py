@@ -68,7 +68,7 @@ class GpuPaths:
         with self._change:
             while True:
                 if self._closed:
-                    raise UsageError("this session is closed; open another")
+                    raise UsageError("this session is closed", "open another")
                 for key, path in reversed(self._idle.items()):
                     if path.shape == shape:
                         del self._idle[key]

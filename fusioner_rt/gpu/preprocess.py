@@ -62,8 +62,9 @@ class CudaPreprocess:
         missing = [name for name in KERNELS if name not in kernels.record.names]
         if missing:
             raise KernelsUnusable(
-                f"{kernels.record.folder}: holds no kernel {', '.join(missing)}; build the bundle again, or preprocess on "
-                "the CPU"
+                f"holds no kernel {', '.join(missing)}",
+                "build the bundle again, or preprocess on the CPU",
+                subject=kernels.record.folder,
             )
         self._kernels, self._preprocessing = kernels, preprocessing
         gain, shift = preprocessing.gain_and_shift()
@@ -79,9 +80,11 @@ class CudaPreprocess:
         after = self._preprocessing.input_size(height, width) if size is None else (int(size[0]), int(size[1]))
         before = (height, width)
         if min(before) < 1 or max(before) > LONGEST_EDGE:
-            raise PictureInvalid(f"a picture of {width}x{height} pixels; the kernels take edges of 1 to {LONGEST_EDGE}")
+            raise PictureInvalid(
+                f"a picture of {width}x{height} pixels", f"the kernels take edges of 1 to {LONGEST_EDGE}"
+            )
         if min(after) < 1 or max(after) > LONGEST_EDGE:
-            raise UsageError(f"size is {after[1]}x{after[0]} pixels; the kernels make edges of 1 to {LONGEST_EDGE}")
+            raise UsageError(f"size is {after[1]}x{after[0]} pixels", f"the kernels make edges of 1 to {LONGEST_EDGE}")
         order = (0, 1) if columns_first(before, after) else (1, 0)
         axes = [axis for axis in order if before[axis] != after[axis]] or [0]  # at least one: it normalises
         passes, parts, length = [], [], 0
@@ -101,8 +104,8 @@ class CudaPreprocess:
         for rows, columns in sizes:
             if _values((rows, columns)) >= _COUNTED:
                 raise PictureInvalid(
-                    f"{columns}x{rows} pixels of a picture of {width}x{height} resized to {after[1]}x{after[0]}; the kernels "
-                    "count to 2**30 values, three a pixel: make it smaller first"
+                    f"{columns}x{rows} pixels of a picture of {width}x{height} resized to {after[1]}x{after[0]}",
+                    "the kernels count to 2**30 values, three a pixel: make it smaller first",
                 )
         return ResizePlan(before, after, tuple(passes), np.concatenate(parts))
 

@@ -213,6 +213,7 @@ def check_finite(bundle: Bundle, *arrays: np.ndarray) -> None:
 
 def not_finite(bundle: Bundle) -> GraphUnusable:
     return GraphUnusable(
-        f"{bundle.graph('image_fusion')}: computed values that are not finite, as {bundle.precision} may on some "
-        f"machines; rebuild it without --fp16: {build_command(bundle.folder, precision='fp32')}"
+        f"computed values that are not finite, as {bundle.precision} may on some machines",
+        f"rebuild it without --fp16: {build_command(bundle.folder, precision='fp32')}",
+        subject=bundle.graph("image_fusion"),
     )

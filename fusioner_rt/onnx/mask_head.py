@@ -78,8 +78,8 @@ class MaskHead:
         _check("refined", refined, ("B", "K", "d"))
         if refined.shape[::2] != features.shape[::3]:
             raise UsageError(
-                f"refined has the shape {refined.shape} beside features of {features.shape}; give as many pictures and "
-                "channels in both, as image_fusion returns them"
+                f"refined has the shape {refined.shape} beside features of {features.shape}",
+                "give as many pictures and channels in both, as image_fusion returns them",
             )
         result = self._scores({"features": features, "refined": refined})
         return result["scores"], result["gram"]
@@ -156,7 +156,7 @@ def _check(name: str, array: Any, axes: tuple[str, ...]) -> None:
     found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
     if not (isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim == len(axes) and array.size):
         raise UsageError(
-            f"{name} is {found}; give a numpy array of float32 ({', '.join(axes)}), at least 1 along every axis"
+            f"{name} is {found}", f"give a numpy array of float32 ({', '.join(axes)}), at least 1 along every axis"
         )
 
 
@@ -172,25 +172,27 @@ def _checked(
         pictures in (None, scores.shape[0]) and words in (None, scores.shape[1])
     ):
         raise UsageError(
-            f"scores has the shape {scores.shape} beside gram of {gram.shape}; give ({pictures or 'B'}, {words or 'K'}, "
-            f"h, w) and ({pictures or 'B'}, 5, h, w), as `maps` returns them"
+            f"scores has the shape {scores.shape} beside gram of {gram.shape}",
+            f"give ({pictures or 'B'}, {words or 'K'}, h, w) and ({pictures or 'B'}, 5, h, w), as `maps` returns them",
         )
     count = scores.shape[0] * scores.shape[1]
     if count > MOST_WORDS:
-        raise UsageError(f"scores holds {count} maps; give {MOST_WORDS} at most, label maps have 16 bits")
+        raise UsageError(f"scores holds {count} maps", f"give {MOST_WORDS} at most, label maps have 16 bits")
     try:
         height, width = (edge.__index__() for edge in size)
     except (TypeError, ValueError, AttributeError):
         height = width = 0
     if height < 1 or width < 1 or height * width > PIXEL_LIMIT:
         raise UsageError(
-            f"the size is {size!r}; give height and width in whole pixels, at least 1 each and {PIXEL_LIMIT} together"
+            f"the size is {size!r}",
+            f"give height and width in whole pixels, at least 1 each and {PIXEL_LIMIT} together",
         )
     for name, array in (("scores", scores), ("gram", gram)):
         if not -LARGEST <= array.min() <= array.max() <= LARGEST:  # both are not-a-number where one value is
             raise GraphUnusable(
-                f"{name} holds values that are not finite, or over {LARGEST}; look for the first graph whose outputs do, and rebuild the "
-                "bundle without --fp16 if it is image_fusion"
+                f"{name} holds values that are not finite, or over {LARGEST}",
+                "look for the first graph whose outputs do, and rebuild the bundle without --fp16 if it "
+                "is image_fusion",
             )
     return height, width
 
@@ -198,7 +200,7 @@ def _checked(
 def _check_threshold(threshold: float) -> None:
     """Raises UsageError."""
     if np.isnan(threshold):
-        raise UsageError(f"the threshold is {threshold}; give a probability within 0..1, 0.5 by default")
+        raise UsageError(f"the threshold is {threshold}", "give a probability within 0..1, 0.5 by default")
 
 
 def _sharpen(calm: np.ndarray) -> np.ndarray:

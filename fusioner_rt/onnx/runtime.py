@@ -43,8 +43,9 @@ def providers(name: str, available: list[str]) -> list[str]:
         return [CPU]
     if CUDA not in available:
         raise BackendUnavailable(
-            "backend onnxruntime-cuda: the installed ONNX Runtime was built without CUDA; replace it: "
-            f"pip uninstall onnxruntime && {_LIBRARIES}, or choose onnxruntime-cpu"
+            "the installed ONNX Runtime was built without CUDA",
+            f"replace it: pip uninstall onnxruntime && {_LIBRARIES}, or choose onnxruntime-cpu",
+            subject="backend onnxruntime-cuda",
         )
     return [CUDA, CPU]
 
@@ -65,7 +66,9 @@ class OnnxRuntime:
         if CUDA in self._providers:
             if missing := driver_missing():
                 raise BackendUnavailable(
-                    f"backend onnxruntime-cuda: there is no NVIDIA driver ({missing}); install it, or choose onnxruntime-cpu"
+                    f"there is no NVIDIA driver ({missing})",
+                    "install it, or choose onnxruntime-cpu",
+                    subject="backend onnxruntime-cuda",
                 )
             _load_cuda_libraries(self._module)
 
@@ -95,8 +98,9 @@ class OnnxRuntime:
             if cuda and self._loads_on_cpu(path, content):
                 raise self._no_cuda(one_line(error)) from None
             raise GraphUnusable(
-                f"{path}: ONNX Runtime {self._module.__version__} cannot load it ({one_line(error)}); "
-                f"rebuild the bundle: {build_command(path.parent)}"
+                f"ONNX Runtime {self._module.__version__} cannot load it ({one_line(error)})",
+                f"rebuild the bundle: {build_command(path.parent)}",
+                subject=path,
             ) from None
         if cuda and CUDA not in session.get_providers():
             raise self._no_cuda(f"it fell back to the CPU{_missing_library(self._module)}")
@@ -112,8 +116,9 @@ class OnnxRuntime:
 
     def _no_cuda(self, reason: str) -> BackendUnavailable:
         return BackendUnavailable(
-            f"backend onnxruntime-cuda: ONNX Runtime {self._module.__version__} could not start CUDA on this machine "
-            f"({reason}); check nvidia-smi, get CUDA's and cuDNN's libraries ({_LIBRARIES}), or choose onnxruntime-cpu"
+            f"ONNX Runtime {self._module.__version__} could not start CUDA on this machine ({reason})",
+            f"check nvidia-smi, get CUDA's and cuDNN's libraries ({_LIBRARIES}), or choose onnxruntime-cpu",
+            subject="backend onnxruntime-cuda",
         )
 
 
@@ -192,8 +197,9 @@ class Graph:
     def _failed(self, arrays: Mapping[str, np.ndarray | DeviceArray], error: Exception) -> GraphUnusable:
         shapes = ", ".join(f"{name} {value.shape}" for name, value in arrays.items())
         return GraphUnusable(
-            f"{self._path}: failed on {shapes} ({one_line(error)}); "
-            f"rebuild the bundle: {build_command(self._path.parent)}"
+            f"failed on {shapes} ({one_line(error)})",
+            f"rebuild the bundle: {build_command(self._path.parent)}",
+            subject=self._path,
         )
 
 
@@ -202,11 +208,14 @@ def _module(install: str) -> Any:
     try:
         import onnxruntime
     except Exception as error:  # an ImportError, or whatever a broken installation raises
-        raise BackendUnavailable(f"ONNX Runtime cannot be loaded ({one_line(error)}); install it: {install}") from None
+        raise BackendUnavailable(
+            f"ONNX Runtime cannot be loaded ({one_line(error)})", f"install it: {install}"
+        ) from None
     if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two packages was removed
         raise BackendUnavailable(
-            "ONNX Runtime is installed in part; remove what is left and install one of its packages: "
-            "pip uninstall onnxruntime onnxruntime-gpu && pip install onnxruntime, or onnxruntime-gpu"
+            "ONNX Runtime is installed in part",
+            "remove what is left and install one of its packages: pip uninstall onnxruntime "
+            "onnxruntime-gpu && pip install onnxruntime, or onnxruntime-gpu",
         )
     return onnxruntime
 

@@ -129,8 +129,10 @@ class Segmentation:
             write_result(path, self._write_npz)
         else:
             raise UsageError(
-                f"{path}: the name's ending does not say what to write; end it with .png for the label map, .jpg, "
-                ".webp or .overlay.png for the overlay, .json for COCO, or .npz for the arrays"
+                "the name's ending does not say what to write",
+                "end it with .png for the label map, .jpg, .webp or .overlay.png for the overlay, .json "
+                "for COCO, or .npz for the arrays",
+                subject=path,
             )
         return path
 
@@ -159,7 +161,8 @@ def _save_image(path: Path, image: "Image", form: str, **options: Any) -> None:
     largest = {"JPEG": 65500, "WEBP": 16383}.get(form)
     if largest and max(image.size) > largest:
         raise OverlayTooLarge(
-            f"{path}: {form} holds at most {largest} pixels an edge, the overlay has {image.width}x{image.height}; "
-            "save it as .overlay.png"
+            f"{form} holds at most {largest} pixels an edge, the overlay has {image.width}x{image.height}",
+            "save it as .overlay.png",
+            subject=path,
         )
     write_result(path, lambda stream: image.save(stream, form, **options))

@@ -37,7 +37,7 @@ class EngineContext:
         """Where inputs, outputs and workspace lie in device memory, a multiple of 256 each. Raises PlanUnusable."""
         for tensor, pointer in pointers.items():
             if not self._context.set_tensor_address(tensor, pointer):
-                raise PlanUnusable(f"{self._name}: TensorRT does not take the address of {tensor}")
+                raise PlanUnusable(f"TensorRT does not take the address of {tensor}", subject=self._name)
         if self.workspace_bytes:
             self._context.set_device_memory(workspace, self.workspace_bytes)
 
@@ -48,7 +48,7 @@ class EngineContext:
     def enqueue(self, stream: int) -> None:
         """Returns at once, the stream does the work. Raises PlanUnusable."""
         if not self._context.execute_async_v3(stream):
-            raise PlanUnusable(f"{self._name}: TensorRT could not run it")
+            raise PlanUnusable("TensorRT could not run it", subject=self._name)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ class Engine:
         needed = plan.file.stat().st_size + _RESERVE
         if device.free_bytes < needed:
             raise GpuMemoryShort(
-                f"{plan.file}: needs about {needed >> 20} MiB, {device} has {device.free_bytes >> 20} MiB free; end what "
-                "else uses it (nvidia-smi lists it), or choose another backend"
+                f"needs about {needed >> 20} MiB, {device} has {device.free_bytes >> 20} MiB free",
+                "end what else uses it (nvidia-smi lists it), or choose another backend",
+                subject=plan.file,
             )
         content = bundle.read_again(plan.file) or plan.file.read_bytes()
         with device.current():
@@ -106,8 +107,9 @@ class Engine:
             self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise PlanUnusable(
-                f"{plan.file}: {FLAVOURS[plan.flavour]} {self._trt.__version__} does not load it ({self._log.take()}); "
-                f"{self._rebuild()}"
+                f"{FLAVOURS[plan.flavour]} {self._trt.__version__} does not load it ({self._log.take()})",
+                self._rebuild(),
+                subject=plan.file,
             )
         self._check_tensors()
         self.profiles = [
@@ -127,8 +129,9 @@ class Engine:
         asked = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
         built = " or ".join(", ".join(f"{name} {span}" for name, span in ranges.items()) for ranges in self.profiles)
         raise SizeOutsideProfile(
-            f"{self.plan.file}: was asked for {asked}, and was built for {built}; build it with a wider profile: "
-            + self._bundle.plans_command(self.plan.flavour, profiles="any-size")
+            f"was asked for {asked}, and was built for {built}",
+            f"build it with a wider profile: {self._bundle.plans_command(self.plan.flavour, profiles='any-size')}",
+            subject=self.plan.file,
         )
 
     def context(self, shapes: Shapes, stream: int) -> EngineContext:
@@ -191,8 +194,9 @@ class Engine:
             wanted = {name: str(entry[0]) for name, entry in described[kind].items()}
             if has != wanted:
                 raise PlanUnusable(
-                    f"{self.plan.file}: its {kind} are {_listed(has)}, the manifest says {_listed(wanted)} for "
-                    f"{self.plan.graph}; {self._rebuild()}"
+                    f"its {kind} are {_listed(has)}, the manifest says {_listed(wanted)} for {self.plan.graph}",
+                    self._rebuild(),
+                    subject=self.plan.file,
                 )
 
     def _range(self, name: str, index: int) -> Range:
@@ -200,7 +204,7 @@ class Engine:
         return Range(tuple(least), tuple(most))
 
     def _refused(self, what: str) -> PlanUnusable:
-        return PlanUnusable(f"{self.plan.file}: TensorRT {what} ({self._log.take()}); {self._rebuild()}")
+        return PlanUnusable(f"TensorRT {what} ({self._log.take()})", self._rebuild(), subject=self.plan.file)
 
     def _for_this_gpu(self, alone: bool = False) -> str:
         return for_this_gpu(self._bundle, self.plan.flavour, self._device.capability, alone)
@@ -224,7 +228,7 @@ class PlanGraph:
         """Raises SizeOutsideProfile, PlanUnusable, CudaFailed, and UsageError once closed."""
         with self._change:
             if self._closed:
-                raise UsageError("this session is closed; open another")
+                raise UsageError("this session is closed", "open another")
             self._running += 1
         try:
             return self._run(inputs)

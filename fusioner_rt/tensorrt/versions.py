@@ -53,17 +53,18 @@ def load(flavour: str) -> ModuleType:
         module = importlib.import_module(MODULES[flavour])
     except Exception as error:  # an ImportError, or whatever loading its libraries raises
         raise BackendUnavailable(
-            f"backend {flavour}: the Python package {flavour} cannot be loaded ({one_line(error)}); {install}"
+            f"the Python package {flavour} cannot be loaded ({one_line(error)})", install, subject=f"backend {flavour}"
         ) from None
     if not hasattr(module, "Runtime"):  # a folder of that name on the path imports as well
         raise BackendUnavailable(
-            f"backend {flavour}: the module {module.__name__} found here is not TensorRT; {install}"
+            f"the module {module.__name__} found here is not TensorRT", install, subject=f"backend {flavour}"
         )
     least = LEAST[flavour]
     if version(module)[: len(least)] < least:
         raise BackendUnavailable(
-            f"backend {flavour}: version {module.__version__} is installed, {'.'.join(map(str, least))} or newer is "
-            f"needed; update it: pip install --upgrade {flavour}"
+            f"version {module.__version__} is installed, {'.'.join(map(str, least))} or newer is needed",
+            f"update it: pip install --upgrade {flavour}",
+            subject=f"backend {flavour}",
         )
     return module
 
@@ -163,8 +164,8 @@ def check_plan(trt: ModuleType, runtime: Any, content: bytes, what: str, cure: s
     ]
     for flag, kind, said in kinds:
         if int(diagnostics) & int(flag):
-            raise kind(f"{what}: {said}; {other_gpu if kind is PlanForAnotherGpu else cure}")
-    raise PlanUnusable(f"{what}: TensorRT calls it invalid (diagnostics {int(diagnostics)}: {log.take()}); {cure}")
+            raise kind(f"{said}", other_gpu if kind is PlanForAnotherGpu else cure, subject=what)
+    raise PlanUnusable(f"TensorRT calls it invalid (diagnostics {int(diagnostics)}: {log.take()})", cure, subject=what)
 
 
 class RuntimeCache:

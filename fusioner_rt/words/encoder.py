@@ -54,7 +54,8 @@ class TextEncoder:
                 if other != word:
                     raise WordsInvalid(
                         f"{other!r} and {word!r} are the same tokens to the text encoder of the bundle in "
-                        f"{self._bundle.folder}, which cannot tell them apart; leave one out, or describe it otherwise"
+                        f"{self._bundle.folder}, which cannot tell them apart",
+                        "leave one out, or describe it otherwise",
                     )
             vectors = np.stack([self._vector(word, templates) for word in words])
         vectors.flags.writeable = False
@@ -87,8 +88,9 @@ class TextEncoder:
         vector = _unit(_unit(prompts).mean(axis=0))
         if not np.isfinite(vector).all():
             raise GraphUnusable(
-                f"{self._bundle.graph('text')}: gave no finite vector for {word!r}; rebuild the bundle without --fp16: "
-                + build_command(self._bundle.folder, precision="fp32")
+                f"gave no finite vector for {word!r}",
+                f"rebuild the bundle without --fp16: {build_command(self._bundle.folder, precision='fp32')}",
+                subject=self._bundle.graph("text"),
             )
         return vector.astype(np.float32)
 

@@ -25,35 +25,36 @@ def parse_words(words: str | Iterable[str]) -> list[str]:
     """
     if isinstance(words, str):
         if not words.strip():
-            raise WordsInvalid(f"no words were given; {_EXAMPLE}")
+            raise WordsInvalid("no words were given", _EXAMPLE)
         parts: list[str] = words.split(",")
         if not parts[-1].strip():  # a trailing comma is how lists get edited
             parts.pop()
     else:
         parts = list(words)
     if not parts:
-        raise WordsInvalid(f"no words were given; {_EXAMPLE}")
+        raise WordsInvalid("no words were given", _EXAMPLE)
     cleaned: list[str] = []
     seen: dict[str, int] = {}
     for position, part in enumerate(parts, start=1):
         if not isinstance(part, str):
-            raise WordsInvalid(f"word {position} is {part!r}, a string was expected; {_EXAMPLE}")
+            raise WordsInvalid(f"word {position} is {part!r}, a string was expected", _EXAMPLE)
         word = " ".join(part.split())
         if not word:
-            raise WordsInvalid(f"word {position} of {len(parts)} is empty; remove it or its comma")
+            raise WordsInvalid(f"word {position} of {len(parts)} is empty", "remove it or its comma")
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in word):
-            raise WordsInvalid(f"word {position}, {word!r}, holds unprintable characters; remove them")
+            raise WordsInvalid(f"word {position}, {word!r}, holds unprintable characters", "remove them")
         if all(unicodedata.category(character) in _INVISIBLE for character in word):
-            raise WordsInvalid(f"word {position}, {word!r}, holds no letter or sign that can be seen; remove it")
+            raise WordsInvalid(f"word {position}, {word!r}, holds no letter or sign that can be seen", "remove it")
         if len(word) > LONGEST:
             raise WordsInvalid(
-                f"word {position}, {word[:20]!r}…, has {len(word)} characters, at most {LONGEST} are read; shorten it, "
-                "or put commas between its words"
+                f"word {position}, {word[:20]!r}…, has {len(word)} characters, at most {LONGEST} are read",
+                "shorten it, or put commas between its words",
             )
         key = unicodedata.normalize("NFKC", word).casefold()
         if key in seen:
             raise WordsInvalid(
-                f"word {position}, {word!r}, repeats word {seen[key]}, {cleaned[seen[key] - 1]!r}; give each word once"
+                f"word {position}, {word!r}, repeats word {seen[key]}, {cleaned[seen[key] - 1]!r}",
+                "give each word once",
             )
         seen[key] = position
         cleaned.append(word)
@@ -64,6 +65,6 @@ def check_count(words: list[str], maximum: int, bundle: Path) -> None:
     """Raise TooManyWords where a bundle was built for fewer words than these."""
     if len(words) > maximum:
         raise TooManyWords(
-            f"{len(words)} words were given, the bundle in {bundle} was built for at most {maximum}; give fewer, or "
-            f"rebuild it: {build_command(bundle, max_words=len(words))}"
+            f"{len(words)} words were given, the bundle in {bundle} was built for at most {maximum}",
+            f"give fewer, or rebuild it: {build_command(bundle, max_words=len(words))}",
         )

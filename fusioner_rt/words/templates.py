@@ -49,7 +49,7 @@ def check_templates(templates: Iterable[str]) -> tuple[str, ...]:
         templates = (templates,)
     checked = tuple(templates)
     if not checked:
-        raise TemplatesInvalid(f"no prompt templates were given; give at least one, such as 'a photo of a {PLACE}.'")
+        raise TemplatesInvalid("no prompt templates were given", f"give at least one, such as 'a photo of a {PLACE}.'")
     for template in checked:
         if not isinstance(template, str) or template.count(PLACE) != 1:
             raise TemplatesInvalid(

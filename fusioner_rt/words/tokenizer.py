@@ -23,7 +23,9 @@ class PromptTokenizer:
             self._tokenizer = Tokenizer.from_buffer(content) if content else Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
             raise ManifestInvalid(
-                f"{path}: cannot be read as a tokenizer ({error}); rebuild the bundle: {build_command(path.parent)}"
+                f"cannot be read as a tokenizer ({error})",
+                f"rebuild the bundle: {build_command(path.parent)}",
+                subject=path,
             ) from None
         named = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         self._pad = (self._tokenizer.padding or {}).get("pad_id", next((i for i in named if i is not None), 0))
@@ -53,18 +55,20 @@ class PromptTokenizer:
         if not self.reads(word):
             if self._whole_names:
                 raise WordUnreadable(
-                    f"the text encoder cannot read {word!r}: it is a fixed table of {len(self.names())} names, and this "
-                    f"is none of them; {self._near(word)}"
+                    f"the text encoder cannot read {word!r}: it is a fixed table of {len(self.names())} "
+                    "names, and this is none of them",
+                    self._near(word),
                 )
             raise WordUnreadable(
-                f"the text encoder cannot read {word!r}: no part of it is in its vocabulary; use another word, an "
-                "English one unless the encoder was trained on another language"
+                f"the text encoder cannot read {word!r}: no part of it is in its vocabulary",
+                "use another word, an English one unless the encoder was trained on another language",
             )
         for prompt in prompts if self._whole_names else ():
             if not self.reads(prompt):
                 raise WordUnreadable(
-                    f"the text encoder cannot read {prompt!r}: it is a fixed table of names, which knows {word!r} and "
-                    "no sentences; leave the templates at its own, '{category}'"
+                    f"the text encoder cannot read {prompt!r}: it is a fixed table of names, which knows "
+                    f"{word!r} and no sentences",
+                    "leave the templates at its own, '{category}'",
                 )
 
     def names(self) -> list[str]:

@@ -103,7 +103,7 @@ def _opened(data: PictureMasks, name: str) -> list[int]:
     mask = data.mask(name)
     if mask.shape != (height, width):
         raise DataError(
-            f"the mask has {mask.shape[1]}×{mask.shape[0]} pixels, the picture {width}×{height}; they must agree"
+            f"the mask has {mask.shape[1]}×{mask.shape[0]} pixels, the picture {width}×{height}", "they must agree"
         )
     if not (mask > 0).any() and isinstance(data, fss.Fss1000):
         raise DataError("the mask marks no pixel; expected white where the class is")

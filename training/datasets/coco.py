@@ -87,12 +87,12 @@ class Coco(PictureMasks):
             names = sorted(file.stem for file in self.masks(split).glob("*.png"))
             if not names:
                 raise DataError(
-                    f"{self.masks(split)} is empty; remove it, or prepare it: python -m training.datasets prepare"
+                    f"{self.masks(split)} is empty", "remove it, or prepare it: python -m training.datasets prepare"
                 )
         else:
             names = sorted(self.annotations(split).instances)
             if not names:
-                raise DataError(f"{self.annotation_file(split)} annotates no picture; fetch it again")
+                raise DataError(f"{self.annotation_file(split)} annotates no picture", "fetch it again")
         for name in names:
             if name not in pictures:
                 raise DataError(
@@ -184,7 +184,7 @@ def read_annotations(file: Path) -> Annotations:
     except FileNotFoundError:
         raise DataError(f"{file} is missing; expected COCO's annotations, or prepared masks beside it") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON ({one_line(error)}); fetch it again") from None
+        raise DataError(f"{file} cannot be read as JSON ({one_line(error)})", "fetch it again") from None
     try:
         indices = {}
         for category in document["categories"]:
@@ -214,7 +214,7 @@ def rasterise(instances: list[Instance], size: tuple[int, int], name: str = "") 
             shapes.append((instance, _decode(instance.shape, size)))
         except Exception as error:  # pycocotools raises bare Exceptions
             raise DataError(
-                f"an instance of picture {name} is malformed ({one_line(error)}); fetch the JSON again"
+                f"an instance of picture {name} is malformed ({one_line(error)})", "fetch the JSON again"
             ) from None
     shapes.sort(key=lambda pair: (not pair[0].crowd, -np.count_nonzero(pair[1])))
     for instance, shape in shapes:

@@ -59,7 +59,7 @@ class Fss1000(PictureMasks):
         test = set(TEST_CLASSES)
         chosen = [name for name in self.classes[1:] if (name in test) == (split == "val")]
         if not chosen:
-            raise DataError(f"{self.home} has no class of the {split} split; fetch FSS-1000 again")
+            raise DataError(f"{self.home} has no class of the {split} split", "fetch FSS-1000 again")
         return [name for class_ in chosen for name in self.pictures_of(class_)]
 
     def pictures_of(self, class_: str) -> list[str]:
@@ -68,7 +68,7 @@ class Fss1000(PictureMasks):
         numbers = sorted(int(f[:-4]) for f in files if f.endswith(".jpg") and f[:-4].isdecimal())
         for number in numbers:
             if f"{number}.png" not in files:
-                raise DataError(f"{self.home / class_ / f'{number}.png'} is missing; every picture needs a mask")
+                raise DataError(f"{self.home / class_ / f'{number}.png'} is missing", "every picture needs a mask")
         return [f"{class_}-{number}" for number in numbers]
 
     def picture(self, name: str) -> Path:

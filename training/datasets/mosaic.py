@@ -40,7 +40,7 @@ class Mosaic(MaskFolder):
 
     def names(self, split: str) -> list[str]:
         if split != "val":
-            raise DataError(f"mosaic-4 is for scoring and has no split {split!r}; train on fss-1000")
+            raise DataError(f"mosaic-4 is for scoring and has no split {split!r}", "train on fss-1000")
         return super().names(split)
 
 
@@ -84,7 +84,7 @@ def write(data: Fss1000, out: Path, seed: int = 0, side: int = 224) -> int:
     if side < 1:
         raise DataError(f"a tile's side is {side}; expected 1 or more pixels")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists already; choose another place, or remove it first")
+        raise DataError(f"{out} exists already", "choose another place, or remove it first")
     names = data.names("val")
     classes = [name.rpartition("-")[0] for name in names]
     rows = arrange(classes, np.random.default_rng(seed))

@@ -68,6 +68,7 @@ def held_out_indices(data: PictureMasks, split: str, fold: int) -> list[int]:
             continue
     if not found:
         raise DataError(
-            f"{data.root} has no class of {split}'s fold {fold} ({', '.join(wanted)}); give a split that fits the data set"
+            f"{data.root} has no class of {split}'s fold {fold} ({', '.join(wanted)})",
+            "give a split that fits the data set",
         )
     return found

@@ -65,11 +65,12 @@ class PascalVoc(PictureMasks):
                 raise DataError(f"{self.picture(name)} is missing; expected every picture of the {split} list")
             if name not in masks:
                 raise DataError(
-                    f"{name} of the {split} list has no mask in SegmentationClass or SegmentationClassAug of {self.home}; "
-                    "add SBD's masks (python -m training.datasets convert-sbd --help), or mend the list"
+                    f"{name} of the {split} list has no mask in SegmentationClass or SegmentationClassAug of "
+                    f"{self.home}",
+                    "add SBD's masks (python -m training.datasets convert-sbd --help), or mend the list",
                 )
         if not names:
-            raise DataError(f"the {split} list of {self.home} names no picture; fetch ImageSets/Segmentation again")
+            raise DataError(f"the {split} list of {self.home} names no picture", "fetch ImageSets/Segmentation again")
         return names
 
     def picture(self, name: str) -> Path:
@@ -100,8 +101,9 @@ class PascalVoc(PictureMasks):
                 return self._list(name)
         if not self._further_masks:
             raise DataError(
-                f"{self.home / 'SegmentationClassAug'} holds no mask; PASCAL-5i trains on SBD's too: convert them "
-                "(python -m training.datasets convert-sbd --help), or copy train.txt to trainaug.txt to do without"
+                f"{self.home / 'SegmentationClassAug'} holds no mask",
+                "PASCAL-5i trains on SBD's too: convert them (python -m training.datasets convert-sbd "
+                "--help), or copy train.txt to trainaug.txt to do without",
             )
         return sorted({*self._list("train"), *self._further_masks})
 

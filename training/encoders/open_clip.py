@@ -141,7 +141,8 @@ def image_tower(name: str) -> tuple[ImageEncoder, str]:
         return cast(ImageEncoder, OpenClipResNet(visual, loaded.mean, loaded.std)), loaded.sha256
     if not hasattr(visual, "conv1") or not hasattr(visual, "grid_size"):
         raise FusionerError(
-            f"{name}: only CLIP's ViT and ResNet image towers are supported, for example open_clip:ViT-B-16, open_clip:RN101"
+            "only CLIP's ViT and ResNet image towers are supported, for example open_clip:ViT-B-16, open_clip:RN101",
+            subject=name,
         )
     return cast(ImageEncoder, OpenClipImage(visual, loaded.mean, loaded.std)), loaded.sha256
 
@@ -150,7 +151,7 @@ def text_tower(name: str) -> tuple[TextEncoder, str]:
     loaded = _load(name)
     if not isinstance(getattr(loaded.model, "text_projection", None), nn.Parameter):
         raise FusionerError(
-            f"{name}: only CLIP text towers with a plain projection are supported, for example open_clip:ViT-B-16"
+            "only CLIP text towers with a plain projection are supported, for example open_clip:ViT-B-16", subject=name
         )
     return cast(TextEncoder, OpenClipText(loaded.model)), loaded.sha256
 
@@ -170,7 +171,8 @@ def _load(name: str) -> _Loaded:
     open_clip = import_open_clip()
     if architecture not in open_clip.list_models():
         raise WeightsNotFound(
-            f"open_clip has no model {architecture!r}; `python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+            f"open_clip has no model {architecture!r}; `python -c 'import open_clip",
+            "print(open_clip.list_models())'` lists them",
         )
     if weights == "random":
         warn_random(name)
@@ -186,7 +188,7 @@ def _load(name: str) -> _Loaded:
         if tag not in tags:
             given = f"{tag!r} is neither a file nor" if weights else "OpenAI released none of these; name"
             raise WeightsNotFound(
-                f"{name}: {given} one of open_clip's tags for {architecture}: {', '.join(tags) or 'none'}"
+                f"{given} one of open_clip's tags for {architecture}: {', '.join(tags) or 'none'}", subject=name
             )
         about = open_clip.get_pretrained_cfg(architecture, tag)
         file = _tag_file(about, name)
@@ -235,7 +237,8 @@ def import_open_clip() -> Any:
         import open_clip
     except ImportError as error:
         raise WeightsNotFound(
-            f"open_clip is not installed ({error}); install it: pip install --no-deps open_clip_torch timm torchvision ftfy wcwidth regex"
+            f"open_clip is not installed ({error})",
+            "install it: pip install --no-deps open_clip_torch timm torchvision ftfy wcwidth regex",
         ) from None
     return open_clip
 

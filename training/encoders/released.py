@@ -81,8 +81,9 @@ def url_file(url: str, wanted_for: str) -> Path:
 def _missing(wanted_for: str, what: str, error: Exception | None) -> WeightsNotFound:
     why = f" ({one_line(error)})" if error is not None and downloads_allowed() else ""
     return WeightsNotFound(
-        f"{wanted_for}: {what} is not on this machine{why}; name a local file or folder in its place, or allow the "
-        f"download: --download, or {DOWNLOAD}=1"
+        f"{what} is not on this machine{why}",
+        f"name a local file or folder in its place, or allow the download: --download, or {DOWNLOAD}=1",
+        subject=wanted_for,
     )
 
 
@@ -105,7 +106,7 @@ def read_state(file: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader raises its own kinds, and they mean the same to the user
-        raise WeightsUnfit(f"{file} cannot be read as weights ({one_line(error)}); fetch it again") from None
+        raise WeightsUnfit(f"{file} cannot be read as weights ({one_line(error)})", "fetch it again") from None
     if not isinstance(state, Mapping):
         raise WeightsUnfit(f"{file} holds a {type(state).__name__}; expected names with tensors")
     return dict(state)
@@ -133,7 +134,9 @@ def fit(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise WeightsUnfit(f"{source} holds the weights of another model: names {' and '.join(parts)}; check the name")
+        raise WeightsUnfit(
+            f"{source} holds the weights of another model: names {' and '.join(parts)}", "check the name"
+        )
     for name, value in own.items():
         if not isinstance(given[name], Tensor) or given[name].shape != value.shape:
             shape = tuple(getattr(given[name], "shape", ()))

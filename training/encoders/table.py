@@ -58,7 +58,7 @@ class Table(nn.Module):
         from safetensors import safe_open
 
         if not file.is_file():
-            raise WeightsNotFound(f"{file} is not a file; build a table: python -m training.encoders.table --help")
+            raise WeightsNotFound(f"{file} is not a file", "build a table: python -m training.encoders.table --help")
         try:
             with safe_open(file, "pt") as opened:
                 names, vectors = json.loads(opened.metadata()["names"]), opened.get_tensor("vectors")
@@ -68,7 +68,7 @@ class Table(nn.Module):
                 raise ValueError("a vector is zero or not finite")
         except Exception as error:  # safetensors raises its own class
             raise WeightsUnfit(
-                f"{file} is not a table of names ({error!r}); build one: python -m training.encoders.table --help"
+                f"{file} is not a table of names ({error!r})", "build one: python -m training.encoders.table --help"
             ) from None
         return cls(names, vectors)
 

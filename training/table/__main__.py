@@ -50,9 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
     if given.run and given.record:
-        raise UsageError("--record reads finished runs and --run makes new ones; give one of them")
+        raise UsageError("--record reads finished runs and --run makes new ones", "give one of them")
     if given.dry_run and not given.run:
-        raise UsageError("--dry-run lists what --run would do; give both")
+        raise UsageError("--dry-run lists what --run would do", "give both")
     if flags and not given.run:
         raise UsageError(f"what stands after -- is for training.train, which only --run starts: {' '.join(flags)}")
     if given.jobs < 1:
@@ -101,7 +101,7 @@ def _scored(given: argparse.Namespace, known: dict[str, Recipe]) -> dict[str, ce
 def _folders(data: list[str]) -> dict[str, Path]:
     """`DIR` and `DATASET=DIR` → folder by data set, "" for any."""
     if not data:
-        raise UsageError("--run needs --data: the folder of pictures and masks to train on")
+        raise UsageError("the folder of pictures and masks to train on", subject="--run needs --data")
     named = [part.split("=", 1) if "=" in part else ["", part] for part in data]
     return {dataset: Path(folder) for dataset, folder in named}
 
@@ -115,7 +115,7 @@ def _only(found: dict[str, Recipe], wanted: list[str]) -> dict[str, Recipe]:
         if any(text.lower() in where.lower() for text in wanted for where in (name, recipe.place.row))
     }
     if not chosen:
-        raise UsageError(f"--only {' '.join(wanted)} fits no row; the table's recipes: {', '.join(found)}")
+        raise UsageError(f"--only {' '.join(wanted)} fits no row", f"the table's recipes: {', '.join(found)}")
     return chosen
 
 

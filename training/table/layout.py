@@ -47,7 +47,8 @@ def of_table(table: str, known: dict[str, Recipe]) -> dict[str, Recipe]:
     if not found:
         tables = sorted({recipe.place.table for recipe in known.values()} - {""})
         raise RecipeError(
-            f"no recipe belongs to a table {table!r}; tables: {', '.join(tables)}, or a folder of recipes, written with a /"
+            f"no recipe belongs to a table {table!r}",
+            f"tables: {', '.join(tables)}, or a folder of recipes, written with a /",
         )
     return found
 
@@ -68,7 +69,7 @@ def read(table: str, found: dict[str, Recipe]) -> Layout:
             try:
                 layout = _from_json(json.loads(file.read_text()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RecipeError(f"{file} is no layout of a table ({error}); see that of another table") from None
+                raise RecipeError(f"{file} is no layout of a table ({error})", "see that of another table") from None
             names = {row.name for row in layout.rows}
             for name, recipe in found.items():
                 if recipe.place.row not in names or recipe.place.column not in layout.columns:

@@ -29,7 +29,7 @@ def write(file: Path, layout: Layout, found: dict[str, Recipe], scored: dict[str
         from matplotlib.figure import Figure
     except ImportError as error:
         raise NothingToPlot(
-            f"matplotlib is not installed ({error}); install it: pip install -c constraints.txt matplotlib"
+            f"matplotlib is not installed ({error})", "install it: pip install -c constraints.txt matplotlib"
         ) from None
     bars = []
     for column, keys in layout.columns.items():
@@ -53,7 +53,7 @@ def write(file: Path, layout: Layout, found: dict[str, Recipe], scored: dict[str
             if value := cells.values(recipe, runs, keys).get(key):
                 bars.append((f"baseline: {label}", value, None, _per_class(recipe, runs), key))
     if not bars:
-        raise NothingToPlot(f"{layout.title}: no row has all of its folds yet; run the table first")
+        raise NothingToPlot("no row has all of its folds yet", "run the table first", subject=layout.title)
     classes = sorted({word for *_, points, _ in bars for word in points})
     colours = {word: f"C{number}" for number, word in enumerate(classes)} if len(classes) <= _TOLD_APART else {}
     figure = Figure(figsize=(9, 1.4 + 0.45 * len(bars)), layout="constrained")
@@ -82,7 +82,7 @@ def write(file: Path, layout: Layout, found: dict[str, Recipe], scored: dict[str
     axes.set_title(layout.title)
     suffix = file.suffix.lstrip(".").lower() or "png"
     if suffix not in figure.canvas.get_supported_filetypes():
-        raise NothingToPlot(f"{file}: no picture format is called {suffix!r}; name it .png, .svg or .pdf")
+        raise NothingToPlot(f"no picture format is called {suffix!r}", "name it .png, .svg or .pdf", subject=file)
     write_result(file, lambda stream: figure.savefig(stream, format=suffix, dpi=120))
 
 

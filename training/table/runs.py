@@ -47,7 +47,8 @@ class Places:
         folder = self.data.get(dataset, self.data.get(""))
         if folder is None:
             raise RecipeError(
-                f"no folder was given for data set {dataset}; add --data {dataset}=DIR (given: {', '.join(self.data) or 'none'})"
+                f"no folder was given for data set {dataset}",
+                f"add --data {dataset}=DIR (given: {', '.join(self.data) or 'none'})",
             )
         return folder
 

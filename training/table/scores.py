@@ -87,7 +87,7 @@ def read_runs(folder: Path) -> list[Scores]:
             found.append(_scores(document, training["recipe"], training["seed"], _seconds(file.with_name("log.csv"))))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ScoresInvalid(
-                f"{file} lacks or garbles {one_line(error)}; score the run again with training.evaluate --json"
+                f"{file} lacks or garbles {one_line(error)}", "score the run again with training.evaluate --json"
             ) from None
     return found
 
@@ -98,7 +98,9 @@ def read_record(file: Path) -> list[Scores]:
     try:
         return [_scores(run, run["recipe"], run["seed"], run["seconds"]) for run in document["runs"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ScoresInvalid(f"{file} lacks or garbles {one_line(error)}; write it again with --write-record") from None
+        raise ScoresInvalid(
+            f"{file} lacks or garbles {one_line(error)}", "write it again with --write-record"
+        ) from None
 
 
 def write_record(file: Path, scores: list[Scores]) -> None:
@@ -135,7 +137,8 @@ def _document(file: Path, expected: str) -> dict[str, Any]:
         raise ScoresInvalid(f'{file} is something else; expected "format": "{expected}"')
     if document.get("format_version") != FORMAT_VERSION:
         raise ScoresInvalid(
-            f"{file} has format version {document.get('format_version')}; this code reads {FORMAT_VERSION}: write it again"
+            f"{file} has format version {document.get('format_version')}",
+            f"this code reads {FORMAT_VERSION}: write it again",
         )
     return document
 
