@@ -28,6 +28,7 @@ from benchmarks import gpu_proofs, gpu_timing
 from benchmarks.gpu_proofs import MaskCase, Wrong
 from fusioner_rt import Session, backends, known_answer
 from fusioner_rt.bundle import Bundle
+from fusioner_rt.device_array import DeviceArray
 from fusioner_rt.errors import (
     BackendUnavailable,
     FusionerError,
@@ -39,7 +40,7 @@ from fusioner_rt.errors import (
 from fusioner_rt.executor import Waiting, untimed
 from fusioner_rt.gpu.driver import Device
 from fusioner_rt.gpu.kernels import Kernels
-from fusioner_rt.gpu.mask_head import CudaMaskHead, DeviceArray
+from fusioner_rt.gpu.mask_head import CudaMaskHead
 from fusioner_rt.pictures import decode
 from fusioner_rt.preprocess import RESAMPLINGS
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ..device_array import DeviceArray
 from ..errors import CudaFailed, DeviceArrayInvalid, one_line
 from .driver import Device, Event, Memory
-from .mask_head import DeviceArray
 from .memory_pool import MemoryPool
 
 _LEGACY_DEFAULT = 1  # how both protocols name CUDA's default stream, whose handle is 0

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from ..bundle import Bundle
+from ..device_array import DeviceArray
 from ..errors import CudaFailed, FusionerError, GpuMemoryShort, KernelsUnusable, UsageError
 from ..executor import Answer, Clock, Request, TextGraph, Waiting
 from ..onnx.executor import LoadedGraphs, check_finite, not_finite, resolve
@@ -17,7 +18,7 @@ from ..onnx.runtime import OnnxRuntime
 from .arrays import GpuArray
 from .driver import Device, Memory, PinnedArray
 from .kernels import Kernels
-from .mask_head import CudaMaskHead, DeviceArray
+from .mask_head import CudaMaskHead
 from .memory_pool import MemoryPool
 from .pipeline import Engine, Machinery, Path, Shape, not_recorded
 from .pipeline_pool import GpuPaths

@@ -6,58 +6,17 @@ held equal by a test. Nothing is allocated: outputs and workspace are the caller
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ..device_array import DeviceArray
 from ..errors import DeviceArrayInvalid, UsageError
 from .kernels import Kernels
 
-DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4, "uint16": 2, "uint8": 1}
 PARTS = 256  # partial maxima of a picture's features
 FEW_WORDS = 32
 LONGEST_EDGE = MOST_WORDS = 65535
 _COUNTED = 2**30  # the kernels count the elements of a picture in 32 bits
 _ALIGNMENT = 256
-
-
-@dataclass(frozen=True)
-class DeviceArray:
-    """A contiguous array in GPU memory. pointer: its address, a multiple of 16. dtype: one of DTYPES."""
-
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * DTYPES[self.dtype]
-
-    @classmethod
-    def of(cls, array: Any, name: str = "array") -> "DeviceArray":
-        """What any object with `__cuda_array_interface__` holds (torch, CuPy, Numba), without a copy.
-
-        The object must outlive the work that uses it. bfloat16 has no name in that interface: give a DeviceArray.
-        Raises DeviceArrayInvalid where it is not contiguous or of no dtype of DTYPES.
-        """
-        if isinstance(array, DeviceArray):
-            return array
-        interface = getattr(array, "__cuda_array_interface__", None)
-        if interface is None:
-            raise DeviceArrayInvalid(
-                f"{name} is a {type(array).__name__} without __cuda_array_interface__; expected an array in GPU memory"
-            )
-        names = {"<f2": "float16", "<f4": "float32", "<i4": "int32", "<u2": "uint16", "|u1": "uint8"}
-        dtype = names.get(interface["typestr"])
-        if dtype is None:
-            raise DeviceArrayInvalid(f"{name} has dtype {interface['typestr']}; expected one of {', '.join(DTYPES)}")
-        found = cls(int(interface["data"][0]), tuple(interface["shape"]), dtype)
-        if not _contiguous(found, interface.get("strides")):
-            raise DeviceArrayInvalid(f"{name} has strides {interface['strides']}", "make it contiguous")
-        return found
 
 
 class CudaMaskHead:
@@ -208,17 +167,6 @@ def _many(words: int) -> str:
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _contiguous(array: DeviceArray, strides: Sequence[int] | None) -> bool:
-    if strides is None:
-        return True
-    expected = DTYPES[array.dtype]
-    for length, stride in zip(reversed(array.shape), reversed(strides), strict=True):
-        if length > 1 and stride != expected:
-            return False
-        expected *= length
-    return True
 
 
 def _shape(array: DeviceArray, name: str, letters: str, dtypes: Sequence[str]) -> tuple[int, ...]:

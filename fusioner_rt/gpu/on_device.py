@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..bundle import Bundle, input_size_of
+from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, DeviceArrayInvalid
 from ..executor import Executor, Request
 from .arrays import GpuArray, view
 from .executor import GpuExecutor
-from .mask_head import DeviceArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Mapping
 
 from ..bundle import Bundle
+from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, KernelsUnusable
 from ..executor import Executor
 from ..onnx.executor import LoadedGraphs, OnnxRuntimeExecutor
 from ..onnx.runtime import Graph, OnnxRuntime
 from .driver import Device, Event, Memory, Stream
 from .executor import GpuExecutor, kernels_folder
-from .mask_head import DeviceArray
 
 NAME = "onnxruntime-cuda"
 _KEPT = 16  # contexts given back

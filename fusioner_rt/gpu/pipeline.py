@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..device_array import DeviceArray
 from ..errors import CudaFailed, FusionerError, GpuMemoryShort
 from .driver import Device, Event, Graph, Memory, PinnedArray, Stream
-from .mask_head import CudaMaskHead, DeviceArray
+from .mask_head import CudaMaskHead
 from .memory_pool import MemoryPool
 from .preprocess import CudaPreprocess
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..bundle import build_command
+from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, GraphUnusable, one_line
-from ..gpu.mask_head import DeviceArray
 from ..hardware import driver_missing
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -57,7 +57,7 @@ def test_every_step_that_needs_no_gpu_passes_through_the_emulated_driver(
 FAULTS = """
 import sys
 if any("gpu_check" in argument for argument in sys.argv):
-    sys.path[:0] = [{runtime!r}, {root!r}]
+    sys.path[:0] = [{emulation!r}, {root!r}]
     import dataclasses, os, time
     import emulated_gpu
     from benchmarks import gpu_steps, stand_in_engine
@@ -79,7 +79,7 @@ if any("gpu_check" in argument for argument in sys.argv):
 
 def test_a_fault_fails_the_step_it_is_in_and_no_other(tiny_bundle_fp16: Path, tmp_path: Path) -> None:
     """A kernel that writes a wrong label, a step that hangs, one that dies, an engine of zeros."""
-    faults = FAULTS.format(runtime=str(ROOT / "tests" / "runtime"), root=str(ROOT))
+    faults = FAULTS.format(emulation=str(ROOT / "tests" / "emulation"), root=str(ROOT))
     (tmp_path / "sitecustomize.py").write_text(faults)
     steps = "cubins,ptx,preprocess,path,versions"
     done, rows = check("--emulated", "--steps", steps, bundle=tiny_bundle_fp16, paths=(tmp_path,))

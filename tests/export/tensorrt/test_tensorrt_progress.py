@@ -178,7 +178,9 @@ def test_the_monitor_is_tensorrts_own_kind(trt):
 
 WORK = """
 import sys, onnx
-from export import build_engine, graphs, tensorrt_engine
+from export import build_engine
+from export.onnx import graphs
+from export.tensorrt import build
 from export.tensorrt.progress import Progress
 traced = sys.argv.pop(1)
 graphs.text_graph = lambda model: onnx.load(traced + "/text.onnx")  # what is interrupted comes after the tracing
@@ -191,7 +193,7 @@ class Endless(Progress):  # holds the build at its first step until somebody can
         while not self.cancelled:
             time.sleep(0.05)
         return super().step(name, step)
-tensorrt_engine.Progress = Endless
+build.Progress = Endless
 sys.exit(build_engine.main(sys.argv[1:]))
 """
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from emulated_driver import EmulatedDriver
 
+from fusioner_rt.device_array import DeviceArray
 from fusioner_rt.gpu.driver import Device, Driver, Memory, Stream
 from fusioner_rt.gpu.kernels import Kernels
-from fusioner_rt.gpu.mask_head import CudaMaskHead, DeviceArray
+from fusioner_rt.gpu.mask_head import CudaMaskHead
 from kernels import mask_head
 from kernels.variants import variant
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fusioner_rt.device_array import DTYPES, DeviceArray
 from fusioner_rt.gpu.driver import Device, Memory, Stream
 from fusioner_rt.gpu.kernels import Kernels
-from fusioner_rt.gpu.mask_head import DTYPES, CudaMaskHead, DeviceArray
+from fusioner_rt.gpu.mask_head import CudaMaskHead
 
 
 def main(folder: Path, dtype: str) -> None:

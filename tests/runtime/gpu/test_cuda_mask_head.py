@@ -18,6 +18,7 @@ from emulated_driver import EmulatedDriver
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusioner_rt.device_array import DeviceArray
 from fusioner_rt.errors import (
     BackendUnavailable,
     DeviceArrayInvalid,
@@ -29,7 +30,7 @@ from fusioner_rt.errors import (
 from fusioner_rt.gpu import mask_head as cuda_mask_head
 from fusioner_rt.gpu.driver import Device, Driver, Memory, Stream
 from fusioner_rt.gpu.kernels import Kernels, Record
-from fusioner_rt.gpu.mask_head import CudaMaskHead, DeviceArray
+from fusioner_rt.gpu.mask_head import CudaMaskHead
 
 ROOT = Path(__file__).parents[3]
 GPU = torch.cuda.is_available()
