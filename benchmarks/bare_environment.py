@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST_MEGABYTES, MOST_SECONDS = 300, 3.0
+MAX_MEGABYTES, MAX_SECONDS = 300, 3.0
 
 
 def main() -> int:
@@ -36,9 +36,9 @@ def main() -> int:
     print(
         f"environment {megabytes:.0f} MB; processor time {seconds[0]:.2f} s with new words, {seconds[1]:.2f} s with cached ones"
     )
-    if present or megabytes > MOST_MEGABYTES or seconds[0] > MOST_SECONDS:
+    if present or megabytes > MAX_MEGABYTES or seconds[0] > MAX_SECONDS:
         print(
-            f"expected none of {present or 'torch, triton'}, {MOST_MEGABYTES} MB and {MOST_SECONDS} s at most",
+            f"expected none of {present or 'torch, triton'}, {MAX_MEGABYTES} MB and {MAX_SECONDS} s at most",
             file=sys.stderr,
         )
         return 1

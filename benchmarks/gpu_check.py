@@ -97,11 +97,8 @@ def _run_all(given: argparse.Namespace) -> int:
                 if given.emulated and not gpu_steps.STEPS[step].emulable:
                     row = {"step": step, "verdict": SKIPPED, "why": "it needs a real GPU"}
                 elif left < 5:
-                    row = {
-                        "step": step,
-                        "verdict": SKIPPED,
-                        "why": f"the {given.budget:g} seconds of --budget are over",
-                    }
+                    over = f"the {given.budget:g} seconds of --budget are over"
+                    row = {"step": step, "verdict": SKIPPED, "why": over}
                 else:
                     row = _one(step, min(gpu_steps.STEPS[step].seconds, left), given, Path(scratch), environment)
                 rows.append({**row, "date": datetime.date.today().isoformat()})

@@ -30,15 +30,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import gpu_steps  # noqa: E402
 from export import add_plans  # noqa: E402
-from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest  # noqa: E402
+from fusioner_rt.bundle import Bundle, write_manifest  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 from fusioner_rt.files import unwritable  # noqa: E402
+from fusioner_rt.manifest import MANIFEST  # noqa: E402
 from fusioner_rt.onnx.runtime import OnnxRuntime  # noqa: E402
 from fusioner_rt.words.cache import TextCache  # noqa: E402
 from fusioner_rt.words.encoder import TextEncoder  # noqa: E402
 from fusioner_rt.words.parse import parse_words  # noqa: E402
 
-MOST_BYTES = 24_000_000
+MAX_BYTES = 24_000_000
 PART_BYTES = 58_000_000
 BENCHMARKS = ("gpu_check", "gpu_steps", "gpu_proofs", "gpu_timing", "stand_in_engine")
 LEFT_OUT = "The text model is left out of this kit; vectors of the words it asks for are in `words`.\n"
@@ -87,9 +88,9 @@ def build(bundle: Path, out: Path) -> int:
         with tarfile.open(packed, "w:xz") as archive:
             archive.add(kit, arcname=out.name)
         size = packed.stat().st_size
-        if size > MOST_BYTES:
+        if size > MAX_BYTES:
             raise UsageError(
-                f"the kit of {bundle} takes {size / 1000000.0:.1f} MB, at most {MOST_BYTES / 1000000.0:.0f} travel",
+                f"the kit of {bundle} takes {size / 1000000.0:.1f} MB, at most {MAX_BYTES / 1000000.0:.0f} travel",
                 "build the bundle with fewer --kernels",
             )
         if out.exists():

@@ -20,6 +20,8 @@ from fusioner_rt.preprocess import Preprocessing
 
 TEMPERATURE, THRESHOLD = 0.07, 0.5
 CANCELLED = 2.0**-22  # as kernels.reference
+CONFIDENCES = {"float32": 0.0, "float16": 2.0**-12}
+"""What rounding to the dtype may move a probability by: half of the step below 1."""
 
 ResizeCase = tuple[int, tuple[int, int], tuple[int, int]]  # pictures, H×W, h×w
 SMALL_RESIZES: list[ResizeCase] = [
@@ -110,23 +112,24 @@ def probabilities(scores: np.ndarray, gram: np.ndarray, size: tuple[int, int]) -
 
 
 def mask_head(kernels: Kernels, case: MaskCase, repeats: int = 1) -> dict[str, float]:
-    """Run a case and compare; then again, bit for bit; then with one feature that is NaN. Returns errors, and raises Wrong."""
+    """Run a case on every kernel of stage 2 that the bundle holds, and compare; then again, bit for bit; then with one
+    feature that is NaN. Returns errors, and raises Wrong.
+    """
     features, words = case.inputs()
     exact, plain = (
         probabilities(*score_maps(features, words, kind), case.size) for kind in (np.float64, np.float32)
     )  # at most twice what plain arithmetic errs in float32, as tests/kernels demand
     allowed = 2 * float(np.abs(plain - exact).max()) + float(np.finfo(np.float32).eps)
     found = launched(kernels, case, features, words)
+    off = _compare(case, found, exact, allowed)
     best = exact.max(axis=1)
-    off = float(np.abs(found["confidence"] - best).max())
-    if not off <= allowed:
-        raise Wrong(f"{case}: confidence is off by {off:.3g}, {allowed:.3g} is allowed")
     expected = np.where(best > THRESHOLD, exact.argmax(axis=1) + 1, 0)
     second = np.partition(exact, -2, axis=1)[:, -2] if case.words > 1 else np.zeros_like(best)
     sure = (np.abs(best - THRESHOLD) > allowed) & (best - second > 2 * allowed)
-    wrong = int((found["labels"] != expected)[sure].sum())
-    if wrong:
-        raise Wrong(f"{case}: {wrong} labels differ that no rounding explains")
+    for dtype in CONFIDENCES:
+        wrong = int((found[f"labels.{dtype}"] != expected)[sure].sum())
+        if wrong:
+            raise Wrong(f"{case}: {wrong} labels differ that no rounding explains, with {dtype} confidence")
     if not (found["finite"] == 1).all():
         raise Wrong(f"{case}: the flag says that finite maps are not")
     for number in range(1, repeats):
@@ -138,13 +141,31 @@ def mask_head(kernels: Kernels, case: MaskCase, repeats: int = 1) -> dict[str, f
     broken = launched(kernels, case, features, words)
     if broken["finite"][0] != 0 or (case.pictures > 1 and broken["finite"][1] != 1):
         raise Wrong(f"{case}: the flag does not tell which picture has NaN")
-    if not np.isnan(broken["confidence"][0, -1, -1]) or broken["labels"][0, -1, -1] != 0:
-        raise Wrong(f"{case}: a NaN feature does not give label 0 and confidence NaN")
+    for dtype in CONFIDENCES:
+        if not np.isnan(broken[f"confidence.{dtype}"][0, -1, -1]) or broken[f"labels.{dtype}"][0, -1, -1] != 0:
+            raise Wrong(f"{case}: a NaN feature does not give label 0 and {dtype} confidence NaN")
     return {"error": off, "allowed": allowed, "unsure": float(1 - sure.mean())}
 
 
+def _compare(case: MaskCase, found: dict[str, np.ndarray], exact: np.ndarray, allowed: float) -> float:
+    """Confidence, probabilities and masks with the exact probabilities; returns the error of float32 confidence."""
+    errors = {}
+    for dtype, rounding in CONFIDENCES.items():
+        for name, truth in (("confidence", exact.max(axis=1)), ("probabilities", exact)):
+            if f"{name}.{dtype}" in found:
+                off = errors[name, dtype] = float(np.abs(found[f"{name}.{dtype}"] - truth).max())
+                if not off <= allowed + rounding:
+                    raise Wrong(f"{case}: {dtype} {name} is off by {off:.3g}, {allowed + rounding:.3g} is allowed")
+    if "masks" in found:
+        bits = np.unpackbits(found["masks"].view(np.uint8), axis=-1, bitorder="little")[..., : case.size[1]]
+        wrong = int(((bits == 1) != (exact > THRESHOLD))[np.abs(exact - THRESHOLD) > allowed].sum())
+        if wrong:
+            raise Wrong(f"{case}: {wrong} bits of masks differ that no rounding explains")
+    return errors["confidence", "float32"]
+
+
 def launched(kernels: Kernels, case: MaskCase, features: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
-    """labels, confidence (float32) and finite."""
+    """finite; labels.DTYPE and confidence.DTYPE; probabilities.DTYPE and masks where the bundle holds those kernels."""
     device, head = kernels.device, CudaMaskHead(kernels, TEMPERATURE)
     with on_gpu(device) as gpu:
         seen = gpu.put(as_bytes(features, case.dtype), case.dtype, features.shape)
@@ -154,12 +175,20 @@ def launched(kernels: Kernels, case: MaskCase, features: np.ndarray, words: np.n
             gpu.new((case.pictures, case.words, *case.low), "float32"),
             gpu.new((case.pictures, 5, *case.low), "float32"),
         )
-        finite = gpu.new((case.pictures,), "int32")
-        out = gpu.new((case.pictures, *case.size), "uint16"), gpu.new((case.pictures, *case.size), "float32")
-        head.maps(seen, vectors, workspace, *maps, finite, gpu.stream)
-        head.labels(*maps, THRESHOLD, *out, gpu.stream)
-        names = ("labels", "confidence", "finite")
-        return {name: gpu.get(array) for name, array in zip(names, (*out, finite), strict=True)}
+        out = {"finite": gpu.new((case.pictures,), "int32")}
+        head.maps(seen, vectors, workspace, *maps, out["finite"], gpu.stream)
+        for dtype in CONFIDENCES:
+            labels = out[f"labels.{dtype}"] = gpu.new((case.pictures, *case.size), "uint16")
+            confidence = out[f"confidence.{dtype}"] = gpu.new((case.pictures, *case.size), dtype)
+            head.labels(*maps, THRESHOLD, labels, confidence, gpu.stream)
+            if (name := f"probabilities.{dtype}") in kernels.record.names:
+                out[name] = gpu.new((case.pictures, case.words, *case.size), dtype)
+                head.probabilities(*maps, out[name], gpu.stream)
+        if "masks" in kernels.record.names:
+            height, width = case.size
+            out["masks"] = gpu.new((case.pictures, case.words, height, -(-width // 32)), "int32")
+            head.masks(*maps, THRESHOLD, out["masks"], width, gpu.stream)
+        return {name: gpu.get(array) for name, array in out.items()}
 
 
 def preprocess(kernels: Kernels, cases: list[ResizeCase], resample: str) -> None:
@@ -188,7 +217,7 @@ def preprocess(kernels: Kernels, cases: list[ResizeCase], resample: str) -> None
 
 
 def ptx_alone(kernels: Kernels) -> Kernels:
-    """The kernels, of which the GPU's cubins are left out."""
+    """The kernels without the GPU's cubins."""
     every = kernels.record.launches
     kernels.record.launches = lambda name, capability: [  # type: ignore[method-assign]
         launch for launch in every(name, capability) if launch.file.suffix == ".ptx"

@@ -28,7 +28,7 @@ from benchmarks import gpu_proofs, gpu_timing
 from benchmarks.gpu_proofs import MaskCase, Wrong
 from fusioner_rt import Session, backends, known_answer
 from fusioner_rt.bundle import Bundle
-from fusioner_rt.device_array import DeviceArray
+from fusioner_rt.device_array import DTYPES, DeviceArray
 from fusioner_rt.errors import (
     BackendUnavailable,
     FusionerError,
@@ -39,6 +39,7 @@ from fusioner_rt.errors import (
 )
 from fusioner_rt.executor import Waiting, untimed
 from fusioner_rt.gpu.driver import Device
+from fusioner_rt.gpu.kernel_contract import EXTRAS
 from fusioner_rt.gpu.kernels import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from fusioner_rt.pictures import decode
@@ -129,20 +130,19 @@ def path(where: Where) -> dict[str, Any]:
     """The whole path with an engine that copies the CPU's features into place."""
     from benchmarks.stand_in_engine import StandInEngine
     from fusioner_rt.gpu.executor import GpuExecutor
-    from fusioner_rt.gpu.on_device import segment_on_device
-    from fusioner_rt.onnx.executor import LoadedGraphs, resolve
+    from fusioner_rt.onnx.cpu_side import OnnxCpuSide
+    from fusioner_rt.onnx.graphs import LoadedGraphs
     from fusioner_rt.onnx.runtime import OnnxRuntime
 
-    bundle, said = Bundle.open(where.bundle), {}
-    answer = known_answer.read(bundle)
-    if answer is None:
-        raise Skipped("the bundle has no known answer, whose word vectors this step asks for")
-    request = answer.request
+    bundle = Bundle.open(where.bundle)
+    request = known_answer.read(bundle).request
     pictures = where.photographs()[:2]
     graphs = LoadedGraphs(bundle, OnnxRuntime("onnxruntime-cpu"))
     with contextlib.closing(graphs.mask_head(None)) as head, _device() as device:
         engine = StandInEngine(bundle, device)
-        with contextlib.closing(GpuExecutor(bundle, device.again(), engine)) as executor:
+        with contextlib.closing(
+            GpuExecutor(bundle, bundle.kernels_folder, device.again(), engine, lambda: OnnxCpuSide(bundle, None))
+        ) as executor:
 
             def serve(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 """Scores and Gram maps of what is served."""
@@ -157,45 +157,18 @@ def path(where: Where) -> dict[str, Any]:
                 maps = serve(rgb)
                 for threshold in (0.5, 0.5, 0.7, 0.5, 0.6):
                     asked = replace(request, threshold=threshold)
-                    _same(host(rgb, threshold), resolve(head, maps, rgb.shape[:2], asked), f"threshold {threshold}")
+                    _same(host(rgb, threshold), head.answer(*maps, rgb.shape[:2], asked), f"threshold {threshold}")
             if executor.notes:
                 raise Wrong("; ".join(executor.notes))
 
             rgb = pictures[0]
             serve(rgb)
-            first, turns = host(rgb), 5 if where.emulated else 200
-            free, start = device.free_bytes, time.perf_counter()
-            for turn in range(turns):
-                again = host(rgb)
-                if not (
-                    np.array_equal(again.labels, first.labels) and np.array_equal(again.confidence, first.confidence)
-                ):
-                    raise Wrong(f"replay {turn + 1} differs from the first")
-                del again
-            said["host_call_ms"] = round((time.perf_counter() - start) / turns * 1e3, 3)
-            if device.free_bytes != free:
-                raise Wrong(f"{turns} replays changed the free memory from {free} to {device.free_bytes} bytes")
-
-            together = threading.Barrier(THREADS)
-
-            def beside_others(_: int) -> Any:
-                together.wait(30)
-                return host(rgb)
-
-            with ThreadPoolExecutor(THREADS) as pool:
-                for found in pool.map(beside_others, range(THREADS)):
-                    _same(found, first, "of a thread")
-
-            with gpu_proofs.on_gpu(device) as gpu:
-                for shift in (0, 4):  # at an odd address it goes through a copy
-                    whole = gpu.put(np.concatenate([np.zeros(shift, np.uint8), rgb.ravel()]), "uint8")
-                    frame = DeviceArray(whole.pointer + shift, rgb.shape, "uint8")
-                    for _ in range(3):
-                        found = segment_on_device(executor, bundle, frame, ("",), request, None, gpu.stream, None)
-                    if not np.array_equal(found.labels.numpy(), first.labels):
-                        raise Wrong("labels of a picture in GPU memory differ from those of the same one from the host")
-                said["libraries"] = _libraries(executor, bundle, rgb, request, first.labels)
-    return said
+            first = host(rgb)
+            host_call_ms = _replay(device, lambda: host(rgb), first, 5 if where.emulated else 200)
+            _run_beside_each_other(lambda: host(rgb), first)
+            _run_from_gpu_memory(device, executor, bundle, rgb, request, first)
+            libraries = _libraries(executor, bundle, rgb, request, first.labels)
+    return {"host_call_ms": host_call_ms, "libraries": libraries}
 
 
 def sanitizer(where: Where) -> dict[str, Any]:
@@ -213,7 +186,7 @@ def sanitizer(where: Where) -> dict[str, Any]:
 
 
 def sanitized(where: Where) -> dict[str, Any]:
-    """What the sanitizer watches: a small case of every kernel that is shipped."""
+    """What the sanitizer watches: a small case of every kernel that the bundle holds."""
     with _kernels(where) as kernels:
         for dtype in _dtypes(kernels):
             for words in (3, 40):
@@ -227,7 +200,7 @@ def mask_head(where: Where) -> dict[str, Any]:
     """Both stages by replay of the shipped launcher, against a copy of the bytes that a label map writes."""
     rows = []
     with _kernels(where) as kernels:
-        dtype = "float16" if "float16" in _dtypes(kernels) else "float32"
+        dtype = _smallest_dtype(kernels)
         for size in ((480, 854), (1080, 1920), (2048, 2048), (4096, 4096)):
             for words in (1, 20, 150):
                 for kind in ("smooth", "random"):
@@ -308,7 +281,7 @@ def torch_head(where: Where) -> dict[str, Any]:
             taken.append(start.elapsed_time(end) * 1e3)
         rows[f"{name}_us"] = round(float(np.median(taken)), 1)
     with _kernels(where) as kernels:
-        ours = timed_mask_head(kernels, case, "random")
+        ours = timed_mask_head(kernels, replace(case, dtype=_smallest_dtype(kernels)), "random")
     return {**rows, "ours_us": round(ours["stage_1_us"] + ours["stage_2_us"], 1), "ours": ours}
 
 
@@ -350,8 +323,6 @@ def peer(where: Where) -> dict[str, Any]:
     if not folder.is_dir():
         raise Skipped(f"{folder}: there is no checkpoint beside the bundle")
     bundle, answer = Bundle.open(where.bundle), known_answer.read(Bundle.open(where.bundle))
-    if answer is None:
-        raise Skipped("the bundle has no known answer, whose word vectors this step asks for")
     try:
         model = checkpoint.load(folder)
     except (FusionerError, ImportError) as error:
@@ -390,7 +361,7 @@ def peer(where: Where) -> dict[str, Any]:
 
 STEPS = {
     "versions": Step(versions, "what is here: GPU, driver, packages", 30, True),
-    "cubins": Step(cubins, "do the shipped cubins compute what the mask head is defined to be?", 90, True),
+    "cubins": Step(cubins, "do the bundle's cubins compute what the mask head is defined to be?", 90, True),
     "ptx": Step(ptx, "does their PTX, for GPUs without a cubin and older drivers?", 60, True),
     "preprocess": Step(preprocess, "does preprocessing give Pillow's bits?", 60, True),
     "path": Step(
@@ -413,15 +384,19 @@ def _device() -> Iterator[Device]:
 
 @contextlib.contextmanager
 def _kernels(where: Where) -> Iterator[Kernels]:
-    from fusioner_rt.gpu.executor import kernels_folder
 
-    with _device() as device, contextlib.closing(Kernels(kernels_folder(Bundle.open(where.bundle)), device)) as kernels:
+    with _device() as device, contextlib.closing(Kernels(Bundle.open(where.bundle).kernels_folder, device)) as kernels:
         yield kernels
 
 
 def _dtypes(kernels: Kernels) -> list[str]:
     """Of the features that the bundle has kernels for."""
     return [name.partition(".")[2] for name in kernels.record.names if name.startswith("measure.")]
+
+
+def _smallest_dtype(kernels: Kernels) -> str:
+    """Of the features that the bundle has kernels for, the one with fewest bytes."""
+    return min(_dtypes(kernels), key=DTYPES.__getitem__)
 
 
 def _mask_heads(where: Where, chosen: Callable[[Kernels], Kernels]) -> dict[str, Any]:
@@ -446,7 +421,8 @@ def _mask_heads(where: Where, chosen: Callable[[Kernels], Kernels]) -> dict[str,
                     found.append(gpu_proofs.mask_head(kernels, case, repeats))
         notes = kernels.notes
     worst = max(found, key=lambda one: one["error"] / one["allowed"])
-    return {"cases": len(found), **worst, "notes": notes}
+    not_held = [extra for extra, names in EXTRAS.items() if not set(names) <= set(kernels.record.names)]
+    return {"cases": len(found), **worst, "features": _dtypes(kernels), "bundle_holds_no": not_held, "notes": notes}
 
 
 def _rung(
@@ -482,6 +458,47 @@ def _rung(
             "p50_ms": round(float(middle), 3), "p99_ms": round(float(slow), 3),
             "stages_ms": session.segment(rgb).timing, "gpu_mb": (free - device.free_bytes) >> 20,
         }  # fmt: skip
+
+
+def _replay(device: Device, call: Callable[[], Any], first: Any, turns: int) -> float:
+    """Milliseconds of a call. Raises Wrong where a result differs from the first, or where calls take memory."""
+    free, start = device.free_bytes, time.perf_counter()
+    for turn in range(turns):
+        again = call()
+        if not (np.array_equal(again.labels, first.labels) and np.array_equal(again.confidence, first.confidence)):
+            raise Wrong(f"replay {turn + 1} differs from the first")
+        del again
+    taken = round((time.perf_counter() - start) / turns * 1e3, 3)
+    if device.free_bytes != free:
+        raise Wrong(f"{turns} replays changed the free memory from {free} to {device.free_bytes} bytes")
+    return taken
+
+
+def _run_beside_each_other(call: Callable[[], Any], first: Any) -> None:
+    together = threading.Barrier(THREADS)
+
+    def beside_others(_: int) -> Any:
+        together.wait(30)
+        return call()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for found in pool.map(beside_others, range(THREADS)):
+            _same(found, first, "of a thread")
+
+
+def _run_from_gpu_memory(
+    device: Device, executor: Any, bundle: Bundle, rgb: np.ndarray, request: Any, first: Any
+) -> None:
+    from fusioner_rt.gpu.on_device import segment_on_device
+
+    with gpu_proofs.on_gpu(device) as gpu:
+        for shift in (0, 4):  # at an odd address it goes through a copy
+            whole = gpu.put(np.concatenate([np.zeros(shift, np.uint8), rgb.ravel()]), "uint8")
+            frame = DeviceArray(whole.pointer + shift, rgb.shape, "uint8")
+            for _ in range(3):
+                found = segment_on_device(executor, bundle, frame, ("",), request, None, gpu.stream, None)
+            if not np.array_equal(found.labels.numpy(), first.labels):
+                raise Wrong("labels of a picture in GPU memory differ from those of the same one from the host")
 
 
 def _libraries(executor: Any, bundle: Bundle, rgb: np.ndarray, request: Any, labels: np.ndarray) -> dict[str, str]:

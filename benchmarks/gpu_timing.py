@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from fusioner_rt.gpu.driver import Device, Graph, Stream
+from fusioner_rt.gpu.cuda_graph import CudaGraph
+from fusioner_rt.gpu.driver import Device, Stream
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 
 COLD_BYTES = 256 << 20
 """Of all buffers together: five times the largest cache."""
+MAX_BUFFERS = 64
 
 
-def rotations(piece: int, least: int = 2, most: int = 64) -> int:
+def rotations(piece: int) -> int:
     """How many buffers of `piece` bytes it takes, that none is in a cache when it comes again."""
-    return min(most, max(least, -(-COLD_BYTES // max(1, piece))))
+    return min(MAX_BUFFERS, max(2, -(-COLD_BYTES // max(1, piece))))
 
 
 def microseconds(device: Device, works: Sequence[Callable[[int], Any]], seconds: float = 0.2) -> dict[str, float]:
@@ -31,7 +33,7 @@ def microseconds(device: Device, works: Sequence[Callable[[int], Any]], seconds:
         for work in works:  # the first launch of a kernel loads it, which cannot be recorded
             work(stream.handle)
         stream.wait()
-        graph = Graph(device, stream.handle, lambda: [work(stream.handle) for work in works])
+        graph = CudaGraph(device, stream.handle, lambda: [work(stream.handle) for work in works])
         with device.current():
             marks = driver.cuEventCreate(flags), driver.cuEventCreate(flags)
         try:

@@ -39,14 +39,12 @@ from tqdm import tqdm
 if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import latency_plots, latency_report, machine
-from benchmarks.latency_candidates import TITLES, Job, needs
-from benchmarks.latency_installed import installed_bytes, model_bytes
-from benchmarks.latency_models import MODELS, MOST_WORDS, Files
+from benchmarks import command, latency_report, machine
+from benchmarks.command import Row, count, counts, names, whole
+from benchmarks.latency_candidates import TITLES, Cell, Job, bytes_on_disk, installed_bytes, needed_bytes
+from benchmarks.latency_models import MAX_WORDS, MODELS, Files
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.files import writable_place, write_result
-
-Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = ["eager", "eager-uncached", "compile", "ort", "openvino", "openvino-bf16", "ours", "ours-words", "clipseg"]
@@ -59,13 +57,15 @@ SUITES: dict[str, dict[str, Any]] = {
             "batch": [1, 8], "candidates": ["eager", "compile", "kernels", "ours", "ours-ort", "clipseg"], "repeats": 100, "cold": 3,
             "seconds": 60, "precision": ["fp16", "fp32"]},
 }  # fmt: skip
-FIRST = ("ours", "eager", "openvino", "ort", "ours-words")
-LEAST_REPEATS = 5
+MAX_BATCH = 8
+MIN_REPEATS = 5
+TOGETHER = ("ours", "eager", "openvino", "ort", "ours-words")
+"""Candidates that take turns with each other before all others, where memory does not hold every one."""
 SLOW_MS = 2000
-"""Where no candidate's call takes longer, each timed call follows one that is not timed: the others had the caches meanwhile."""
-BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
-_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
-"""What the caller's environment says of threads; a measurement says it with --threads."""
+"""Where no call takes longer, each timed call follows an untimed one: other candidates had the caches meanwhile."""
+COLD_EDGE = 224
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
+"""A worker does not inherit them: a measurement says its threads with --threads."""
 
 
 class Disagreement(FusionerError):
@@ -75,54 +75,39 @@ class Disagreement(FusionerError):
 
 
 class Failed(Exception):
-    """A worker's, told in its row."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    model: str
-    picture: int
-    output: int
-    words: int
-    batch: int
-    precision: str
+    """What a worker could not do. Its row tells it."""
 
 
 class Process:
-    """A worker (benchmarks/latency_worker.py): `ask` sends a command and waits for its answer."""
+    """A worker (benchmarks/latency_worker.py). `ask` sends a command and waits for its answer."""
 
     def __init__(self, job: Job) -> None:
         self._cache = tempfile.TemporaryDirectory()  # what torch.compile keeps: every first call compiles
-        environment = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+        environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
         environment |= {"TORCHINDUCTOR_CACHE_DIR": self._cache.name, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, str(ROOT / "benchmarks/latency_worker.py"), json.dumps(dataclasses.asdict(job))]
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        arguments = [sys.executable, str(ROOT / "benchmarks/latency_worker.py"), json.dumps(dataclasses.asdict(job))]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self._spent = 0.0
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-        )
-
-    def ask(self, *command: Any) -> Row:
-        """Raises Failed."""
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment, cwd=ROOT,
+        )  # fmt: skip
         assert self._process.stdin
         assert self._process.stdout
+        self._commands, self._answers = self._process.stdin, self._process.stdout
+
+    def ask(self, *words: Any) -> Row:
+        """Raises Failed."""
         try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self._commands.write(json.dumps(words) + "\n")
+            self._commands.flush()
+            line = self._answers.readline()
         except OSError:
             line = ""
         if not line:
             status = self._process.wait()
-            self._said.seek(0)
-            last = (self._said.read().strip().splitlines() or ["without a word"])[-1]
+            self._errors.seek(0)
+            last = (self._errors.read().strip().splitlines() or ["without a word"])[-1]
             raise Failed(f"its process ended with status {status}: {last[:200]}")
         answer: Row = json.loads(line)
         if "error" in answer:
@@ -130,23 +115,21 @@ class Process:
         return answer
 
     def processor_seconds(self) -> float:
-        """Of a process that has ended, what was known of it before."""
+        """What the process has spent. After its end this is what was known before."""
         self._spent = max(self._spent, machine.processor_seconds(self._process.pid))
         return self._spent
 
     def close(self) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
         self.processor_seconds()
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._commands.close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
-        self._said.close()
+        self._answers.close()
+        self._errors.close()
         self._cache.cleanup()
 
     def __enter__(self) -> Process:
@@ -157,29 +140,29 @@ class Process:
 
 
 def cells(given: argparse.Namespace) -> list[Cell]:
-    """The suite's: every axis in turn about the middle, or all combinations. Of a repeated one the first."""
-    found: dict[Cell, None] = {}
+    """The suite's cells: every axis in turn about the middle, or all combinations. A repeated cell counts once."""
     middle_words = 20 if 20 in given.words else given.words[0]
     middle_batch = given.batch[0]
-    least, most = given.outputs[0], max([size for size in given.outputs if size <= 1024] or given.outputs[:1])
+    smallest, large = given.outputs[0], max([size for size in given.outputs if size <= 1024] or given.outputs[:1])
+    if given.product:
+        axes = list(itertools.product(given.outputs, given.words, given.batch))
+    else:
+        axes = [(output, middle_words, middle_batch) for output in given.outputs]
+        axes += [(output, words, middle_batch) for output in (smallest, large) for words in given.words]
+        axes += [(smallest, middle_words, batch) for batch in given.batch]
+    found: dict[Cell, None] = {}
     for model, precision in itertools.product(given.models, given.precision):
         if precision == "own":
             precision = "fp16" if model == "demo" and given.device == "cpu" else "fp32"
-        if given.product:
-            axes = list(itertools.product(given.outputs, given.words, given.batch))
-        else:
-            axes = [(output, middle_words, middle_batch) for output in given.outputs]
-            axes += [(output, words, middle_batch) for output in (least, most) for words in given.words]
-            axes += [(least, middle_words, batch) for batch in given.batch]
         for output, words, batch in axes:
-            for picture in [output] if given.pictures is None else given.pictures:
+            for picture in given.pictures or [output]:
                 found[Cell(model, picture, output, words, batch, precision)] = None
     return list(found)
 
 
 def job(cell: Cell, candidate: str, given: argparse.Namespace) -> Job:
     return Job(
-        candidate, **dataclasses.asdict(cell), device=given.device, threads=given.threads, work=str(given.work),
+        **dataclasses.asdict(cell), candidate=candidate, device=given.device, threads=given.threads, work=str(given.work)
     )  # fmt: skip
 
 
@@ -188,36 +171,32 @@ def measure(cell: Cell, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:
     jobs = {name: job(cell, name, given) for name in given.candidates}
     rows: dict[str, Row] = {
         name: {"what": "latency", "candidate": name, **dataclasses.asdict(cell), "device": given.device,
-               "input": list(jobs[name].files.preprocessing().input_size(cell.picture, cell.picture)),
-               "needs_bytes": needs(one)} for name, one in jobs.items()
+               "input": list(one.files.preprocessing().input_size(cell.picture, cell.picture)),
+               "needs_bytes": needed_bytes(one)} for name, one in jobs.items()
     }  # fmt: skip
-    allowed = given.memory_limit * 1e9
-    for row in rows.values():
-        if row["needs_bytes"] > allowed:
-            row["skipped"] = f"needs {row['needs_bytes'] / 1e9:.1f} GB, {given.memory_limit:.1f} GB allowed"
-    names = [name for name, row in rows.items() if "skipped" not in row]
-    with contextlib.ExitStack() as stack:
-        truth = stack.enter_context(Process(job(cell, "eager", given)))
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "result.npz"
+    command.skip_too_large(rows.values(), given.memory_limit)
+    needed = {name: row["needs_bytes"] for name, row in rows.items() if "skipped" not in row}
+    with Process(job(cell, "eager", given)) as truth, tempfile.TemporaryDirectory() as folder:
         try:
-            truth.ask("truth_of")
+            truth.ask("open_truth")
         except Failed as error:
-            for name in names:
+            for name in needed:
                 rows[name]["skipped"] = f"nothing to compare it with, float64 arithmetic failed: {error}"
-            names = []
-        every = groups({name: rows[name]["needs_bytes"] for name in names}, allowed)
+            needed = {}
+        every = groups(needed, given.memory_limit * 1e9)
         for group in every:
-            measure_together({name: jobs[name] for name in group}, rows, truth, place, given)
+            result = Path(folder) / "result.npz"
+            measure_together({name: jobs[name] for name in group}, rows, truth, result, given)
             for name in group:
                 rows[name]["interleaved"] = "ours" in group or len(every) == 1
                 bar.update()
-    bar.update(len(jobs) - len(names))
+    bar.update(len(jobs) - len(needed))
     return list(rows.values())
 
 
 def groups(needed: dict[str, int], allowed: float) -> list[list[str]]:
-    """Candidates that take turns, as many as fit into memory: ours first, then those it is most compared with."""
-    order = [name for name in FIRST if name in needed] + [name for name in needed if name not in FIRST]
+    """Candidates that take turns, as many as fit into memory."""
+    order = [name for name in TOGETHER if name in needed] + [name for name in needed if name not in TOGETHER]
     found: list[list[str]] = []
     left = 0.0
     for name in order:
@@ -230,29 +209,20 @@ def groups(needed: dict[str, int], allowed: float) -> list[list[str]]:
 
 
 def measure_together(
-    jobs: dict[str, Job], rows: dict[str, Row], truth: Process, place: Path, given: argparse.Namespace
+    jobs: dict[str, Job], rows: dict[str, Row], truth: Process, result: Path, given: argparse.Namespace
 ) -> None:
-    """Opens a process for each job, checks its first call, and times them in turns; fills `rows`. Raises Disagreement."""
+    """Opens a process for each job, checks its first call, and times them in turns. Fills `rows`. Raises Disagreement."""
     running: dict[str, Process] = {}
     with contextlib.ExitStack() as stack:
         for name, one in jobs.items():
-            row = rows[name]
             process = stack.enter_context(Process(one))
             try:
-                opened = process.ask("open")
-                first = process.ask("first", str(place))
-                row |= {"open_ms": round(opened["open_ms"], 1), "first_ms": round(first["ms"], 1), **opened["versions"]}
-                row |= {
-                    "note": opened["note"],
-                    "bytes_on_disk": opened["parameter_bytes"] or model_bytes(one),
-                    "device_bytes": first["device_bytes"],
-                }
-                row |= compared(truth, place) if name != "clipseg" else {}
+                open_and_compare(process, one, rows[name], truth, result)
             except Failed as error:
-                row["skipped"] = str(error)
+                rows[name]["skipped"] = str(error)
                 process.close()  # those that follow get its memory
                 continue
-            refuse_disagreement(row)
+            refuse_disagreement(rows[name])
             running[name] = process
 
         processes = [*running.values(), truth]
@@ -260,34 +230,44 @@ def measure_together(
         taken = take_turns(running, rows, given)
         load = round(others.cores(), 2)
         for name in list(running):
-            if (peak := ask_or_drop(name, "peak", running, rows)) is None:
-                continue
-            answers = taken[name]
-            ms = [answer["ms"] for answer in answers]
-            rows[name] |= machine.percentiles(ms, (20, 50, 80, 90, 99))
-            rows[name] |= {
-                "processor_p50_ms": round(float(np.median([answer["processor_ms"] for answer in answers])), 3),
-                "pictures_per_s": round(1000 * jobs[name].batch / float(np.median(ms)), 3), "repeats": len(ms),
-                "stages_p50_ms": {
-                    stage: round(float(np.median([answer["stages"][stage] for answer in answers])), 3)
-                    for stage in answers[0]["stages"]
-                },
-                **peak, "load": load, "busy": given.busy or load > machine.IDLE,
-            }  # fmt: skip
+            if (peak := ask_or_drop(name, "peak", running, rows)) is not None:
+                busy = given.busy or load > machine.IDLE
+                rows[name] |= summary(taken[name], jobs[name].batch) | peak | {"load": load, "busy": busy}
 
 
-def compared(truth: Process, place: Path) -> Row:
+def open_and_compare(process: Process, job: Job, row: Row, truth: Process, result: Path) -> None:
     """Raises Failed, which says whose failure it is."""
-    try:
-        return truth.ask("check", str(place))
-    except Failed as error:
-        raise Failed(f"not compared, float64 arithmetic failed: {error}") from None
+    opened = process.ask("open")
+    first = process.ask("first", str(result))
+    row |= {"open_ms": round(opened["open_ms"], 1), "first_ms": round(first["ms"], 1), **opened["versions"]}
+    row |= {"note": opened["note"], "bytes_on_disk": opened["parameter_bytes"] or bytes_on_disk(job)}
+    row |= {"device_bytes": first["device_bytes"]}
+    if job.candidate != "clipseg":  # another model
+        try:
+            row |= truth.ask("check", str(result))
+        except Failed as error:
+            raise Failed(f"not compared, float64 arithmetic failed: {error}") from None
 
 
-def ask_or_drop(name: str, command: str, running: dict[str, Process], rows: dict[str, Row]) -> Row | None:
-    """The answer; None where there is none: the row then says why, and the candidate leaves `running`."""
+def summary(answers: list[Row], batch: int) -> Row:
+    """Medians and percentiles of the timed calls."""
+    ms = [answer["ms"] for answer in answers]
+    stages = {stage: median([answer["stages"][stage] for answer in answers]) for stage in answers[0]["stages"]}
+    return {
+        **machine.percentiles(ms, (20, 50, 80, 90, 99)),
+        "processor_p50_ms": median([answer["processor_ms"] for answer in answers]),
+        "pictures_per_s": round(1000 * batch / float(np.median(ms)), 3), "repeats": len(ms), "stages_p50_ms": stages,
+    }  # fmt: skip
+
+
+def median(values: list[float]) -> float:
+    return round(float(np.median(values)), 3)
+
+
+def ask_or_drop(name: str, word: str, running: dict[str, Process], rows: dict[str, Row]) -> Row | None:
+    """The answer. Where there is none, the row says why and the candidate leaves `running`."""
     try:
-        return running[name].ask(command)
+        return running[name].ask(word)
     except Failed as error:
         rows[name]["skipped"] = str(error)
         running.pop(name).close()
@@ -304,7 +284,7 @@ def take_turns(running: dict[str, Process], rows: dict[str, Row], given: argpars
     taken: dict[str, list[Row]] = {name: [] for name in running}
     spent = 0.0
     for turn in range(given.repeats):
-        if turn >= LEAST_REPEATS and spent > given.seconds:
+        if turn >= MIN_REPEATS and spent > given.seconds:
             break
         for name in list(running):
             time.sleep(0.02)  # idle threads of the last one's pool spin a while
@@ -318,14 +298,13 @@ def take_turns(running: dict[str, Process], rows: dict[str, Row], given: argpars
 
 
 def refuse_disagreement(row: Row) -> None:
-    """Raises Disagreement for float32 that rounding does not explain, and where the model is no test of it."""
+    """Raises Disagreement where rounding does not explain an error in float32, and where the model hides errors."""
     if "shortfall" not in row or row["precision"] != "fp32" or "bf16" in row["candidate"]:
         return
     if row["shortfall"] > row["explained"]:
         raise Disagreement(
-            f"{TITLES[row['candidate']]} errs by {row['shortfall']:.2g} in probability on "
-            f"{row['model']}, output {row['output']}², {row['words']} words; rounding explains "
-            f"{row['explained']:.2g}",
+            f"{TITLES[row['candidate']]} errs by {row['shortfall']:.2g} in probability on {row['model']}, output "
+            f"{row['output']}², {row['words']} words; rounding explains {row['explained']:.2g}",
             "it computes something else",
         )
     if row["words"] > 1 and row["words_winning"] < 2:
@@ -336,47 +315,46 @@ def refuse_disagreement(row: Row) -> None:
 
 
 def cold(model: str, precision: str, given: argparse.Namespace) -> list[Row]:
-    """From nothing to the first mask of two words, in fresh processes; the cells before have read the files.
+    """From nothing to the first mask of two words, in fresh processes. The cells before have read the files.
 
-    process_ms: from the start of the process; import_ms: from its first line, the interpreter being up. Candidates that
-    say so encode the words, for the others their vectors lie on disk.
+    Candidates that say so encode the words; for the others their vectors lie on disk.
     """
-    rows = []
     candidates = [name for name in given.candidates if name not in ("ours-words", "openvino-bf16", "compile")]
     candidates += ["ours-uncached"] if "ours" in candidates else []
-    edge = 224
+    cell = Cell(model, COLD_EDGE, COLD_EDGE, 2, 1, precision)
+    rows = []
     for name in candidates:
         row: Row = {"what": "cold", "candidate": name, "model": model, "precision": precision, "device": given.device}
-        one = job(Cell(model, edge, edge, 2, 1, precision), name, given)
-        spent: list[float] = []
-        times: list[tuple[float, float]] = []
-        others = machine.OtherWork(lambda spent=spent: time.process_time() + sum(spent))  # type: ignore[misc]
         try:
-            for _ in range(given.cold):
-                with Process(one) as process:
-                    opened = process.ask("open")
-                    first = process.ask("first")
-                    ended = time.perf_counter()
-                    spent.append(process.processor_seconds())
-                times.append(((ended - process.started) * 1000, first["since_start_ms"]))
+            row |= cold_starts(job(cell, name, given), given)
         except Failed as error:
             row["skipped"] = str(error)
-        else:
-            wall, since = np.median(times, axis=0)
-            load = round(others.cores(), 2)
-            row |= {
-                "process_p50_ms": round(wall),
-                "import_p50_ms": round(since),
-                "repeats": len(times),
-                "load": load,
-            }
-            row |= {"peak_bytes": first["peak_bytes"], "installed_bytes": installed_bytes(name)}
-            row |= {
-                "bytes_on_disk": opened["parameter_bytes"] or model_bytes(one),
-                "busy": given.busy or load > machine.IDLE,
-            }
         rows.append(row)
     return rows
+
+
+def cold_starts(job: Job, given: argparse.Namespace) -> Row:
+    """process_p50_ms: from the start of the process; import_p50_ms: from its first line, the interpreter being up.
+
+    Raises Failed.
+    """
+    times: list[tuple[float, float]] = []
+    spent: list[float] = []
+    others = machine.OtherWork(lambda: time.process_time() + sum(spent))
+    for _ in range(given.cold):
+        with Process(job) as process:
+            opened = process.ask("open")
+            first = process.ask("first")
+            ended = time.perf_counter()
+            spent.append(process.processor_seconds())
+        times.append(((ended - process.started) * 1000, first["since_start_ms"]))
+    from_process, from_import = np.median(times, axis=0)
+    load = round(others.cores(), 2)
+    return {
+        "process_p50_ms": round(from_process), "import_p50_ms": round(from_import), "repeats": len(times), "load": load,
+        "peak_bytes": first["peak_bytes"], "installed_bytes": installed_bytes(job.candidate),
+        "bytes_on_disk": opened["parameter_bytes"] or bytes_on_disk(job), "busy": given.busy or load > machine.IDLE,
+    }  # fmt: skip
 
 
 def measured(given: argparse.Namespace) -> Iterator[list[Row]]:
@@ -388,10 +366,11 @@ def measured(given: argparse.Namespace) -> Iterator[list[Row]]:
         where["gpu"] = torch.cuda.get_device_name()
     everything = cells(given)
     starts = sorted({(cell.model, cell.precision) for cell in everything}) if given.cold else []
-    with tqdm(total=len(everything) * len(given.candidates) + len(starts), bar_format=BAR, disable=None) as bar:
+    with tqdm(total=len(everything) * len(given.candidates) + len(starts), bar_format=command.BAR, disable=None) as bar:
         for model in given.models:
             bar.set_postfix_str(f"making {model}")
-            make(model, sorted({cell.precision for cell in everything if cell.model == model}), given)
+            precisions = sorted({cell.precision for cell in everything if cell.model == model})
+            make(Files(given.work, model, given.device), precisions, max(given.words), given.threads)
         for cell in everything:
             bar.set_postfix_str(f"{cell.model} {cell.output}² K={cell.words} B={cell.batch} {cell.precision}")
             yield [{**row, **where} for row in measure(cell, given, bar)]
@@ -401,54 +380,37 @@ def measured(given: argparse.Namespace) -> Iterator[list[Row]]:
             bar.update()
 
 
-def make(model: str, precisions: list[str], given: argparse.Namespace) -> None:
+def make(files: Files, precisions: list[str], words: int, threads: int) -> None:
     """Raises UsageError where the files cannot be made."""
-    files, most = (
-        Files(given.work, model, given.device),
-        max([given.words] if isinstance(given.words, int) else given.words),
-    )
-    if not (missing := files.missing(precisions, most)):
+    if not (missing := files.missing(precisions, words)):
         return
-    given.work.mkdir(parents=True, exist_ok=True)
-    with Process(job(Cell(model, 224, 224, most, 1, "fp32"), "eager", given)) as process:
+    files.work.mkdir(parents=True, exist_ok=True)
+    maker = Job(files.model, 224, 224, words, 1, "fp32", "eager", files.device, threads, str(files.work))
+    with Process(maker) as process:
         try:
             process.ask("prepare", missing)
         except Failed as error:
-            raise UsageError(f"{model} cannot be made in {given.work}: {error}") from None
+            raise UsageError(f"{files.model} cannot be made in {files.work}: {error}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        return benchmark(options(arguments))
-    except FusionerError as error:
-        print(f"benchmarks/latency.py: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("benchmarks/latency.py: interrupted; the rows of the cells finished so far stand", file=sys.stderr)
-        return 130
+    return command.exit_status("latency.py", lambda: benchmark(options(arguments)))
 
 
 def benchmark(given: argparse.Namespace) -> int:
     for file in filter(None, (given.json, given.table, given.plot)):
         writable_place(file)
-    rows = latency_report.read(given.read) if given.read else []
-    if not given.read:
+    if given.read:
+        rows = command.read(given.read, "latency", "cold")
+    else:
         machine.check_idle(given.busy)
-        try:
-            for cell in measured(given):
-                rows += cell
-                if given.json:
-                    with given.json.open("a") as file:
-                        file.writelines(json.dumps(row) + "\n" for row in cell)
-        except KeyboardInterrupt:
-            print(latency_report.table(rows))
-            raise
+        rows = command.collect(measured(given), given.json, latency_report.table)
     text = latency_report.table(rows)
     print(text)
     if given.table:
         write_result(given.table, lambda stream: stream.write(text.encode()))
     if given.plot:
-        latency_plots.plot(rows, given.plot)
+        latency_report.plot(rows, given.plot)
     if given.store_gate:
         content = json.dumps(latency_report.stored(rows), indent=1, ensure_ascii=False) + "\n"
         write_result(latency_report.GATE, lambda stream: stream.write(content.encode()))
@@ -462,110 +424,65 @@ def benchmark(given: argparse.Namespace) -> int:
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """Raises UsageError for what only this machine can tell; argparse ends the process for what it cannot read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add_axes(parser.add_argument)
+    add_measurement(parser.add_argument)
+    add_record(parser.add_argument)
+    given = parser.parse_args(arguments)
+    command.fill(given, SUITES[given.suite])
+    given.device = "cuda" if given.suite == "gpu" else "cpu"
+    given.work = given.work.absolute()
+    words, batch = max(given.words), max(given.batch)
+    if words > MAX_WORDS:
+        raise UsageError(f"{MAX_WORDS} names are listed at most", "give fewer", subject=f"--words {words}")
+    if batch > MAX_BATCH:
+        raise UsageError(
+            f"the bundles are built for {MAX_BATCH} pictures at most", "give fewer", subject=f"--batch {batch}"
+        )
+    on_gpu = given.device == "cuda" and not given.read
+    free = machine.torch_gpu_bytes("--suite gpu", "take suite cpu") if on_gpu else machine.available_memory()
+    if given.memory_limit is None:
+        given.memory_limit = round(0.7 * free / 1e9, 1)
+    return given
+
+
+def add_axes(add: Callable[..., Any]) -> None:
+    titles = "; ".join(f"{name}: {one.title}" for name, one in MODELS.items())
     add("--suite", choices=SUITES, default="cpu", help="axes and repeats (default: %(default)s); the flags below replace "
         "one axis each")  # fmt: skip
-    add(
-        "--models",
-        type=names(*MODELS),
-        metavar="A,B",
-        help="; ".join(f"{name}: {one.title}" for name, one in MODELS.items()),
-    )
+    add("--models", type=names(*MODELS), metavar="A,B", help=titles)
     add("--outputs", type=counts, metavar="A,B", help="edges of the label map, pixels")
     add("--pictures", type=counts, metavar="A,B", help="edges of the picture, pixels (default: as the label map)")
-    add("--words", type=counts, metavar="A,B", help=f"numbers of words, {MOST_WORDS} at most")
-    add("--batch", type=counts, metavar="A,B", help="pictures in a call, 8 at most")
+    add("--words", type=counts, metavar="A,B", help=f"numbers of words, {MAX_WORDS} at most")
+    add("--batch", type=counts, metavar="A,B", help=f"pictures in a call, {MAX_BATCH} at most")
     add("--precision", type=names("own", "fp32", "fp16"), metavar="A,B",
         help="of the exported graphs, and on a GPU of PyTorch; own: fp32, and the demonstration bundle as it is delivered, "
         "fp16; PyTorch on a CPU computes in float32 always")  # fmt: skip
     add("--candidates", type=names(*TITLES), metavar="A,B", help=", ".join(TITLES))
     add("--product", action="store_true", help="all combinations of the axes")
+
+
+def add_measurement(add: Callable[..., Any]) -> None:
     add("--repeats", type=count, help="turns each candidate takes in a cell")
     add("--seconds", type=count, help="turns end when the calls of all that take them have had this, but not before "
-        f"{LEAST_REPEATS}")  # fmt: skip
+        f"{MIN_REPEATS}")  # fmt: skip
     add("--cold", type=whole, metavar="N", help="fresh processes for each cold start; 0 for none")
     add("--threads", type=count, default=machine.cores(), help="CPU threads (default: all %(default)s)")
-    add(
-        "--memory-limit",
-        type=float,
-        metavar="GB",
-        help="skip what needs more for all that take turns (default: 0.7 of what is available)",
-    )
+    add("--memory-limit", type=float, metavar="GB", help="skip what needs more for all that take turns (default: 0.7 of "
+        "what is available)")  # fmt: skip
     add("--work", type=Path, default=ROOT / "build/latency", metavar="DIR", help="where models and graphs are kept "
         "(default: build/latency in the checkout)")  # fmt: skip
     add("--busy", action="store_true", help="measure though other processes run; every row says so")
+
+
+def add_record(add: Callable[..., Any]) -> None:
     add("--json", type=Path, metavar="FILE", help="append the rows to this file")
     add("--table", type=Path, metavar="FILE.md", help="write the table, in Markdown")
-    add(
-        "--plot",
-        type=Path,
-        metavar="FILE.png",
-        help="draw time by output size; FILE-words, FILE-channels and FILE-stages beside it",
-    )
+    add("--plot", type=Path, metavar="FILE.png", help="draw time by output size; FILE-words, FILE-channels and "
+        "FILE-stages beside it")  # fmt: skip
     add("--from", type=Path, dest="read", metavar="FILE", help="measure nothing: print and draw this record")
     add("--gate", action="store_true", help="exit with 1 where eager over ours is below the ratio in "
         "docs/records/latency_gate.json")  # fmt: skip
     add("--store-gate", action="store_true", help="write that file from this run")
-    given = parser.parse_args(arguments)
-    for axis, value in SUITES[given.suite].items():
-        if getattr(given, axis) is None:
-            setattr(given, axis, value)
-    given.device = "cuda" if given.suite == "gpu" else "cpu"
-    given.work = given.work.absolute()
-    if max(given.words) > MOST_WORDS:
-        raise UsageError(f"{MOST_WORDS} names are listed at most", "give fewer", subject=f"--words {max(given.words)}")
-    if max(given.batch) > 8:
-        raise UsageError(
-            "the bundles are built for 8 pictures at most", "give fewer", subject=f"--batch {max(given.batch)}"
-        )
-    if given.device == "cuda" and not given.read:
-        check_gpu()
-    if given.memory_limit is None:
-        free = check_gpu() if given.device == "cuda" and not given.read else machine.available_memory()
-        given.memory_limit = round(0.7 * free / 1e9, 1)
-    return given
-
-
-def check_gpu() -> int:
-    """Bytes free on it. Raises UsageError."""
-    try:
-        import torch
-
-        seen = torch.cuda.is_available()
-    except ImportError as error:
-        raise UsageError(f"PyTorch cannot be imported ({error})", "install it", subject="--suite gpu") from None
-    if not seen:
-        raise UsageError(
-            "torch sees no GPU",
-            "check nvidia-smi and that torch was built for CUDA, or take suite cpu",
-            subject="--suite gpu",
-        )
-    return int(torch.cuda.mem_get_info()[0])
-
-
-def whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def count(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def counts(text: str) -> list[int]:
-    return [count(part) for part in text.split(",")]
-
-
-def names(*known: str) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        if unknown := [part for part in text.split(",") if part not in known]:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
-        return text.split(",")
-
-    return parse
 
 
 if __name__ == "__main__":

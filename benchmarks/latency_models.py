@@ -1,4 +1,4 @@
-"""The models that benchmarks/latency.py times, and the files that its candidates run, kept between runs by a key.
+"""The models that benchmarks/latency.py times. The files that its candidates run are kept between runs, by a key.
 
 WORK/NAME/checkpoint        random weights from a seed (the demonstration model's own are in models/demo)
 WORK/NAME/fp32, /fp16       bundles, built by export.build_engine
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs/pictures/cat.jpg"
-MOST_WORDS = 150
+MAX_WORDS = 150
+THRESHOLD = 0.5
 SEED = 0
 FORM = 1
-"""Of the files made here; raised where this module makes others."""
-_MADE_BY = ("export/*.py", "training/model.py", "training/encoders/*.py")
+"""The version of the files made here. It is raised where this module makes others."""
+_MADE_BY = ("export/**/*.py", "training/model.py", "training/encoders/*.py")
 
 
 @dataclass(frozen=True)
 class Model:
     """config: arguments of FusionerConfig; none for the demonstration model.
 
-    clipseg: of transformers' CLIPSegVisionConfig, for an image encoder of the same size; none where there is no such.
+    clipseg: arguments of transformers' CLIPSegVisionConfig for an image encoder of the same size, or None.
     """
 
     title: str
@@ -63,12 +64,12 @@ MODELS = {
                   {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
                    "patch_size": 14}),
 }  # fmt: skip
-"""Early fusion of 12 layers and 8 heads, input 224² (paper 4.1), but for the first three."""
+"""All but the first three have early fusion of 12 layers and 8 heads, and an input of 224² (paper 4.1)."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where a model's files are. Made by `prepare`, in a process of its own: it takes memory that a measurement needs."""
+    """Where a model's files are. `prepare` makes them, in a process of its own: it takes memory that measurements need."""
 
     work: Path
     model: str
@@ -82,8 +83,12 @@ class Files:
     def checkpoint(self) -> Path:
         return ROOT / "models/demo/checkpoint" if self.model == "demo" else self.folder / "checkpoint"
 
+    @property
+    def words(self) -> Path:
+        return self.folder / "words.npy"
+
     def bundle(self, precision: str) -> Path:
-        """Of the demonstration model the half precision bundle is the one that is delivered; a GPU gets plans of its own."""
+        """The demonstration model's in half precision is the one that is delivered. A GPU gets plans of its own."""
         if (self.model, precision, self.device) == ("demo", "fp16", "cpu"):
             return ROOT / "models/demo/bundle"
         return self.folder / (precision if self.device == "cpu" else f"{precision}-{self.device}")
@@ -91,32 +96,21 @@ class Files:
     def monolith(self, precision: str) -> Path:
         return self.folder / f"{precision}.onnx"
 
-    @property
-    def words(self) -> Path:
-        return self.folder / "words.npy"
-
-    @property
-    def _made(self) -> Path:
-        return self.folder / "made.json"
-
     def facts(self) -> dict[str, Any]:
-        """What was made and of what: key, preprocessing, bytes of PyTorch's parameters."""
+        """What was made and of what: key, words, preprocessing, bytes of PyTorch's parameters."""
         try:
-            facts: dict[str, Any] = json.loads(self._made.read_text())
+            facts: dict[str, Any] = json.loads((self.folder / "made.json").read_text())
         except (OSError, ValueError):
             return {"key": None}
         return facts
 
     def missing(self, precisions: list[str], count: int) -> list[str]:
-        """Precisions of which files are not there, for fewer than `count` words, or made by code that has changed since."""
+        """The precisions without files, or all where the code has changed since or there are fewer than `count` words."""
         facts = self.facts()
         if facts["key"] != key(self.model) or len(facts.get("words", ())) < count:
             return precisions
-        return [
-            one
-            for one in precisions
-            if not (self.monolith(one).is_file() and (self.bundle(one) / "manifest.json").is_file())
-        ]
+        made = [self.monolith(one).is_file() and (self.bundle(one) / "manifest.json").is_file() for one in precisions]
+        return [one for one, there in zip(precisions, made, strict=True) if not there]
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing.from_manifest(self.facts()["preprocessing"])
@@ -143,7 +137,7 @@ def words(count: int) -> list[str]:
 
 
 def picture(edge: int, index: int = 0) -> np.ndarray:
-    """(edge, edge, 3) uint8: a photograph; others of a batch are the same one shifted."""
+    """(edge, edge, 3) uint8: a photograph. Others of a batch are the same one shifted."""
     from PIL import Image
 
     with Image.open(PICTURE) as image:
@@ -152,7 +146,7 @@ def picture(edge: int, index: int = 0) -> np.ndarray:
 
 
 def prepare(files: Files, precisions: list[str], count: int) -> None:
-    """Make what is missing, for `count` words. Raises what export.build_engine.build raises."""
+    """Makes what is missing, for `count` words. Raises what export.build_engine.build raises."""
     import onnx
     import torch
 
@@ -170,28 +164,31 @@ def prepare(files: Files, precisions: list[str], count: int) -> None:
     names = words(count)
     np.save(files.words, model.word_vectors(names).numpy())
     for precision in precisions:
-        if not (files.bundle(precision) / "manifest.json").is_file():
-            fp16, served = precision == "fp16", {"backend": "onnxruntime", "kernels": "none"}
+        bundle = files.bundle(precision)
+        if not (bundle / "manifest.json").is_file():
+            served = {"backend": "onnxruntime", "kernels": "none"}
             if files.device == "cuda":
                 served = {"backend": "auto", "kernels": "sm_{}{}".format(*torch.cuda.get_device_capability())}
-            build(Options(files.checkpoint, files.bundle(precision), fp16, **served), shown=False)
-        whole = monolith(
-            onnx.load(files.bundle(precision) / "image_fusion.onnx"), model.config.width, model.config.temperature
-        )
+            build(Options(files.checkpoint, bundle, precision == "fp16", **served), shown=False)
+        image_fusion = onnx.load(bundle / "image_fusion.onnx")
+        whole = monolith(image_fusion, model.config.width, model.config.temperature)
         onnx.save_model(whole, files.monolith(precision))
-        with Session(files.bundle(precision), "onnxruntime-cpu", files.work / "words") as session:
-            session.set_vocabulary(
-                names[: session.bundle.words.max]
-            )  # encoded now, and for every measurement in the cache
+        with Session(bundle, "onnxruntime-cpu", files.work / "words") as session:
+            session.set_vocabulary(names[: session.bundle.words.max])  # every measurement finds them in the cache
     facts = {
         "key": new, "words": names, "preprocessing": model.preprocessing().to_manifest(),
-        "parameter_bytes": sum(value.numel() * value.element_size() for value in model.state_dict().values()),
+        "parameter_bytes": parameter_bytes(model),
     }  # fmt: skip
-    files._made.write_text(json.dumps(facts, indent=1))
+    (files.folder / "made.json").write_text(json.dumps(facts, indent=1))
+
+
+def parameter_bytes(model: Any) -> int:
+    """Of a PyTorch model, buffers included."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
 def random_model(name: str) -> Fusioner:
-    """The model with seeded weights, both outputs centred on what the photograph gives, so that many words win."""
+    """The model with seeded weights. Both outputs are centred on what the photograph gives, so that many words win."""
     import torch
 
     from training import checkpoint
@@ -210,19 +207,12 @@ def random_model(name: str) -> Fusioner:
 
 
 def monolith(image_fusion: onnx.ModelProto, channels: int, temperature: float) -> onnx.ModelProto:
-    """`image_fusion` with the head that people export: pixels (B, 3, h, w), words (B, K, t), size (2,) int64 to
-    labels (B, H, W) uint16 and confidence (B, H, W) float32, every feature at output size."""
+    """`image_fusion` with the head that people export: every feature at output size.
+
+    pixels (B, 3, h, w), words (B, K, t), size (2,) int64 -> labels (B, H, W) uint16, confidence (B, H, W) float32.
+    """
     import onnx
 
-    head = naive_head(channels, temperature)
-    merged = onnx.compose.merge_models(
-        image_fusion, head, [("features", "head_features"), ("refined", "head_refined")], producer_name="fusioner-rt"
-    )
-    return merged
-
-
-def naive_head(channels: int, temperature: float) -> onnx.ModelProto:
-    """As export.onnx.mask_head.naive_graph, for B pictures and the threshold 0.5."""
     from export.onnx.mask_head import FLOAT, INT64, TINY, UINT16, Graph, integer, real
 
     graph = Graph("mask_naive", {
@@ -239,8 +229,10 @@ def naive_head(channels: int, temperature: float) -> onnx.ModelProto:
     probability = graph.Sigmoid(graph.Mul(cosine, real(1 / temperature)))
     best = graph.ReduceMax(probability, integer([1]), keepdims=0)
     word = graph.Add(graph.ArgMax(probability, axis=1, keepdims=0), integer(1))
-    found = graph.Cast(graph.Where(graph.Greater(best, real(0.5)), word, integer(0)), to=UINT16)
+    found = graph.Cast(graph.Where(graph.Greater(best, real(THRESHOLD)), word, integer(0)), to=UINT16)
     shape = graph.Concat(integer([-1]), "size", axis=0)
     graph.Reshape(found, shape, name="labels")
     graph.Reshape(best, shape, name="confidence")
-    return graph.model({"labels": (UINT16, ["B", "H", "W"]), "confidence": (FLOAT, ["B", "H", "W"])})
+    head = graph.model({"labels": (UINT16, ["B", "H", "W"]), "confidence": (FLOAT, ["B", "H", "W"])})
+    joined = [("features", "head_features"), ("refined", "head_refined")]
+    return onnx.compose.merge_models(image_fusion, head, joined, producer_name="fusioner-rt")

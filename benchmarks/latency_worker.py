@@ -1,12 +1,15 @@
-"""A process that holds one candidate of benchmarks/latency.py, and does what it is told: a line in, a line of JSON out.
+"""A process that holds one candidate of benchmarks/latency.py and does what it is told: a line in, a line of JSON out.
 
-  open    load it                                     {"import_ms", "open_ms", "versions", "note"}
-  first   the first call; its result goes to a file   {"ms", "since_start_ms", "peak_bytes", "device_bytes"}
-  call    one call more                               {"ms", "processor_ms", "stages"}
-  check   truth alone: compare what a file holds
-  quit
+  open         load the candidate                         {"open_ms", "versions", "note", "parameter_bytes"}
+  first FILE   the first call; FILE gets its result       {"ms", "since_start_ms", "peak_bytes", "device_bytes"}
+  call         one call more                              {"ms", "processor_ms", "stages"}
+  peak         the most memory so far                     {"peak_bytes"}
+  open_truth   compute the cell in float64                {}
+  check FILE   compare a result with it                   what Truth.compare returns
+  prepare      make the files of the cell's model         {}
 
-So each has its libraries, threads and memory to itself, and what one leaves behind slows no other.
+So every candidate has its libraries, threads and memory to itself, and slows no other. Whatever fails is an answer too:
+{"error"}.
 """
 
 import time
@@ -19,93 +22,84 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
 class Worker:
-    """One answer per command. Whatever fails is an answer too: {"error"}."""
+    """Answers one command a method."""
 
     def __init__(self, job: Any) -> None:
-        self.job = job
-        self.candidate: Any = None
-        self.pictures: list[Any] = []
-        self.truth: Any = None
-        self.free: int | None = None
+        self._job = job
+        self._candidate: Any = None
+        self._pictures: list[Any] = []
+        self._truth: Any = None
+        self._free: int | None = None
 
     def open(self) -> dict[str, Any]:
-        from benchmarks.latency_candidates import open_candidate, pictures
+        from benchmarks.latency_candidates import open_candidate
 
-        self.pictures = pictures(self.job)
-        self.free = free_on_device(self.job.device)
+        self._pictures = self._job.pictures()
+        self._free = free_on_device(self._job.device)
         before = time.perf_counter()
-        self.candidate = open_candidate(self.job)
+        self._candidate = open_candidate(self._job)
         return {
-            "open_ms": (time.perf_counter() - before) * 1000, "versions": self.candidate.versions,
-            "note": self.candidate.note, "parameter_bytes": self.candidate.parameter_bytes,
+            "open_ms": (time.perf_counter() - before) * 1000, "versions": self._candidate.versions,
+            "note": self._candidate.note, "parameter_bytes": self._candidate.parameter_bytes,
         }  # fmt: skip
 
     def first(self, result: str = "") -> dict[str, Any]:
         start = time.perf_counter()
-        labels, confidence = self.candidate.call(self.pictures)
+        labels, confidence = self._candidate.call(self._pictures)
         now = time.perf_counter()
         if result:
             import numpy as np
 
             np.savez(result, labels=labels.astype(np.uint16), confidence=confidence)
-        left = free_on_device(self.job.device)
+        left = free_on_device(self._job.device)
         return {
-            "ms": (now - start) * 1000, "since_start_ms": (now - STARTED) * 1000, "peak_bytes": peak_bytes(),
-            "device_bytes": None if left is None or self.free is None else self.free - left,
+            "ms": (now - start) * 1000, "since_start_ms": (now - STARTED) * 1000, **self.peak(),
+            "device_bytes": None if left is None or self._free is None else self._free - left,
         }  # fmt: skip
 
     def call(self) -> dict[str, Any]:
         spent, start = time.process_time(), time.perf_counter()
-        self.candidate.call(self.pictures)
+        self._candidate.call(self._pictures)
         ms, processor = (time.perf_counter() - start) * 1000, (time.process_time() - spent) * 1000
-        return {"ms": ms, "processor_ms": processor, "stages": dict(self.candidate.stages)}
+        return {"ms": ms, "processor_ms": processor, "stages": dict(self._candidate.stages)}
 
     def peak(self) -> dict[str, Any]:
-        return {"peak_bytes": peak_bytes()}
+        from benchmarks.machine import peak_resident
 
-    def truth_of(self) -> dict[str, Any]:
-        from benchmarks.latency_truth import Truth
+        return {"peak_bytes": peak_resident()}
 
-        self.truth = Truth(self.job)
-        return {"words_winning": self.truth.words_winning}
+    def open_truth(self) -> dict[str, Any]:
+        from benchmarks.truth import Truth
+
+        self._truth = Truth(self._job)
+        return {}
 
     def check(self, result: str) -> dict[str, Any]:
         import numpy as np
 
         with np.load(result) as arrays:
-            found: dict[str, Any] = self.truth.compare(arrays["labels"], arrays["confidence"])
+            found: dict[str, Any] = self._truth.compare(arrays["labels"], arrays["confidence"])
         return found
 
     def prepare(self, precisions: list[str]) -> dict[str, Any]:
         from benchmarks.latency_models import prepare
 
-        prepare(self.job.files, precisions, self.job.words)
+        prepare(self._job.files, precisions, self._job.words)
         return {}
 
 
-def peak_bytes() -> int:
-    """The most memory this process has had resident; not getrusage's, which begins with the parent's."""
-    from benchmarks.machine import peak_resident
-
-    return peak_resident()
-
-
 def free_on_device(device: str) -> int | None:
-    """Bytes; what a process holds, its libraries' caches included, is what it takes of them while no other works."""
+    """Free bytes of a GPU. Their decrease is what this process takes, its libraries' caches included."""
     if device != "cuda":
         return None
-    from fusioner_rt.gpu.driver import Device
+    from benchmarks.machine import free_gpu_bytes
 
-    opened = Device()
-    free = opened.free_bytes
-    opened.close()
-    return free
+    return free_gpu_bytes()
 
 
 def main() -> int:
@@ -116,8 +110,6 @@ def main() -> int:
     worker = Worker(Job(**json.loads(sys.argv[1])))
     for line in sys.stdin:
         command, *arguments = json.loads(line)
-        if command == "quit":
-            break
         try:
             answer = getattr(worker, command)(*arguments)
         except Exception as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.onnx.mask_head import cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +106,31 @@ def processor_seconds(pid: int) -> float:
 def available_memory() -> int:
     """Bytes that could be allocated without swapping."""
     return _kilobytes("/proc/meminfo", "MemAvailable:") * 1024
+
+
+def torch_gpu_bytes(option: str, otherwise: str) -> int:
+    """Free memory of the GPU that torch uses. Raises UsageError for the option that asks for one."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(f"PyTorch cannot be imported ({error})", "install it", subject=option) from None
+    if not torch.cuda.is_available():
+        cure = f"check nvidia-smi and that torch was built for CUDA, or {otherwise}"
+        raise UsageError("torch sees no GPU", cure, subject=option)
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def free_gpu_bytes() -> int | None:
+    """Free memory of the first GPU. None where there is none."""
+    from fusioner_rt.gpu.driver import Device
+
+    try:
+        device = Device()
+    except FusionerError:
+        return None
+    free = device.free_bytes
+    device.close()
+    return free
 
 
 class PeakMemory:

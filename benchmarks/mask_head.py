@@ -15,38 +15,26 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import machine
-from benchmarks.machine import IDLE, check_idle
-from benchmarks.mask_head_candidates import (
-    TEMPERATURE,
-    THRESHOLD,
-    TITLES,
-    Candidate,
-    Case,
-    candidate,
-    sizes,
-)
+from benchmarks import command, machine, truth
+from benchmarks.command import Row, count, counts, names
+from benchmarks.mask_head_candidates import TEMPERATURE, TITLES, Candidate, Case, candidate, sizes
 from benchmarks.mask_head_report import plot, speedups, table
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.files import writable_place
 from kernels import reference
-
-Row = dict[str, Any]
 
 SUITES: dict[str, dict[str, Any]] = {
     "smoke": {"sizes": [48, 97], "channels": [16], "words": [1, 5], "low": 12, "repeats": 3,
@@ -56,8 +44,7 @@ SUITES: dict[str, dict[str, Any]] = {
     "full": {"sizes": [224, 512, 1024, 2048, 4096], "channels": [256, 512, 768], "words": [1, 20, 150, 600], "low": 80,
              "repeats": 15, "candidates": list(TITLES)},
 }  # fmt: skip
-LEAST_REPEATS = 3
-BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+MIN_REPEATS = 3
 
 
 class Disagreement(FusionerError):
@@ -74,10 +61,7 @@ def measure(case: Case, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:
     rows = {
         name: {"what": "mask_head", "candidate": name, **vars(case), **sizes(name, case)} for name in given.candidates
     }
-    allowed = given.memory_limit * 1e9
-    for row in rows.values():
-        if row["needs_bytes"] > allowed:
-            row["skipped"] = f"needs {row['needs_bytes'] / 1e9:.1f} GB, {given.memory_limit:.1f} GB allowed"
+    command.skip_too_large(rows.values(), given.memory_limit)
     inputs = case.inputs()
     running = {name: candidate(name, case, inputs, given.threads) for name, row in rows.items() if "skipped" not in row}
     for name, one in running.items():
@@ -87,7 +71,7 @@ def measure(case: Case, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:
     times: dict[str, list[list[float]]] = {name: [] for name in running}
     processor: dict[str, list[float]] = {name: [] for name in running}
     for turn in range(given.repeats + 1):
-        if turn > LEAST_REPEATS and time.monotonic() - started > given.seconds:
+        if turn > MIN_REPEATS and time.monotonic() - started > given.seconds:
             break
         for name, one in running.items():
             time.sleep(0.02)  # idle threads of the last one's pool spin a while
@@ -102,11 +86,9 @@ def measure(case: Case, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:
         rows[name] |= machine.percentiles([sum(stages) for stages in times[name]])
         rows[name] |= {"processor_p50_ms": round(float(np.median(processor[name])), 3), "repeats": len(times[name])}
         if len(one.stages) > 1:
-            medians = np.median(times[name], axis=0)
-            rows[name]["stages_p50_ms"] = {
-                stage: round(float(ms), 3) for stage, ms in zip(one.stages, medians, strict=True)
-            }
-    return [{**row, "load": load, "busy": given.busy or load > IDLE} for row in rows.values()]
+            medians = np.median(times[name], axis=0).round(3).tolist()
+            rows[name]["stages_p50_ms"] = dict(zip(one.stages, medians, strict=True))
+    return [{**row, "load": load, "busy": given.busy or load > machine.IDLE} for row in rows.values()]
 
 
 def checked(one: Candidate, case: Case, naive_error: float) -> Row:
@@ -166,29 +148,17 @@ def timed(one: Candidate, device: str) -> list[float]:
 def compare(labels: Any, confidence: Any, case: Case) -> Row:
     """Errors on seven rows of pixels, first and last among them, against naive arithmetic in float64.
 
-    error_max, error_mean: of the confidence. labels_otherwise: share of pixels labelled otherwise than in float64.
-    shortfall: error_max, or by how much the probability of a label is below the best one, or beyond the threshold on
-    the wrong side; it forgives ties that rounding decides.
+    error_max, error_mean: of the confidence. labels_otherwise: the share of pixels labelled otherwise than in float64.
+    shortfall: the largest one, which benchmarks/truth.py defines.
     """
     features, words = (part[0].double() for part in case.inputs())
-    words = reference.unit(words)
-    taps = reference.interpolation_taps(case.low, case.size).matrix(case.low, torch.float64).to(features.device)
-    labels, confidence = as_float64(labels), as_float64(confidence)
-    errors, otherwise, shortfalls = [], [], []
-    for row in sorted({round(part * (case.size - 1) / 6) for part in range(7)}):
-        pixels = taps @ torch.einsum("h,hwd->wd", taps[row], features)
-        exact = torch.sigmoid(F.normalize(pixels, dim=1) @ words.T / TEMPERATURE).cpu()
-        best, word = exact.max(dim=1)
-        label, error = labels[row], (confidence[row] - best).abs()
-        own = exact.gather(1, (label.long() - 1).clamp(min=0)[:, None])[:, 0]
-        lost = torch.where(label > 0, best.clamp(min=THRESHOLD) - own, best - THRESHOLD)
-        errors.append(error)
-        otherwise.append((label != torch.where(best > THRESHOLD, word + 1, 0)).double())
-        shortfalls.append(torch.maximum(error, lost).nan_to_num(1.0))
-    error = torch.cat(errors)
+    rows = truth.spread_rows(case.size, 7)
+    exact = truth.probabilities(features, reference.unit(words), case.size, rows, TEMPERATURE).cpu()
+    labels, confidence = as_float64(labels)[rows].long(), as_float64(confidence)[rows]
+    otherwise, error, shortfall = truth.errors(labels, confidence, exact)
     return {
         "error_max": float(error.max()), "error_mean": float(error.mean()),
-        "labels_otherwise": float(torch.cat(otherwise).mean()), "shortfall": float(torch.cat(shortfalls).max()),
+        "labels_otherwise": float(otherwise.double().mean()), "shortfall": float(shortfall.max()),
     }  # fmt: skip
 
 
@@ -205,7 +175,8 @@ def tolerance(name: str, case: Case, naive_error: float) -> float:
     half precision to twice naive torch's own error, where that ran. On a GPU our confidence is rounded to float16.
     """
     eps = torch.finfo(case.torch_dtype).eps
-    plain = (8 + (case.channels**0.5 + 4 * case.low if case.dtype == "float32" else 0)) * eps / (4 * TEMPERATURE)
+    coordinates = (case.channels, case.low) if case.dtype == "float32" else ()
+    plain = truth.rounding(eps, TEMPERATURE, *coordinates)
     if name != "ours":
         return plain
     allowed = 1e-5 if case.dtype == "float32" else 2 * naive_error or plain
@@ -224,7 +195,7 @@ def measured(cases: list[Case], given: argparse.Namespace) -> Iterator[list[Row]
     if given.device == "cuda":
         rate = copy_bandwidth()
         where |= {"gpu": torch.cuda.get_device_name(), "copy_gb_s": round(rate / 1e9, 1)}
-    with tqdm(total=sum(work(case, given.candidates) for case in cases), bar_format=BAR, disable=None) as bar:
+    with tqdm(total=sum(work(case, given.candidates) for case in cases), bar_format=command.BAR, disable=None) as bar:
         done = 0.0
         for case in cases:
             bar.set_postfix_str(f"{case.maps} {case.size}² d={case.channels} K={case.words}")
@@ -247,34 +218,20 @@ def copy_bandwidth() -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        return benchmark(options(arguments))
-    except FusionerError as error:
-        print(f"benchmarks/mask_head.py: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("benchmarks/mask_head.py: interrupted; the rows of the cells finished so far stand", file=sys.stderr)
-        return 130
+    return command.exit_status("mask_head.py", lambda: benchmark(options(arguments)))
 
 
 def benchmark(given: argparse.Namespace) -> int:
     for file in filter(None, (given.json, given.plot)):
         writable_place(file)
-    rows = read(given.read) if given.read else []
-    if not given.read:
-        check_idle(given.busy)
+    if given.read:
+        rows = command.read(given.read, "mask_head")
+    else:
+        machine.check_idle(given.busy)
         torch.set_num_threads(given.threads)
         axes = itertools.product(given.maps, given.channels, given.words, given.sizes)
         cases = [Case(maps, size, d, k, given.low, given.dtype, given.device) for maps, d, k, size in axes]
-        try:
-            for cell in measured(cases, given):
-                rows += cell
-                if given.json:
-                    with given.json.open("a") as file:
-                        file.writelines(json.dumps(row) + "\n" for row in cell)
-        except KeyboardInterrupt:
-            print(table(rows))
-            raise
+        rows = command.collect(measured(cases, given), given.json, table)
     print(table(rows))
     if given.plot:
         plot(rows, given.plot)
@@ -283,49 +240,35 @@ def benchmark(given: argparse.Namespace) -> int:
     return 0 if passed or not given.gate else 1
 
 
-def read(file: Path) -> list[Row]:
-    """Raises UsageError."""
-    try:
-        rows = [json.loads(line) for line in file.read_text().splitlines() if line]
-        return [row for row in rows if row["what"] == "mask_head"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{file} is no record of this benchmark ({reason})", "--json writes one") from None
-
-
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """Raises UsageError for what only this machine can tell; argparse ends the process for what it cannot read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=SUITES, default="quick", help="axes and repeats (default: %(default)s): "
-                        "smoke takes seconds, quick minutes, full hours; the flags below replace one axis each")  # fmt: skip
-    parser.add_argument("--sizes", type=counts, help="output edges in pixels, 224 to 4096 in suite full", metavar="A,B")
-    parser.add_argument("--channels", type=counts, help="d of the features", metavar="A,B")
-    parser.add_argument("--words", type=counts, help="K", metavar="A,B")
-    parser.add_argument("--low", type=count, help="edge of the feature map (default: 80, the demonstration model's)")
-    parser.add_argument("--maps", type=names("random", "smooth"), default=["random", "smooth"], metavar="A,B",
-                        help="random: normal numbers, no word wins anywhere; smooth: eight regions with a word each, "
-                        "blurred, plus noise, as a model's maps are (default: both)")  # fmt: skip
-    parser.add_argument("--candidates", type=names(*TITLES), help=", ".join(TITLES), metavar="A,B")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
-                        help="of the features (default: float32 on the CPU, float16 on a GPU)")  # fmt: skip
-    parser.add_argument("--threads", type=count, default=machine.cores(), help="CPU threads (default: all %(default)s)")
-    parser.add_argument("--repeats", type=count, help="turns each candidate takes in a cell")
-    parser.add_argument("--seconds", type=count, default=120, help="end a cell's turns after this long, but not "
-                        f"before {LEAST_REPEATS} (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--memory-limit", type=float, metavar="GB",
-                        help="skip what needs more (default: 0.6 of what is available)")  # fmt: skip
-    parser.add_argument("--busy", action="store_true", help="measure though other processes run; every row says so")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this file")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw time and memory against output size")
-    parser.add_argument(
-        "--from", type=Path, dest="read", metavar="FILE", help="measure nothing: print and draw this record"
-    )
-    parser.add_argument("--gate", action="store_true", help="exit with 1 where ours misses the speed-up it is to show")
+    add = parser.add_argument
+    add("--suite", choices=SUITES, default="quick", help="axes and repeats (default: %(default)s): smoke takes seconds, "
+        "quick minutes, full hours; the flags below replace one axis each")  # fmt: skip
+    add("--sizes", type=counts, help="output edges in pixels, 224 to 4096 in suite full", metavar="A,B")
+    add("--channels", type=counts, help="d of the features", metavar="A,B")
+    add("--words", type=counts, help="K", metavar="A,B")
+    add("--low", type=count, help="edge of the feature map (default: 80, the demonstration model's)")
+    add("--maps", type=names("random", "smooth"), default=["random", "smooth"], metavar="A,B",
+        help="random: normal numbers, no word wins anywhere; smooth: eight regions with a word each, "
+        "blurred, plus noise, as a model's maps are (default: both)")  # fmt: skip
+    add("--candidates", type=names(*TITLES), help=", ".join(TITLES), metavar="A,B")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=("float32", "float16", "bfloat16"),
+        help="of the features (default: float32 on the CPU, float16 on a GPU)")  # fmt: skip
+    add("--threads", type=count, default=machine.cores(), help="CPU threads (default: all %(default)s)")
+    add("--repeats", type=count, help="turns each candidate takes in a cell")
+    add("--seconds", type=count, default=120, help="end a cell's turns after this long, but not "
+        f"before {MIN_REPEATS} (default: %(default)s)")  # fmt: skip
+    add("--memory-limit", type=float, metavar="GB", help="skip what needs more (default: 0.6 of what is available)")
+    add("--busy", action="store_true", help="measure though other processes run; every row says so")
+    add("--json", type=Path, metavar="FILE", help="append the rows to this file")
+    add("--plot", type=Path, metavar="FILE.png", help="draw time and memory against output size")
+    add("--from", type=Path, dest="read", metavar="FILE", help="measure nothing: print and draw this record")
+    add("--gate", action="store_true", help="exit with 1 where ours misses the speed-up it is to show")
     given = parser.parse_args(arguments)
-    for axis, value in SUITES[given.suite].items():
-        if getattr(given, axis) is None:
-            setattr(given, axis, value)
+    command.fill(given, SUITES[given.suite])
     given.candidates = [name for name in TITLES if name in given.candidates]  # naive's error first, ours is held to it
     cuda = given.device == "cuda"
     given.dtype = given.dtype or ("float16" if cuda else "float32")
@@ -333,36 +276,12 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         raise UsageError(
             f"--dtype {given.dtype} is measured on a GPU", "on the CPU it is float32, or pass --device cuda"
         )
-    if cuda and not torch.cuda.is_available():
-        raise UsageError(
-            "torch sees no GPU",
-            "check nvidia-smi and that torch was built for CUDA, or use cpu",
-            subject="--device cuda",
-        )
+    free = machine.torch_gpu_bytes("--device cuda", "use cpu") if cuda else machine.available_memory()
     if cuda:
         given.candidates = [name for name in given.candidates if name != "onnx"]  # of the CPU
     if given.memory_limit is None:
-        given.memory_limit = 0.6 * (torch.cuda.mem_get_info()[0] if cuda else machine.available_memory()) / 1e9
+        given.memory_limit = 0.6 * free / 1e9
     return given
-
-
-def count(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def counts(text: str) -> list[int]:
-    return [count(part) for part in text.split(",")]
-
-
-def names(*known: str) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        if unknown := [part for part in text.split(",") if part not in known]:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
-        return text.split(",")
-
-    return parse
 
 
 if __name__ == "__main__":

@@ -21,16 +21,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import gpu_timing
+from benchmarks.latency_candidates import naive_head
+from benchmarks.latency_models import THRESHOLD
 from export.onnx import mask_head as mask_head_graph
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.gpu.driver import Device
-from fusioner_rt.gpu.executor import kernels_folder
 from fusioner_rt.gpu.kernels import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from fusioner_rt.onnx.mask_head import BAND_BYTES, MaskHead
 from fusioner_rt.onnx.runtime import OnnxRuntime
 
-TEMPERATURE, THRESHOLD = 0.07, 0.5
+TEMPERATURE = 0.07
 BUNDLE = Path(__file__).resolve().parents[1] / "models" / "demo" / "bundle"
 TITLES = {
     "naive": "naive torch", "compile": "torch.compile", "lowres": "low-resolution logits",
@@ -93,15 +94,6 @@ class Candidate:
     replay: Callable[[], list[float]] | None = None
 
 
-def naive_labels(features: Tensor, words: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    # the view of (1, h, w, d) is channels-last, which torch interpolates and normalises faster than contiguous planes
-    upsampled = F.interpolate(features.movedim(-1, 1), size=(size, size), mode="bilinear", align_corners=False)
-    upsampled = F.normalize(upsampled, dim=1)
-    cosine = torch.einsum("bdhw,bkd->bkhw", upsampled, F.normalize(words, dim=-1))
-    confidence, label = torch.sigmoid(cosine / TEMPERATURE).max(dim=1)
-    return torch.where(confidence > THRESHOLD, label + 1, 0), confidence
-
-
 def low_resolution_labels(features: Tensor, words: Tensor, size: int) -> tuple[Tensor, Tensor]:
     cosine = torch.einsum("bhwd,bkd->bkhw", F.normalize(features, dim=-1), F.normalize(words, dim=-1))
     cosine = F.interpolate(cosine, size=(size, size), mode="bilinear", align_corners=False)
@@ -112,15 +104,16 @@ def low_resolution_labels(features: Tensor, words: Tensor, size: int) -> tuple[T
 
 def candidate(name: str, case: Case, inputs: tuple[Tensor, Tensor], threads: int) -> Candidate:
     """Built and, for torch.compile, compiled."""
+    naive = naive_head((case.size, case.size), TEMPERATURE)
     if name == "naive":
-        return Candidate(name, inputs, {"all": lambda f, w: naive_labels(f, w, case.size)})
+        return Candidate(name, inputs, {"all": naive})
     if name == "lowres":
         return Candidate(name, inputs, {"all": lambda f, w: low_resolution_labels(f, w, case.size)}, exact=False)
     if name == "compile":
         torch.compiler.reset()  # past eight shapes it would give up compiling, and silently run the naive form
-        compiled = torch.compile(naive_labels, fullgraph=True, dynamic=False)
-        compiled(*inputs, case.size)
-        return Candidate(name, inputs, {"all": lambda f, w: compiled(f, w, case.size)})
+        compiled = torch.compile(naive, fullgraph=True, dynamic=False)
+        compiled(*inputs)
+        return Candidate(name, inputs, {"all": compiled})
     if case.device == "cuda":
         return _ours_on_gpu(case, inputs)
     arrays = inputs[0].numpy(), inputs[1].numpy()
@@ -148,7 +141,7 @@ def _ours_on_gpu(case: Case, inputs: tuple[Tensor, Tensor]) -> Candidate:
     which Python's launches do not enter.
     """
     device = Device(torch.cuda.current_device())
-    kernels = Kernels(kernels_folder(Bundle.open(BUNDLE)), device)
+    kernels = Kernels(Bundle.open(BUNDLE).kernels_folder, device)
     head, size = CudaMaskHead(kernels, TEMPERATURE), (case.size, case.size)
     new = functools.partial(torch.empty, device="cuda")
     workspace = new(CudaMaskHead.workspace_bytes(inputs[0].shape, case.words), dtype=torch.uint8)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks import command
+from benchmarks.command import Row
 from benchmarks.mask_head_candidates import TITLES
-from fusioner_rt.errors import UsageError
-from fusioner_rt.files import write_result
-
-Row = dict[str, Any]
 
 HEADER = (
     "maps    size   d   K    candidate               p20      p50      p80 ms  cpu ms    peak MB  moved  "
@@ -75,15 +73,9 @@ def plot(rows: list[Row], file: Path) -> None:
     Of several d the one in most rows is drawn. What does not depend on the maps is drawn once; ours is drawn for both.
     Raises UsageError, OutputUnwritable.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-    except ImportError as error:
-        raise UsageError(
-            f"matplotlib is missing ({error})", "install it: pip install -c constraints.txt matplotlib"
-        ) from None
-    if not rows:
-        raise UsageError("no rows to draw", "measure some, or give a record with --from")
+    command.check_drawable(rows)
+    from matplotlib.figure import Figure
+
     channels = max({row["channels"] for row in rows}, key=[row["channels"] for row in rows].count)
     cells = {
         (row["candidate"], row["words"], row["maps"], row["size"]): row for row in rows if row["channels"] == channels
@@ -93,35 +85,13 @@ def plot(rows: list[Row], file: Path) -> None:
     edges = sorted({row["size"] for row in rows})
     figure = Figure(figsize=(2.2 + 3.1 * len(words), 6.6), layout="constrained")
     axes = figure.subplots(2, len(words), sharex=True, sharey="row", squeeze=False)
-    kinds = sorted({row["maps"] for row in rows}, reverse=True)  # smooth first
     for column, k in enumerate(words):
         time, memory = axes[:, column]
-        for name, colour in COLOURS.items():
-            for kind in kinds if name == "ours" else kinds[:1]:
-                line = [row for row in rows if (row["candidate"], row["words"], row["maps"]) == (name, k, kind)]
-                ran, skipped = ([row for row in line if ("skipped" in row) == wanted] for wanted in (False, True))
-                label = f"ours, {kind} maps" if name == "ours" and len(kinds) > 1 else TITLES[name]
-                label += " (approximate)" if name == "lowres" else ""
-                style = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2.6 if name == "ours" else 1.4,
-                         "linestyle": "-" if kind == kinds[0] else "--", "zorder": 3 if name == "ours" else 2}  # fmt: skip
-                size = [row["size"] for row in ran]
-                time.plot(size, [row["p50_ms"] for row in ran], label=label, **style)
-                memory.plot(size, [max(row["peak_bytes"], 1e6) / 1e6 for row in ran], label=label, **style)
-                hollow = {**style, "linestyle": ":", "markerfacecolor": "white", "linewidth": 1.0, "alpha": 0.7}
-                memory.plot([row["size"] for row in ran[-1:] + skipped],
-                            [row["peak_bytes" if row in ran else "needs_bytes"] / 1e6 for row in ran[-1:] + skipped],
-                            **{**hollow, "markevery": range(len(ran[-1:]), len(ran[-1:] + skipped))})  # fmt: skip
+        draw_lines(time, memory, rows, k)
         time.set_title("1 word" if k == 1 else f"{k} words", fontsize=10)
         memory.set_xlabel("edge of the output, pixels")
         for panel in (time, memory):
-            panel.set(xscale="log", yscale="log")
-            panel.xaxis.set_major_locator(FixedLocator(edges))
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda edge, _: f"{edge:.0f}"))
-            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            panel.grid(True, color="#e6e6e6", linewidth=0.7)
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.tick_params(labelsize=8)
+            command.logarithmic(panel, edges)
     axes[0, 0].set_ylabel("ms a label map, median")
     axes[1, 0].set_ylabel("MB at the peak, above the inputs")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -135,4 +105,26 @@ def plot(rows: list[Row], file: Path) -> None:
         f"{first['commit']}" + (", busy machine" if any(row["busy"] for row in rows) else "") +
         "\nHollow: not run, the memory it needs", fontsize=9,
     )  # fmt: skip
-    write_result(file, lambda stream: figure.savefig(stream, dpi=150, format="png"))
+    command.save(figure, file)
+
+
+def draw_lines(time: Any, memory: Any, rows: list[Row], k: int) -> None:
+    """The candidates' lines for K words, in the panel of times and in that of memory."""
+    kinds = sorted({row["maps"] for row in rows}, reverse=True)  # smooth first
+    for name, colour in COLOURS.items():
+        for kind in kinds if name == "ours" else kinds[:1]:
+            line = [row for row in rows if (row["candidate"], row["words"], row["maps"]) == (name, k, kind)]
+            ran, skipped = ([row for row in line if ("skipped" in row) == wanted] for wanted in (False, True))
+            label = f"ours, {kind} maps" if name == "ours" and len(kinds) > 1 else TITLES[name]
+            label += " (approximate)" if name == "lowres" else ""
+            style = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2.6 if name == "ours" else 1.4,
+                     "linestyle": "-" if kind == kinds[0] else "--", "zorder": 3 if name == "ours" else 2}  # fmt: skip
+            edges = [row["size"] for row in ran]
+            time.plot(edges, [row["p50_ms"] for row in ran], label=label, **style)
+            memory.plot(edges, [max(row["peak_bytes"], 1e6) / 1e6 for row in ran], label=label, **style)
+            joined = ran[-1:] + skipped  # a dotted line goes on from the last that ran
+            megabytes = [row["peak_bytes" if row in ran else "needs_bytes"] / 1e6 for row in joined]
+            hollow = {**style, "linestyle": ":", "markerfacecolor": "white", "linewidth": 1.0, "alpha": 0.7}
+            memory.plot(
+                [row["size"] for row in joined], megabytes, markevery=range(len(ran[-1:]), len(joined)), **hollow
+            )

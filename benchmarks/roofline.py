@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,13 +31,13 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import machine
+from benchmarks.command import Row, append, count
 from benchmarks.graph_cost import Cost, graph_cost, graph_costs
-from benchmarks.latency import count, make
-from benchmarks.latency_models import MODELS, MOST_WORDS, Files, picture
+from benchmarks.latency import make
+from benchmarks.latency_models import MAX_WORDS, MODELS, Files, picture
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.files import writable_place
 
-Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 
 STAGES = ("image", "fusion", "decoder", "image_fusion", "scores", "labels")
@@ -251,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.json:
             writable_place(given.json)
         machine.check_idle(given.busy)
-        make(given.model, [given.precision], given)
+        make(Files(given.work, given.model), [given.precision], given.words, given.threads)
         rows = measure(given)
     except FusionerError as error:
         print(f"benchmarks/roofline.py: {error}", file=sys.stderr)
@@ -259,9 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(table(rows), end="")
-    if given.json:
-        with given.json.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    append(rows, given.json)
     return 0
 
 
@@ -275,19 +272,14 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     add("--words", type=count, default=20, help="default: %(default)s")
     add("--repeats", type=count, default=15, help="calls that are timed (default: %(default)s)")
     add("--threads", type=count, default=machine.cores(), help="CPU threads (default: all %(default)s)")
-    add(
-        "--work",
-        type=Path,
-        default=ROOT / "build/latency",
-        metavar="DIR",
-        help="where models are kept, as in latency.py",
-    )
+    work = ROOT / "build/latency"
+    add("--work", type=Path, default=work, metavar="DIR", help="where models are kept, as in latency.py")
     add("--busy", action="store_true", help="measure though other processes run; every row says so")
     add("--json", type=Path, metavar="FILE", help="append the rows to this file")
     given = parser.parse_args(arguments)
-    if given.words > MOST_WORDS:
-        raise UsageError(f"{MOST_WORDS} names are listed at most", "give fewer", subject=f"--words {given.words}")
-    given.work, given.device = given.work.absolute(), "cpu"
+    if given.words > MAX_WORDS:
+        raise UsageError(f"{MAX_WORDS} names are listed at most", "give fewer", subject=f"--words {given.words}")
+    given.work = given.work.absolute()
     return given
 
 

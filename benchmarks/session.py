@@ -26,23 +26,10 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import fusioner_rt
-from benchmarks import machine
+from benchmarks import command, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 NOUNS = ("cat", "sofa", "person", "cup", "window", "floor", "curtain", "plant", "dog", "table")
-
-
-def free_gpu_bytes() -> int | None:
-    """Of the first GPU; None where there is none."""
-    from fusioner_rt.gpu.driver import Device
-
-    try:
-        device = Device()
-    except fusioner_rt.FusionerError:
-        return None
-    free = device.free_bytes
-    device.close()
-    return free
 
 
 def steady(engine: Path, picture: Path, words: int, repeats: int, backend: str) -> dict[str, Any]:
@@ -51,12 +38,12 @@ def steady(engine: Path, picture: Path, words: int, repeats: int, backend: str) 
         f"{noun} {index // len(NOUNS) + 1}" if index >= len(NOUNS) else noun
         for index, noun in zip(range(words), NOUNS * words, strict=False)
     ]
-    before = free_gpu_bytes()
+    before = machine.free_gpu_bytes()
     with fusioner_rt.Session(engine, backend=backend, cache=False) as session:
         session.set_vocabulary(names)
         for _ in range(3):  # a GPU readies a shape in the first call and records it in the second
             session.segment(picture)
-        warm = free_gpu_bytes()
+        warm = machine.free_gpu_bytes()
         wall, processor, stages = [], [], []
         for _ in range(repeats):
             started, spent = time.perf_counter(), time.process_time()
@@ -67,7 +54,7 @@ def steady(engine: Path, picture: Path, words: int, repeats: int, backend: str) 
         return {
             "what": "segment", "words": words, "size": list(result.labels.shape), "backend": session.backend.effective,
             **machine.percentiles(wall), "p99_ms": round(float(np.percentile(wall, 99)), 3),
-            **_gpu_memory(before, warm, free_gpu_bytes()),
+            **_gpu_memory(before, warm, machine.free_gpu_bytes()),
             "processor_p50_ms": round(float(np.median(processor)), 1),
             "stages_p50_ms": {stage: round(float(np.median([s[stage] for s in stages])), 1) for stage in stages[0]},
         }  # fmt: skip
@@ -84,24 +71,13 @@ def cold(engine: Path, picture: Path, repeats: int) -> dict[str, Any]:
     """The command line from process start to overlay: first with words never seen, then with words in the cache."""
     rows: dict[str, list[float]] = {"new": [], "cached": []}
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "fusioner_rt",
-            "segment",
-            str(picture),
-            "--words",
-            "cat, sofa",
-            "--engine",
-            str(engine),
-            "--out",
-            folder,
-        ]
+        segment = [sys.executable, "-m", "fusioner_rt", "segment", str(picture), "--words", "cat, sofa"]
+        segment += ["--engine", str(engine), "--out", folder]
         for repeat in range(repeats):
             environment = {**os.environ, "FUSIONER_CACHE": f"{folder}/cache{repeat}"}
             for kind in rows:
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
-                subprocess.run(command, check=True, capture_output=True, env=environment)
+                subprocess.run(segment, check=True, capture_output=True, env=environment)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 rows[kind].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -113,16 +89,13 @@ def cold(engine: Path, picture: Path, repeats: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--engine", type=Path, default=ROOT / "models/demo/bundle", help="bundle to time (default: the demonstration's)"
-    )
-    parser.add_argument(
-        "--picture", type=Path, default=ROOT / "docs/pictures/cat.jpg", help="default: a photograph of 451×300"
-    )
-    parser.add_argument("--words", default="1,20,150", help="numbers of words (default: %(default)s)")
-    parser.add_argument("--backends", default="auto", help="as in Session, commas between them (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="calls per row (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="append the rows to this file")
+    add, bundle, cat = parser.add_argument, ROOT / "models/demo/bundle", ROOT / "docs/pictures/cat.jpg"
+    add("--engine", type=Path, default=bundle, help="bundle to time (default: the demonstration's)")
+    add("--picture", type=Path, default=cat, help="default: a photograph of 451×300")
+    add("--words", default="1,20,150", help="numbers of words (default: %(default)s)")
+    add("--backends", default="auto", help="as in Session, commas between them (default: %(default)s)")
+    add("--repeats", type=int, default=20, help="calls per row (default: %(default)s)")
+    add("--json", type=Path, help="append the rows to this file")
     given = parser.parse_args()
     load = os.getloadavg()[0]
     if load > 0.7:
@@ -139,12 +112,9 @@ def main() -> int:
                 rows.append({"what": "segment", "words": int(count), "backend": backend, "error": str(error)})
     where = {**machine.record("onnxruntime"), "load": round(load, 2)}
     rows.append(cold(given.engine, given.picture, max(3, given.repeats // 4)))
-    for row in rows:
-        line = json.dumps({**row, **where})
-        print(line)
-        if given.json:
-            with given.json.open("a") as file:
-                file.write(line + "\n")
+    rows = [{**row, **where} for row in rows]
+    print("\n".join(json.dumps(row) for row in rows))
+    command.append(rows, given.json)
     return 0
 
 

@@ -51,7 +51,7 @@ class StandInEngine:
     def give_back(self, context: StandInContext) -> None:
         pass
 
-    def most(self, name: str) -> int:
+    def max_batch(self, name: str) -> int:
         return self._bundle.batch.max
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import onnx
 
+from benchmarks.command import names
 from export.onnx import graphs
 from export.onnx import half_precision as precision
 from export.tensorrt import build as tensorrt_engine
@@ -127,41 +128,23 @@ def _where() -> Record:
     }  # fmt: skip
 
 
-def _choice(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := set(names) - set(known):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: expected some of {','.join(known)}")
-        return names
-
-    return parse
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tensorrt_matrix",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--models", type=_choice(MODELS), default=list(MODELS), metavar="NAME,...", help=", ".join(MODELS)
-    )
-    parser.add_argument("--graphs", type=_choice(list(GRAPHS)), default=list(GRAPHS), metavar="NAME,...", help="both")
-    parser.add_argument(
+        "python -m benchmarks.tensorrt_matrix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--models", type=names(*MODELS), default=list(MODELS), metavar="NAME,...", help=", ".join(MODELS))
+    add("--graphs", type=names(*GRAPHS), default=list(GRAPHS), metavar="NAME,...", help="both")
+    add(
         "--precisions",
-        type=_choice(PRECISIONS),
+        type=names(*PRECISIONS),
         default=list(PRECISIONS),
         metavar="NAME,...",
         help=", ".join(PRECISIONS),
     )
-    parser.add_argument(
-        "--gpus",
-        type=_choice(KNOWN),
-        default=list(GPUS),
-        metavar="SM,...",
-        help=f"one plan each (default: {','.join(GPUS)}); a portable plan, for those from sm_80 on, is always built",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there, one a line")
+    add("--gpus", type=names(*KNOWN), default=list(GPUS), metavar="SM,...",
+        help=f"one plan each (default: {','.join(GPUS)}); a portable plan, for those from sm_80 on, is always built")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write the records there, one a line")
     options = parser.parse_args(arguments)
     try:
         asked = tensorrt_engine.PlanOptions("tensorrt-rtx", ",".join(options.gpus))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import latency, latency_models, latency_plots, latency_report, machine
-from benchmarks.latency_candidates import Job, needs
+from benchmarks import command, latency, latency_models, latency_report, machine
+from benchmarks.latency_candidates import TITLES, Job, needed_bytes, open_candidate
 from benchmarks.latency_models import Files
 from fusioner_rt.errors import UsageError
 
@@ -48,8 +48,9 @@ def record(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("benchmark") / "rows.jsonl"
     arguments = ["--suite", "smoke", "--models", "tiny", "--outputs", EDGE, "--words", "5", "--repeats", 3, "--cold", 1,
                  "--candidates", "eager,ort,ours,ours-words,clipseg", "--threads", 1, "--work", work, "--busy", "--json", file]  # fmt: skip
-    command = [sys.executable, "benchmarks/latency.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/latency.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("**tiny encoders**")
     return file
@@ -84,7 +85,7 @@ def test_a_row_tells_time_memory_accuracy_and_where_it_was_measured(record: Path
 
 def test_candidates_name_the_stages_that_a_plot_knows(record: Path) -> None:
     for row in rows_of(record):
-        assert set(row.get("stages_p50_ms", ())) <= set(latency_plots.STAGES)
+        assert set(row.get("stages_p50_ms", ())) <= set(latency_report.STAGES)
 
 
 def test_a_candidate_that_cannot_run_is_a_row_with_the_reason(record: Path) -> None:
@@ -112,7 +113,7 @@ def test_from_prints_the_table_of_the_record_and_draws_it(record: Path, tmp_path
     arguments = ["--from", twice, "--table", tmp_path / "table.md", "--plot", tmp_path / "plot.png"]
     assert latency.main(list(map(str, arguments))) == 0
     told = (tmp_path / "table.md").read_text()
-    assert told == latency_report.table(latency_report.read(twice))
+    assert told == latency_report.table(command.read(twice, "latency", "cold"))
     assert told.count("busy machine") == 8
     for name in ("plot.png", "plot-channels.png", "plot-stages.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -141,12 +142,11 @@ def not_a_number(labels: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray
 
 @pytest.mark.parametrize("wrong", [darker, other_words, all_background, a_row_below, not_a_number])
 def test_float32_that_computes_something_else_ends_the_run(work: Path, wrong: Any) -> None:
-    from benchmarks.latency_candidates import open_candidate, pictures
-    from benchmarks.latency_truth import Truth
+    from benchmarks.truth import Truth
 
     one = job(work, batch=2)
     truth = Truth(one)
-    labels, confidence = open_candidate(one).call(pictures(one))
+    labels, confidence = open_candidate(one).call(one.pictures())
     row = {"candidate": "eager", "model": "tiny", "output": EDGE, "words": 5, "precision": "fp32"}
     latency.refuse_disagreement(row | truth.compare(labels, confidence))
     found = truth.compare(*wrong(labels, confidence))
@@ -164,20 +164,17 @@ def test_a_model_in_which_one_word_wins_everywhere_is_refused() -> None:
 
 
 def test_pytorch_compared_on_every_picture_of_a_batch_gets_its_own(work: Path) -> None:
-    from benchmarks.latency_candidates import open_candidate, pictures
-
     one = job(work, batch=3)
-    labels, confidence = open_candidate(one).call(pictures(one))
+    labels, confidence = open_candidate(one).call(one.pictures())
     assert labels.shape == confidence.shape == (3, EDGE, EDGE)
     assert not np.array_equal(labels[0], labels[1])
 
 
 def test_the_kernels_candidate_agrees_where_there_is_no_gpu(work: Path) -> None:
-    from benchmarks.latency_candidates import open_candidate, pictures
-    from benchmarks.latency_truth import Truth
+    from benchmarks.truth import Truth
 
     one = job(work, "kernels")  # tensors on the CPU take the kernels' definition
-    found = Truth(one).compare(*open_candidate(one).call(pictures(one)))
+    found = Truth(one).compare(*open_candidate(one).call(one.pictures()))
     assert found["shortfall"] <= found["explained"] + np.finfo(np.float16).eps / 4  # its confidence is float16
     assert found["labels_agree"] > 0.99
 
@@ -202,7 +199,8 @@ def test_candidates_take_turns_as_many_as_fit_and_ours_is_with_those_it_is_compa
 
 def test_a_naive_head_needs_its_features_at_output_size_and_ours_does_not(work: Path) -> None:
     naive, ours = (
-        needs(job(work, name, output=2048)) - needs(job(work, name, output=1024)) for name in ("eager", "ours")
+        needed_bytes(job(work, name, output=2048)) - needed_bytes(job(work, name, output=1024))
+        for name in ("eager", "ours")
     )
     assert naive > 3 * 1024**2 * 2 * 32 * 4 > 10 * ours  # d = 32, before and after normalising
 
@@ -214,7 +212,7 @@ def options(work: Path, *more: str) -> argparse.Namespace:
 
 def test_one_graph_needs_its_head_in_more_copies_than_pytorch(work: Path) -> None:
     eager, ort, openvino = (
-        needs(job(work, name, output=2048)) - needs(job(work, name, output=1024))
+        needed_bytes(job(work, name, output=2048)) - needed_bytes(job(work, name, output=1024))
         for name in ("eager", "ort", "openvino")
     )
     head = 3 * 1024**2 * 2 * 32 * 4
@@ -222,7 +220,7 @@ def test_one_graph_needs_its_head_in_more_copies_than_pytorch(work: Path) -> Non
 
 
 def test_every_candidate_has_a_colour() -> None:
-    assert set(latency_plots.COLOURS) == set(latency_plots.TITLES)
+    assert set(latency_report.COLOURS) == set(TITLES)
 
 
 def test_precisions_of_one_model_are_lines_of_their_own_and_a_head_without_a_time_is_none() -> None:
@@ -233,7 +231,7 @@ def test_precisions_of_one_model_are_lines_of_their_own_and_a_head_without_a_tim
         for name in ("eager", "ours") for precision in ("fp16", "fp32") for output in (224, 512)
     ]  # fmt: skip
     figure = Figure()
-    assert latency_plots.by_channels(figure, rows)
+    assert latency_report.by_channels(figure, rows)
     head, call = ({line.get_label(): len(line.get_xdata()) for line in panel.lines} for panel in figure.axes)
     assert len(head) == 2
     assert len(call) == 4
@@ -277,7 +275,7 @@ def test_what_is_stored_for_the_gate_leaves_a_margin_and_passes_with_the_same_ro
 
 
 def test_the_gate_decides_the_exit_status(record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (cell, *_), stored = latency_report.ratios(latency_report.read(record)), tmp_path / "gate.json"
+    (cell, *_), stored = latency_report.ratios(command.read(record, "latency")), tmp_path / "gate.json"
     monkeypatch.setattr(latency_report, "GATE", stored)
     for least, status in ((1e-6, 0), (1e6, 1)):
         stored.write_text(json.dumps({"least": {cell: least}}))
@@ -363,12 +361,12 @@ def measured(work: Path, monkeypatch: pytest.MonkeyPatch, dies: str = "", at: st
             super().__init__(one)
             self.name = one.candidate
 
-        def ask(self, *command: Any) -> dict[str, Any]:
-            name = "truth" if command[0] in ("truth_of", "check") else self.name
-            sent.append((name, command[0]))
-            if (name, command[0]) == (dies, at) and (at != "call" or sent.count((name, at)) == 4):
+        def ask(self, *words: Any) -> dict[str, Any]:
+            name = "truth" if words[0] in ("open_truth", "check") else self.name
+            sent.append((name, words[0]))
+            if (name, words[0]) == (dies, at) and (at != "call" or sent.count((name, at)) == 4):
                 self._process.kill()
-            return super().ask(*command)
+            return super().ask(*words)
 
     monkeypatch.setattr(latency, "Process", Mortal)
     given = options(work, "--candidates", "eager,ours", "--outputs", str(EDGE), "--words", "5")
@@ -389,7 +387,7 @@ def test_a_candidate_that_dies_at_any_moment_is_a_row_and_the_others_are_measure
     assert "skipped" not in rows["eager"]
 
 
-@pytest.mark.parametrize("at", ["truth_of", "check"])
+@pytest.mark.parametrize("at", ["open_truth", "check"])
 def test_without_the_truth_no_candidate_is_measured(work: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     rows, _ = measured(work, monkeypatch, "truth", at)
     for row in rows.values():
@@ -405,7 +403,7 @@ def test_all_candidates_of_a_cell_take_as_many_turns_and_are_warmed_up_alike(
         rows, sent = measured(work, monkeypatch, **{"repeats": 30, **changed})
         turns = rows["eager"]["repeats"]
         assert rows["ours"]["repeats"] == turns
-        assert turns == latency.LEAST_REPEATS if slow == 0 else latency.LEAST_REPEATS < turns < 500
+        assert turns == latency.MIN_REPEATS if slow == 0 else latency.MIN_REPEATS < turns < 500
         asked = {name: sent.count((name, "call")) for name in rows}
         assert asked["ours"] == calls * turns + (slow == 0)  # one more tells whether it is slow
         assert asked["eager"] == calls * turns
@@ -429,4 +427,4 @@ def test_what_a_model_takes_on_disk_is_its_own_and_not_another_candidates(record
 
 def test_a_record_without_rows_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no rows to draw"):
-        latency_plots.plot([], tmp_path / "plot.png")
+        latency_report.plot([], tmp_path / "plot.png")

@@ -192,8 +192,8 @@ def test_a_busy_machine_is_refused():
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             with pytest.raises(machine.MachineBusy, match="pass --busy"):
-                mask_head.check_idle(busy=False)
-            mask_head.check_idle(busy=True)
+                machine.check_idle(busy=False)
+            machine.check_idle(busy=True)
         finally:
             neighbour.kill()
 
