@@ -1,8 +1,8 @@
-"""Aligning words with pictures before any mask is seen: a ridge regression from text vectors to classifier rows.
+"""Aligns words with pictures before any mask is seen: ridge regression from text vectors to classifier rows.
 
-An ImageNet classifier holds one vector per class name, in the space of the image encoder's head. Regressing the text
-vectors of the 1000 names onto those rows gives every word a vector in that space: the no-fusion baseline, and a start
-for the projections.
+An ImageNet classifier has one row per class name, in the space of the image encoder's head. Regressing the text vectors
+of the 1000 names onto these rows maps any word into that space. This is the no-fusion baseline, and it initialises the
+projections.
 """
 
 from __future__ import annotations
@@ -19,40 +19,43 @@ from training.encoders import classifier_rows, readable_words
 from training.feature_cache import word_vectors
 from training.model import Fusioner
 
-LEAST_NAMES = 100  # fewer names than this do not span what pictures show
+MIN_NAMES = 100  # fewer names do not span what pictures show
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """word → (word − text_mean) @ map, a direction of the image head's space (t → head width)."""
+    """word → (word − text_mean) @ map: from t to a direction in the image head's space."""
 
     text_mean: Tensor  # (t,)
     map: Tensor  # (t, head width)
-    axes: Tensor  # (head width, r): orthonormal, the directions in which class rows differ, largest first
-    names: list[str]  # the ImageNet names that the text encoder can read: all 1000, or those a table has
+    axes: Tensor  # (head width, r): orthonormal principal directions of the class rows, largest first
+    names: list[str]  # the ImageNet names that the text encoder can read: all 1000, or those in a table
     name_vectors: Tensor  # (names, t)
-    rows: Tensor  # (names, head width): the classifier's
+    rows: Tensor  # (names, head width): rows of the classifier
 
     def words(self, vectors: Tensor) -> Tensor:
         """(K, t) → (K, head width) unit directions."""
         return F.normalize((vectors - self.text_mean) @ self.map, dim=-1)
 
     def cosine(self, head: Tensor, vectors: Tensor) -> Tensor:
-        """head (B, c, h, w), vectors (K, t) → (B, K, h, w): the score of "no fusion"."""
+        """head (B, c, h, w), vectors (K, t) → (B, K, h, w): the no-fusion score."""
         return torch.einsum("bchw,kc->bkhw", F.normalize(head, dim=1), self.words(vectors))
 
 
 def ridge(model: Fusioner, cache_folder: Path, strength: float = 30.0) -> Alignment:
-    """The map for this model's encoders (EfficientNet-Lite only: it has public classifier rows)."""
+    """The alignment of this model's encoders. EfficientNet-Lite only: its classifier rows are public.
+
+    strength: of the ridge, in percent of the Gram matrix's mean diagonal. Raises FusionerError for too few names.
+    """
     names, rows = classifier_rows(model.config.image_encoder)
     spoken = [name.split(" (")[0] for name in names]
     known = set(readable_words(model.text_encoder, spoken))
     kept = [i for i, name in enumerate(spoken) if name in known]
-    if len(kept) < LEAST_NAMES:
+    if len(kept) < MIN_NAMES:
         raise FusionerError(
-            f"{model.config.text_encoder} knows {len(kept)} of ImageNet's 1000 class names",
-            f"aligning it with {model.config.image_encoder} needs {LEAST_NAMES} or more: take a text "
-            "encoder with more words",
+            f"{model.config.text_encoder} knows {len(kept)} of ImageNet's 1000 class names; "
+            f"expected {MIN_NAMES} or more to align it with {model.config.image_encoder}",
+            "take a text encoder with more words",
         )
     spoken, rows = [spoken[i] for i in kept], rows[kept]
     vectors = word_vectors(cache_folder, model, spoken)
@@ -62,15 +65,15 @@ def ridge(model: Fusioner, cache_folder: Path, strength: float = 30.0) -> Alignm
     gram = x.T @ x
     regularised = gram + strength * gram.diagonal().mean() * 0.01 * torch.eye(len(gram), dtype=gram.dtype)
     _, _, axes = torch.linalg.svd(y, full_matrices=False)
-    map_ = torch.linalg.solve(regularised, x.T @ y).float()
-    return Alignment(text_mean, map_, axes.T.float().contiguous(), spoken, vectors, rows)
+    map_to_head = torch.linalg.solve(regularised, x.T @ y).float()
+    return Alignment(text_mean, map_to_head, axes.T.float().contiguous(), spoken, vectors, rows)
 
 
 @torch.no_grad()
 def initialise(model: Fusioner, alignment: Alignment, tokens: Tensor) -> None:
-    """Starts both projections in one space, where a pixel and its word point the same way.
+    """Initialises both projections in one space: a pixel and its word have similar directions, channels unit variance.
 
-    tokens: (n, c) sample of image tokens, for centring and scale. Channels start at unit variance.
+    tokens: (n, c) sample of image tokens, for centring and scale.
     """
     d = model.config.width
     axes = alignment.axes[:, :d]

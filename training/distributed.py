@@ -1,7 +1,7 @@
-"""One process or several: `torchrun --nproc-per-node 2 -m training.train ...` computes the same steps, each a share.
+"""One process or several: under `torchrun --nproc-per-node 2 -m training.train ...` each computes a share of every step.
 
-Every process makes the same draws from the same generators and computes its rows of the batch; sums go over all of them,
-so that a run's figures do not depend on how many there are (up to the order of float sums).
+All processes make the same random draws, and each computes its own rows of the batch. Sums go over all processes, so a
+run's figures do not depend on their number (up to the order of float sums).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import distributed as dist
 
 from fusioner_rt.errors import UsageError
 
-PATIENCE = timedelta(hours=12)  # the first process validates alone, and fills caches, while the others wait
+PATIENCE = timedelta(hours=12)  # the others wait while the first process validates or caches word vectors
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a run, and the device it computes on."""
+    """This process, its rank among the run's processes, and its device."""
 
     device: torch.device
     rank: int = 0
@@ -32,11 +32,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that validates, writes and prints."""
+        """Whether this process validates, writes and prints."""
         return self.rank == 0
 
     def rows(self, size: int) -> range:
-        """This process's rows of a batch; none, where the batch is smaller than the number of processes."""
+        """This process's rows of a batch; may be empty for a batch smaller than the number of processes."""
         return range(self.rank * size // self.count, (self.rank + 1) * size // self.count)
 
     def sum(self, value: Tensor) -> Tensor:
@@ -54,13 +54,13 @@ class Processes:
         return float(shared)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Waits until all processes are here."""
         if self.count > 1:
             dist.barrier()
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The first process alone, then the others: what it leaves on disk they find there."""
+        """The first process runs the body alone, then the others do: they find the files it wrote."""
         if not self.first:
             self.wait()
         yield
@@ -69,16 +69,16 @@ class Processes:
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """No progress bars but the first process's."""
+        """Only the first process shows progress bars."""
         with contextlib.nullcontext() if self.first else contextlib.redirect_stderr(io.StringIO()):
             yield
 
 
 @contextlib.contextmanager
 def processes(device: str = "auto") -> Iterator[Processes]:
-    """Joins the processes that torchrun started; without torchrun, there is one.
+    """Joins the processes that torchrun started; without torchrun there is one process.
 
-    device: "auto" (CUDA where there is any), "cpu", "cuda" or "cuda:N". Raises UsageError.
+    device: "auto" (CUDA where available), "cpu", "cuda" or "cuda:N". Raises UsageError.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -95,7 +95,7 @@ def processes(device: str = "auto") -> Iterator[Processes]:
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """A name of `processes` → a device that is there; of several processes of a machine, each gets its own GPU."""
+    """The device of that name (see `processes`); each local process gets its own GPU. Raises UsageError."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         device = "cuda" if found else "cpu"

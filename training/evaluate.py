@@ -2,29 +2,29 @@
 
 examples:
   python -m training.evaluate models/demo/checkpoint --data DIR
-      every class; each picture is asked for the classes that it shows
+      every class; a picture is asked for the classes that it shows
   python -m training.evaluate models/demo/bundle --data DIR
-      the same of the deployed thing: pictures go through fusioner_rt.Session
+      the same for the deployed bundle, through fusioner_rt.Session
   python -m training.evaluate runs/fold1/checkpoint --data DIR --baselines --json scores.json --sheet sheet.png
-      a model of a fold: by its training record, the classes that it never saw; beside it, what needs no training
+      a fold's model on the classes that its training held out, beside baselines that need no training
   python -m training.evaluate runs/fold1/checkpoint --data DIR --classes seen --words all
-      the other classes, all of them asked for in every picture
+      the classes it was trained on; every picture is asked for all of them
   python -m training.evaluate models/demo/checkpoint --data DIR --folds pascal-5i
       every class, with a mean for each fold
 
 protocols (the paper's: --words known --masks classwise --mode joint --window whole):
-  --words known   of the scored classes, a picture is asked for those that it shows.
-  --words all     every picture is asked for every scored class, also where it shows none: a wrong word costs IoU.
-  --masks         labels: a pixel has its best word, as a label map holds it; classwise: each word has a mask of its
-                  own, and masks may overlap (the paper's, section 3.1.3).
-  --mode          joint: one pass for all words of a picture; independent: each word alone.
+  --words known   a picture is asked for the scored classes that it shows.
+  --words all     every picture is asked for every scored class, shown or not: a wrong word costs IoU.
+  --masks         labels: a pixel has one word, the best; classwise: each word has its own mask, and masks may overlap
+                  (the paper's, section 3.1.3).
+  --mode          joint: one pass for all words of a picture; independent: one pass per word.
   --window        whole: the picture as one input; sliding: overlapping windows of 1/SCALE of its edges, each enlarged
                   to the network's input, probabilities averaged where they overlap. Costs about (2 SCALE - 1)² passes.
 
-figures, in percent; pixels marked "ignore" count nowhere:
-  IoU        of a class, over the pixels of all pictures that were asked for it; mIoU: its mean over classes
-  FB-IoU     every (picture, word) pair as two classes, the word and the rest, whatever the word: the mean of both IoUs
-  confusion  where the pixels of each word went; "background" is what belongs to no word that was asked for (--masks labels)
+figures, in percent; pixels marked "ignore" do not count:
+  IoU        of a class, over the pixels of all pictures asked for it; mIoU: its mean over classes
+  FB-IoU     mean IoU of foreground and background, over all (picture, word) pairs together
+  confusion  predicted words of each word's pixels; "background" is none of the picture's words (--masks labels)
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import importlib.metadata
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,9 +44,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusioner_rt import Session
-from fusioner_rt.bundle import MANIFEST, read_manifest
+from fusioner_rt.bundle import read_manifest
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.files import writable_folder, writable_place, write_result
+from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.session import Mode
 from training import alignment, checkpoint, scorecard, scoring, sheet
 from training.batches import feature_cache
 from training.data import DataError, PictureMasks
@@ -65,10 +66,10 @@ PACKAGES = ("fusioner-rt", "numpy", "torch", "onnxruntime", "onnxruntime-gpu", "
 
 
 class Target:
-    """What is scored: a checkpoint's model or a bundle's session, behind one predictor. `with` closes it."""
+    """The scored model: a checkpoint's or a bundle's, behind one predictor. A context manager."""
 
     def __init__(self, folder: Path, data: PictureMasks, cache_folder: Path) -> None:
-        """Raises CheckpointError, WeightsNotFound, and what opening a bundle raises."""
+        """Raises CheckpointError, WeightsNotFound, and the errors of opening a bundle."""
         self.folder, self.data, self.cache_folder = folder, data, cache_folder
         self.kind = kind(folder)
         self._session = Session(folder) if self.kind == "bundle" else None
@@ -83,22 +84,22 @@ class Target:
             self._session.close()
 
     def predictor(self, protocol: Protocol, names: list[str], scale: float = 2.0) -> scoring.Predictor:
-        """names: the pictures it will be asked for; a checkpoint's features of them are computed where none are kept."""
-        how: Any = protocol.mode
+        """A predictor of `names`; a checkpoint's features of these pictures are cached first. Raises UsageError."""
+        mode = cast(Mode, protocol.mode)
         classwise = protocol.masks == "classwise"
         if classwise and protocol.window == "sliding":
             raise UsageError("--masks classwise is not offered with --window sliding", "choose one of the two")
         if self._session is not None:
             if protocol.window == "whole":
                 predictor = scoring.deployed_classwise if classwise else scoring.deployed
-                return predictor(self._session, self.data, protocol.threshold, how)
-            crops = scoring.deployed_crops(self._session, self.data, how)
+                return predictor(self._session, self.data, protocol.threshold, mode)
+            crops = scoring.deployed_crops(self._session, self.data, mode)
         else:
             if protocol.window == "whole":
                 cache = self.features(names)
                 of_features = scoring.fusioner_classwise if classwise else scoring.fusioner
-                return of_features(self.model, cache, self.vectors, protocol.threshold, how)
-            crops = scoring.fusioner_crops(self.model, self.vectors, how)
+                return of_features(self.model, cache, self.vectors, protocol.threshold, mode)
+            crops = scoring.fusioner_crops(self.model, self.vectors, mode)
         return scoring.sliding(crops, self.data, protocol.threshold, scale)
 
     @property
@@ -106,7 +107,7 @@ class Target:
         if self._model is None:
             raise UsageError(
                 f"{self.folder} is an engine bundle, and --baselines needs a checkpoint: the aligned "
-                "cosine is computed from the PyTorch encoders",
+                "cosine needs the PyTorch encoders",
                 "name the checkpoint it was built from, or leave --baselines out",
             )
         return self._model
@@ -114,18 +115,19 @@ class Target:
     @property
     def vectors(self) -> Tensor:
         """(classes, t), by class index."""
-        return self._known()[0]
+        return self._class_vectors()[0]
 
     def readable(self, classes: list[int]) -> list[int]:
-        """Those that it can be asked for: a table of names may lack some. A bundle's session refuses them itself."""
-        return classes if self._model is None else [index for index in classes if index in self._known()[1]]
+        """The classes whose words a checkpoint can read (a table of names lacks some). A bundle checks words itself."""
+        return classes if self._model is None else [index for index in classes if index in self._class_vectors()[1]]
 
-    def _known(self) -> tuple[Tensor, set[int]]:
+    def _class_vectors(self) -> tuple[Tensor, set[int]]:
         if self._vectors is None:
             self._vectors = class_vectors(self.cache_folder, self.model, self.data)
         return self._vectors
 
     def features(self, names: list[str]) -> FeatureCache:
+        """The cache, filled for these pictures."""
         cache = feature_cache(self.cache_folder, self.data, self.model, torch.device("cpu"))
         cache.fill(names, (False,))
         return cache
@@ -139,38 +141,48 @@ def evaluate(
     scale: float = 2.0,
     baselines: bool = False,
 ) -> dict[str, ClassIoU]:
-    """One ClassIoU per candidate: "model", and with `baselines` "everything" and "aligned cosine > T"."""
+    """Pixel counts by candidate: "model", and with `baselines` "everything" and "aligned cosine > T".
+
+    Raises DataError, UsageError.
+    """
     if baselines:
         check_baselines(target)
     data = target.data
-    if protocol.words == "known":  # what shows none of the classes is not asked for anything
-        wanted = set(classes)
-        names = [name for name in tqdm(names, "masks", unit="picture", leave=False) if wanted & set(data.present(name))]
+    if protocol.words == "known":  # other pictures have no words
+        scored = set(classes)
+        names = [name for name in tqdm(names, "masks", unit="picture", leave=False) if scored & set(data.present(name))]
     if not names:
-        raise DataError(f"no picture of {data.root} shows any of the classes that are to be scored")
+        raise DataError(
+            f"no picture of {data.root} shows any of the classes that are to be scored",
+            "give other --classes or --split",
+        )
     predict = target.predictor(protocol, names, scale)
     results = {"model": scoring.score(predict, data, names, classes, target.kind, protocol.words)}
     if baselines:
         results["everything"] = scoring.score(scoring.everything, data, names, classes, "everything", protocol.words)
-        aligned = alignment.ridge(target.model, target.cache_folder)
-        cosine = scoring.aligned_cosine(
-            aligned, target.features(names), target.vectors, COSINE_THRESHOLDS, protocol.masks == "classwise"
-        )
-        candidates = scoring.score_each(
-            cosine, len(COSINE_THRESHOLDS), data, names, classes, "aligned cosine", protocol.words
-        )
-
-        def worth(index: int) -> float:  # by the classes that the mean is taken over
-            result = candidates[index]
-            return result.mean(result.counted(classes, protocol.least) or result.counted(classes, 1))
-
-        best = max(range(len(candidates)), key=worth)
-        results[f"aligned cosine > {COSINE_THRESHOLDS[best]}"] = candidates[best]
+        threshold, result = _best_cosine(target, names, classes, protocol)
+        results[f"aligned cosine > {threshold}"] = result
     return results
 
 
+def _best_cosine(target: Target, names: list[str], classes: list[int], protocol: Protocol) -> tuple[float, ClassIoU]:
+    """The aligned cosine's threshold with the highest mIoU on these pictures, and its pixel counts."""
+    cosine = scoring.aligned_cosine(
+        alignment.ridge(target.model, target.cache_folder), target.features(names), target.vectors,
+        COSINE_THRESHOLDS, protocol.masks == "classwise",
+    )  # fmt: skip
+    results = scoring.score_each(
+        cosine, len(COSINE_THRESHOLDS), target.data, names, classes, "aligned cosine", protocol.words
+    )
+
+    def miou(result: ClassIoU) -> float:
+        return result.mean(result.counted(classes, protocol.least) or result.counted(classes, 1))
+
+    return max(zip(COSINE_THRESHOLDS, results, strict=True), key=lambda pair: miou(pair[1]))
+
+
 def check_baselines(target: Target) -> None:
-    """Raises UsageError where there is nothing to compute the aligned cosine from."""
+    """Raises UsageError where the aligned cosine cannot be computed."""
     encoder = target.model.config.image_encoder
     if not encoder.startswith("efficientnet-lite"):
         raise UsageError(
@@ -187,18 +199,19 @@ def kind(folder: Path) -> str:
     if (folder / "config.json").is_file():
         return "checkpoint"
     raise DataError(
-        f"{folder} holds neither config.json nor {MANIFEST}; expected a checkpoint folder or an engine bundle"
+        f"{folder} holds neither config.json nor {MANIFEST}; expected a checkpoint folder or an engine bundle",
+        "name the folder that holds one of the two files",
     )
 
 
 def display(folder: Path) -> str:
-    """A name that tells runs apart: most checkpoints lie in a folder called just that."""
+    """The folder's name, with its parent's where it is just "checkpoint" or "bundle"."""
     folder = folder.resolve()
     return f"{folder.parent.name}/{folder.name}" if folder.name in ("checkpoint", "bundle") else folder.name
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What the target says of its training, {} where it says nothing. Raises CheckpointError, ManifestInvalid."""
+    """The target's training record, {} without one. Raises CheckpointError, ManifestInvalid."""
     if kind(folder) == "bundle":
         found = read_manifest(folder).get("training")
         return found if isinstance(found, dict) else {}
@@ -206,11 +219,13 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def choice(recorded: dict[str, Any], dataset: str | None, folds: str | None, fold: int | None) -> Choice:
-    """What to score: what was asked for, completed by the training record. Raises UsageError."""
+    """The data and classes to score: the arguments, completed from the training record. Raises UsageError."""
     if folds is None:
         folds = recorded.get("folds") or ""
     if fold is not None and not folds:
-        raise UsageError(f"--fold {fold} needs --folds, which says how the classes are split: {', '.join(FOLDS)}")
+        raise UsageError(
+            f"--fold {fold} needs --folds, which says how the classes are split", f"give one of {', '.join(FOLDS)}"
+        )
     if fold is None and folds:
         fold = recorded.get("fold")
     holdout = recorded.get("holdout") or recorded.get("plan", {}).get("holdout") or ()
@@ -219,24 +234,24 @@ def choice(recorded: dict[str, Any], dataset: str | None, folds: str | None, fol
 
 @dataclass(frozen=True)
 class Scored:
-    """classes: indices, each once. what: in words. folds: those of each fold, where no single one was chosen."""
+    """classes: unique indices. description: for titles. folds: class indices by fold, where no single fold was chosen."""
 
     classes: list[int]
-    what: str
+    description: str
     folds: dict[str, list[int]]
 
 
 def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
-    """wanted: "" for the classes held out of training, or every class where none were; "unseen", "seen", "all"; or names.
+    """The classes to score. wanted: "unseen" (held out of training), "seen", "all", names, or "": unseen, else all.
 
     Raises DataError, UsageError.
     """
-    everyone = list(range(1, len(data.classes)))
+    all_classes = list(range(1, len(data.classes)))
     unseen: list[int] = []
     if chosen.folds and chosen.fold is not None:
         unseen = held_out_indices(data, chosen.folds, chosen.fold)
     for name in chosen.holdout:
-        with contextlib.suppress(DataError):  # another data set than it was trained on may lack it
+        with contextlib.suppress(DataError):  # a data set other than the training's may lack it
             unseen.append(data.index(name))
     unseen = list(dict.fromkeys(unseen))
     fold = f"fold {chosen.fold} of {chosen.folds}" if chosen.folds and chosen.fold is not None else "training"
@@ -250,18 +265,18 @@ def scored(data: PictureMasks, chosen: Choice, wanted: str) -> Scored:
     if wanted == "unseen" or (not wanted and unseen):
         return Scored(unseen, f"{len(unseen)} classes held out of {fold}", {})
     if wanted == "seen":
-        seen = [index for index in everyone if index not in unseen]
+        seen = [index for index in all_classes if index not in unseen]
         return Scored(seen, f"{len(seen)} classes not held out of {fold}", {})
     if wanted and wanted != "all":
-        classes = [data.index(word.strip()) for word in wanted.split(",") if word.strip()]
+        classes = [data.index(word) for word in _names(wanted)]
         if not classes:
             raise UsageError(f"--classes {wanted!r} names no class", f"{data.root} has: {', '.join(data.classes[1:])}")
         return Scored(list(dict.fromkeys(classes)), "the classes asked for", {})
-    return Scored(everyone, f"all {len(everyone)} classes", folds)
+    return Scored(all_classes, f"all {len(all_classes)} classes", folds)
 
 
 def _each_fold(data: PictureMasks, split: str) -> dict[str, list[int]]:
-    """Class indices by fold, without the folds of which the data set has no class. Raises DataError."""
+    """Class indices by fold, without folds that have no class in this data set. Raises DataError."""
     held_out(split, 0)
     found = {}
     for fold in range(len(FOLDS[split])):
@@ -279,7 +294,7 @@ def document(
     """The JSON document (training/scorecard.py)."""
     words, least = target.data.words, protocol.least
     training = {**recorded.get("plan", {}), **recorded}
-    made = {
+    figures = {
         name: scorecard.figures(result, words, scored.classes, least, scored.folds) for name, result in results.items()
     }
     shared = ("classes", "miou", "fb_iou", "miou_per_fold")
@@ -295,80 +310,101 @@ def document(
         "split": split,
         "protocol": {**asdict(protocol), "scale": scale if protocol.window == "sliding" else None},
         "seconds": round(seconds, 1),
-        **made["model"],
+        **figures["model"],
         "confusion": (
             scorecard.confusion(results["model"], words, scored.classes) if protocol.masks == "labels" else None
         ),
-        "baselines": {name: {key: part[key] for key in shared} for name, part in made.items() if name != "model"},
-        "versions": _versions(),
+        "baselines": {name: {key: part[key] for key in shared} for name, part in figures.items() if name != "model"},
+        "versions": scorecard.versions(PACKAGES),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
 def run(given: argparse.Namespace) -> None:
-    """What the command line asks for. Raises FusionerError."""
+    """Runs a parsed command line. Raises FusionerError."""
     recorded = record(given.target)
     chosen = choice(recorded, given.dataset, given.folds, given.fold)
     data = open_dataset(chosen.dataset, given.data)
-    what = scored(data, chosen, given.classes.strip())
+    selected = scored(data, chosen, given.classes.strip())
     protocol = Protocol(given.words, given.masks, given.mode, given.window, given.least, given.threshold)
+    _check_outputs(given)
+    names = data.names(given.split)
+    sheet.check(data, given.sheet_pictures, names)
+    title, caption = f"{display(given.target)}: {selected.description}", _caption(protocol, given.scale)
+    with Target(given.target, data, given.cache) as target:
+        selected = _readable(target, selected)
+        scored_words = ", ".join(data.words[index] for index in selected.classes)
+        print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {caption}.")
+        print(f"Scored: {scored_words}.\n", flush=True)
+        start = time.perf_counter()
+        results = evaluate(target, names, selected.classes, protocol, given.scale, given.baselines)
+        seconds = time.perf_counter() - start
+        scores = document(target, recorded, chosen, given.split, selected, protocol, given.scale, results, seconds)
+        _print_scores(scores, results["model"], data.words, selected.classes)
+        if given.json:
+            write_result(given.json, lambda stream: scorecard.write_json(scores, stream))
+        if given.csv:
+            write_result(given.csv, lambda stream: scorecard.write_csv(scores, stream))
+        if given.confusion:
+            text = f"{title}\n{caption}"
+            write_result(
+                given.confusion,
+                lambda stream: scorecard.draw_confusion(results["model"], data.words, selected.classes, text, stream),
+            )
+        if given.sheet:
+            _write_sheet(given, target, names, selected.classes, protocol, caption)
+
+
+def _check_outputs(given: argparse.Namespace) -> None:
+    """Raises UsageError, OutputUnwritable."""
     if given.confusion and given.masks == "classwise":
         raise UsageError(
-            "a pixel of masks that overlap was not given to one word", subject="--confusion needs --masks labels"
+            "--confusion needs --masks labels: a pixel of masks that overlap was not given to one word",
+            "give --masks labels, or leave --confusion out",
         )
     writable_folder(given.cache)
     for file in (given.json, given.csv, given.confusion, given.sheet):
         if file:
             writable_place(file)
-    names, words = data.names(given.split), data.words
-    asked = [name.strip() for name in given.sheet_pictures.split(",") if name.strip()]
-    sheet.check(data, asked, names)
-    title = f"{display(given.target)}: {what.what}"
-    how = f"{protocol.words} words, {protocol.masks}, {protocol.mode}, {protocol.window} picture{'s' if protocol.window == 'whole' else ''}"
+
+
+def _caption(protocol: Protocol, scale: float) -> str:
     if protocol.window == "sliding":
-        how = f"{protocol.words} words, {protocol.mode}, sliding windows at scale {given.scale:g}"
-    with Target(given.target, data, given.cache) as target:
-        readable = target.readable(what.classes)
-        if unreadable := [words[index] for index in what.classes if index not in readable]:
-            print(f"Left out, since the text encoder cannot read them: {', '.join(unreadable)}.\n")
-            what = replace(what, classes=readable)
-        if not what.classes:
-            raise DataError(
-                f"of the classes that are to be scored, {given.target} can read none", "give other --classes"
-            )
-        print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {how}.")
-        print(f"Scored: {', '.join(words[index] for index in what.classes)}.\n", flush=True)
-        start = time.perf_counter()
-        results = evaluate(target, names, what.classes, protocol, given.scale, given.baselines)
-        seconds = time.perf_counter() - start
-        made = document(target, recorded, chosen, given.split, what, protocol, given.scale, results, seconds)
-        print(scorecard.markdown(made))
-        if not results["model"].counted(what.classes, protocol.least):
-            print(
-                f"\nNo class is shown by {protocol.least} pictures, so none counts in the mean; --least 1 counts them all."
-            )
-        if given.baselines:
-            print(
-                "\nThe cosine's threshold is the best of several on these very pictures, which favours that baseline."
-            )
-        if pairs := scorecard.confused(results["model"], words, what.classes):
-            print(f"\n{pairs}")
-        if given.json:
-            write_result(given.json, lambda stream: scorecard.write_json(made, stream))
-        if given.csv:
-            write_result(given.csv, lambda stream: scorecard.write_csv(made, stream))
-        if given.confusion:
-            caption = f"{title}\n{how}"
-            write_result(
-                given.confusion,
-                lambda stream: scorecard.draw_confusion(results["model"], words, what.classes, caption, stream),
-            )
-        if given.sheet:
-            shown = asked or sheet.choose(data, names, what.classes, given.sheet_rows) or names[: given.sheet_rows]
-            predict = target.predictor(replace(protocol, masks="labels"), shown, given.scale)  # colours cannot overlap
-            rows = sheet.rows(predict, data, shown, names, what.classes, protocol.words)
-            picture = sheet.draw(rows, words, f"{display(given.target)} · {how}")
-            write_result(given.sheet, lambda stream: picture.save(stream, "PNG"))
+        return f"{protocol.words} words, {protocol.mode}, sliding windows at scale {scale:g}"
+    return f"{protocol.words} words, {protocol.masks}, {protocol.mode}, {protocol.window} pictures"
+
+
+def _readable(target: Target, selected: Scored) -> Scored:
+    """The selected classes that the text encoder can read; prints the others. Raises DataError where none is left."""
+    readable = target.readable(selected.classes)
+    unreadable = [target.data.words[index] for index in selected.classes if index not in readable]
+    if unreadable:
+        print(f"Left out, since the text encoder cannot read them: {', '.join(unreadable)}.\n")
+    if not readable:
+        raise DataError(f"of the classes that are to be scored, {target.folder} can read none", "give other --classes")
+    return replace(selected, classes=readable)
+
+
+def _print_scores(scores: dict[str, Any], model: ClassIoU, words: list[str], classes: list[int]) -> None:
+    print(scorecard.markdown(scores))
+    least = scores["protocol"]["least"]
+    if not model.counted(classes, least):
+        print(f"\nNo class is shown by {least} pictures, so none counts in the mean; --least 1 counts them all.")
+    if scores["baselines"]:
+        print("\nThe cosine's threshold is the best of several on these very pictures, which favours that baseline.")
+    if pairs := scorecard.confused(model, words, classes):
+        print(f"\n{pairs}")
+
+
+def _write_sheet(
+    given: argparse.Namespace, target: Target, names: list[str], classes: list[int], protocol: Protocol, caption: str
+) -> None:
+    data = target.data
+    shown = given.sheet_pictures or sheet.choose(data, names, classes, given.sheet_rows) or names[: given.sheet_rows]
+    predict = target.predictor(replace(protocol, masks="labels"), shown, given.scale)  # colours cannot overlap
+    rows = sheet.rows(predict, data, shown, names, classes, protocol.words)
+    picture = sheet.draw(rows, data.words, f"{display(given.target)} · {caption}")
+    write_result(given.sheet, lambda stream: picture.save(stream, "PNG"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -379,57 +415,64 @@ def parser() -> argparse.ArgumentParser:
         "target", type=Path, help="a checkpoint folder, or an engine bundle (then nothing of PyTorch computes)"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    what = parser.add_argument_group("what is scored (defaults: what the checkpoint's training record says)")
-    what.add_argument("--dataset", choices=tuple(KINDS), help="kind of data set (last default: folder)")
-    what.add_argument("--folds", metavar="SPLIT", help=f"split of the classes: {', '.join(FOLDS)}")
-    what.add_argument("--fold", type=int, metavar="N", help="the fold whose classes were held out")
-    what.add_argument(
-        "--classes",
-        default="",
-        metavar="NAMES",
+    _add_selection(parser.add_argument_group("what is scored (defaults: what the checkpoint's training record says)"))
+    _add_protocol(parser.add_argument_group("protocol"))
+    _add_outputs(parser.add_argument_group("output (a Markdown table is printed)"))
+    return parser
+
+
+def _add_selection(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--dataset", choices=tuple(KINDS), help="kind of data set (last default: folder)")
+    group.add_argument("--folds", metavar="SPLIT", help=f"split of the classes: {', '.join(FOLDS)}")
+    group.add_argument("--fold", type=int, metavar="N", help="the fold whose classes were held out")
+    group.add_argument(
+        "--classes", default="", metavar="NAMES",
         help="score these, comma separated, or: unseen (held out), seen (the others), all (default: unseen, or all where "
         "nothing was held out)",
-    )
-    what.add_argument("--split", default="val", help="which list of pictures (default: %(default)s)")
-    how = parser.add_argument_group("protocol")
-    how.add_argument("--words", choices=("known", "all"), default="known", help="default: %(default)s")
-    how.add_argument("--masks", choices=("labels", "classwise"), default="labels", help="default: %(default)s")
-    how.add_argument("--mode", choices=("joint", "independent"), default="joint", help="default: %(default)s")
-    how.add_argument("--window", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
-    how.add_argument(
+    )  # fmt: skip
+    group.add_argument("--split", default="val", help="which list of pictures (default: %(default)s)")
+
+
+def _add_protocol(group: argparse._ArgumentGroup) -> None:
+    for flag, choices in (
+        ("--words", ("known", "all")),
+        ("--masks", ("labels", "classwise")),
+        ("--mode", ("joint", "independent")),
+        ("--window", ("whole", "sliding")),
+    ):
+        group.add_argument(flag, choices=choices, default=choices[0], help="default: %(default)s")
+    group.add_argument(
         "--scale", type=_scale, default=2.0, help="of sliding windows: how much larger they see (default: %(default)s)"
     )
-    how.add_argument(
+    group.add_argument(
         "--threshold", type=_probability, default=0.5, metavar="P", help="on the probability (default: %(default)s)"
     )
-    how.add_argument(
-        "--least",
-        type=int,
-        default=15,
-        metavar="N",
+    group.add_argument(
+        "--least", type=int, default=15, metavar="N",
         help="pictures a class needs to count in mIoU (default: %(default)s)",
-    )
-    how.add_argument(
-        "--baselines",
-        action="store_true",
+    )  # fmt: skip
+    group.add_argument(
+        "--baselines", action="store_true",
         help='beside it, "everything is foreground" and the aligned cosine without fusion at its best threshold '
         "(efficientnet-lite checkpoints)",
+    )  # fmt: skip
+
+
+def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--json", type=Path, metavar="FILE", help="every figure; the schema is in training/scorecard.py")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="a line per class")
+    group.add_argument("--confusion", type=Path, metavar="FILE.png", help="picture of the confusion matrix")
+    group.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures, truth and prediction side by side")
+    group.add_argument(
+        "--sheet-rows", type=_count, default=12, metavar="N", help="pictures on it (default: %(default)s)"
     )
-    out = parser.add_argument_group("output (a Markdown table is printed)")
-    out.add_argument("--json", type=Path, metavar="FILE", help="every figure; the schema is in training/scorecard.py")
-    out.add_argument("--csv", type=Path, metavar="FILE", help="a line per class")
-    out.add_argument("--confusion", type=Path, metavar="FILE.png", help="picture of the confusion matrix")
-    out.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures, truth and prediction side by side")
-    out.add_argument("--sheet-rows", type=_count, default=12, metavar="N", help="pictures on it (default: %(default)s)")
-    out.add_argument("--sheet-pictures", default="", metavar="NAMES", help="these pictures, comma separated")
-    out.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("runs/features"),
-        metavar="DIR",
+    group.add_argument(
+        "--sheet-pictures", type=_names, default=[], metavar="NAMES", help="these pictures, comma separated"
+    )
+    group.add_argument(
+        "--cache", type=Path, default=Path("runs/features"), metavar="DIR",
         help="where frozen features are kept (default: %(default)s)",
-    )
-    return parser
+    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -452,23 +495,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _probability(text: str) -> float:
     return _within(text, 0, 1)
 
 
-def _within(text: str, least: float, most: float) -> float:
+def _within(text: str, min_: float, max_: float) -> float:
     with contextlib.suppress(ValueError):
-        if least <= float(text) <= most:
+        if min_ <= float(text) <= max_:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text}; give a number from {least} to {most}")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    raise argparse.ArgumentTypeError(f"{text}; give a number from {min_} to {max_}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The frozen encoder's maps on disk, so that an epoch costs the fusion and the decoder only.
+"""Caches the frozen encoder's maps on disk, so that an epoch computes the fusion and the decoder only.
 
-One safetensors file per picture and flip. Its folder is named by the encoder and the preprocessing, its own name by the
-picture's and the mask's size and time of change: what is there fits, and an interrupted run goes on where it stopped.
+One safetensors file per picture and flip. The folder's name hashes the encoder and the preprocessing; the file's name
+hashes size and modification time of picture and mask. So an existing file is valid, and an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from training.data import DataError, PictureMasks, read_picture
 from training.encoders import ImageEncoder
 from training.model import Fusioner
 
-CHUNK = 64  # words whose vectors are kept together: what a kill can cost
-LABEL_STRIDE = 2  # masks are kept at half the network input's resolution: what the loss is computed at
+CHUNK = 64  # words per file of vectors; a kill costs one file at most
+LABEL_STRIDE = 2  # input pixels per label: masks are cached at half the network input's resolution
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CachedPicture:
 
 
 def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
-    """model.word_vectors (K, t), kept on disk, CHUNK words a file: a thousand take minutes on a CPU, once."""
+    """model.word_vectors (K, t), cached on disk: a thousand words take minutes on a CPU."""
     chunks = [words[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
     missing = [chunk for chunk in chunks if not _words_file(folder, model, chunk).is_file()]
     if missing:
@@ -54,45 +54,45 @@ def word_vectors(folder: Path, model: Fusioner, words: list[str]) -> Tensor:
 
 
 def _words_file(folder: Path, model: Fusioner, words: list[str]) -> Path:
-    # The name too: one file of weights may be read in several ways (a BERT's pooling).
+    # With the encoder's name: one weights file can be read in several ways (a BERT's pooling).
     config = model.config
     key = json.dumps([config.text_encoder, config.encoder_sha256["text"], config.templates, words])
     return folder / f"words-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
 def encoder_key(model: Fusioner) -> str:
-    """What a picture's features depend on, preprocessing aside. One file may be read in several ways: the name counts."""
+    """The image encoder's name and weights hash; one weights file can be read in several ways, so the name counts."""
     return f"{model.config.image_encoder} {model.config.encoder_sha256['image']}"
 
 
 class FeatureCache:
+    """Features and labels of a data set's pictures, for one encoder and preprocessing."""
+
     def __init__(
         self, folder: Path, data: PictureMasks, encoder: ImageEncoder, encoder_key: str, preprocessing: Preprocessing
     ) -> None:
-        """encoder_key: see `encoder_key`."""
         key = json.dumps([encoder_key, preprocessing.to_manifest(), LABEL_STRIDE, str(data.root.resolve())])
         self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
         self.data, self.encoder, self.preprocessing = data, encoder, preprocessing
 
     def fill(self, names: list[str], flips: tuple[bool, ...] = (False, True)) -> None:
-        """Computes what is missing, with a progress bar. Raises DataError, OutputUnwritable."""
+        """Computes missing features, with a progress bar. Raises DataError, OutputUnwritable."""
         missing = [name for name in names if not all(self._file(name, flip).is_file() for flip in flips)]
-        for folder in {self._file(name, flip).parent for name in missing for flip in flips}:  # a name may hold a "/"
+        for folder in {self._file(name, flip).parent for name in missing for flip in flips}:  # names may contain "/"
             writable_folder(folder)
         for name in tqdm(missing, desc="features", unit="picture", disable=not missing):
             rgb, mask = read_picture(self.data, name)
             pixels = torch.from_numpy(self.preprocessing(rgb))[None]
-            small = torch.from_numpy(nearest(mask, (pixels.shape[2] // LABEL_STRIDE, pixels.shape[3] // LABEL_STRIDE)))
+            labels = torch.from_numpy(labels_of(mask, (pixels.shape[2], pixels.shape[3])))
             for flip in flips:
                 with torch.no_grad():
                     levels = self.encoder.extract(pixels.flip(3) if flip else pixels)
                 tensors = {f"level{i}": level.half().contiguous() for i, level in enumerate(levels)}
-                tensors["labels"] = (small.flip(1) if flip else small).contiguous()
-                content = save(tensors)
-                _write(self._file(name, flip), content)
+                tensors["labels"] = (labels.flip(1) if flip else labels).contiguous()
+                _write(self._file(name, flip), save(tensors))
 
     def get(self, name: str, flip: bool = False) -> CachedPicture:
-        """Raises DataError where it is damaged, or gone."""
+        """Raises DataError for a damaged or missing file."""
         file = self._file(name, flip)
         try:
             tensors = load_file(file)
@@ -103,12 +103,12 @@ class FeatureCache:
         return CachedPicture([tensors[f"level{i}"] for i in range(len(tensors) - 1)], tensors["labels"])
 
     def size(self, name: str) -> tuple[int, ...]:
-        """Shape of a cached picture's labels: pictures of one size can be batched."""
+        """Shape of a cached picture's labels; pictures of one size can share a batch."""
         with safe_open(self._file(name, False), "pt") as file:
             return tuple(file.get_slice("labels").get_shape())
 
     def tokens(self, pictures: list[CachedPicture]) -> Tensor:
-        """(B, h, w, c) float32, unit length, of pictures of one size."""
+        """Tokens (B, h, w, c) float32 of unit length; all pictures have one size."""
         return self.encoder.assemble(
             [torch.cat(levels).float() for levels in zip(*(p.levels for p in pictures), strict=True)]
         )
@@ -118,8 +118,13 @@ class FeatureCache:
         return self.folder / ("flipped" if flip else "plain") / f"{name}-{stamp}.safetensors"
 
 
+def labels_of(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """mask resized to 1/LABEL_STRIDE of a network input's size (H, W)."""
+    return nearest(mask, (size[0] // LABEL_STRIDE, size[1] // LABEL_STRIDE))
+
+
 def nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) class indices at another size (height, width): at each cell's centre the pixel that holds it."""
+    """mask (H, W) class indices → `size` (height, width): each cell has the index of the pixel at its centre."""
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
         for new, old in zip(size, mask.shape, strict=True)

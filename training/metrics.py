@@ -1,13 +1,12 @@
-"""What masks are worth: counts of pixels, added up over pictures, and the scores that follow from them (paper 4.1).
+"""Scores of masks: pixel counts summed over pictures, and the figures computed from them (paper 4.1).
 
-IoU and mIoU   per class: intersection over union of all pictures' pixels together; mIoU averages it over classes.
-FB-IoU         the few-shot literature's: every (picture, word) pair is a segmentation in two classes, the word's pixels
-               and the others; intersections and unions of all pairs are added up, whatever the word; the mean of the
-               foreground's IoU and the background's.
-precision      the share of the pixels given to a class that are its own.
-recall         the share of a class's pixels that are given to it.
+IoU and mIoU   IoU per class over the pixels of all pictures together; mIoU is its mean over classes.
+FB-IoU         as in the few-shot literature: each (picture, word) pair has two classes, the word's foreground and its
+               background. Intersections and unions are summed over all pairs; FB-IoU is the mean of the two IoUs.
+precision      fraction of the pixels predicted as a class that belong to it.
+recall         fraction of a class's pixels that are predicted as it.
 
-Pixels whose truth is IGNORE count nowhere. Every figure is in percent, and NaN where there is nothing to count.
+Pixels whose truth is IGNORE do not count. Figures are in percent, and NaN where nothing was counted.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from training.data import IGNORE
 
 
 class Confused(NamedTuple):
-    """Of `truth`'s pixels the share, in percent, that was given to `prediction`; both are class indices."""
+    """share: percent of class `truth`'s pixels predicted as class `prediction`; both are class indices."""
 
     truth: int
     prediction: int
@@ -28,22 +27,22 @@ class Confused(NamedTuple):
 
 
 class ClassIoU:
-    """Pixels per class, summed over the pictures that were asked for it."""
+    """Pixel counts per class, summed over the pictures whose words include it."""
 
     def __init__(self, classes: int) -> None:
-        """classes: how many indices there are, the background's 0 included."""
+        """classes: the number of class indices, with the background's 0."""
         self.intersection = np.zeros(classes, np.int64)
         self.union = np.zeros(classes, np.int64)
         self.wanted = np.zeros(classes, np.int64)  # pixels of the truth
         self.found = np.zeros(classes, np.int64)  # pixels of the prediction
         self.pictures = np.zeros(classes, np.int64)  # that show the class
-        self.pixels = 0  # of all pairs of a picture and a word
+        self.pixels = 0  # of all (picture, word) pairs
         self.confusion = np.zeros((classes, classes), np.int64)
-        """[truth, prediction] pixels; index 0 is what belongs, or was given, to no word that was asked for. Filled by
-        `add_labels` alone: masks that overlap have no such matrix."""
+        """[truth, prediction] pixels; index 0 is none of the picture's words. Only `add_labels` fills it: overlapping
+        masks have no confusion matrix."""
 
     def add(self, truth: np.ndarray, masks: np.ndarray, classes: list[int]) -> None:
-        """truth (H, W) class indices; masks (K, H, W) bool, one for each of `classes`, and free to overlap."""
+        """truth (H, W) class indices; masks (K, H, W) bool, one per index in `classes`; they may overlap."""
         valid = truth != IGNORE
         for mask, index in zip(masks, classes, strict=True):
             wanted = truth == index
@@ -57,11 +56,11 @@ class ClassIoU:
             )
 
     def add_labels(self, truth: np.ndarray, labels: np.ndarray, classes: list[int]) -> None:
-        """truth (H, W) class indices; labels (H, W) integers, n for `classes[n - 1]`, 0 for none of them."""
+        """truth (H, W) class indices; labels (H, W) integers, n for `classes[n - 1]`, 0 for none."""
         if labels.shape != truth.shape:
             raise ValueError(f"the label map has the shape {labels.shape}, the truth {truth.shape}; they must agree")
         side = len(classes) + 1
-        position = np.zeros(len(self.union) + 1, np.intp)  # IGNORE, as the index -1, falls on the last
+        position = np.zeros(len(self.union) + 1, np.intp)  # IGNORE is -1: it indexes the last entry
         position[classes] = np.arange(1, side)
         valid = truth != IGNORE
         pairs = np.bincount(position[truth[valid]] * side + labels[valid], minlength=side * side).reshape(side, side)
@@ -98,18 +97,18 @@ class ClassIoU:
         return (foreground + background) / 2
 
     def counted(self, classes: list[int], least: int) -> list[int]:
-        """Those of `classes` that at least `least` pictures show: the ones a mean is taken over."""
+        """The indices in `classes` that at least `least` pictures show; means are taken over these."""
         return [index for index in classes if self.pictures[index] >= max(1, least)]
 
     def normalised_confusion(self, classes: list[int]) -> np.ndarray:
-        """(K + 1, K + 1) percent, background first: each row sums to 100, or is NaN where the truth has no pixel."""
+        """(K + 1, K + 1) percent, background first: each row sums to 100, or is NaN for a class without pixels."""
         indices = [0, *classes]
         pairs = self.confusion[np.ix_(indices, indices)].astype(float)
         sums = pairs.sum(axis=1, keepdims=True)
         return 100 * np.divide(pairs, sums, out=np.full_like(pairs, np.nan), where=sums > 0)
 
     def most_confused(self, classes: list[int], count: int) -> list[Confused]:
-        """The words most taken for another word, largest share first. What went to the background is in `recall`."""
+        """The `count` most confused pairs of words, largest share first. Background confusion shows in `recall`."""
         shares = self.normalised_confusion(classes)
         indices = [0, *classes]
         pairs = [

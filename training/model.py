@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -12,15 +11,16 @@ from torch.nn import functional as F
 
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.words.templates import PAPER_TEMPLATES, check_templates, fill
-from training.encoders import ImageEncoder, TextEncoder
-from training.encoders.bert import merge_heads, split_heads
+from training.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
+from training.encoders.attention import self_attention
 
-LONGEST_EDGE = 1024  # pixels of a network input, unless a build asks for more
+LONGEST_EDGE = 1024  # longest edge of a network input in pixels; a build may ask for more
+FUSIONS = ("early", "late", "none")
 
 
 @dataclass(frozen=True)
 class FusionerConfig:
-    """What a checkpoint needs to be rebuilt. The defaults are the paper's (section 4.1, table 7)."""
+    """Everything that rebuilds a checkpoint's model. Defaults follow the paper (section 4.1, table 7)."""
 
     image_encoder: str = "efficientnet-lite0"
     text_encoder: str = "minilm-l6"
@@ -31,10 +31,10 @@ class FusionerConfig:
     decoder: tuple[int, ...] = (512, 512, 512, 512)  # channels of each 3×3 conv; () = no decoder (table 4)
     temperature: float = 0.07
     templates: tuple[str, ...] = PAPER_TEMPLATES
-    encoder_sha256: dict[str, str] = field(default_factory=dict)  # of the frozen weights, by "image" and "text"
+    encoder_sha256: dict[str, str] = field(default_factory=dict)  # hash of the frozen weights, by "image" and "text"
 
     def __post_init__(self) -> None:
-        if self.fusion not in ("early", "late", "none"):
+        if self.fusion not in FUSIONS:
             raise ValueError(f"fusion is {self.fusion!r}; expected 'early', 'late' or 'none'")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
@@ -50,15 +50,15 @@ class FusionerConfig:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"unknown names in the model configuration: {sorted(unknown)}")
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**plain)
+        arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**arguments)
 
 
 class Fusioner(nn.Module):
     """pixels and word vectors → low-resolution pixel features and refined words; the mask head compares them.
 
-    The encoders are held frozen, and outside `trained_state`. A word vector is the average of its templated prompts
-    (`word_vectors`), computed once per word and never inside this graph.
+    The encoders are frozen and not part of `trained_state`. A word vector is the average over the word's templated
+    prompts (`word_vectors`); it is computed once per word, outside this graph.
     """
 
     def __init__(self, config: FusionerConfig, image_encoder: ImageEncoder, text_encoder: TextEncoder) -> None:
@@ -71,7 +71,7 @@ class Fusioner(nn.Module):
         self.project_words = nn.Sequential(nn.LayerNorm(text_encoder.width), nn.Linear(text_encoder.width, d))
         if config.fusion == "early":
             self.layers = nn.ModuleList(FusionLayer(d, config.heads) for _ in range(config.layers))
-        elif config.fusion == "late":  # six MLP layers for each side (table 1), which never see each other
+        elif config.fusion == "late":  # six MLP layers per modality, without interaction (table 1)
             self.pixel_layers = nn.Sequential(*(FeedForward(d) for _ in range(6)))
             self.word_layers = nn.Sequential(*(FeedForward(d) for _ in range(6)))
         self.norm = nn.LayerNorm(d)
@@ -79,7 +79,7 @@ class Fusioner(nn.Module):
         self.out_words = nn.Linear(d, d)
         self.decoder = Decoder(d, config.decoder) if config.decoder else None
         if config.fusion != "none":
-            for linear in (self.out_pixels, self.out_words):  # starts as "the projections' cosine", then learns
+            for linear in (self.out_pixels, self.out_words):  # identity: training starts from the projections' cosine
                 nn.init.eye_(linear.weight)
                 nn.init.zeros_(linear.bias)
 
@@ -93,14 +93,14 @@ class Fusioner(nn.Module):
         return {n: v for n, v in self.state_dict().items() if not n.startswith(("image_encoder.", "text_encoder."))}
 
     def preprocessing(self, side: int | None = None, longest: int | None = None) -> Preprocessing:
-        """How pictures become this model's input, in training and, unless an export says otherwise, in its bundles.
+        """The preprocessing of pictures in training and, unless an export overrides it, in bundles.
 
         side: square root of the input's area; longest: the longest edge; both in pixels.
         """
-        image = self.image_encoder
-        side = side or image.side
-        longest = longest or max(side, LONGEST_EDGE // image.multiple * image.multiple)
-        return Preprocessing(side, image.multiple, longest, "bicubic", _three(image.mean), _three(image.std))
+        encoder = self.image_encoder
+        side = side or encoder.side
+        longest = longest or max(side, LONGEST_EDGE // encoder.multiple * encoder.multiple)
+        return Preprocessing(side, encoder.multiple, longest, "bicubic", _rgb(encoder.mean), _rgb(encoder.std))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, H, W) normalised → tokens (B, h, w, c), unit length (paper equation 2)."""
@@ -114,7 +114,7 @@ class Fusioner(nn.Module):
     def attend(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """`fuse` up to the decoder: fused pixels (B, h, w, d), refined words (B, K, d).
 
-        One picture's tokens may meet B vocabularies: they are expanded here, after the encoder's work.
+        Tokens of one picture are expanded to the B vocabularies here, so that the encoder runs once.
         """
         tokens = tokens.expand(words.shape[0], -1, -1, -1)
         h, w = tokens.shape[1], tokens.shape[2]
@@ -125,14 +125,14 @@ class Fusioner(nn.Module):
             for layer in self.layers:
                 sequence = layer(sequence)
             sequence = self.norm(sequence)
-            # A narrow by length of the pixels, not a split by both lengths: K stays free in exported graphs.
+            # Slices at the pixel count, not a split into both lengths: K stays dynamic in exported graphs.
             pixels, words = sequence[:, : h * w], sequence[:, h * w :]
         elif self.config.fusion == "late":
             pixels, words = self.norm(self.pixel_layers(pixels)), self.norm(self.word_layers(words))
         return self.out_pixels(pixels).unflatten(1, (h, w)), self.out_words(words)
 
     def decode(self, fused: Tensor) -> Tensor:
-        """fused (B, h, w, d) → features (B, h', w', d); without a decoder, the same."""
+        """fused (B, h, w, d) → features (B, h', w', d); without a decoder, `fused` itself."""
         return fused if self.decoder is None else self.decoder(fused.permute(0, 3, 1, 2))
 
     def forward(self, pixels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,9 +140,9 @@ class Fusioner(nn.Module):
 
     @torch.no_grad()
     def word_vectors(self, words: list[str], batch: int = 256) -> Tensor:
-        """One vector per word (K, t), unit length: the templates' prompts encoded, averaged (paper 3.1.1 and 6.2).
+        """(K, t), unit length: a word's vector averages its encoded prompts (paper 3.1.1 and 6.2).
 
-        Raises WordUnreadable for a word of which the text encoder knows nothing.
+        batch: prompts encoded at a time. Raises WordUnreadable for a word whose every token is unknown.
         """
         from fusioner_rt.words.tokenizer import PromptTokenizer
 
@@ -161,25 +161,26 @@ class Fusioner(nn.Module):
 
 
 def tiny(seed: int = 0) -> Fusioner:
-    """A small model with random weights, for tests and dry runs; the same seed gives the same weights."""
-    from training.checkpoint import build
-
+    """A small model with random weights, for tests; the same seed gives the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = FusionerConfig(
             image_encoder="tiny", text_encoder="tiny", width=32, layers=2, heads=4, decoder=(32, 24),
             templates=PAPER_TEMPLATES[:2],
         )  # fmt: skip
-        return build(config).eval()
+        image, image_hash = image_encoder("tiny")
+        text, text_hash = text_encoder("tiny")
+        config = replace(config, encoder_sha256={"image": image_hash, "text": text_hash})
+        return Fusioner(config, image, text).eval()
 
 
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+def _rgb(values: tuple[float, ...]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue
 
 
 class FusionLayer(nn.Module):
-    """Pre-norm transformer encoder layer; MatMul and Softmax spelt out, so that exports hold plain operators."""
+    """Pre-norm transformer encoder layer."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -190,9 +191,7 @@ class FusionLayer(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (split_heads(y, self.heads) for y in self.query_key_value(self.norm(x)).chunk(3, dim=-1))
-        weights = torch.softmax((query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2), dim=-1)
-        return self.feed_forward(x + self.out(merge_heads(weights @ value)))
+        return self.feed_forward(x + self.out(self_attention(self.query_key_value(self.norm(x)), self.heads)))
 
 
 class FeedForward(nn.Module):
@@ -211,7 +210,7 @@ class FeedForward(nn.Module):
 class Decoder(nn.Module):
     """k × [3×3 conv, instance norm, ReLU, 2× bilinear], with a 1×1 conv before the last upsampling (paper 3.1.3, 4.1).
 
-    That last upsampling is left to the mask head, which lands on any output size.
+    The mask head does the last upsampling, to any output size.
     """
 
     def __init__(self, width: int, channels: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What changes a model's weights in a step: AdamW, its learning rate, mixed precision, clipping, averaged weights."""
+"""One optimisation step: AdamW, learning rate schedule, mixed precision, gradient clipping, averaged weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ENCODERS = ("image_encoder", "text_encoder")
 
 
 class Optimiser:
-    """AdamW on the trained parameters (paper 4.1). The frozen encoders are neither optimised nor averaged nor copied.
+    """AdamW on the trained parameters (paper 4.1). Frozen encoders are not optimised, averaged or copied.
 
-    aligned: the words' projection starts aligned, and learns at its own rate (`Plan.word_rate`).
-    steps: of the whole run. warmup: how many of them the rate grows in.
+    aligned: the word projection starts aligned and has its own learning rate (`Plan.word_rate`).
+    steps: of the whole run. warmup: the first of them, in which the learning rate grows.
     """
 
     def __init__(
@@ -46,22 +46,23 @@ class Optimiser:
 
     @property
     def steps(self) -> int:
+        """Steps done."""
         return self.schedule.last_epoch
 
     @property
     def rate(self) -> float:
-        """Of the next step, for all but the words' projection."""
+        """Learning rate of the next step; the word projection may have another."""
         return float(self.adamw.param_groups[0]["lr"])
 
     def autocast(self) -> torch.autocast:
-        kind = torch.float16 if self.plan.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, kind, enabled=self.plan.precision != "fp32")
+        dtype = torch.float16 if self.plan.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.plan.precision != "fp32")
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
     def step(self) -> None:
-        """Applies the gradients, and clears them."""
+        """Applies and clears the gradients."""
         self.scaler.unscale_(self.adamw)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
         self.scaler.step(self.adamw)
@@ -73,7 +74,7 @@ class Optimiser:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model with its averaged weights, where the plan has any."""
+        """The model has its averaged weights inside this context; without `Plan.ema` it keeps the last ones."""
         if self.average is None:
             yield
             return
@@ -85,7 +86,7 @@ class Optimiser:
             self.trained.load_state_dict(last)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that `restore` needs: tensors by name, and plain JSON."""
+        """The arguments of `restore`: tensors by name, and plain JSON."""
         tensors = {f"model.{name}": value for name, value in self.trained.state_dict().items()}
         for index, values in self.adamw.state_dict()["state"].items():
             tensors |= {f"adamw.{index}.{key}": value for key, value in values.items()}
@@ -94,26 +95,26 @@ class Optimiser:
         return tensors, {"steps": self.steps, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self.trained.load_state_dict(_under("model.", tensors))
+        self.trained.load_state_dict(_without_prefix("model.", tensors))
         if self.average is not None:
-            self.average.load_state_dict(_under("average.", tensors))
+            self.average.load_state_dict(_without_prefix("average.", tensors))
         saved = self.adamw.state_dict()
         saved["state"] = {}
-        for name, value in _under("adamw.", tensors).items():
+        for name, value in _without_prefix("adamw.", tensors).items():
             index, key = name.split(".")
             saved["state"].setdefault(int(index), {})[key] = value
         self.adamw.load_state_dict(saved)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])
         self.schedule.last_epoch = values["steps"]
-        for group, largest, factor in zip(
+        for group, peak, factor in zip(
             self.adamw.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
         ):
-            group["lr"] = largest * factor(values["steps"])
+            group["lr"] = peak * factor(values["steps"])
 
 
 def check_precision(plan: Plan, device: torch.device) -> None:
-    """Raises UsageError where a device cannot train in a plan's precision."""
+    """Raises UsageError where the device cannot train in the plan's precision."""
     if plan.precision == "fp16" and device.type != "cuda":
         raise UsageError("precision fp16 needs a CUDA device to train on", "on a CPU use --precision bf16 or fp32")
     if plan.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
@@ -121,11 +122,11 @@ def check_precision(plan: Plan, device: torch.device) -> None:
 
 
 def rate(step: int, steps: int, warmup: int) -> float:
-    """The share of the largest learning rate: linear over `warmup` steps, then a cosine to 0 (paper 4.1)."""
+    """Fraction of the peak learning rate: linear over `warmup` steps, then a cosine to 0 (paper 4.1)."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1, (step - warmup) / max(1, steps - warmup))))
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

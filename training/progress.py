@@ -1,9 +1,9 @@
-"""What a run leaves while it lasts: its state after every epoch, its log as CSV, and a picture of its learning curves.
+"""A run's state after every epoch, its log as CSV, and its learning curves as a picture.
 
 OUT/log.csv    a row per epoch: epoch, steps, loss, validation mIoU, learning rate, seconds
 OUT/steps.csv  a row per step: step, loss, learning rate
 OUT/curve.png  the loss per step, the learning rate and the validation score
-OUT/state      what the same command goes on from; gone once the run is complete
+OUT/state      the same command resumes from here; removed once the run is complete
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ STEP_COLUMNS = ("step", "loss", "rate")
 
 
 class Progress:
-    """The record of a run, whole epochs at a time: a kill costs at most one.
+    """The record of a run, saved after every epoch: a kill costs one epoch at most.
 
-    settings: plain JSON of everything that the run's result depends on.
+    settings: plain JSON of everything that the result depends on.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
@@ -41,16 +41,16 @@ class Progress:
         self.settings = json.loads(json.dumps(settings))
         self.history: list[dict[str, Any]] = []  # a dict of EPOCH_COLUMNS for each epoch
         self.steps: list[tuple[int, float, float]] = []  # STEP_COLUMNS
-        self.best: dict[str, Tensor] = {}  # trained weights after the best epoch, where a run may stop early
+        self.best: dict[str, Tensor] = {}  # trained weights of the best epoch, for runs that may stop early
 
     @property
     def epoch(self) -> int:
-        """Epochs that are done."""
+        """Epochs done."""
         return len(self.history)
 
     @property
     def best_epoch(self) -> int:
-        """The first with the highest validation score, counted from 1; the last epoch where none has a score."""
+        """The first epoch with the highest validation score, counted from 1; the last epoch if none has a score."""
         scores = [-math.inf if row["miou"] is None else row["miou"] for row in self.history]
         return scores.index(max(scores)) + 1 if scores and max(scores) > -math.inf else self.epoch
 
@@ -72,12 +72,12 @@ class Progress:
         )
 
     def resume(self, optimiser: Optimiser) -> bool:
-        """Goes on from OUT/state, where there is one. Raises UsageError for a run with other settings, CheckpointError."""
+        """Restores OUT/state; False without one. Raises UsageError for other settings, CheckpointError for a damaged state."""
         if not (self.folder / "state.json").is_file():
             return False
         try:
             state = json.loads((self.folder / "state.json").read_text())
-            self._same(state["settings"], "an unfinished run")
+            self._check_settings(state["settings"], "an unfinished run")
             tensors = load_file(self.folder / state["tensors"])
             optimiser.restore(tensors, state)
             self.history = state["history"]
@@ -85,27 +85,27 @@ class Progress:
             self.steps = self._read_steps(state["steps"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"{self.folder} cannot be resumed from ({' '.join(str(error).split())[:200]})",
+                f"{self.folder} cannot be resumed from ({one_line(error)})",
                 "remove it to start again",
             ) from None
         return True
 
-    def complete(self, record: dict[str, Any]) -> bool:
-        """Whether a finished run's settings are these. Raises UsageError where they are others."""
-        self._same(record, "a finished run")
-        return True
+    def check_finished(self, record: dict[str, Any]) -> None:
+        """Raises UsageError where a finished run in OUT has other settings."""
+        self._check_settings(record, "a finished run")
 
-    def _same(self, found: dict[str, Any], what: str) -> None:
-        differing = _differences(found, self.settings)
+    def _check_settings(self, settings: dict[str, Any], run: str) -> None:
+        differing = _differences(settings, self.settings)
         if differing:
             raise UsageError(
-                f"{self.out} holds {what} with other settings ({differing})",
+                f"{self.out} holds {run} with other settings ({differing})",
                 "give its settings, another --out, or remove it",
             )
 
     def save(self, optimiser: Optimiser) -> None:
-        """Writes the log, then the state. A kill at any moment leaves this epoch's or the last one's: state.json names its
-        tensors, which lie there whole before it takes the place of the last. Raises OutputUnwritable.
+        """Writes the log, then the state. Raises OutputUnwritable.
+
+        A kill at any moment leaves a whole state: state.json names its tensors' file and is replaced after that is written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.out / "steps.csv", _csv(STEP_COLUMNS, self.steps))
@@ -118,19 +118,21 @@ class Progress:
             save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
         except (OSError, SafetensorError) as error:
             raise OutputUnwritable(
-                f"cannot be written ({one_line(error)})", "the last epoch's is kept", subject=file
+                f"cannot be written ({one_line(error)})",
+                "free its disk and run the same command again: it resumes from the last epoch",
+                subject=file,
             ) from None
         state = {"tensors": file.name, "settings": self.settings, "history": self.history, **values}
         _write(self.folder / "state.json", json.dumps(state, indent=1).encode())
-        for other in self.folder.glob("*.safetensors"):
-            if other != file:
-                other.unlink()
+        for saved in self.folder.glob("*.safetensors"):
+            if saved != file:
+                saved.unlink()
 
     def finish(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read_steps(self, count: int) -> list[tuple[int, float, float]]:
-        """The first `count` rows of steps.csv: a kill between the log and the state leaves more."""
+        """The first `count` rows of steps.csv; a kill between log and state leaves more rows."""
         with (self.out / "steps.csv").open(newline="") as file:
             rows = list(csv.reader(file))[1 : count + 1]
         return [(int(step), float(loss), float(rate)) for step, loss, rate in rows]
@@ -145,10 +147,10 @@ def curve(steps: list[tuple[int, float, float]], history: list[dict[str, Any]]) 
     above.plot(numbers, smoothed(losses), color="tab:blue", label="loss, smoothed")
     above.set_ylabel("loss")
     scores = above.twinx()
-    shown = [row for row in history if row["miou"] is not None]
+    scored = [row for row in history if row["miou"] is not None]
     scores.plot(
-        [row["steps"] for row in shown],
-        [row["miou"] for row in shown],
+        [row["steps"] for row in scored],
+        [row["miou"] for row in scored],
         "o-",
         color="tab:orange",
         label="validation mIoU",
@@ -165,26 +167,26 @@ def curve(steps: list[tuple[int, float, float]], history: list[dict[str, Any]]) 
 
 
 def smoothed(values: list[float], share: float = 0.05) -> list[float]:
-    """An exponential average over about `share` of the values, unbiased at the start."""
-    keep = 1 - 1 / max(1.0, share * len(values))
+    """An exponential moving average over about `share` of the values, unbiased at the start."""
+    decay = 1 - 1 / max(1.0, share * len(values))
     total = weight = 0.0
     result = []
     for value in values:
-        total, weight = keep * total + value, keep * weight + 1
+        total, weight = decay * total + value, decay * weight + 1
         result.append(total / weight)
     return result
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The names that differ with both values, at most three of them."""
-    found = []
+    """Up to three settings that differ, each with both values."""
+    differing = []
     for section in new:
         was, now = json.loads(json.dumps(old.get(section))), new[section]
         if isinstance(was, dict) and isinstance(now, dict):
-            found += [f"{key} {was.get(key)!r} there, {now[key]!r} here" for key in now if was.get(key) != now[key]]
+            differing += [f"{key} {was.get(key)!r} there, {now[key]!r} here" for key in now if was.get(key) != now[key]]
         elif was != now:
-            found.append(f"{section} {was!r} there, {now!r} here")
-    return "; ".join(found[:3])
+            differing.append(f"{section} {was!r} there, {now!r} here")
+    return "; ".join(differing[:3])
 
 
 def _csv(columns: tuple[str, ...], rows: list[Any]) -> bytes:

@@ -1,28 +1,32 @@
-"""What an evaluation says of one model: a JSON document, and what is made from it: a Markdown table, CSV, a picture.
+"""The scores of one evaluation as a JSON document, and its Markdown table, CSV and confusion matrix.
 
 {"format": "fusioner-rt scores", "format_version": 1,
- "target": its folder's name, with the one above where that says more ("fold1/checkpoint"), "kind": "checkpoint" or "bundle",
- "training": {"recipe", "seed", "dataset", "folds", "fold", "holdout", "pictures"}    those that the record holds
- "dataset", "folds", "fold", "split": what was scored; null where there are no folds
+ "target": its folder's name, with the parent's for "checkpoint" and "bundle" ("fold1/checkpoint"), "kind": "checkpoint" or "bundle",
+ "training": {"recipe", "seed", "dataset", "folds", "fold", "holdout", "pictures"}    as far as recorded
+ "dataset", "folds", "fold", "split": what was scored; null without folds
  "protocol": {"words", "masks", "mode", "window", "scale", "least", "threshold"}
- "seconds": that it took
- "classes": {word: {"iou", "precision", "recall", "pictures"}}       percent; pictures that show the class
+ "seconds": duration of the evaluation
+ "classes": {word: {"iou", "precision", "recall", "pictures"}}       percent; number of pictures that show the class
  "counted": [word]       classes that `least` pictures show
  "miou": mean over the counted, "fb_iou"
- "miou_per_fold": {fold: mIoU}       where folds are named and no single one was chosen, else {}
+ "miou_per_fold": {fold: mIoU}       where several folds are scored, else {}
  "confusion": {"words": [background, word...], "pixels": [[...]]}       rows truth, columns prediction; null
     for masks that overlap ("classwise")
  "baselines": {name: {"classes", "miou", "fb_iou", "miou_per_fold"}}
  "versions": {package: version}, "date": ISO 8601, UTC}
-A figure that nothing was counted for is null.
+A figure is null where nothing was counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import importlib.metadata
 import io
 import json
 import math
+import platform
+from collections.abc import Iterable
 from typing import IO, Any
 
 import numpy as np
@@ -30,13 +34,13 @@ import numpy as np
 from training.metrics import ClassIoU
 
 FORMAT = "fusioner-rt scores"
-WORST = 8  # pairs of confused words that are printed
+MAX_CONFUSED = 8  # pairs of confused words in `confused`
 
 
 def figures(
     result: ClassIoU, words: list[str], classes: list[int], least: int, folds: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """The part of the document that a model and a baseline share. folds: name → class indices."""
+    """The figures of a model or a baseline. folds: name → class indices."""
     return {
         "classes": {
             words[index]: {
@@ -57,6 +61,7 @@ def figures(
 
 
 def confusion(result: ClassIoU, words: list[str], classes: list[int]) -> dict[str, Any]:
+    """The document's "confusion"."""
     indices = [0, *classes]
     return {
         "words": ["background", *(words[index] for index in classes)],
@@ -65,31 +70,31 @@ def confusion(result: ClassIoU, words: list[str], classes: list[int]) -> dict[st
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """A row per class that pictures show, the means below; then the words most taken for each other."""
+    """A table with a row per class that pictures show, and the means below."""
     baselines = document["baselines"]
     heads = ["class", "pictures", "IoU", "precision", "recall", *(f"{name}, IoU" for name in baselines)]
     lines = [" | ".join(["", *heads, ""]).strip(), "|---" * len(heads) + "|"]
     shown = {word: row for word, row in document["classes"].items() if row["pictures"]}
     for word, row in shown.items():
         cells = [word, str(row["pictures"]), *(_cell(row[key]) for key in ("iou", "precision", "recall"))]
-        lines.append(_row(cells + [_cell(other["classes"][word]["iou"]) for other in baselines.values()]))
-    everyone = [document, *baselines.values()]
+        lines.append(_row(cells + [_cell(baseline["classes"][word]["iou"]) for baseline in baselines.values()]))
+    columns = [document, *baselines.values()]
     least = document["protocol"]["least"]
 
     def mean(name: str, values: list[float | None]) -> str:
         return _row([name, "", _cell(values[0]), "", "", *(_cell(value) for value in values[1:])])
 
     for fold in document["miou_per_fold"]:
-        lines.append(mean(f"**mIoU of fold {fold}**", [one["miou_per_fold"][fold] for one in everyone]))
+        lines.append(mean(f"**mIoU of fold {fold}**", [column["miou_per_fold"][fold] for column in columns]))
     count = len(document["counted"])
-    lines.append(mean(f"**mIoU** ({count} with {least}+ pictures)", [one["miou"] for one in everyone]))
-    lines.append(mean("**FB-IoU**", [one["fb_iou"] for one in everyone]))
+    lines.append(mean(f"**mIoU** ({count} with {least}+ pictures)", [column["miou"] for column in columns]))
+    lines.append(mean("**FB-IoU**", [column["fb_iou"] for column in columns]))
     return "\n".join(lines)
 
 
 def confused(result: ClassIoU, words: list[str], classes: list[int]) -> str:
-    """Markdown: the words most taken for each other; "" where none was."""
-    pairs = result.most_confused(classes, WORST)
+    """A table of the most confused pairs of words; "" without any."""
+    pairs = result.most_confused(classes, MAX_CONFUSED)
     if not pairs:
         return ""
     names = ["background", *words[1:]]
@@ -99,24 +104,33 @@ def confused(result: ClassIoU, words: list[str], classes: list[int]) -> str:
     return "\n".join(lines)
 
 
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Python's version, and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def write_json(document: dict[str, Any], stream: IO[bytes]) -> None:
     stream.write((json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_csv(document: dict[str, Any], stream: IO[bytes]) -> None:
-    """A line per class: class, pictures, iou, precision, recall, and each baseline's IoU; empty where not counted."""
+    """A line per class: class, pictures, iou, precision, recall, and each baseline's IoU; empty where nothing was counted."""
     text = io.StringIO()
     baselines = document["baselines"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["class", "pictures", "iou", "precision", "recall", *(f"{name}: iou" for name in baselines)])
     for word, row in document["classes"].items():
-        others = [other["classes"][word]["iou"] for other in baselines.values()]
-        writer.writerow([word, row["pictures"], row["iou"], row["precision"], row["recall"], *others])
+        ious = [baseline["classes"][word]["iou"] for baseline in baselines.values()]
+        writer.writerow([word, row["pictures"], row["iou"], row["precision"], row["recall"], *ious])
     stream.write(text.getvalue().encode())
 
 
 def draw_confusion(result: ClassIoU, words: list[str], classes: list[int], title: str, stream: IO[bytes]) -> None:
-    """A PNG: rows truth, columns prediction, each row in percent of its pixels. Classes without pixels are left out."""
+    """A PNG: rows truth, columns prediction, each row in percent of its pixels; without classes that have no pixels."""
     from matplotlib.figure import Figure
 
     shown = [index for index in classes if result.pictures[index] or result.found[index]]
@@ -138,7 +152,7 @@ def draw_confusion(result: ClassIoU, words: list[str], classes: list[int], title
     axes.tick_params(which="both", length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if side <= 40:  # beyond, figures would not be read
+    if side <= 40:  # more cells are too small for figures
         for row, column in np.argwhere(shares >= 0.5):
             ink = "white" if shares[row, column] > 55 else "#20304a"
             axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=8, color=ink)

@@ -1,9 +1,9 @@
-"""Asks a predictor for masks and counts them against the truth (paper 4.1).
+"""Scores a predictor's masks against the truth (paper 4.1).
 
-A predictor is one function, whatever computes it: the PyTorch model, an engine bundle, a baseline. Two protocols say
-which words a picture is asked for:
-  known   the paper's: of the scored classes those that the picture shows. Tells shapes from the background.
-  all     every scored class in every picture, also in those that show none: naming the wrong class costs, too.
+A predictor is a function over the PyTorch model, an engine bundle or a baseline. The protocol chooses the words that it
+is asked for in a picture:
+  known   (the paper's) the scored classes that the picture shows: measures shapes against the background.
+  all     every scored class in every picture, shown or not: a wrong class costs IoU, too.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from fusioner_rt.session import Mode
 from kernels import mask_head, reference
 from training import windows
 from training.alignment import Alignment
-from training.data import IGNORE, PictureMasks, decode_as
+from training.data import PictureMasks, decode_as, present
 from training.feature_cache import FeatureCache
 from training.metrics import ClassIoU
 from training.model import Fusioner
 
 Predictor = Callable[[str, list[int], tuple[int, int]], np.ndarray]
-"""A picture's name, its words' class indices, the truth's size (H, W) → labels (H, W), n for word n and 0 for none; or
-masks (K, H, W) bool where words may overlap."""
+"""A picture's name, the class indices of its K words, the truth's size (H, W) → labels (H, W), n for word n and 0 for
+none; or masks (K, H, W) bool, which may overlap."""
 
 CropPredictor = Callable[[np.ndarray, list[int]], np.ndarray]
-"""A crop (h, w, 3) uint8 RGB, its words' class indices → probabilities (K, h, w) float32."""
+"""A crop (h, w, 3) uint8 RGB, the class indices of its K words → probabilities (K, h, w) float32."""
 
-TOGETHER = 8  # words that are fused at a time in independent mode
+CHUNK = 8  # words fused at a time in independent mode
 
 
 def score(
     predict: Predictor, data: PictureMasks, names: list[str], classes: list[int], label: str = "", words: str = "known"
 ) -> ClassIoU:
-    """words: the protocol, "known" or "all". A progress bar is shown under `label`, where one is given."""
+    """Pixel counts of a predictor. words: the protocol, "known" or "all". label: of a progress bar; "" shows none."""
     result = ClassIoU(len(data.classes))
     for name, truth, asked in questions(data, names, classes, words, label):
         _add(result, truth, predict(name, asked, (truth.shape[0], truth.shape[1])), asked)
@@ -55,7 +55,7 @@ def score_each(
     label: str = "",
     words: str = "known",
 ) -> list[ClassIoU]:
-    """As `score`, for a predictor that gives as many label maps a picture as there are candidates."""
+    """`score` for a predictor that returns one result per candidate."""
     results = [ClassIoU(len(data.classes)) for _ in range(candidates)]
     for name, truth, asked in questions(data, names, classes, words, label):
         maps = predict(name, asked, (truth.shape[0], truth.shape[1]))
@@ -67,11 +67,11 @@ def score_each(
 def questions(
     data: PictureMasks, names: list[str], classes: list[int], words: str, label: str = ""
 ) -> Iterator[tuple[str, np.ndarray, list[int]]]:
-    """Each picture that is asked for anything: its name, its truth (H, W), and the class indices it is asked for."""
-    wanted = set(classes)
+    """For each picture with words: its name, its truth (H, W), and the class indices of its words."""
+    scored = set(classes)
     for name in tqdm(names, desc=label, unit="picture", leave=False, disable=not label):
         truth = data.mask(name)
-        asked = classes if words == "all" else [index for index in present(truth) if index in wanted]
+        asked = classes if words == "all" else [index for index in present(truth) if index in scored]
         if asked:
             yield name, truth, asked
 
@@ -88,7 +88,7 @@ def fusioner(
             if mode == "joint":
                 found, _ = mask_head.resolve(scores, gram, size, model.config.temperature, threshold)
                 return found[0].cpu().numpy().astype(np.int64)
-            # Words that were fused alone do not share their pixels' lengths: compared by cosine, as the runtime does.
+            # Each word fused alone has its own pixel features, of other lengths: compare cosines, as the runtime does.
             scores, gram = scores.cpu(), gram.cpu()
             cosine = reference.upsample(scores, size)[:, 0] / reference.squared_length(gram, size).sqrt()
             highest, index = cosine.amax(0, keepdim=True), cosine.argmax(0, keepdim=True) + 1 + first
@@ -104,7 +104,7 @@ def fusioner(
 def fusioner_classwise(
     model: Fusioner, cache: FeatureCache, vectors: Tensor, threshold: float = 0.5, mode: Mode = "joint"
 ) -> Predictor:
-    """As `fusioner`, each word with a mask of its own (paper 3.1.3): masks (K, H, W) may overlap."""
+    """`fusioner` with one mask per word (paper 3.1.3): (K, H, W), may overlap."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         tokens = cache.tokens([cache.get(name)])
@@ -118,7 +118,7 @@ def fusioner_classwise(
 
 
 def fusioner_crops(model: Fusioner, vectors: Tensor, mode: Mode = "joint") -> CropPredictor:
-    """The PyTorch model on any part of a picture, encoder included."""
+    """The PyTorch model, with its encoder, on crops."""
     preprocessing = model.preprocessing()
 
     def predict(rgb: np.ndarray, asked: list[int]) -> np.ndarray:
@@ -134,7 +134,7 @@ def fusioner_crops(model: Fusioner, vectors: Tensor, mode: Mode = "joint") -> Cr
 
 
 def deployed(session: Session, data: PictureMasks, threshold: float = 0.5, mode: Mode = "joint") -> Predictor:
-    """An engine bundle, through the runtime: from the picture's file on, nothing is shared with training."""
+    """An engine bundle through the runtime; it shares no code with training from the picture's file on."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         words = [data.words[i] for i in asked]
@@ -144,7 +144,7 @@ def deployed(session: Session, data: PictureMasks, threshold: float = 0.5, mode:
 
 
 def deployed_classwise(session: Session, data: PictureMasks, threshold: float = 0.5, mode: Mode = "joint") -> Predictor:
-    """As `deployed`, each word with a mask of its own: masks (K, H, W) may overlap."""
+    """`deployed` with one mask per word: (K, H, W), may overlap."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         words = [data.words[i] for i in asked]
@@ -156,7 +156,7 @@ def deployed_classwise(session: Session, data: PictureMasks, threshold: float = 
 
 
 def deployed_crops(session: Session, data: PictureMasks, mode: Mode = "joint") -> CropPredictor:
-    """An engine bundle on any part of a picture."""
+    """An engine bundle on crops."""
 
     def predict(rgb: np.ndarray, asked: list[int]) -> np.ndarray:
         result = session.segment(rgb, [data.words[i] for i in asked], mode=mode, probabilities=True)
@@ -167,7 +167,7 @@ def deployed_crops(session: Session, data: PictureMasks, mode: Mode = "joint") -
 
 
 def sliding(crops: CropPredictor, data: PictureMasks, threshold: float = 0.5, scale: float = 2.0) -> Predictor:
-    """Overlapping windows (training/windows.py), the same for a model's crops and a bundle's."""
+    """Overlapping windows (training/windows.py) over a predictor of crops."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         rgb = decode_as(data, name, size)
@@ -179,9 +179,9 @@ def sliding(crops: CropPredictor, data: PictureMasks, threshold: float = 0.5, sc
 def aligned_cosine(
     alignment: Alignment, cache: FeatureCache, vectors: Tensor, thresholds: Sequence[float], classwise: bool = False
 ) -> Callable[[str, list[int], tuple[int, int]], list[np.ndarray]]:
-    """No fusion, no decoder: the ridge-aligned cosine of the image head's features, upsampled (table 4, row B3).
+    """Baseline without fusion and decoder: the upsampled ridge-aligned cosine of the image head (table 4, row B3).
 
-    One label map for each threshold on the cosine; masks (K, H, W) with `classwise`.
+    Labels (H, W) per threshold on the cosine; masks (K, H, W) with `classwise`.
     """
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> list[np.ndarray]:
@@ -196,13 +196,8 @@ def aligned_cosine(
 
 
 def everything(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
-    """Every pixel belongs to every word that was asked for."""
+    """Baseline: every pixel belongs to every word."""
     return np.ones((len(asked), *size), bool)
-
-
-def present(mask: np.ndarray) -> list[int]:
-    """Class indices in a mask, without background and ignored pixels."""
-    return [int(index) for index in np.unique(mask) if index not in (0, IGNORE)]
 
 
 def _add(result: ClassIoU, truth: np.ndarray, prediction: np.ndarray, asked: list[int]) -> None:
@@ -210,20 +205,16 @@ def _add(result: ClassIoU, truth: np.ndarray, prediction: np.ndarray, asked: lis
 
 
 def _maps(model: Fusioner, tokens: Tensor, words: Tensor, mode: Mode) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """tokens (1, h, w, c), words (K, t) → the first word's position, and the mask head's scores and gram.
+    """tokens (1, h, w, c), words (K, t) → (position of the first word, mask head's scores, gram).
 
-    Joint: once, scores (1, K, h', w'), gram (1, 5, h', w'). Independent: scores (n, 1, h', w'), gram (n, 5, h', w') for
-    TOGETHER words at a time.
+    Joint: once, with scores (1, K, h', w') and gram (1, 5, h', w'). Independent: for CHUNK words at a time, with scores
+    (n, 1, h', w') and gram (n, 5, h', w').
     """
     words = words.to(_device(model))
     tokens = tokens.to(_device(model))
-    for first, batch in [(0, words[None])] if mode == "joint" else _parts(words[:, None]):
-        yield first, *mask_head.score_maps(*model.fuse(tokens, batch))
-
-
-def _parts(words: Tensor) -> Iterator[tuple[int, Tensor]]:
-    for first in range(0, len(words), TOGETHER):
-        yield first, words[first : first + TOGETHER]
+    batches = [words[None]] if mode == "joint" else words[:, None].split(CHUNK)
+    for number, batch in enumerate(batches):
+        yield number * CHUNK, *mask_head.score_maps(*model.fuse(tokens, batch))
 
 
 def _device(model: Fusioner) -> torch.device:

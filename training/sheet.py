@@ -1,4 +1,4 @@
-"""A sheet of pictures, their truth and a prediction side by side, for people to look at."""
+"""Draws pictures, truths and predictions side by side as one image."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fusioner_rt.results.colours import colours
-from training.data import IGNORE, DataError, PictureMasks, read_picture
+from training.data import IGNORE, DataError, PictureMasks, present, read_picture
 from training.metrics import ClassIoU
-from training.scoring import Predictor, present
+from training.scoring import Predictor
 
 PANEL = (264, 198)  # largest width and height of a picture on the sheet
 GAP, MARGIN, CAPTION, BETWEEN = 6, 28, 30, 44
 PAPER, INK, FAINT, FIELD = (255, 255, 255), (28, 32, 40), (118, 124, 136), (243, 244, 247)
-VOID = (176, 180, 188)  # pixels that the truth leaves out
+VOID = (176, 180, 188)  # colour of pixels that the truth ignores
 OPACITY = 0.62
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """picture (H, W, 3) uint8; truth and prediction (H, W) class indices, 0 = none of the words that were asked for."""
+    """picture (H, W, 3) uint8; truth and prediction (H, W) class indices, 0 = none of `asked`; asked: class indices."""
 
     name: str
     picture: np.ndarray
@@ -32,8 +32,8 @@ class Row:
 
 
 def choose(data: PictureMasks, names: list[str], classes: list[int], count: int) -> list[str]:
-    """`count` of the pictures, the same ones every time: the classes take turns, those with most pictures first, and
-    each draws its pictures evenly from its list."""
+    """Chooses `count` pictures deterministically: classes take turns, the most frequent first, and each class's choices
+    are spread evenly over its pictures."""
     showing: dict[int, list[str]] = {index: [] for index in classes}
     for name in names:
         for index in data.present(name):
@@ -45,13 +45,13 @@ def choose(data: PictureMasks, names: list[str], classes: list[int], count: int)
     turns = -(-count // len(order))
     chosen: dict[int, list[str]] = {index: [] for index in order}
     taken: set[str] = set()
-    for turn in range(len(names)):  # more turns than fit only where classes share pictures or run out of them
+    for turn in range(len(names)):  # enough turns even where classes share pictures or run out of them
         for index in order:
             left = [name for name in showing[index] if name not in taken]
             if left and len(taken) < count:
-                wish = int((turn % turns + 0.5) / turns * len(showing[index]))
+                target = int((turn % turns + 0.5) / turns * len(showing[index]))
                 position = {name: n for n, name in enumerate(showing[index])}
-                name = min(left, key=lambda one: abs(position[one] - wish))
+                name = min(left, key=lambda name: abs(position[name] - target))
                 chosen[index].append(name)
                 taken.add(name)
         if len(taken) == count:
@@ -60,7 +60,7 @@ def choose(data: PictureMasks, names: list[str], classes: list[int], count: int)
 
 
 def check(data: PictureMasks, names: Sequence[str], known: Sequence[str]) -> None:
-    """Raises DataError for a name that is not among the known."""
+    """Raises DataError for a name that is not in `known`, the split's pictures."""
     for name in names:
         if name not in known:
             raise DataError(
@@ -71,7 +71,7 @@ def check(data: PictureMasks, names: Sequence[str], known: Sequence[str]) -> Non
 def rows(
     predict: Predictor, data: PictureMasks, names: Sequence[str], known: Sequence[str], classes: list[int], words: str
 ) -> list[Row]:
-    """names: what to show; known: the split's pictures; words: the protocol, "known" or "all". Raises DataError."""
+    """The rows of `names`. known: the split's pictures; words: the protocol, "known" or "all". Raises DataError."""
     check(data, names, known)
     made = []
     for name in names:
@@ -86,7 +86,7 @@ def rows(
 
 
 def draw(rows: Sequence[Row], words: Sequence[str], title: str) -> Image.Image:
-    """words: by class index. Colours stand for the same words in every row, in the truth and in the prediction."""
+    """words: by class index. A word has the same colour in every row, truth and prediction."""
     shown = _by_use(rows, len(words))
     palette = np.zeros((len(words), 3), np.uint8)
     palette[shown] = colours(len(shown))
@@ -116,7 +116,7 @@ def draw(rows: Sequence[Row], words: Sequence[str], title: str) -> Image.Image:
 
 
 def _by_use(rows: Sequence[Row], classes: int) -> list[int]:
-    """Class indices on the sheet, those in most truths first: the first colours are the easiest to tell apart."""
+    """Class indices on the sheet, most frequent in truths first: the first colours are the most distinct."""
     uses = np.zeros((classes, 2), int)
     for row in rows:
         uses[present(row.truth), 0] += 1
@@ -126,7 +126,7 @@ def _by_use(rows: Sequence[Row], classes: int) -> list[int]:
 
 
 def _head(width: int, entries: Sequence[tuple[str, np.ndarray]], title: str) -> Image.Image:
-    """The title, and a legend of every word on the sheet."""
+    """The title and a legend of all words on the sheet."""
     large, small = ImageFont.load_default(19), ImageFont.load_default(15)
     swatch, line = 14, 26
     places = []
@@ -153,31 +153,32 @@ def _head(width: int, entries: Sequence[tuple[str, np.ndarray]], title: str) -> 
 def _caption(
     pen: ImageDraw.ImageDraw, row: Row, words: Sequence[str], palette: np.ndarray, x: int, y: int, room: int
 ) -> None:
-    """Each word of the truth with its IoU in this picture, then words that were found and are not there."""
+    """The picture's words with their IoU, then predicted words that the truth lacks."""
     font, bold = ImageFont.load_default(14), ImageFont.load_default(15)
     end = x + room
     score = ClassIoU(len(words))
     masks = row.prediction == np.array(row.asked, np.intp)[:, None, None]
     score.add(row.truth, masks, row.asked)
-    there = present(row.truth)
-    wrong = [index for index in present(row.prediction) if index not in there]
+    shown = present(row.truth)
+    wrong = [index for index in present(row.prediction) if index not in shown]
     wrong.sort(key=lambda index: -score.found[index])
-    mean = score.mean([*there, *wrong])
+    mean = score.mean([*shown, *wrong])
     overall = "" if np.isnan(mean) else f"mIoU {mean:.0f}"
     name = f"{row.name}   {overall}"
     pen.text((end, y), name, FAINT, font, "rm")
     end -= int(font.getlength(name)) + 16
-    for index in (*there, *wrong):
-        text = f"{words[index]} {score.iou(index):.0f}" if index in there else f"{words[index]}: not there"
+    for index in (*shown, *wrong):
+        text = f"{words[index]} {score.iou(index):.0f}" if index in shown else f"{words[index]}: not there"
         if x + 18 + bold.getlength(text) > end:
             pen.text((x, y), "…", FAINT, font, "lm")
             break
         pen.rounded_rectangle((x, y - 6, x + 12, y + 6), 3, _rgb(palette[index]))
-        pen.text((x + 18, y), text, INK if index in there else FAINT, bold, "lm")
+        pen.text((x + 18, y), text, INK if index in shown else FAINT, bold, "lm")
         x += 18 + int(bold.getlength(text)) + 16
 
 
 def _panels(row: Row, palette: np.ndarray) -> list[Image.Image]:
+    """Picture, truth and prediction, scaled into PANEL."""
     height, width = row.truth.shape
     scale = min(PANEL[0] / width, PANEL[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -189,7 +190,7 @@ def _panels(row: Row, palette: np.ndarray) -> list[Image.Image]:
 
 
 def _paint(picture: Image.Image, labels: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """The picture in faint grey, words in their colours upon it, each region with an edge of its full colour."""
+    """The picture in pale grey under the words' colours; regions have edges of a stronger colour."""
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     ground = np.broadcast_to(255 - (255 - grey) * 0.55, (*labels.shape, 3))
     colour = palette[np.maximum(labels, 0)].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Trains the fusion and the decoder by a recipe; `python -m training.train` says how it is used."""
+"""Trains the fusion and the decoder by a recipe; `python -m training.train` prints the usage."""
 
 from __future__ import annotations
 
@@ -39,46 +39,46 @@ from training.words import Vocabulary, WordSampler
 
 
 class TrainingFailed(FusionerError):
-    """A loss that is no number: what was learnt since the last epoch is lost."""
+    """The loss is NaN or infinite; training since the last whole epoch is lost."""
 
     exit_code = 77
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model, and all that it is trained and scored on."""
+    """A model with its training and validation data."""
 
     data: PictureMasks
     model: Fusioner
-    aligned: bool  # its words start in the pictures' space
+    aligned: bool  # the word projection starts aligned (training.alignment)
     batches: Batches
     cache: FeatureCache  # of the validation pictures
-    vectors: Tensor  # a word vector for every class
+    vectors: Tensor  # (classes, t)
     validation: list[str]
-    seen: list[int]  # classes that are trained on
+    seen: list[int]  # trained classes
     held_out: list[int]
 
 
 def train(chosen: Recipe, data: PictureMasks, out: Path, cache: Path, processes: Processes, workers: int = 4) -> None:
-    """Trains into `out`: OUT/checkpoint and the files of training.progress. Goes on where `out` holds a state."""
+    """Trains into `out`: OUT/checkpoint and the files of training.progress. Resumes from a state in `out`."""
     plan = chosen.training
     progress = Progress(out, _settings(chosen, data))
     if _complete(progress):
         _say(processes, f"{out / 'checkpoint'} is complete, from these settings; remove it to train again")
         return
     task = _prepare(chosen, data, cache, processes)
-    model, each = task.model.to(processes.device), task.batches.steps()
-    total = plan.steps or plan.epochs * each
-    warmup = max(1, min(int(plan.warmup * each), total // 2))
+    model, epoch_steps = task.model.to(processes.device), task.batches.steps()
+    total = plan.steps or plan.epochs * epoch_steps
+    warmup = max(1, min(int(plan.warmup * epoch_steps), total // 2))
     optimiser = Optimiser(model, plan, task.aligned, total, warmup, processes.device)
     if progress.resume(optimiser):
         _say(processes, f"resuming after epoch {progress.epoch}")
-    _say(processes, _summary(task, optimiser, processes, total, each))
+    _say(processes, _summary(task, optimiser, processes, total, epoch_steps))
     forward = _Forward(model, optimiser, processes)
-    epochs = math.ceil(total / each)
+    epochs = math.ceil(total / epoch_steps)
     while optimiser.steps < total and not progress.exhausted(plan.patience):
         started = time.monotonic()
-        steps = min(each, total - optimiser.steps)
+        steps = min(epoch_steps, total - optimiser.steps)
         loss = _epoch(forward, optimiser, task.batches.epoch(progress.epoch, steps, workers), steps, epochs, progress)
         with optimiser.averaged():
             score = processes.agree(_validate(task, processes, plan.least) if processes.first else math.nan)
@@ -94,7 +94,7 @@ def train(chosen: Recipe, data: PictureMasks, out: Path, cache: Path, processes:
 
 
 class _Forward:
-    """A step's loss and gradients, as one process's or its share of several's."""
+    """Computes a step's loss and gradients, over all processes."""
 
     def __init__(self, model: Fusioner, optimiser: Optimiser, processes: Processes) -> None:
         self.model, self.optimiser, self.processes = model, optimiser, processes
@@ -105,7 +105,7 @@ class _Forward:
             )
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Leaves the gradients of the mean over the whole batch, all processes' and all parts', and returns that mean."""
+        """Adds the gradients of the mean loss over the whole batch, all processes and parts; returns this mean."""
         batch, total = batch.to(self.processes.device), torch.zeros((), device=self.processes.device)
         counts = self.processes.sum(torch.stack([batch.weight(), batch.shown()])).clamp(min=1)
         parts = batch.parts(self.optimiser.plan.accumulate)
@@ -114,12 +114,14 @@ class _Forward:
                 with self.optimiser.autocast():
                     tokens = part.tokens(self.model.image_encoder)
                 loss = (self.loss(tokens, part.words, part.targets, part.valid) / counts).sum()
-                self.optimiser.backward(loss * self.processes.count)  # gradients are averaged over the processes
+                self.optimiser.backward(
+                    loss * self.processes.count
+                )  # DDP averages gradients over processes; sums are needed
             total += loss.detach()
         return self.processes.sum(total)
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are exchanged once a step, with the last part's."""
+        """Skips the exchange of gradients: it happens once a step, with the last part."""
         return self.loss.no_sync() if isinstance(self.loss, DistributedDataParallel) else contextlib.nullcontext()
 
 
@@ -129,8 +131,8 @@ class _SummedLoss(nn.Module):
         self.model, self.autocast, self.plan = model, optimiser.autocast, optimiser.plan
 
     def forward(self, tokens: Tensor, words: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-        """Two sums, float32 (2,): over pixels and words, binary cross entropy (paper 4.1); over the words that are shown,
-        `Plan.jaccard` times 1 - the soft intersection over union. Ignored pixels count in neither.
+        """Two sums, float32 (2,): binary cross entropy over pixels and words (paper 4.1), and `Plan.jaccard` · (1 − soft
+        IoU) over the words with a region. Ignored pixels count in neither.
 
         tokens (b, h, w, c), words (b, K, t), targets (b, K, h', w') and valid (b, 1, h', w') at the decoder's resolution.
         """
@@ -152,7 +154,7 @@ class _SummedLoss(nn.Module):
 def _epoch(
     forward: _Forward, optimiser: Optimiser, batches: Iterator[Batch], steps: int, epochs: int, progress: Progress
 ) -> float:
-    """Trains on `steps` batches, and returns their mean loss. Raises TrainingFailed."""
+    """Trains on `steps` batches and returns their mean loss. Raises TrainingFailed."""
     forward.model.train()
     losses: list[Tensor] = []
     rates: list[float] = []
@@ -163,7 +165,7 @@ def _epoch(
             losses.append(forward(batch))
             optimiser.step()
             bar.update()
-            if len(losses) % 10 == 0:  # reading a loss waits for the device
+            if len(losses) % 10 == 0:  # seldom: reading a loss waits for the device
                 bar.set_postfix(loss=f"{float(torch.stack(losses[-10:]).mean()):.3f}")
     values = torch.stack(losses).double().tolist()
     start = optimiser.steps - steps
@@ -178,16 +180,18 @@ def _epoch(
 
 
 def _validate(task: Task, processes: Processes, least: int) -> float:
-    """mIoU in percent over the trained classes that at least `least` validation pictures show; NaN where there is none."""
+    """Validation mIoU in percent over trained classes in at least `least` pictures, or over all; NaN without any."""
     task.model.eval()
     predict = scoring.fusioner(task.model, task.cache, task.vectors.to(processes.device))
     iou = scoring.score(predict, task.data, task.validation, task.seen, "validation")
     shown = [index for index in task.seen if iou.union[index]]
-    return iou.mean([index for index in shown if iou.pictures[index] >= least] or shown)  # rare classes are noise
+    return iou.mean(
+        [index for index in shown if iou.pictures[index] >= least] or shown
+    )  # few pictures give a noisy IoU
 
 
 def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Processes) -> Task:
-    """Everything before the first step; features and word vectors are computed once and found again on disk."""
+    """Prepares everything before the first step; features and word vectors are cached on disk."""
     plan = chosen.training
     torch.manual_seed(plan.seed)
     model = checkpoint.build(chosen.model)
@@ -210,11 +214,15 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
                 model, data, features, names, aligned if plan.names or plan.strangers else None
             )
     if not vocabulary.classes:
-        raise DataError(f"no training picture of {data.root} shows any class; expected masks with indices above 0")
+        raise DataError(
+            f"no training picture of {data.root} shows any class; expected masks with indices above 0",
+            "check the masks: python -m training.datasets check --help",
+        )
     if leaked := set(vocabulary.classes) & set(held_out):
         raise DataError(
             f"masks of {data.root} show {', '.join(data.words[i] for i in sorted(leaked))} where the data set says that "
-            "they do not, though they are to be held out; expected masks and annotations that agree"
+            "they do not, though they are to be held out; expected masks and annotations that agree",
+            "write the masks from the same annotations",
         )
     seen = vocabulary.classes
     if plan.patience and not any(set(seen) & set(data.present(name)) for name in validation):
@@ -236,7 +244,7 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
 
 
 def _held_out(data: PictureMasks, choice: Choice) -> list[int]:
-    """The indices of the classes that no training picture may show."""
+    """Indices of the held-out classes."""
     found = {data.index(name) for name in choice.holdout}
     if choice.fold is not None and not choice.folds:
         raise UsageError(
@@ -253,6 +261,7 @@ def _held_out(data: PictureMasks, choice: Choice) -> list[int]:
 
 
 def _without(data: PictureMasks, names: list[str], held_out: list[int]) -> list[str]:
+    """The pictures that show no held-out class. Raises DataError where none is left."""
     if not held_out:
         return names
     kept = [
@@ -274,9 +283,9 @@ def _fill(cache: FeatureCache, names: list[str], flips: tuple[bool, ...], proces
 
 
 def _settings(chosen: Recipe, data: PictureMasks) -> dict[str, Any]:
-    """What the result depends on, in plain JSON."""
+    """Everything that the result depends on, in plain JSON."""
     templates = hashlib.sha256(json.dumps(chosen.model.templates).encode()).hexdigest()[:12]
-    model = {**_model_settings(chosen.model), "templates": templates}  # those asked for: a table reads its own alone
+    model = {**_model_settings(chosen.model), "templates": templates}  # as configured: a table of names ignores them
     return {"model": model, "plan": asdict(chosen.training), "data": data.root.name, **asdict(chosen.data)}
 
 
@@ -285,16 +294,18 @@ def _model_settings(config: FusionerConfig) -> dict[str, Any]:
 
 
 def _complete(progress: Progress) -> bool:
-    """Whether `out` holds the checkpoint of this very run. Raises UsageError where it holds another's."""
+    """Whether OUT holds this run's checkpoint. Raises UsageError where it is another run's."""
     folder = progress.out / "checkpoint"
     if not folder.exists() or (progress.folder / "state.json").is_file():
         return False
     config, record = checkpoint.read_config(folder)
-    return progress.complete({**record, "model": {**_model_settings(config), "templates": record.get("templates")}})
+    model = {**_model_settings(config), "templates": record.get("templates")}
+    progress.check_finished({**record, "model": model})
+    return True
 
 
 def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) -> None:
-    """Writes the checkpoint, with a record of what it was trained on."""
+    """Writes the checkpoint with its training record."""
     with optimiser.averaged():
         if progress.best:
             optimiser.trained.load_state_dict(progress.best)
@@ -321,7 +332,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
     print(f"checkpoint: {progress.out / 'checkpoint'}")
 
 
-def _summary(task: Task, optimiser: Optimiser, processes: Processes, total: int, each: int) -> str:
+def _summary(task: Task, optimiser: Optimiser, processes: Processes, total: int, epoch_steps: int) -> str:
     plan, parameters = optimiser.plan, sum(p.numel() for p in optimiser.parameters)
     device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
     held_out = ", ".join(task.data.words[index] for index in task.held_out) or "none"
@@ -331,7 +342,7 @@ def _summary(task: Task, optimiser: Optimiser, processes: Processes, total: int,
             f"pictures            {len(task.batches.names)} to train on, {len(task.validation)} to validate",
             f"classes             {len(task.seen)} trained; held out: {held_out}",
             f"trained parameters  {parameters:,}",
-            f"steps               {total} of {plan.batch} pictures, {each} an epoch",
+            f"steps               {total} of {plan.batch} pictures, {epoch_steps} an epoch",
         )
     )
 
@@ -343,12 +354,12 @@ def _say(processes: Processes, text: str) -> None:
 
 @contextlib.contextmanager
 def _empty_or_used(folder: Path) -> Iterator[None]:
-    """A run that fails before it has anything to keep leaves no folder."""
+    """A run that fails before it writes anything removes its empty folder."""
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # refuses to remove one that holds anything
+            folder.rmdir()  # fails unless empty
         raise
 
 

@@ -1,7 +1,7 @@
-"""Sliding windows: a picture segmented in overlapping parts, each at the network's own input size.
+"""Sliding windows: a picture is segmented in overlapping parts, each resized to the network's input size.
 
-The whole picture, shrunk to the network's input, loses small things. Windows of 1/scale of its height and width are
-enlarged to that same input instead, which shows the picture `scale` times as large; where windows overlap, their
+Small objects vanish when the whole picture is shrunk to the network's input. A window covers 1/scale of the picture's
+height and width and is resized to the same input, so objects appear `scale` times as large. Where windows overlap,
 probabilities are averaged. With scale 1 there is one window, the picture.
 """
 
@@ -13,18 +13,18 @@ from collections.abc import Callable
 import numpy as np
 
 OVERLAP = 0.5
-"""Least part of a window that its neighbour repeats."""
+"""Smallest fraction of a window that it shares with its neighbour."""
 
 CropProbabilities = Callable[[np.ndarray], np.ndarray]
 """A crop (h, w, 3) uint8 RGB → probabilities (K, h, w) float32."""
 
 
 def spans(length: int, scale: float, overlap: float = OVERLAP) -> list[tuple[int, int]]:
-    """(first, one past the last) of equal windows along an edge, from its beginning to its end, in order."""
+    """(start, end) of equal windows that cover an edge of `length` pixels, in order; `end` is exclusive."""
     if not (scale >= 1 and 0 <= overlap < 1):
         raise ValueError(f"scale is {scale}, expected 1 or more; overlap is {overlap}, expected a number in [0, 1)")
     span = math.ceil(length / scale)
-    steps = math.ceil((scale - 1) / (1 - overlap) - 1e-9)  # scale 2.2 less 1 is not 1.2 in floating point
+    steps = math.ceil((scale - 1) / (1 - overlap) - 1e-9)  # 1e-9: 2.2 - 1 is above 1.2 in float64
     starts = sorted({round(step * (length - span) / steps) for step in range(steps + 1)}) if steps else [0]
     return [(start, start + span) for start in starts]
 
@@ -35,17 +35,16 @@ def label(
     probabilities: CropProbabilities,
     threshold: float,
     scale: float,
-    overlap: float = OVERLAP,
 ) -> np.ndarray:
-    """rgb (H, W, 3) uint8 → labels (H, W) uint16: n for word n of `words` where its averaged probability is the largest
-    and exceeds `threshold`, else 0; a tie goes to the word named first.
+    """rgb (H, W, 3) uint8 → labels (H, W) uint16: n where word n has the largest averaged probability and it exceeds
+    `threshold`, else 0. A tie goes to the first word.
 
-    No more rows of probabilities are held than a window has: what no further window touches is labelled and let go.
+    words: their number K. Probabilities are held for one window's rows: rows that no later window covers are labelled.
     """
     height, width = rgb.shape[:2]
     labels = np.zeros((height, width), np.uint16)
-    rows, columns = spans(height, scale, overlap), spans(width, scale, overlap)
-    total = np.zeros((words, 0, width), np.float32)  # of rows top..bottom
+    rows, columns = spans(height, scale), spans(width, scale)
+    total = np.zeros((words, 0, width), np.float32)  # summed probabilities of the rows from `top` on
     count = np.zeros((0, width), np.float32)
     top = 0
     for number, (first, last) in enumerate(rows):

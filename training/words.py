@@ -1,4 +1,4 @@
-"""Which words a training picture is asked for: present ones and absent ones, 1..K (design section 3)."""
+"""Chooses the words of a training picture: 1 to K, present and absent (design section 3)."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from training.recipe import Plan
 
 @dataclass
 class Vocabulary:
-    """The words of a data folder: its classes first, at their mask index, then any ImageNet names.
+    """The words of a data set: its classes first, at their mask index, then ImageNet names, if any.
 
-    A class may go by the name that the image encoder's own classifier gives to what the mask shows ("sorrel horse"
-    for horse): hundreds of words with true masks, where the masks name a dozen.
+    The image encoder's classifier may rename a class's region ("sorrel horse" for horse): the masks name a dozen
+    classes, so trained words become hundreds.
     """
 
     words: list[str]
-    vectors: Tensor  # (V, t); zeros for a class whose word the text encoder cannot read: it is never asked for
-    classes: list[int]  # mask indices that occur in training
-    present: dict[str, list[int]]  # picture → mask indices in it
-    names: dict[tuple[str, int], list[int]]  # picture and class → other words for it
-    frequency: np.ndarray  # (V,) how often each word is present: absent words are drawn from it
-    first_name: int  # where the further names begin
+    vectors: Tensor  # (V, t); zeros for a class that the text encoder cannot read, which is never drawn
+    classes: list[int]  # mask indices that occur in training pictures
+    present: dict[str, list[int]]  # picture → its mask indices
+    names: dict[tuple[str, int], list[int]]  # picture and class → ImageNet names of its region
+    frequency: np.ndarray  # (V,) how often each word is present; absent words are drawn in this proportion
+    first_name: int  # index of the first ImageNet name
 
     @classmethod
     def collect(
         cls, model: Fusioner, data: PictureMasks, cache: FeatureCache, pictures: list[str], aligned: Alignment | None
     ) -> Vocabulary:
-        """Reads every mask once; with `aligned`, names its regions by the classifier too."""
+        """Reads every mask once; with `aligned`, the classifier also names its regions."""
         words = list(data.words)
         vectors, readable = class_vectors(cache.folder.parent, model, data)
         names: dict[tuple[str, int], list[int]] = {}
@@ -60,20 +60,20 @@ class Vocabulary:
             head = cached.levels[0].float()
             for index in present[picture]:
                 mask = F.interpolate((cached.labels == index).float()[None, None], size=head.shape[2:], mode="area")
-                if mask.sum() < 2:  # fewer than two whole cells of the stride-32 map: too small to be named
+                if mask.sum() < 2:  # less than two cells of the stride-32 map: too small to name
                     continue
                 pooled = (head * mask).sum((0, 2, 3)) / mask.sum()
-                best = (rows @ pooled / pooled.norm()).topk(3).indices.tolist()
-                names[picture, index] = [offset + i for i in best]
-                frequency[names[picture, index]] += 1 / len(best)
+                nearest = (rows @ pooled / pooled.norm()).topk(3).indices.tolist()
+                names[picture, index] = [offset + i for i in nearest]
+                frequency[names[picture, index]] += 1 / len(nearest)
         seen = sorted({index for indices in present.values() for index in indices})
         return cls(words, vectors, seen, present, names, frequency, len(data.words))
 
 
 def class_vectors(folder: Path, model: Fusioner, data: PictureMasks) -> tuple[Tensor, set[int]]:
-    """A word vector for every class (classes, t), and the indices above 0 of those whose word can be read.
+    """A word vector per class (classes, t), and the indices above 0 of the classes that the text encoder can read.
 
-    A table of names may lack some of them: their rows are zeros.
+    The others, which a table of names lacks, have rows of zeros.
     """
     known = set(readable_words(model.text_encoder, data.words))
     indices = [index for index, word in enumerate(data.words) if word in known]
@@ -83,56 +83,56 @@ def class_vectors(folder: Path, model: Fusioner, data: PictureMasks) -> tuple[Te
 
 
 class WordSampler:
-    """Draws words and their target maps for a batch; the same K for all of its pictures."""
+    """Draws the words and target maps of a batch; all of its pictures have the same K."""
 
     def __init__(self, vocabulary: Vocabulary, plan: Plan) -> None:
         self.vocabulary, self.plan = vocabulary, plan
-        own = max(vocabulary.classes) + 1
-        classes = len(vocabulary.words) if plan.names else own
-        # In proportion, so that every word is absent as often for each time it is present. Words that are hardly ever
-        # present would otherwise be learnt as "never", and with them their unseen neighbours.
-        self.frequency = vocabulary.frequency[:classes]
+        candidates = len(vocabulary.words) if plan.names else max(vocabulary.classes) + 1
+        # Absent words are drawn in proportion to their presence. Drawn uniformly, a rare word would be learnt as "never
+        # there", and with it the unseen words near it.
+        self.frequency = vocabulary.frequency[:candidates]
         self.strangers = np.arange(vocabulary.first_name, len(vocabulary.words))
 
     def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """labels (B, H, W) int16 → words (B, K, t), targets (B, K, H, W) float32, valid (B, 1, H, W) float32.
 
-        The first word is present, wherever a picture has any class; each of the others is absent with the chance
-        `Plan.absent`, and also where the picture has no more classes. No two words of a picture stand for one region.
-        Their order carries nothing: words have no positions, so a permutation of them permutes the masks.
+        The first word is present where the picture shows any class. Each further word is absent with probability
+        `Plan.absent`, or when no class of the picture is left. No two words of a picture have the same region.
+        Words have no positions: a permutation of the words permutes the masks.
 
-        With the chance `Plan.strangers` a word is any name at all. Alone, it stands for the region; beside the region's
-        own name, for nothing: an unknown word means what stands out and has no better name.
+        With probability `Plan.strangers` a word is any ImageNet name, a stranger. In place of a present word its target
+        is the region. In place of an absent word, which happens only while no region has a stranger, it is empty. So
+        an unknown word learns to mean whatever stands out and has no better name.
         """
-        most = self.plan.words
-        count = most if self.plan.exact_words else int(random.integers(1, most + 1))
+        max_ = self.plan.words
+        count = max_ if self.plan.exact_words else int(random.integers(1, max_ + 1))
         words, targets = [], []
-        for picture, map_ in zip(pictures, labels, strict=True):
+        for picture, mask in zip(pictures, labels, strict=True):
             left = list(random.permutation(self.vocabulary.present[picture]))
             excluded = {w for i in left for w in (i, *self.vocabulary.names.get((picture, int(i)), ()))}
-            strange = False  # whether a region already goes by a stranger
+            stranger_shown = False  # a region of this picture already has a stranger as its word
             for position in range(count):
                 stranger = self._stranger(excluded, random)
                 if left and (position == 0 or random.random() >= self.plan.absent):
                     index = int(left.pop())
-                    strange |= stranger is not None
+                    stranger_shown |= stranger is not None
                     words.append(self._name(picture, index, random) if stranger is None else stranger)
-                    targets.append(map_ == index)
+                    targets.append(mask == index)
                 else:
-                    words.append(self._absent(excluded, random) if stranger is None or strange else stranger)
-                    targets.append(torch.zeros_like(map_, dtype=torch.bool))
+                    words.append(self._absent(excluded, random) if stranger is None or stranger_shown else stranger)
+                    targets.append(torch.zeros_like(mask, dtype=torch.bool))
                 excluded.add(words[-1])
         shape = (len(pictures), count)
         vectors = self.vocabulary.vectors[words].unflatten(0, shape)
         return vectors, torch.stack(targets).unflatten(0, shape).float(), (labels != IGNORE)[:, None].float()
 
     def _name(self, picture: str, index: int, random: np.random.Generator) -> int:
-        """The word that a region goes by: its class, or a name that the classifier gives it."""
+        """A region's word: its class, or one of its ImageNet names."""
         names = self.vocabulary.names.get((picture, index))
         return int(random.choice(names)) if names and random.random() < self.plan.names else index
 
     def _stranger(self, excluded: set[int], random: np.random.Generator) -> int | None:
-        """Any name that is not the picture's own; None where no stranger is asked for."""
+        """With probability `Plan.strangers` an ImageNet name, None otherwise or where the picture excludes it."""
         if not len(self.strangers) or random.random() >= self.plan.strangers:
             return None
         word = int(random.choice(self.strangers))
@@ -141,6 +141,6 @@ class WordSampler:
     def _absent(self, excluded: set[int], random: np.random.Generator) -> int:
         chances = self.frequency.copy()
         chances[[i for i in excluded if i < len(chances)]] = 0
-        if not chances.any():  # nothing else is ever present: the background's name has no mask either
+        if not chances.any():  # no other word is ever present: take the background's, which has no mask
             return 0
         return int(random.choice(len(chances), p=chances / chances.sum()))

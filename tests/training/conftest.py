@@ -1,4 +1,4 @@
-"""A small data folder: coloured shapes on noise, each class a colour, so that a tiny model can learn something in seconds."""
+"""A small data folder: coloured shapes on noise, each class a colour, so that a tiny model learns in seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation moves a picture and its mask together, and invents neither labels nor randomness."""
+"""Augmentation moves a picture and its mask together, keeps labels exact and draws only from its generator."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_flip_flips_both(shape: tuple[int, int], seed: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(60, 160), st.integers(60, 160), st.integers(60, 160), st.integers(60, 160), seeds)
 def test_colours_and_labels_move_together(height: int, width: int, rows: int, columns: int, seed: int) -> None:
-    """Away from borders between regions, where interpolation mixes colours, a pixel's colour tells its label."""
+    """A pixel's colour tells its label, except at borders of regions, where interpolation mixes colours."""
     rgb, labels = augment(*painted(height, width), (rows, columns), np.random.default_rng(seed), GEOMETRY)
     # Affine mixing reaches one pixel of the picture, and a crop of a quarter is enlarged by 2.7 × 1.33 × 2 at most.
     reach = 8

@@ -48,7 +48,7 @@ def edit(folder: Path, change: dict[str, object]) -> None:
         (lambda folder: (folder / "weights.safetensors").write_bytes(b"x" * 100), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{}"), "not a version 1 checkpoint"),
-        (lambda folder: edit(folder, {"encoder_sha256": {"image": "0" * 64}}), "give it the same weights"),
+        (lambda folder: edit(folder, {"encoder_sha256": {"image": "0" * 64}}), "install the same weights"),
         (lambda folder: edit(folder, {"layers": 3}), "do not fit"),
         (lambda folder: edit(folder, {"width": 64}), "do not fit"),
         (lambda folder: edit(folder, {"wings": 2}), "wings"),

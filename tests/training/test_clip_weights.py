@@ -129,7 +129,7 @@ def test_a_clip_of_another_shape_is_refused(clip: Any, tmp_path: Path) -> None:
 
 
 def test_a_model_openai_did_not_release_wants_its_weights_named() -> None:
-    with pytest.raises(WeightsNotFound, match="OpenAI released none"):
+    with pytest.raises(WeightsNotFound, match="OpenAI released no such weights"):
         image_encoder("open_clip:tested-vit")
 
 

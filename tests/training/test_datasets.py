@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fusioner_rt.pictures import decode
-from training.data import IGNORE, DataError, MaskFolder, PictureMasks, same_class
+from training.data import IGNORE, DataError, MaskFolder, PictureMasks, present, same_class
 from training.datasets import KINDS, coco, fss, mosaic, open_dataset, sbd, splits, voc
 from training.datasets.__main__ import main
-from training.scoring import present
 
 PALETTE = [value for i in range(256) for value in (i, 255 - i, i * 7 % 256)]
 
@@ -118,7 +117,7 @@ FSS_CLASSES = ("abe's_flyingfish", "iphone", "groenendael", "stealth_aircraft", 
 
 
 def write_fss(root: Path, pictures: int = 4) -> Path:
-    """Five test classes and two others."""
+    """FSS-1000: five test classes and two training classes."""
     for number, class_ in enumerate(FSS_CLASSES):
         for k in range(1, pictures + 1):
             save(root / class_ / f"{k}.jpg", photograph(20, 20, 30 * number + k))
@@ -131,7 +130,7 @@ def write_fss(root: Path, pictures: int = 4) -> Path:
 
 @pytest.fixture
 def trees(tmp_path: Path, shapes: Path) -> dict[str, Path]:
-    """A tree of every kind."""
+    """A small tree per kind."""
     made = {
         "folder": shapes,
         "pascal-5i": write_voc(tmp_path / "voc"),
@@ -222,11 +221,11 @@ def test_an_unknown_split_or_fold_is_named(split: str, fold: int) -> None:
 
 
 def test_every_kind_keeps_the_interfaces_promises(trees: dict[str, Path]) -> None:
-    for kind, about in KINDS.items():
+    for kind, definition in KINDS.items():
         data = open_dataset(kind, trees[kind])
         assert len(data.words) == len(data.classes) == len(set(data.classes))
         seen: set[str] = set()
-        for split in about.splits:
+        for split in definition.splits:
             names = data.names(split)
             assert names
             assert not seen & set(names), "a picture is in both splits"
@@ -243,9 +242,9 @@ def test_every_kind_keeps_the_interfaces_promises(trees: dict[str, Path]) -> Non
 
 
 def test_a_stamp_changes_with_the_mask(trees: dict[str, Path]) -> None:
-    for kind, about in KINDS.items():
+    for kind, definition in KINDS.items():
         data = open_dataset(kind, trees[kind])
-        name = data.names(about.splits[-1])[0]
+        name = data.names(definition.splits[-1])[0]
         before = data.stamp(name)
         file = data.annotation_file("val") if isinstance(data, coco.Coco) else data.mask_file(name)  # type: ignore[attr-defined]
         file.write_bytes(file.read_bytes() + b" ")
@@ -400,12 +399,12 @@ def test_every_picture_is_in_one_mosaic_and_no_class_twice_in_any(sizes: list[in
 
 def test_the_papers_600_mosaics_are_random_and_repeatable() -> None:
     classes = [f"class{i // 10}" for i in range(2400)]
-    rows, same, other = (mosaic.arrange(classes, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    rows, again, reseeded = (mosaic.arrange(classes, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert sorted(rows.ravel().tolist()) == list(range(2400))
-    np.testing.assert_array_equal(rows, same)
-    assert (rows != other).mean() > 0.99
+    np.testing.assert_array_equal(rows, again)
+    assert (rows != reseeded).mean() > 0.99
     pairs = Counter(tuple(sorted((int(a) // 10, int(b) // 10))) for row in rows for a in row for b in row if a < b)
-    # 3,600 meetings of 28,680 pairs of classes: as of chance, all but a few pairs of classes meet once or never.
+    # 3,600 shared mosaics over 28,680 pairs of classes: random pairs share one mosaic or none, few share more.
     assert max(pairs.values()) <= 5
     assert len(pairs) > 3200
 
@@ -445,14 +444,14 @@ def test_a_mosaic_that_fails_leaves_nothing_behind(trees: dict[str, Path], tmp_p
     assert list((tmp_path / "new").iterdir()) == []
 
 
-# --- what is wrong is said --------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def spoil(what: str, trees: dict[str, Path]) -> tuple[PictureMasks, str]:
-    """Breaks a tree in one way; returns its data set and the split that notices."""
+def spoil(damage: str, trees: dict[str, Path]) -> tuple[PictureMasks, str]:
+    """Damages a tree; returns its data set and the affected split."""
     home = trees["pascal-5i"] / "VOCdevkit" / "VOC2012"
     annotations = trees["coco-20i"] / "annotations" / "instances_train2017.json"
-    match what:
+    match damage:
         case "voc: a mask in colours":
             save(home / "SegmentationClass" / "a.png", photograph())
         case "voc: a picture is missing":
@@ -490,7 +489,7 @@ def spoil(what: str, trees: dict[str, Path]) -> tuple[PictureMasks, str]:
                 shutil.rmtree(trees["fss-1000"] / name)
         case "mosaic: no list":
             (trees["mosaic-4"] / "val.txt").unlink()
-    kind = {"voc": "pascal-5i", "coco": "coco-20i", "fss": "fss-1000", "mosaic": "mosaic-4"}[what.split(":")[0]]
+    kind = {"voc": "pascal-5i", "coco": "coco-20i", "fss": "fss-1000", "mosaic": "mosaic-4"}[damage.split(":")[0]]
     return open_dataset(kind, trees[kind]), "val" if kind == "mosaic-4" else "train"
 
 
@@ -515,20 +514,20 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("damage", WRONG)
 def test_what_is_wrong_is_said_in_one_line_and_check_finds_it(
-    what: str, trees: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    damage: str, trees: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DataError, match=WRONG[what]) as caught:  # noqa: PT012
-        data, split = spoil(what, trees)
+    with pytest.raises(DataError, match=WRONG[damage]) as caught:  # noqa: PT012
+        data, split = spoil(damage, trees)
         for name in data.names(split):
             data.mask(name)
     assert "\n" not in str(caught.value)
-    kind = {"voc": "pascal-5i", "coco": "coco-20i", "fss": "fss-1000", "mosaic": "mosaic-4"}[what.split(":")[0]]
+    kind = {"voc": "pascal-5i", "coco": "coco-20i", "fss": "fss-1000", "mosaic": "mosaic-4"}[damage.split(":")[0]]
     capsys.readouterr()
     assert main(["check", kind, "--data", str(trees[kind]), "--thorough"]) == DataError.exit_code
     out = capsys.readouterr().out
-    assert re.search(WRONG[what], out)
+    assert re.search(WRONG[damage], out)
     assert "expected layout:" in out
 
 

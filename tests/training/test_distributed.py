@@ -23,7 +23,7 @@ def test_every_row_is_one_processes_and_shares_differ_by_one_at_most(size: int, 
 
 
 def run(shapes: Path, out: Path, count: int, *more: str) -> list[tuple[float, float]]:
-    """Loss and learning rate of every step, trained by `count` processes as torchrun starts them."""
+    """Loss and learning rate of every step, trained by `count` processes under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command += ["-m", "training.train", "tiny", "--data", str(shapes), "--out", str(out)]
     command += ["--cache", str(out.parent / f"cache{count}"), "--batch", "5", "--steps", "5", *more]
@@ -38,17 +38,17 @@ def run(shapes: Path, out: Path, count: int, *more: str) -> list[tuple[float, fl
     "more", [["--accumulate", "2", "--word-noise", "0.1", "--jaccard", "1"], ["--fusion", "none", "--augment", "full"]]
 )
 def test_two_processes_take_the_steps_of_one(shapes: Path, tmp_path: Path, more: list[str]) -> None:
-    """8 pictures in batches of 5: whole batches and rests, and with cached features batches that one process has no row of.
+    """8 pictures in batches of 5: whole and partial batches; with cached features, some without a row for one process.
 
-    The losses are float32 sums of the same terms in another order: 1e-6 a step, and AdamW carries it into the weights of
-    the next, growing by less than tenfold in these five.
+    The losses are float32 sums of the same terms in another order, which differ by 1e-6 a step. AdamW carries that into
+    the next weights; over five steps it grows less than tenfold.
     """
-    one, two = run(shapes, tmp_path / "one", 1, *more), run(shapes, tmp_path / "two", 2, *more)
-    assert len(one) == len(two) == 5
-    for (loss, rate), (other, same) in zip(one, two, strict=True):
-        assert other == pytest.approx(loss, rel=1e-5)
-        assert rate == same
-    assert abs(one[0][0] - one[1][0]) > 1e-3, "a comparison of steps that differ"
+    single, double = run(shapes, tmp_path / "one", 1, *more), run(shapes, tmp_path / "two", 2, *more)
+    assert len(single) == len(double) == 5
+    for (loss, rate), (double_loss, double_rate) in zip(single, double, strict=True):
+        assert double_loss == pytest.approx(loss, rel=1e-5)
+        assert double_rate == rate
+    assert abs(single[0][0] - single[1][0]) > 1e-3, "the steps must differ for the comparison to mean anything"
     histories = [read_config(tmp_path / name / "checkpoint")[1]["history"] for name in ("one", "two")]
     assert [row["steps"] for row in histories[0]] == [row["steps"] for row in histories[1]]
 

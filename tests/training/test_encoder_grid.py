@@ -82,7 +82,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / "tokenizer.json").write_bytes(tokenizer.read_bytes())
         (folder / name / "config.json").write_text(json.dumps({**config, **size}))
         torch.manual_seed(number)
-        save_file(Bert.from_folder(folder / name, weights=False).state_dict(), folder / name / "model.safetensors")
+        save_file(
+            Bert.from_files(folder / name / "config.json", None, folder / name / "tokenizer.json").state_dict(),
+            folder / name / "model.safetensors",
+        )
 
     (folder / "names.txt").write_text("\n".join([*WORDS, "sofa"]) + "\n")
     np.save(folder / "vectors.npy", np.random.default_rng(0).standard_normal((4, WIDTH)).astype(np.float16))
@@ -173,7 +176,7 @@ def run(graph: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
 
 
 def close(ours: np.ndarray, plain: torch.Tensor, truth: torch.Tensor) -> None:
-    """The build's own rule: against float64, at most twice PyTorch's float32 error, plus a few roundings."""
+    """The build's rule: the error against float64 is at most twice PyTorch's in float32, plus a few roundings."""
     largest = float(truth.abs().max())
     allowed = 2 * float((plain - truth).abs().max()) + ROUNDINGS * largest
     assert ours.shape == tuple(truth.shape)

@@ -35,7 +35,7 @@ def released_state(encoder: EfficientNetLite, classes: int = 10) -> dict[str, to
         add(f"_blocks.{index}._depthwise_conv", f"_blocks.{index}._bn1", block.depthwise)
         add(f"_blocks.{index}._project_conv", f"_blocks.{index}._bn2", block.project)
     add("_conv_head", "_bn1", encoder.head)
-    state["_fc.weight"] = torch.randn(classes, encoder.head_width, generator=random)
+    state["_fc.weight"] = torch.randn(classes, encoder.head.out_channels, generator=random)
     state["_fc.bias"] = torch.zeros(classes)
     return state
 

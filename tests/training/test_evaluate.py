@@ -25,7 +25,7 @@ def arguments(target: Path, data: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def voc_like(shapes: Path) -> Path:
-    """The shapes, called by names of pascal-5i: cat and cow are fold 1's, dog is fold 2's."""
+    """The shapes with class names of pascal-5i: cat and cow of fold 1, dog of fold 2."""
     (shapes / "classes.txt").write_text("background\ncat\ndog\ncow\n")
     return shapes
 
@@ -212,11 +212,11 @@ def test_a_folder_that_is_no_target_and_a_bundle_with_baselines_are_refused(
 
 @pytest.mark.parametrize("words", ["known", "all"])
 def test_the_demonstrations_bundle_scores_as_its_checkpoint_does(words: str, tmp_path: Path) -> None:
-    """On photographs, against masks that are painted by hand here: the fp16 bundle within 0.3 points."""
+    """On photographs with hand-drawn boxes as masks: the fp16 bundle is within 0.3 points."""
     root = tmp_path / "photographs"
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
-    # Boxes around what the photographs show: (top, bottom, left, right) as shares of the edges.
+    # Boxes around the objects: (top, bottom, left, right) as fractions of the edges.
     shown = {"cat": (1, (0.05, 1.0, 0.05, 0.95)), "astronaut": (2, (0.0, 1.0, 0.15, 0.75))}
     for name, (index, (top, bottom, left, right)) in shown.items():
         shutil.copy(ROOT / "docs" / "pictures" / f"{name}.jpg", root / "images")

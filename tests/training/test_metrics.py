@@ -54,8 +54,8 @@ def flat(made: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch
     return torch.from_numpy(labels), torch.from_numpy(truth)
 
 
-def same(one: float, other: float) -> bool:
-    return (math.isnan(one) and math.isnan(other)) or one == pytest.approx(other, abs=1e-4)  # theirs is float32
+def same(ours: float, theirs: float) -> bool:
+    return (math.isnan(ours) and math.isnan(theirs)) or ours == pytest.approx(theirs, abs=1e-4)  # theirs is float32
 
 
 @settings(max_examples=60, deadline=None)
@@ -67,7 +67,7 @@ def test_scores_per_class_are_those_of_torchmetrics(made: list[tuple[np.ndarray,
     precision = 100 * multiclass_precision(labels, truth, **options)
     recall = 100 * multiclass_recall(labels, truth, **options)
     for index in WORDS:
-        # Where nothing is counted, ours is not a number and theirs is 0.
+        # Where nothing is counted, ours is NaN and theirs is 0.
         for mine, theirs, count in (
             (ours.iou(index), iou[index], ours.union[index]),
             (ours.precision(index), precision[index], ours.found[index]),
@@ -136,30 +136,30 @@ def test_a_perfect_prediction_gives_100_for_whatever_is_there(made: list[tuple[n
 def test_swapping_truth_and_prediction_keeps_iou_and_swaps_precision_with_recall(
     made: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    one, other = counted(made), counted([(labels.astype(np.int16), truth) for truth, labels in made])
+    counts, swapped = counted(made), counted([(labels.astype(np.int16), truth) for truth, labels in made])
     for index in WORDS:
-        assert same(one.iou(index), other.iou(index))
-        assert same(one.precision(index), other.recall(index))
-    assert same(one.fb_iou(), other.fb_iou())
-    assert (one.confusion == other.confusion.T).all()
+        assert same(counts.iou(index), swapped.iou(index))
+        assert same(counts.precision(index), swapped.recall(index))
+    assert same(counts.fb_iou(), swapped.fb_iou())
+    assert (counts.confusion == swapped.confusion.T).all()
 
 
 @given(pictures(), st.randoms(use_true_random=False))
 def test_the_order_of_the_pictures_changes_nothing(made: list[tuple[np.ndarray, np.ndarray]], random: object) -> None:
     shuffled = list(made)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    one, other = counted(made), counted(shuffled)
-    assert (one.confusion == other.confusion).all()
-    assert same(one.fb_iou(), other.fb_iou())
-    assert (one.pictures == other.pictures).all()
+    counts, reordered = counted(made), counted(shuffled)
+    assert (counts.confusion == reordered.confusion).all()
+    assert same(counts.fb_iou(), reordered.fb_iou())
+    assert (counts.pictures == reordered.pictures).all()
 
 
 @given(pictures())
 def test_predictions_on_ignored_pixels_count_nowhere(made: list[tuple[np.ndarray, np.ndarray]]) -> None:
     changed = [(truth, np.where(truth == IGNORE, (labels + 1) % CLASSES, labels)) for truth, labels in made]
-    one, other = counted(made), counted(changed)
-    assert (one.confusion == other.confusion).all()
-    assert one.pixels == other.pixels
+    counts, altered = counted(made), counted(changed)
+    assert (counts.confusion == altered.confusion).all()
+    assert counts.pixels == altered.pixels
 
 
 def test_a_word_that_was_not_asked_for_is_background_in_the_truth() -> None:

@@ -78,30 +78,30 @@ def test_a_mean_is_the_mean_of_its_folds(number: str) -> None:
 
 def test_figures_stand_under_folds_that_are_run() -> None:
     for number in TABLES:
-        for name, one in table(number).items():
-            keys = {int(key.partition("^")[2]) for key in one.paper if "^" in key}
-            assert keys == set(one.scored_folds), name
-            assert bool(one.scored_folds) == bool(one.data.folds) == bool(one.evaluation.folds), name
+        for name, row in table(number).items():
+            keys = {int(key.partition("^")[2]) for key in row.paper if "^" in key}
+            assert keys == set(row.scored_folds), name
+            assert bool(row.scored_folds) == bool(row.data.folds) == bool(row.evaluation.folds), name
 
 
 def test_the_decoder_has_a_stage_for_each_halving_of_the_encoder() -> None:
     for number in TABLES:
-        for name, one in table(number).items():
-            stages = len(one.model.decoder)
+        for name, row in table(number).items():
+            stages = len(row.model.decoder)
             if name in ("table4/b1-no-decoder", "table4/b3-neither"):
                 assert stages == 0
             else:
-                assert stages == (5 if "RN101" in one.model.image_encoder else 4), name
+                assert stages == (5 if "RN101" in row.model.image_encoder else 4), name
 
 
 def test_table_7_has_64_channels_a_head_and_the_other_tables_the_papers_choice() -> None:
     for number in TABLES:
-        for name, one in table(number).items():
-            assert one.model.width == 64 * one.model.heads, name
+        for name, row in table(number).items():
+            assert row.model.width == 64 * row.model.heads, name
             if number == "7":
-                assert one.place.row == f"{one.model.layers} · {one.model.heads} · {one.model.width}"
+                assert row.place.row == f"{row.model.layers} · {row.model.heads} · {row.model.width}"
             else:
-                assert (one.model.layers, one.model.heads, one.model.temperature) == (12, 8, 0.07), name
+                assert (row.model.layers, row.model.heads, row.model.temperature) == (12, 8, 0.07), name
 
 
 def test_table_1_pairs_the_encoders_that_its_rows_name() -> None:
@@ -110,24 +110,24 @@ def test_table_1_pairs_the_encoders_that_its_rows_name() -> None:
     texts = {**clip, "BERT-B": "bert:bert-base-uncased", "BERT-L": "bert:bert-large-uncased"}
     rows = table("1")
     assert len(rows) == 24
-    for one in rows.values():
-        _, image, text = one.place.row.split(layout.SEPARATOR)
-        assert one.model.image_encoder == images[image]
-        assert one.model.text_encoder == texts[text]
-        assert one.place.column.split()[0] == one.model.fusion
+    for row in rows.values():
+        _, image, text = row.place.row.split(layout.SEPARATOR)
+        assert row.model.image_encoder == images[image]
+        assert row.model.text_encoder == texts[text]
+        assert row.place.column.split()[0] == row.model.fusion
 
 
 def test_table_4_switches_off_what_its_rows_cross_out() -> None:
-    for one in table("4").values():
-        _, fusion, decoder = one.place.row.split(layout.SEPARATOR)
-        assert one.model.fusion == {"✓": "early", "✗": "none"}[fusion]
-        assert bool(one.model.decoder) == (decoder == "✓")
+    for row in table("4").values():
+        _, fusion, decoder = row.place.row.split(layout.SEPARATOR)
+        assert row.model.fusion == {"✓": "early", "✗": "none"}[fusion]
+        assert bool(row.model.decoder) == (decoder == "✓")
 
 
 def test_tables_3_and_5_are_scored_on_another_data_set_than_they_train_on() -> None:
-    for one in table("5").values():
-        assert (one.data.dataset, one.data.folds) == ("coco-20i", "coco-20i")
-        assert (one.evaluation.dataset, one.evaluation.folds) == ("pascal-5i", "coco-20i-to-voc")
+    for row in table("5").values():
+        assert (row.data.dataset, row.data.folds) == ("coco-20i", "coco-20i")
+        assert (row.evaluation.dataset, row.evaluation.folds) == ("pascal-5i", "coco-20i-to-voc")
     (mosaic,) = table("3").values()
     assert (mosaic.data.dataset, mosaic.evaluation.dataset) == ("fss-1000", "mosaic-4")
     assert (mosaic.training.words, mosaic.training.exact_words) == (4, True)
@@ -135,15 +135,15 @@ def test_tables_3_and_5_are_scored_on_another_data_set_than_they_train_on() -> N
 
 def test_one_model_of_several_tables_is_one_run() -> None:
     b = trained_as(recipe.read("table1/b-clip-l-clip-l-early"))
-    same = [name for number in TABLES for name, one in table(number).items() if trained_as(one) == b]
+    same = [name for number in TABLES for name, row in table(number).items() if trained_as(row) == b]
     assert same == [
         "table1/b-clip-l-clip-l-early", "table2/fusioner-vit-l-14-pascal", "table4/b0-full", "table7/heads-8",
         "table7/layers-12",
     ]  # fmt: skip
-    everything = [one for number in TABLES for one in table(number).values()]
+    everything = [row for number in TABLES for row in table(number).values()]
     # 24 rows and columns of table 1; table 2 adds two on COCO and a ResNet on PASCAL; 1; 3; none; 10.
-    assert len({trained_as(one) for one in everything}) == 24 + 3 + 1 + 3 + 0 + 10
-    assert len({scored_as(one) for one in everything}) == 24 + 3 + 1 + 3 + 2 + 10
+    assert len({trained_as(row) for row in everything}) == 24 + 3 + 1 + 3 + 0 + 10
+    assert len({scored_as(row) for row in everything}) == 24 + 3 + 1 + 3 + 2 + 10
 
 
 def test_the_documentation_counts_the_trainings_that_the_tables_take() -> None:
@@ -151,7 +151,7 @@ def test_the_documentation_counts_the_trainings_that_the_tables_take() -> None:
     known: set[str] = set()
     total = 0
     for number in TABLES:
-        runs = {trained_as(one): max(1, len(one.scored_folds)) for one in table(number).values()}
+        runs = {trained_as(row): max(1, len(row.scored_folds)) for row in table(number).values()}
         new = sum(count for identity, count in runs.items() if identity not in known)
         known |= set(runs)
         total += new
@@ -163,8 +163,8 @@ def test_the_documentation_counts_the_trainings_that_the_tables_take() -> None:
 def test_recipes_in_one_place_of_a_table_are_one_run() -> None:
     for number in TABLES:
         places: dict[tuple[str, str], str] = {}
-        for one in table(number).values():
-            assert places.setdefault((one.place.row, one.place.column), scored_as(one)) == scored_as(one), one.name
+        for row in table(number).values():
+            assert places.setdefault((row.place.row, row.place.column), scored_as(row)) == scored_as(row), row.name
 
 
 def test_a_layout_that_misses_a_row_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Released weight files by their own names: fabricated with every name and shape of the releases, whole and broken."""
+"""Released weight files, fabricated with the releases' names and shapes, whole and broken."""
 
 from __future__ import annotations
 
@@ -129,10 +129,10 @@ def test_a_bare_backbone_loads_from_both_kinds_of_file(state: dict[str, Tensor],
 def test_dinos_training_checkpoint_gives_its_teachers_backbone(
     prefix: str, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    other = put("module.backbone.", fabricated(vit_names(24, 3, 16, 10, False), seed=1))
+    student = put("module.backbone.", fabricated(vit_names(24, 3, 16, 10, False), seed=1))
     head = extra(prefix.replace("backbone.", "head."), ("mlp.0.weight", "mlp.0.bias", "last_layer.weight_v"))
     document = {
-        "student": other, "teacher": {**put(prefix, state), **head}, "epoch": 100,
+        "student": student, "teacher": {**put(prefix, state), **head}, "epoch": 100,
         "args": argparse.Namespace(arch="vit_base", patch_size=16), "optimizer": {"state": {}, "param_groups": []},
     }  # fmt: skip
     torch.save(document, tmp_path / "checkpoint.pth")
@@ -145,9 +145,9 @@ def test_dinos_training_checkpoint_gives_its_teachers_backbone(
 def test_moco_gives_its_base_encoder_or_where_there_is_none_the_momentum_encoder(
     encoders: tuple[str, ...], state: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    other = fabricated(vit_names(24, 3, 16, 10, False), seed=1)
+    momentum = fabricated(vit_names(24, 3, 16, 10, False), seed=1)
     content: dict[str, Tensor] = extra("module.predictor.", ("0.weight", "1.running_mean"))
-    for values, name in zip((state, other), encoders, strict=False):
+    for values, name in zip((state, momentum), encoders, strict=False):
         content |= put(f"module.{name}.", values) | extra(f"module.{name}.head.", ("0.weight", "1.num_batches_tracked"))
     torch.save({"epoch": 300, "arch": "vit_base", "state_dict": content}, tmp_path / "vit-b-300ep.pth.tar")
     encoder = VisionTransformer.of(SMALL)
@@ -219,14 +219,14 @@ def test_a_local_file_goes_with_the_name_and_its_hash_is_returned(tmp_path: Path
 
 def test_random_weights_are_named_and_warned_of_and_always_the_same() -> None:
     with pytest.warns(UserWarning, match="dino-vits16:random: random weights"):
-        one, two = (image_encoder("dino-vits16:random")[1] for _ in range(2))
-    assert one == two
+        first, second = (image_encoder("dino-vits16:random")[1] for _ in range(2))
+    assert first == second
 
 
 class TestDownloads:
     @pytest.fixture(autouse=True)
     def elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Empty caches, and no way out."""
+        """Empty caches, and no network."""
         import huggingface_hub.constants
 
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -237,8 +237,8 @@ class TestDownloads:
         self.tried: list[tuple[Any, ...]] = []
 
         def refused(*arguments: Any) -> None:
-            self.tried.append(arguments)  # what is raised here is a WeightsNotFound to the caller, as any failure is
-            raise OSError("no way out")
+            self.tried.append(arguments)  # recorded: the caller turns the error into WeightsNotFound
+            raise OSError("no network")
 
         monkeypatch.setattr(socket.socket, "connect", refused)
         monkeypatch.setattr(socket, "getaddrinfo", refused)

@@ -45,7 +45,7 @@ def size_of(data: PictureMasks, name: str) -> SIZE:
 
 
 def knowing(data: PictureMasks) -> scoring.Predictor:
-    """Gives every word its own pixels, and to a word that is not there the picture's lower half of the background."""
+    """A perfect predictor, except that an absent word gets the lower half of the background."""
 
     def predict(name: str, asked: list[int], size: SIZE) -> np.ndarray:
         truth = data.mask(name)
@@ -107,7 +107,7 @@ def test_one_word_is_scored_alike_in_both_modes(
 def test_independent_mode_picks_the_most_probable_of_words_fused_alone(
     data: MaskFolder, model: Fusioner, cache: FeatureCache, vectors: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "TOGETHER", 2)  # three words: a full part and a rest
+    monkeypatch.setattr(scoring, "CHUNK", 2)  # three words: a full chunk and a rest
     predict = scoring.fusioner(model, cache, vectors, 0.4, "independent")
     for name in data.names("val"):
         size = size_of(data, name)
@@ -123,7 +123,7 @@ def test_independent_mode_picks_the_most_probable_of_words_fused_alone(
 
 
 def decided(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """(H, W) bool: pixels whose label does not hang on the rounding of float32."""
+    """(H, W) bool: pixels whose label does not depend on float32 rounding."""
     ordered = np.sort(np.concatenate([probabilities, np.zeros((1, *probabilities.shape[1:]))]), axis=0)
     return (ordered[-1] - ordered[-2] > 1e-6) & (abs(ordered[-1] - threshold) > 1e-6)
 
@@ -142,7 +142,7 @@ def test_a_model_with_one_window_labels_as_it_does_the_whole_picture(
         probabilities = crops(decode(data.picture(name)), [1, 2, 3])
         sure = decided(probabilities, 0.5)
         assert np.array_equal(sliding(name, [1, 2, 3], size)[sure], windows.resolve(probabilities, 0.5)[sure])
-        # The cache keeps features in half precision: what that may move is what a thousandth of probability decides.
+        # The cache rounds features to float16; only labels decided by a thousandth of probability may change.
         rounded = np.sort(np.concatenate([probabilities, np.full((1, *size), 0.5)]), axis=0)
         far = rounded[-1] - rounded[-2] > 5e-3
         assert np.array_equal(sliding(name, [1, 2, 3], size)[far], whole(name, [1, 2, 3], size)[far])
@@ -185,8 +185,8 @@ def test_checkpoint_and_bundle_score_alike(
     tiny_bundle: Path, tiny_bundle_fp16: Path,
 ) -> None:  # fmt: skip
     names, classes = data.names("val"), [1, 2, 3]
-    one = scoring.score(scoring.fusioner(model, cache, vectors), data, names, classes, words=words)
+    ours = scoring.score(scoring.fusioner(model, cache, vectors), data, names, classes, words=words)
     with fusioner_rt.Session(tiny_bundle if precision == "fp32" else tiny_bundle_fp16, cache=False) as session:
-        other = scoring.score(scoring.deployed(session, data), data, names, classes, words=words)
-    assert one.mean(classes) == pytest.approx(other.mean(classes), abs=0.3)
-    assert one.found[1:].sum() > 0, "a model that finds nothing would agree with anything"
+        deployed = scoring.score(scoring.deployed(session, data), data, names, classes, words=words)
+    assert ours.mean(classes) == pytest.approx(deployed.mean(classes), abs=0.3)
+    assert ours.found[1:].sum() > 0, "a model that finds nothing would agree with anything"

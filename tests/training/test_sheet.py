@@ -50,26 +50,26 @@ def test_a_word_has_one_colour_in_truth_and_prediction_and_legend(data: MaskFold
     drawn = np.asarray(sheet.draw(rows, data.words, "a title"))
     for colour in colours(len(rows[0].asked)):
         assert (drawn == colour).all(axis=2).sum() > 100, "the legend's swatch, in full colour"
-    # The panels of truth and prediction differ nowhere but where the truth is void: the first two of its rows.
+    # The panels of truth and prediction differ only where the truth is void, in its first two rows.
     width, gap, margin = sheet.PANEL[0], sheet.GAP, sheet.MARGIN
     left = [margin + part * (width + gap) for part in (1, 2)]
     top = drawn.shape[0] - sheet.CAPTION - sheet.MARGIN - sheet.PANEL[1]
-    one, other = (drawn[top + 30 : top + 160, x : x + width] for x in left)
-    assert np.array_equal(one, other)
-    assert one.std() > 0
+    truth, prediction = (drawn[top + 30 : top + 160, x : x + width] for x in left)
+    assert np.array_equal(truth, prediction)
+    assert truth.std() > 0
 
 
 def test_all_words_show_what_was_found_and_is_not_there(data: MaskFolder) -> None:
     name = data.names("val")[0]
-    there = data.present(name)
-    absent = next(index for index in (1, 2, 3) if index not in there)
+    shown = data.present(name)
+    absent = next(index for index in (1, 2, 3) if index not in shown)
 
     def wrong(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         return np.full(size, asked.index(absent) + 1, np.uint16)
 
     (row,) = sheet.rows(wrong, data, [name], [name], [1, 2, 3], "all")
     assert (row.prediction == absent).all()
-    assert sorted(int(i) for i in np.unique(row.truth) if i > 0) == there
+    assert sorted(int(i) for i in np.unique(row.truth) if i > 0) == shown
     assert sheet.draw([row], data.words, "").size[0] > 3 * sheet.PANEL[0]
 
 
@@ -86,7 +86,7 @@ def test_pictures_of_any_shape_fit_their_panels(size: tuple[int, int]) -> None:
     drawn = [sheet.draw([row] * count, ["background", "a word"], "title " * 99) for count in (1, 3, 4, 5)]
     assert drawn[0].size[0] == drawn[1].size[0] < drawn[2].size[0]
     assert drawn[2].size[1] < drawn[3].size[1]
-    assert all(isinstance(one, Image.Image) for one in drawn)
+    assert all(isinstance(image, Image.Image) for image in drawn)
 
 
 def test_a_picture_that_is_not_there_is_named(data: MaskFolder) -> None:

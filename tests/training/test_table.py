@@ -24,8 +24,8 @@ def write_scores(
     runs: Path, name: str, fold: int | None, seed: int, classes: dict[str, tuple[float, int]], *, folder: str = "",
     fb_iou: float = 70.0, baselines: dict[str, dict[str, tuple[float, int]]] | None = None,
 ) -> None:  # fmt: skip
-    """As training.evaluate writes them for this recipe."""
-    one = recipe.read(name)
+    """Writes scores.json as training.evaluate does for this recipe."""
+    trained = recipe.read(name)
 
     def plain(values: dict[str, tuple[float, int]]) -> dict[str, Any]:
         return {word: {"iou": iou, "pictures": pictures} for word, (iou, pictures) in values.items()}
@@ -33,29 +33,29 @@ def write_scores(
     document = {
         "format": "fusioner-rt scores",
         "format_version": 1,
-        "training": {"recipe": one.name, "seed": seed, "fold": fold},
-        "dataset": one.evaluation.dataset,
-        "folds": one.evaluation.folds or None,
+        "training": {"recipe": trained.name, "seed": seed, "fold": fold},
+        "dataset": trained.evaluation.dataset,
+        "folds": trained.evaluation.folds or None,
         "fold": fold,
-        "protocol": asdict(one.protocol),
+        "protocol": asdict(trained.protocol),
         "classes": plain(classes),
         "miou": 0.0,
         "fb_iou": fb_iou,
         "baselines": {label: {"classes": plain(values)} for label, values in (baselines or {}).items()},
     }
-    folder = folder or run_name(one.name, fold, seed)
+    folder = folder or run_name(trained.name, fold, seed)
     (runs / folder).mkdir(parents=True)
     (runs / folder / "scores.json").write_text(json.dumps(document))
 
 
 def cells(output: str, row: str) -> list[list[str]]:
-    """Every line of the table that begins so."""
+    """The cells of each line of the table whose row has this name."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
     return [line for line in lines if row in (line[0], " · ".join(line[:3]))]
 
 
 def own(folder: Path, **recipes: str) -> str:
-    """A table of one's own recipes; what to call it by."""
+    """A folder of the user's own recipes; returns the table's name."""
     folder.mkdir()
     for name, text in recipes.items():
         (folder / f"{name}.toml").write_text(text)
@@ -108,7 +108,7 @@ def test_the_mean_waits_for_all_folds_and_seeds_have_a_spread(
                 write_scores(tmp_path, "table4/b1-no-decoder", fold, seed, {"x": (iou, 3)})
     assert main(["4", "--runs", str(tmp_path)]) == 0
     (row,) = cells(capsys.readouterr().out, "B1-CLIP-L")
-    # Seed 2 lacks a fold: it counts in the other folds, and not in the mean of 45 and 46.
+    # Seed 2 lacks a fold: it counts in the other folds, not in the mean over 45 and 46.
     assert row[3:] == [
         "59.4 / 52.0 ± 2.0",
         "63.7 / 60.0 ± 0.0",
@@ -163,8 +163,8 @@ def test_own_recipes_make_a_table_with_both_means_and_baselines(
         write_scores(tmp_path / "runs", found, 1, seed, classes, baselines=None if seed else extra)
         write_scores(tmp_path / "runs", found, 2, seed, {"dog": (dog, 20), "horse": (horse, 15)})
     wide = str(tmp_path / "mine" / "wide.toml")
-    other = {"everything": {"dog": (27.0, 20)}}  # the same baseline, from another row's run of another fold
-    write_scores(tmp_path / "runs", wide, 2, 0, {"dog": (0.0, 20)}, baselines=other)
+    fold_2 = {"everything": {"dog": (27.0, 20)}}  # the same baseline, from another row's run of another fold
+    write_scores(tmp_path / "runs", wide, 2, 0, {"dog": (0.0, 20)}, baselines=fold_2)
     assert main([name, "--runs", str(tmp_path / "runs")]) == 0
     output = capsys.readouterr().out
     assert cells(output, "model") == [["model", "fold 1", "fold 2", "mean of folds", "mean of classes"]]
@@ -222,7 +222,7 @@ def test_a_dry_run_lists_one_training_for_equal_recipes_and_what_scores_it(
     b, protocol = "table1/b-clip-l-clip-l-early", "--masks classwise --least 1"
     assert lines == [
         line
-        for fold in (0, 1, 3)  # fold 2 is there
+        for fold in (0, 1, 3)  # fold 2 has scores
         for out in [tmp_path / f"table1-b-clip-l-clip-l-early-fold{fold}-seed0"]
         for line in (
             f"python -m training.train {b} --fold {fold} --seed 0 --out {out} --data VOC --workers 2",
@@ -335,11 +335,11 @@ from training.table.runs import Places, Run, start
 import sys
 calm = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
 calm += "open({str(tmp_path / "child")!r}, 'w').write(str(os.getpid())); time.sleep(100)"
-first = [sys.executable, "-c", calm]  # ends with 0 when it is told to end
+first = [sys.executable, "-c", calm]  # exits with 0 when terminated
 other = [sys.executable, "-c", "open({str(tmp_path / "other")!r}, 'w')"]
 start([Run("one", [first, other]), Run("two", [other])], Places(Path({str(tmp_path / "runs")!r}), {{}}))
 """
-    # A shell's background jobs are deaf to interrupts, and their children inherit it.
+    # A shell's background jobs ignore interrupts, and their children inherit that.
     hearing = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen(python(code), stderr=subprocess.DEVNULL, preexec_fn=hearing)
     child = tmp_path / "child"
@@ -358,7 +358,7 @@ start([Run("one", [first, other]), Run("two", [other])], Places(Path({str(tmp_pa
 def test_a_table_is_trained_scored_and_printed_and_a_second_call_has_nothing_to_do(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The real commands: one row works, one names an encoder that is not there."""
+    """The real commands: one row works, one names a missing encoder."""
     plain = 'extends = "tiny"\nabout = "x"\nseeds = [1]\n[training]\nepochs = 1\n[evaluation]\nleast = 1\n'
     name = own(tmp_path / "mine", good=plain, bad=plain + '[model]\nimage_encoder = "dinov9"\n')
     options = ["--run", "--data", str(shapes), "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]

@@ -18,13 +18,12 @@ from export import build_engine
 from training import checkpoint, evaluate, progress, recipe, train
 from training.batches import CachedBatches, Job, LiveBatches, feature_cache
 from training.checkpoint import read_config
-from training.data import DataError, MaskFolder
+from training.data import DataError, MaskFolder, present
 from training.distributed import Processes
 from training.feature_cache import FeatureCache
 from training.model import Fusioner, tiny
 from training.optimisation import ENCODERS, Optimiser, rate
 from training.progress import Progress, smoothed
-from training.scoring import present
 from training.words import Vocabulary, WordSampler
 
 ALONE = Processes(torch.device("cpu"))
@@ -205,37 +204,37 @@ def optimiser(model: Fusioner, **fields: object) -> Optimiser:
 def test_frozen_encoders_are_neither_optimised_nor_averaged_nor_kept(shapes: Path, tmp_path: Path) -> None:
     model = tiny()
     frozen = {id(p) for name in ENCODERS for p in getattr(model, name).parameters()}
-    one = optimiser(model, ema=0.9)
-    optimised = [p for group in one.adamw.param_groups for p in group["params"]]
+    trainer = optimiser(model, ema=0.9)
+    optimised = [p for group in trainer.adamw.param_groups for p in group["params"]]
     assert {id(p) for p in optimised} == {id(p) for p in model.parameters()} - frozen
     assert len(optimised) == len({id(p) for p in optimised})
     assert frozen
     assert not any(p.requires_grad for name in ENCODERS for p in getattr(model, name).parameters())
-    assert one.average is not None
-    assert sum(p.numel() for p in one.average.parameters()) == sum(p.numel() for p in optimised)
-    assert not [name for name in one.state()[0] if "encoder" in name]
+    assert trainer.average is not None
+    assert sum(p.numel() for p in trainer.average.parameters()) == sum(p.numel() for p in optimised)
+    assert not [name for name in trainer.state()[0] if "encoder" in name]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = batches(shapes, tmp_path, model).load(Job(["shape00", "shape02"], 0, 0))
-    forward = train._Forward(model, one, ALONE)
+    forward = train._Forward(model, trainer, ALONE)
     for _ in range(2):
         forward(batch)
-        one.step()
+        trainer.step()
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name, _ in model.named_children()} - set(ENCODERS)
 
 
 def test_averaged_weights_are_the_decayed_mean_of_every_steps(shapes: Path, tmp_path: Path) -> None:
     model = tiny()
-    one = optimiser(model, ema=0.75)
+    trainer = optimiser(model, ema=0.75)
     batch = batches(shapes, tmp_path, model).load(Job(["shape00", "shape02"], 0, 0))
-    forward, wanted = train._Forward(model, one, ALONE), None
+    forward, wanted = train._Forward(model, trainer, ALONE), None
     for _ in range(3):
         forward(batch)
-        one.step()
+        trainer.step()
         now = model.out_pixels.weight.detach().double()
         wanted = now.clone() if wanted is None else 0.75 * wanted + 0.25 * now
     last = model.out_pixels.weight.detach().clone()
-    with one.averaged():
+    with trainer.averaged():
         # 3 roundings of values below 2, each half a unit in the last place of float32
         torch.testing.assert_close(model.out_pixels.weight.detach().double(), wanted, atol=3 * 2**-23, rtol=0)
         assert not torch.equal(model.out_pixels.weight, last)
@@ -311,7 +310,7 @@ def test_an_epoch_holds_every_picture_once_and_a_batch_pictures_of_one_size(shap
 
 
 def test_targets_are_the_masks_at_the_centres_of_the_decoders_cells(shapes: Path, tmp_path: Path) -> None:
-    """96×96 pictures at stride 16, one decoder upsampling: 12×12 cells of 8×8 pixels, whose centres a mask's pixels hold."""
+    """96×96 pictures at stride 16, one decoder upsampling: 12×12 cells of 8×8 pixels, whose centres pick the labels."""
     model = tiny()
     found = batches(shapes, tmp_path, model, words=1, augment="none")
     batch = found.load(Job(["shape00"], 0, 0))

@@ -32,14 +32,14 @@ LABELS = torch.tensor([[[0, 1], [2, IGNORE]], [[3, 3], [0, 0]], [[0, 0], [0, 0]]
 
 @given(st.integers(0, 10_000), st.integers(1, 4), st.floats(0, 1), st.floats(0, 1))
 def test_every_target_is_its_words_region_and_no_word_is_drawn_twice(
-    seed: int, most: int, absent: float, names: float
+    seed: int, max_: int, absent: float, names: float
 ) -> None:
-    plan = Plan(words=most, absent=absent, names=names)
+    plan = Plan(words=max_, absent=absent, names=names)
     words, targets, valid = WordSampler(vocabulary(), plan).draw(["a", "b", "c"], LABELS, np.random.default_rng(seed))
     assert torch.equal(valid[:, 0].bool(), LABELS != IGNORE)
     for row, picture in enumerate(("a", "b", "c")):
         drawn = words[row].argmax(-1).tolist()
-        real = [word for word in drawn if word]  # 0, the background's name, fills in where no other word is left
+        real = [word for word in drawn if word]  # 0, the background's word, is drawn where no other is left
         assert len(set(real)) == len(real)
         meaning = {"a": {1: 1, 2: 2, 5: 2}, "b": {3: 3}, "c": {}}[picture]
         for word, target in zip(drawn, targets[row], strict=True):

@@ -1,9 +1,9 @@
-"""The paper's data sets (section 4.1), each a `training.data.PictureMasks`, opened by name.
+"""The paper's data sets (section 4.1): each is a `training.data.PictureMasks`, opened by name.
 
 python -m training.datasets check KIND --data DIR    what is there, what is missing, where it comes from
 training.datasets.splits                             which classes are held out (table 6)
 
-"coco-20i-to-voc" is no kind of its own: train on coco-20i, score on pascal-5i with that split.
+"coco-20i-to-voc" is a split, not a kind: train on coco-20i, score on pascal-5i with that split.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["KINDS", "Kind", "open_dataset"]
 
 @dataclass(frozen=True)
 class Kind:
-    """How a data set is opened, and what its folder looks like."""
+    """How a data set is opened, its folder layout and its source."""
 
     open: Callable[[Path], PictureMasks]
     layout: str
     source: str
     splits: tuple[str, ...] = ("train", "val")
-    folds: str = ""  # its own split of training.datasets.splits
+    folds: str = ""  # its split into folds, a name of training.datasets.splits.FOLDS
     counts: dict[str, int] | None = None  # pictures of the complete data set, by split
 
 
@@ -47,11 +47,14 @@ KINDS: dict[str, Kind] = {
 
 
 def open_dataset(kind: str, root: Path) -> PictureMasks:
-    """A data set of one of KINDS in a folder. Files are looked for when they are asked for. Raises DataError."""
+    """The data set in a folder; its files are opened when they are needed. Raises DataError."""
     if kind not in KINDS:
-        raise DataError(f"there is no kind of data set called {kind!r}; expected one of {', '.join(KINDS)}")
+        raise DataError(
+            f"there is no kind of data set called {kind!r}; expected one of {', '.join(KINDS)}", "choose one of them"
+        )
     if not root.is_dir():
         raise DataError(
-            f"{root} is no folder; expected {kind}: python -m training.datasets check {kind} --data DIR shows the layout"
+            f"{root} is no folder; expected {kind}",
+            f"python -m training.datasets check {kind} --data DIR shows the layout",
         )
     return KINDS[kind].open(root)

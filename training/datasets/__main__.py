@@ -1,9 +1,10 @@
-"""The data sets' command line: check what is there, and prepare what needs preparing."""
+"""The data sets' command line: check a data set, prepare its masks."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from fusioner_rt.errors import FusionerError
@@ -13,6 +14,8 @@ from training.datasets.check import check
 from training.datasets.fss import Fss1000
 from training.datasets.splits import FOLDS
 from training.datasets.voc import PascalVoc
+
+Run = Callable[[argparse.Namespace], int]
 
 _EXAMPLES = """\
 examples:
@@ -86,47 +89,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="check | prepare | convert-sbd | mosaic-4")
 
-    one = commands.add_parser(
-        "check", help="what is there, and what is missing", description="Says whether a data set is complete.",
-        epilog=_CHECK, formatter_class=raw,
-    )  # fmt: skip
-    one.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of: {', '.join(KINDS)}")
-    one.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    one.add_argument("--split", choices=("train", "val"), help="look at this split alone")
-    one.add_argument("--folds", choices=FOLDS, default="", help="count per fold of this split (table 6)")
-    one.add_argument("--fold", type=int, help="of --folds, this one alone")
-    one.add_argument("--thorough", action="store_true", help="open every picture and mask, and compare their sizes")
-    one.set_defaults(run=_check)
+    def command(name: str, run: Run, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=summary, description=description, epilog=examples, formatter_class=raw)
+        parser.set_defaults(run=run)
+        return parser
 
-    one = commands.add_parser(
-        "prepare", help="COCO's masks as PNG files", description="Writes COCO's instances as index masks, once.",
-        epilog=_PREPARE, formatter_class=raw,
-    )  # fmt: skip
-    one.add_argument("--data", type=Path, required=True, metavar="DIR", help="COCO's folder")
-    one.add_argument("--split", choices=("train", "val"), help="this split alone (default: both)")
-    one.set_defaults(run=_prepare)
+    added = command(
+        "check", _check, "what is there, and what is missing", "Says whether a data set is complete.", _CHECK
+    )
+    added.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of: {', '.join(KINDS)}")
+    added.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    added.add_argument("--split", choices=("train", "val"), help="look at this split alone")
+    added.add_argument("--folds", choices=FOLDS, default="", help="count per fold of this split (table 6)")
+    added.add_argument("--fold", type=int, help="of --folds, this one alone")
+    added.add_argument("--thorough", action="store_true", help="open every picture and mask, and compare their sizes")
 
-    one = commands.add_parser(
-        "convert-sbd", help="SBD's MATLAB masks as PNG files", description="Turns SBD as released into index masks.",
-        epilog=_SBD, formatter_class=raw,
-    )  # fmt: skip
-    one.add_argument("--sbd", type=Path, required=True, metavar="DIR", help="benchmark_RELEASE, or its dataset folder")
-    one.add_argument("--data", type=Path, required=True, metavar="DIR", help="VOC's folder")
-    one.set_defaults(run=_convert)
+    added = command(
+        "prepare", _prepare, "COCO's masks as PNG files", "Writes COCO's instances as index masks, once.", _PREPARE
+    )
+    added.add_argument("--data", type=Path, required=True, metavar="DIR", help="COCO's folder")
+    added.add_argument("--split", choices=("train", "val"), help="this split alone (default: both)")
 
-    one = commands.add_parser(
-        "mosaic-4", help="the paper's Mosaic-4 from FSS-1000", description="Makes Mosaic-4 from FSS-1000's test split.",
-        epilog=_MOSAIC, formatter_class=raw,
-    )  # fmt: skip
-    one.add_argument("--data", type=Path, required=True, metavar="DIR", help="FSS-1000's folder")
-    one.add_argument(
+    added = command(
+        "convert-sbd", _convert, "SBD's MATLAB masks as PNG files", "Turns SBD as released into index masks.", _SBD
+    )
+    added.add_argument(
+        "--sbd", type=Path, required=True, metavar="DIR", help="benchmark_RELEASE, or its dataset folder"
+    )
+    added.add_argument("--data", type=Path, required=True, metavar="DIR", help="VOC's folder")
+
+    added = command(
+        "mosaic-4", _mosaic, "the paper's Mosaic-4 from FSS-1000", "Makes Mosaic-4 from FSS-1000's test split.", _MOSAIC
+    )
+    added.add_argument("--data", type=Path, required=True, metavar="DIR", help="FSS-1000's folder")
+    added.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where the data set goes; must not exist yet"
     )
-    one.add_argument("--seed", type=int, default=0, help="of the arrangement (default: %(default)s)")
-    one.add_argument(
+    added.add_argument("--seed", type=int, default=0, help="of the arrangement (default: %(default)s)")
+    added.add_argument(
         "--side", type=int, default=224, help="of a tile in pixels; a mosaic has two (default: %(default)s)"
     )
-    one.set_defaults(run=_mosaic)
     return parser
 
 
@@ -151,7 +153,7 @@ def _convert(given: argparse.Namespace) -> int:
 
 def _mosaic(given: argparse.Namespace) -> int:
     if given.seed < 0:
-        raise DataError(f"the seed is {given.seed}; expected 0 or more")
+        raise DataError(f"the seed is {given.seed}; expected 0 or more", "give another --seed")
     data = Fss1000(given.data)
     count = mosaic.write(data, given.out, given.seed, given.side)
     missing = data.missing_test_classes

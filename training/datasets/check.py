@@ -1,4 +1,4 @@
-"""Says whether a data set is complete: what is missing and where it belongs, and how many pictures show each class."""
+"""Checks that a data set is complete: what is missing, where it belongs, and how many pictures show each class."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from fusioner_rt.errors import FusionerError
 from fusioner_rt.pictures import decode
-from training.data import IGNORE, DataError, PictureMasks
+from training.data import DataError, PictureMasks, present
 from training.datasets import KINDS, fss, open_dataset, splits
 
-SAMPLE = 20_000  # masks opened per split without --thorough, where the annotations do not tell what they show
-SHOWN = 10  # problems and unusual classes that are listed
+SAMPLE = 20_000  # masks opened per split where annotations do not tell the classes; --thorough opens all
+SHOWN = 10  # problems and unusual classes listed
 
 
 def check(
@@ -25,7 +25,7 @@ def check(
     fold: int | None = None,
     thorough: bool = False,
 ) -> bool:
-    """Prints a report on stdout; True where the data set is usable. chosen: splits to look at, all by default.
+    """Prints a report; True where the data set is usable. chosen: the splits to check, all by default.
 
     Raises DataError for an unknown kind, split or fold.
     """
@@ -33,27 +33,27 @@ def check(
         open_dataset(kind, root)
     if folds:
         splits.held_out(folds, fold or 0)
-    about = KINDS[kind]
-    unknown = set(chosen) - set(about.splits)
+    expected = KINDS[kind]
+    unknown = set(chosen) - set(expected.splits)
     if unknown:
-        raise DataError(f"{kind} has no split {', '.join(sorted(unknown))}; expected {' or '.join(about.splits)}")
+        raise DataError(f"{kind} has no split {', '.join(sorted(unknown))}; expected {' or '.join(expected.splits)}")
     problems: list[str] = []
     shown: dict[str, dict[str, list[int]]] = {}
     print(f"{kind} in {root}")
     try:
         data = open_dataset(kind, root)
         print(f"  classes: {len(data.classes) - 1} and the background")
-        for split in chosen or about.splits:
+        for split in chosen or expected.splits:
             try:
-                shown[split] = _look(data, split, thorough, problems, (about.counts or {}).get(split))
+                shown[split] = _inspect(data, split, thorough, problems, (expected.counts or {}).get(split))
             except FusionerError as error:
                 problems.append(f"{split}: {error}")
         if shown:
             _print_classes(data, shown)
             if isinstance(data, fss.Fss1000) and data.missing_test_classes:
                 missing = data.missing_test_classes
-                print(f"  of the 240 test classes {len(missing)} are missing: {_few(missing)}")
-            _print_folds(data, shown, folds or about.folds, fold, problems)
+                print(f"  of the 240 test classes {len(missing)} are missing: {_first(missing)}")
+            _print_folds(data, shown, folds or expected.folds, fold, problems)
     except FusionerError as error:
         problems.append(str(error))
     if not problems:
@@ -64,32 +64,31 @@ def check(
         print(f"  - {problem}")
     if len(problems) > SHOWN:
         print(f"  … and {len(problems) - SHOWN} more")
-    print(f"\nexpected layout:\n{about.layout}\n\nwhere it comes from:\n{about.source}")
+    print(f"\nexpected layout:\n{expected.layout}\n\nwhere it comes from:\n{expected.source}")
     return False
 
 
-def _look(
+def _inspect(
     data: PictureMasks, split: str, thorough: bool, problems: list[str], complete: int | None
 ) -> dict[str, list[int]]:
-    """Prints a split's size; picture → classes it shows. What cannot be read goes to `problems`."""
+    """Prints a split's size; returns picture → classes it shows. Unreadable pictures go to `problems`.
+
+    complete: the number of pictures of the complete data set, where it is known.
+    """
     names = data.names(split)
-    told = type(data).present is not PictureMasks.present and not getattr(data, "is_prepared", lambda split: False)(
-        split
-    )
-    looked = names
-    if not thorough and not told and len(names) > SAMPLE:
-        looked = [names[i] for i in np.linspace(0, len(names) - 1, SAMPLE).astype(int)]
+    annotated = not thorough and _tells_classes(data, split)
+    opened = names
+    if not thorough and not annotated and len(names) > SAMPLE:
+        opened = [names[i] for i in np.linspace(0, len(names) - 1, SAMPLE).astype(int)]
     note = f" (the complete data set has {complete:,})" if complete not in (None, len(names)) else ""
-    how = (
-        "every mask opened"
-        if thorough or (not told and looked is names)
-        else f"{len(looked):,} masks opened, which the counts below are of"
-    )
-    print(
-        f"  {split}: {len(names):,} pictures{note}; {'classes from the annotations' if told and not thorough else how}"
-    )
+    source = f"{len(opened):,} masks opened, which the counts below are of"
+    if annotated:
+        source = "classes from the annotations"
+    elif opened is names:
+        source = "every mask opened"
+    print(f"  {split}: {len(names):,} pictures{note}; {source}")
     shown = {}
-    for name in tqdm(looked, desc=f"{split} masks", unit="mask", leave=False):
+    for name in tqdm(opened, desc=f"{split} masks", unit="mask", leave=False):
         try:
             shown[name] = _opened(data, name) if thorough else data.present(name)
         except FusionerError as error:
@@ -97,8 +96,14 @@ def _look(
     return shown
 
 
+def _tells_classes(data: PictureMasks, split: str) -> bool:
+    """Whether `data.present` reads annotations, not masks."""
+    prepared = getattr(data, "is_prepared", lambda split: False)
+    return type(data).present is not PictureMasks.present and not prepared(split)
+
+
 def _opened(data: PictureMasks, name: str) -> list[int]:
-    """The classes of a mask that fits its picture. Raises FusionerError."""
+    """The classes in a mask, after its size is compared with its picture's. Raises FusionerError."""
     height, width = decode(data.picture(name)).shape[:2]
     mask = data.mask(name)
     if mask.shape != (height, width):
@@ -106,12 +111,12 @@ def _opened(data: PictureMasks, name: str) -> list[int]:
             f"the mask has {mask.shape[1]}×{mask.shape[0]} pixels, the picture {width}×{height}", "they must agree"
         )
     if not (mask > 0).any() and isinstance(data, fss.Fss1000):
-        raise DataError("the mask marks no pixel; expected white where the class is")
-    return [int(index) for index in np.unique(mask) if index not in (0, IGNORE)]
+        raise DataError("the mask marks no pixel; expected white where the class is", "fetch it again")
+    return present(mask)
 
 
 def _print_classes(data: PictureMasks, shown: dict[str, dict[str, list[int]]]) -> None:
-    """Pictures per class; of more than a hundred classes, those alone that have fewer than the most common number."""
+    """Pictures per class; of more than a hundred classes, only those with fewer pictures than most."""
     counts = {split: Counter(i for classes in pictures.values() for i in classes) for split, pictures in shown.items()}
     indices = range(1, len(data.classes))
     if len(indices) <= 100:
@@ -127,14 +132,14 @@ def _print_classes(data: PictureMasks, shown: dict[str, dict[str, list[int]]]) -
         usual = Counter(count.values()).most_common(1)[0][0]
         fewer = [f"{data.classes[i]} {n}" for i, n in sorted(count.items()) if n < usual]
         print(
-            f"  {split}: {len(count)} classes, most with {usual} pictures{'; fewer: ' + _few(fewer) if fewer else ''}"
+            f"  {split}: {len(count)} classes, most with {usual} pictures{'; fewer: ' + _first(fewer) if fewer else ''}"
         )
 
 
 def _print_folds(
     data: PictureMasks, shown: dict[str, dict[str, list[int]]], split: str, fold: int | None, problems: list[str]
 ) -> None:
-    """Per fold what is left to train on, and what is scored."""
+    """Per fold: the number of training and of scored pictures."""
     if not split:
         return
     print(f"  folds of {split}")
@@ -158,5 +163,5 @@ def _print_folds(
         problems.append(f"no class of {split} is here; give --folds a split that fits the data set")
 
 
-def _few(items: list[str]) -> str:
+def _first(items: list[str]) -> str:
     return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")

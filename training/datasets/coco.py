@@ -1,4 +1,4 @@
-"""MS COCO's instances as index masks of 80 classes: what COCO-20i is made of (paper 4.1)."""
+"""MS COCO's instances as index masks of 80 classes, for COCO-20i (paper 4.1)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from fusioner_rt.errors import one_line
-from fusioner_rt.files import writable_folder, write_atomically
-from training.data import IGNORE, IGNORE_IN_FILE, DataError, PictureMasks, file_stamp, read_index_mask
+from fusioner_rt.files import writable_folder
+from training.data import IGNORE, DataError, PictureMasks, file_stamp, read_index_mask, write_index_mask
 
 CLASSES = (
     "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -46,7 +45,7 @@ YEARS = ("2014", "2017")
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One annotation. shape: polygons as arrays x, y, x, y, …, or a run-length code as COCO writes it."""
+    """One annotation. shape: polygons as arrays x, y, x, y, …, or COCO's run-length code."""
 
     index: int
     crowd: bool
@@ -55,15 +54,15 @@ class Instance:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What one instances_*.json says: per picture its size (height, width) and instances."""
+    """One instances_*.json: each picture's size (height, width) and instances."""
 
     sizes: dict[str, tuple[int, int]]
-    instances: dict[str, list[Instance]]  # pictures with at least one that is no crowd
+    instances: dict[str, list[Instance]]  # of pictures with at least one that is no crowd
 
 
 @dataclass(frozen=True)
 class Coco(PictureMasks):
-    """train, val = COCO's. A picture is called as its file. Smaller instances lie over larger ones, crowds are ignored."""
+    """COCO's train and val. A picture's name is its file's stem. Smaller instances cover larger ones; crowds are IGNORE."""
 
     root: Path
 
@@ -77,8 +76,8 @@ class Coco(PictureMasks):
             if any((self.root / f"{split}{year}").is_dir() for split in ("train", "val")):
                 return year
         raise DataError(
-            f"{self.root} holds none of train2014, val2014, train2017, val2017; expected MS COCO: "
-            "python -m training.datasets check coco-20i --data DIR shows the layout"
+            f"{self.root} holds none of train2014, val2014, train2017, val2017; expected MS COCO",
+            "python -m training.datasets check coco-20i --data DIR shows the layout",
         )
 
     def names(self, split: str) -> list[str]:
@@ -96,7 +95,8 @@ class Coco(PictureMasks):
         for name in names:
             if name not in pictures:
                 raise DataError(
-                    f"{self.root / f'{split}{self.year}' / name}.jpg is missing; expected every annotated picture of {split}"
+                    f"{self.root / f'{split}{self.year}' / name}.jpg is missing; expected every annotated picture of {split}",
+                    f"fetch {split}{self.year}.zip again",
                 )
         return names
 
@@ -109,11 +109,14 @@ class Coco(PictureMasks):
             return read_index_mask(self.masks(split) / f"{name}.png", len(CLASSES))
         annotations = self.annotations(split)
         if name not in annotations.sizes:
-            raise DataError(f"{self.annotation_file(split)} does not know the picture {name}; expected all of {split}")
+            raise DataError(
+                f"{self.annotation_file(split)} does not know the picture {name}; expected all of {split}",
+                f"fetch the annotations of {self.year}",
+            )
         return rasterise(annotations.instances.get(name, []), annotations.sizes[name], name)
 
     def present(self, name: str) -> list[int]:
-        """From the annotations where they are read; a class may be named that smaller instances of others cover."""
+        """From the annotations, unless masks are prepared; may name a class whose pixels smaller instances cover."""
         split = self.split_of(name)
         if self.is_prepared(split):
             return super().present(name)
@@ -126,7 +129,7 @@ class Coco(PictureMasks):
             return file_stamp(self.picture(name), mask)
         except OSError as error:
             raise DataError(
-                f"{error.filename} cannot be read ({error.strerror}); expected a picture and its mask"
+                f"{error.filename} cannot be read ({error.strerror}); expected a picture and its mask", "fetch it again"
             ) from None
 
     def split_of(self, name: str) -> str:
@@ -134,7 +137,10 @@ class Coco(PictureMasks):
         for split in ("train", "val"):
             if name in self._stems.get(split, ()):
                 return split
-        raise DataError(f"neither train{self.year} nor val{self.year} of {self.root} holds a picture {name}.jpg")
+        raise DataError(
+            f"neither train{self.year} nor val{self.year} of {self.root} holds a picture {name}.jpg",
+            "name a picture of the data set",
+        )
 
     def annotation_file(self, split: str) -> Path:
         return self.root / "annotations" / f"instances_{split}{self.year}.json"
@@ -147,7 +153,7 @@ class Coco(PictureMasks):
         return self._prepared[split]
 
     def annotations(self, split: str) -> Annotations:
-        """Read once, which takes seconds; says so on stderr. Raises DataError."""
+        """Reads the JSON once, which takes seconds. Raises DataError."""
         if split not in self._annotations:
             self._annotations[split] = read_annotations(self.annotation_file(split))
         return self._annotations[split]
@@ -156,7 +162,10 @@ class Coco(PictureMasks):
         if split not in ("train", "val"):
             raise DataError(f"coco-20i has no split {split!r}; expected train or val")
         if split not in self._stems:
-            raise DataError(f"{self.root / (split + self.year)} is missing; expected COCO's pictures of {split}")
+            raise DataError(
+                f"{self.root / (split + self.year)} is missing; expected COCO's pictures of {split}",
+                f"unpack {split}{self.year}.zip there",
+            )
         return self._stems[split]
 
     @cached_property
@@ -174,7 +183,7 @@ class Coco(PictureMasks):
 
 
 def read_annotations(file: Path) -> Annotations:
-    """An instances_*.json. Polygons become arrays while it is parsed: a quarter of the memory of lists. Raises DataError."""
+    """Parses an instances_*.json, with polygons as arrays: a quarter of the memory of lists. Raises DataError."""
     try:
         size = file.stat().st_size
         if size > 10_000_000:
@@ -182,31 +191,41 @@ def read_annotations(file: Path) -> Annotations:
         with file.open() as stream:
             document = json.load(stream, object_hook=_compact)
     except FileNotFoundError:
-        raise DataError(f"{file} is missing; expected COCO's annotations, or prepared masks beside it") from None
+        raise DataError(
+            f"{file} is missing; expected COCO's annotations, or prepared masks beside it",
+            "unpack the annotations there",
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as JSON ({one_line(error)})", "fetch it again") from None
     try:
         indices = {}
         for category in document["categories"]:
             if category["name"] not in CLASSES[1:]:
-                raise DataError(f"{file} has a category {category['name']!r}; expected COCO's 80 classes")
+                raise DataError(
+                    f"{file} has a category {category['name']!r}; expected COCO's 80 classes",
+                    "fetch COCO's annotations",
+                )
             indices[category["id"]] = CLASSES.index(category["name"])
         names = {image["id"]: Path(image["file_name"]).stem for image in document["images"]}
         sizes = {names[image["id"]]: (int(image["height"]), int(image["width"])) for image in document["images"]}
         instances: dict[str, list[Instance]] = {}
-        for a in document["annotations"]:
-            instance = Instance(indices[a["category_id"]], bool(a.get("iscrowd", 0)), a["segmentation"])
-            if instance.shape:  # not a polygon of one or two points
-                instances.setdefault(names[a["image_id"]], []).append(instance)
+        for entry in document["annotations"]:
+            instance = Instance(indices[entry["category_id"]], bool(entry.get("iscrowd", 0)), entry["segmentation"])
+            if instance.shape:  # `_compact` drops degenerate polygons
+                instances.setdefault(names[entry["image_id"]], []).append(instance)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{file} is not a COCO instances file ({type(error).__name__}: {one_line(error)}); expected images, annotations, categories"
+            f"{file} is not a COCO instances file ({type(error).__name__}: {one_line(error)}); "
+            "expected images, annotations, categories",
+            "fetch COCO's annotations",
         ) from None
-    return Annotations(sizes, {name: all_ for name, all_ in instances.items() if not all(i.crowd for i in all_)})
+    return Annotations(
+        sizes, {name: shown for name, shown in instances.items() if not all(instance.crowd for instance in shown)}
+    )
 
 
 def rasterise(instances: list[Instance], size: tuple[int, int], name: str = "") -> np.ndarray:
-    """(H, W) int16: crowds first, as IGNORE, then instances from the largest to the smallest. Raises DataError."""
+    """(H, W) int16: crowds as IGNORE, instances over them from largest to smallest. Raises DataError."""
     mask = np.zeros(size, np.int16)
     shapes = []
     for instance in instances:
@@ -223,7 +242,7 @@ def rasterise(instances: list[Instance], size: tuple[int, int], name: str = "") 
 
 
 def prepare(data: Coco, split: str) -> int:
-    """Writes a split's masks as index PNGs; returns how many it wrote. An interrupted one goes on where it stopped."""
+    """Writes a split's masks as index PNGs and returns how many; an interrupted call can be repeated and resumes."""
     if data.is_prepared(split):
         return 0
     annotations, folder = data.annotations(split), data.masks(split)
@@ -231,8 +250,7 @@ def prepare(data: Coco, split: str) -> int:
     names = [name for name in data.names(split) if not (unfinished / f"{name}.png").is_file()]
     for name in tqdm(names, desc=f"{split} masks", unit="mask"):
         mask = rasterise(annotations.instances[name], annotations.sizes[name], name)
-        image = Image.fromarray(np.where(mask == IGNORE, IGNORE_IN_FILE, mask).astype(np.uint8))
-        write_atomically(unfinished / f"{name}.png", lambda stream, image=image: image.save(stream, "PNG"))  # type: ignore[misc]
+        write_index_mask(unfinished / f"{name}.png", mask)
     unfinished.rename(folder)
     return len(names)
 
@@ -241,7 +259,7 @@ def _compact(value: dict[str, Any]) -> dict[str, Any]:
     """json.load's object_hook: an annotation's polygons as arrays."""
     shape = value.get("segmentation")
     if isinstance(shape, list):
-        # Fewer than three points enclose nothing, and pycocotools would take two for a box.
+        # Fewer than three points enclose no area, and pycocotools reads two points as a box.
         value["segmentation"] = tuple(np.asarray(p, np.float64) for p in shape if len(p) >= 6)
     return value
 
@@ -251,7 +269,8 @@ def _decode(shape: tuple[np.ndarray, ...] | dict[str, Any], size: tuple[int, int
     from pycocotools import mask as codes
 
     if isinstance(shape, tuple):
-        return np.asarray(codes.decode(codes.merge(codes.frPyObjects([p.tolist() for p in shape], *size))), bool)
+        polygons = [polygon.tolist() for polygon in shape]
+        return np.asarray(codes.decode(codes.merge(codes.frPyObjects(polygons, *size))), bool)
     if list(shape["size"]) != list(size):
         raise ValueError(f"its run-length code is of size {shape['size']}, its picture of {list(size)}")
     code = codes.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape

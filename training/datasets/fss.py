@@ -1,4 +1,4 @@
-"""FSS-1000 (Wei et al., CVPR 2020): a thousand classes with ten pictures each, one object class a picture (paper 4.1)."""
+"""FSS-1000 (Wei et al., CVPR 2020): a thousand classes of ten pictures, one class a picture (paper 4.1)."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ Licence: none is stated; the pictures come from the web. For research."""
 
 @dataclass(frozen=True)
 class Fss1000(PictureMasks):
-    """A picture is called `CLASS-N`. train = every class but the 240 test classes, which are val."""
+    """val = the 240 test classes, train = the others. A picture's name is `CLASS-N`."""
 
     root: Path
 
     @cached_property
     def home(self) -> Path:
-        """The folder of the class folders. Raises DataError."""
+        """The folder that holds the class folders. Raises DataError."""
         inner = ("", "fewshot_data", "fewshot_data/fewshot_data")
         for folder in (self.root / name for name in inner):
             if _class_folders(folder):
                 return folder
         raise DataError(
-            f"{self.root} holds no CLASS/1.jpg or other numbered picture, nor do {inner[1]} and {inner[2]} in it; expected FSS-1000: "
-            "python -m training.datasets check fss-1000 --data DIR shows the layout"
+            f"{self.root} holds no CLASS/1.jpg or other numbered picture, nor do {inner[1]} and {inner[2]} in it; expected FSS-1000",
+            "python -m training.datasets check fss-1000 --data DIR shows the layout",
         )
 
     @cached_property
@@ -78,7 +78,7 @@ class Fss1000(PictureMasks):
         return self._file(name, "png")
 
     def mask(self, name: str) -> np.ndarray:
-        """White is the class. The release's masks are RGB or grey, some with a few grey levels at the borders."""
+        """White is the class. Released masks are RGB or grey; some have grey levels at the borders."""
         values = open_mask(self.mask_file(name), ("1", "L", "RGB", "RGBA"))
         if values.ndim == 3:
             values = values[..., :3].max(2)
@@ -89,13 +89,16 @@ class Fss1000(PictureMasks):
         return [self._class(name)]
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        # The index is part of it: with more or fewer class folders, the same picture's mask has another number.
+        # With the class index: it changes when class folders are added or removed, and the mask holds it.
         return (self._class(name), *file_stamp(self.picture(name), self.mask_file(name)))
 
     def _class(self, name: str) -> int:
         class_ = name.rpartition("-")[0]
         if class_ not in self._indices:
-            raise DataError(f"{self.home} has no class {class_!r}; expected a picture name CLASS-N, found {name!r}")
+            raise DataError(
+                f"{self.home} has no class {class_!r}; expected a picture name CLASS-N, found {name!r}",
+                "name a picture of the data set",
+            )
         return self._indices[class_]
 
     @cached_property
@@ -108,5 +111,5 @@ class Fss1000(PictureMasks):
 
 
 def _class_folders(folder: Path) -> list[str]:
-    """Names of the folders in it that hold numbered pictures."""
+    """Names of the folders in `folder` with numbered pictures."""
     return sorted({file.parent.name for file in folder.glob("*/*.jpg") if file.stem.isdecimal()})

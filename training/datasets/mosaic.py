@@ -1,4 +1,4 @@
-"""Mosaic-4 (paper 4.1, 4.4): four pictures of different classes in one, so that a model must heed the words.
+"""Mosaic-4 (paper 4.1, 4.4): four pictures of different classes in one, so that the words decide the masks.
 
 Made from FSS-1000's test split: its 2,400 pictures, each used once, give 600 mosaics.
 """
@@ -36,7 +36,7 @@ TILES = ("top left", "top right", "bottom left", "bottom right")
 
 @dataclass(frozen=True)
 class Mosaic(MaskFolder):
-    """A written Mosaic-4: a folder with a val split alone."""
+    """A Mosaic-4 folder; it has a val split only."""
 
     def names(self, split: str) -> list[str]:
         if split != "val":
@@ -45,10 +45,10 @@ class Mosaic(MaskFolder):
 
 
 def arrange(classes: list[str], random: np.random.Generator) -> np.ndarray:
-    """Which pictures share a mosaic: (N // 4, 4) positions in `classes`, the class of each of N pictures.
+    """Groups N pictures, given the class of each, into mosaics: (N // 4, 4) positions in `classes`.
 
     No position occurs twice, and the four classes of a row differ; N % 4 random pictures are left over. Raises
-    DataError where a class has more pictures than there are mosaics, for then two of them must meet.
+    DataError where a class has more pictures than there are mosaics: two of them would share one.
     """
     count = len(classes) // 4
     kept = np.sort(random.permutation(len(classes))[: 4 * count])
@@ -58,10 +58,11 @@ def arrange(classes: list[str], random: np.random.Generator) -> np.ndarray:
         largest = f"{names[sizes.argmax()]} alone has {sizes.max()}" if count else "none can be made"
         raise DataError(
             f"{len(classes)} pictures make {count} mosaics of four classes, but {largest}; expected at least 4 classes of "
-            "equal size, as FSS-1000's test split has"
+            "equal size, as FSS-1000's test split has",
+            "fetch FSS-1000 again",
         )
-    # One class after another, dealt to the mosaics in turn: a class has no more pictures than there are mosaics, so no
-    # mosaic gets two of it. That is valid but regular; exchanges that keep it valid then make it random.
+    # Pictures sorted by class are dealt to the mosaics in turn: a class has at most `count` pictures, so no mosaic gets
+    # two of it. Random exchanges that keep this true then remove the regularity.
     dealt = np.argsort(labels, kind="stable").reshape(4, count).T.tolist()
     label = labels.tolist()
     for a, b in random.integers(0, 4 * count, (100 * count, 2)).tolist():
@@ -77,12 +78,12 @@ def arrange(classes: list[str], random: np.random.Generator) -> np.ndarray:
 
 
 def write(data: Fss1000, out: Path, seed: int = 0, side: int = 224) -> int:
-    """Writes the data set, whole or not at all; returns the number of mosaics. side: of a tile, in pixels.
+    """Writes the data set atomically; returns the number of mosaics. side: of a tile, in pixels.
 
-    The same pictures and seed give the same mosaics. Raises DataError, and where `out` holds something already.
+    The same pictures and seed give the same mosaics. Raises DataError, also where `out` is not empty.
     """
     if side < 1:
-        raise DataError(f"a tile's side is {side}; expected 1 or more pixels")
+        raise DataError(f"a tile's side is {side}; expected 1 or more pixels", "give another --side")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already", "choose another place, or remove it first")
     names = data.names("val")
@@ -90,7 +91,7 @@ def write(data: Fss1000, out: Path, seed: int = 0, side: int = 224) -> int:
     rows = arrange(classes, np.random.default_rng(seed))
     found = sorted(set(classes))
     if len(found) > 254:
-        raise DataError(f"{len(found)} classes do not fit an 8-bit mask; expected at most 254")
+        raise DataError(f"{len(found)} classes do not fit an 8-bit mask; expected at most 254", "remove class folders")
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=writable_folder(out.parent)))
     try:
         new = temporary / "new"
@@ -98,12 +99,14 @@ def write(data: Fss1000, out: Path, seed: int = 0, side: int = 224) -> int:
         (new / "masks").mkdir()
         table = io.StringIO()
         lines = csv.writer(table, lineterminator="\n")
-        lines.writerow(["mosaic", *(f"{tile} {what}" for tile in TILES for what in ("class", "picture"))])
+        lines.writerow(["mosaic", *(f"{tile} {column}" for tile in TILES for column in ("class", "picture"))])
         digits = max(3, len(str(len(rows) - 1)))
         for number, row in enumerate(tqdm(rows, desc="mosaics", unit="mosaic")):
             rgb, mask = _compose(data, [names[i] for i in row], [1 + found.index(classes[i]) for i in row], side)
             name = f"mosaic{number:0{digits}}"
-            Image.fromarray(rgb).save(new / "images" / f"{name}.png")  # lossless: no encoder has a say in the scores
+            Image.fromarray(rgb).save(
+                new / "images" / f"{name}.png"
+            )  # lossless: scores do not depend on a JPEG encoder
             Image.fromarray(mask).save(new / "masks" / f"{name}.png")
             lines.writerow([name, *(part for i in row for part in (classes[i], data.picture(names[i]).name))])
         (new / "classes.txt").write_text("\n".join(["background", *found]) + "\n")

@@ -1,6 +1,6 @@
-"""Which classes are held out of training and scored afterwards: table 6 of the paper (section 6.1), after LSeg.
+"""The folds of each data set: classes held out of training, then scored (paper 6.1, table 6, after LSeg).
 
-A fold's classes are the novel ones; a model of that fold is trained on the other classes of its data set.
+A fold lists its novel classes; its model trains on the data set's other classes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FOLDS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def held_out(split: str, fold: int) -> tuple[str, ...]:
-    """The classes of a fold, as the data set that is scored spells them. Raises DataError."""
+    """The classes of a fold, as the scored data set spells them. Raises DataError."""
     if split not in FOLDS:
         raise DataError(f"there is no split {split!r}; expected one of {', '.join(FOLDS)}")
     folds = FOLDS[split]
@@ -56,19 +56,19 @@ def held_out(split: str, fold: int) -> tuple[str, ...]:
 
 
 def held_out_indices(data: PictureMasks, split: str, fold: int) -> list[int]:
-    """Indices of the fold's classes that this data set has, in the fold's order.
+    """Indices of the fold's classes in this data set, in the fold's order. Classes that it lacks are left out.
 
-    A data set with some of them will do. Raises DataError where it has none.
+    Raises DataError where it has none of them.
     """
-    wanted, found = held_out(split, fold), []
-    for name in wanted:
+    classes, found = held_out(split, fold), []
+    for name in classes:
         try:
             found.append(data.index(name))
         except DataError:
             continue
     if not found:
         raise DataError(
-            f"{data.root} has no class of {split}'s fold {fold} ({', '.join(wanted)})",
+            f"{data.root} has no class of {split}'s fold {fold} ({', '.join(classes)})",
             "give a split that fits the data set",
         )
     return found

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 with SBD's further masks: what PASCAL-5i is made of (paper 4.1)."""
+"""PASCAL VOC 2012 with SBD's additional masks, for PASCAL-5i (paper 4.1)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class PascalVoc(PictureMasks):
             if (folder / "JPEGImages").is_dir():
                 return folder
         raise DataError(
-            f"{self.root} holds no JPEGImages, nor do its VOC2012 and VOCdevkit/VOC2012; expected PASCAL VOC 2012: "
-            "python -m training.datasets check pascal-5i --data DIR shows the layout"
+            f"{self.root} holds no JPEGImages, nor do its VOC2012 and VOCdevkit/VOC2012; expected PASCAL VOC 2012",
+            "python -m training.datasets check pascal-5i --data DIR shows the layout",
         )
 
     def names(self, split: str) -> list[str]:
@@ -62,7 +62,10 @@ class PascalVoc(PictureMasks):
         pictures, masks = _stems(self.home / "JPEGImages"), self._own_masks | self._further_masks
         for name in names:
             if name not in pictures:
-                raise DataError(f"{self.picture(name)} is missing; expected every picture of the {split} list")
+                raise DataError(
+                    f"{self.picture(name)} is missing; expected every picture of the {split} list",
+                    "unpack VOCtrainval_11-May-2012.tar again",
+                )
             if name not in masks:
                 raise DataError(
                     f"{name} of the {split} list has no mask in SegmentationClass or SegmentationClassAug of "
@@ -77,7 +80,7 @@ class PascalVoc(PictureMasks):
         return self.home / "JPEGImages" / f"{name}.jpg"
 
     def mask_file(self, name: str) -> Path:
-        """VOC's own mask where it has one: it marks the uncertain borders, which SBD's does not."""
+        """VOC's own mask where there is one: it marks uncertain borders, SBD's masks do not."""
         folder = "SegmentationClass" if name in self._own_masks else "SegmentationClassAug"
         return self.home / folder / f"{name}.png"
 
@@ -108,13 +111,16 @@ class PascalVoc(PictureMasks):
         return sorted({*self._list("train"), *self._further_masks})
 
     def _list(self, name: str) -> list[str]:
-        """Names of a list, whose lines are `NAME` or `/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png`."""
+        """Picture names of a list file; its lines are `NAME` or `/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png`."""
         file = self.home / "ImageSets" / "Segmentation" / f"{name}.txt"
         try:
             lines = file.read_text().splitlines()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is no text"
-            raise DataError(f"{file} cannot be read ({reason}); expected a picture name a line") from None
+            raise DataError(
+                f"{file} cannot be read ({reason}); expected a picture name a line",
+                "fetch ImageSets/Segmentation again",
+            ) from None
         return [line.split()[0].rpartition("/")[2].removesuffix(".jpg") for line in lines if line.strip()]
 
 

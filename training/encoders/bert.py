@@ -1,8 +1,8 @@
 """BERT-shaped text encoders (MiniLM-L6, BERT-base, BERT-large), frozen: `bert:NAME_OR_FOLDER[:cls|mean]`.
 
-A folder holds config.json, model.safetensors and tokenizer.json; a name is a hub repository that does, such as
-bert-base-uncased. `mean` (the default) averages the last layer over all tokens, `cls` takes its first token: the paper
-does not say how it pools BERT, and the average is what sentence encoders of this shape were trained with.
+A folder holds config.json, model.safetensors and tokenizer.json; a name is a hub repository with these files, such as
+bert-base-uncased. `mean` (the default) averages the last layer over all tokens, `cls` takes its first token. The paper
+does not say how it pools BERT; sentence encoders of this shape were trained with the average.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.encoders.attention import merge_heads, split_heads
 from training.encoders.released import WeightsUnfit, fit, read_state
 
 POOLINGS = ("mean", "cls")
 HEADS = ("pooler.", "cls.")
-"""Beginnings of names that serve pretraining: next-sentence prediction and the masked words. Not of the encoder."""
+"""Prefixes of the pretraining heads' parameters (next sentence, masked words), which the encoder lacks."""
 
 
 class Bert(nn.Module):
     """Token ids → one unit vector per prompt: the mean over its tokens (sentence-transformers' rule), or its first token.
 
-    Attention is plain MatMul and Softmax, so the graph exports to operators every backend has.
     Parameter names are those of the released files.
     """
 
-    templates = None  # the paper's
+    templates = None  # any
 
     def __init__(
         self,
@@ -61,22 +61,17 @@ class Bert(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(width, heads, inner, eps) for _ in range(layers))})
 
     @classmethod
-    def from_folder(cls, folder: Path, weights: bool = True, pooling: str = "mean") -> Bert:
-        """A folder as Hugging Face lays it out: config.json, model.safetensors, tokenizer.json."""
-        file = folder / "model.safetensors" if weights else None
-        return cls.from_files(folder / "config.json", file, folder / "tokenizer.json", pooling)
-
-    @classmethod
     def from_files(cls, config: Path, weights: Path | None, tokenizer: Path, pooling: str = "mean") -> Bert:
-        """Raises WeightsUnfit where the files are not those of a BERT."""
+        """From files; without `weights` they are random. Raises WeightsUnfit for files of another architecture."""
         try:
-            c = json.loads(config.read_text())
-            if c.get("hidden_act", "gelu") != "gelu" or c.get("position_embedding_type", "absolute") != "absolute":
+            values = json.loads(config.read_text())
+            activation, positions = values.get("hidden_act", "gelu"), values.get("position_embedding_type", "absolute")
+            if (activation, positions) != ("gelu", "absolute"):
                 raise ValueError("its activation or its positions are not BERT's")
             model = cls(
-                c["vocab_size"], c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"],
-                c["intermediate_size"], c["max_position_embeddings"], c["layer_norm_eps"], tokenizer,
-                max_tokens=min(64, c["max_position_embeddings"]), pooling=pooling,
+                values["vocab_size"], values["hidden_size"], values["num_hidden_layers"], values["num_attention_heads"],
+                values["intermediate_size"], values["max_position_embeddings"], values["layer_norm_eps"], tokenizer,
+                max_tokens=min(64, values["max_position_embeddings"]), pooling=pooling,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsUnfit(f"{config} does not describe a BERT ({error!r})", "name another folder") from None
@@ -86,7 +81,7 @@ class Bert(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids, attention_mask (N, L) int64 → (N, width) float32, unit length."""
-        # A slice of the table rather than a lookup by arange: the same numbers, and a simpler graph.
+        # Positions by a slice, not a lookup by arange: a simpler graph.
         x = self.embeddings["word_embeddings"](input_ids) + self.embeddings["token_type_embeddings"].weight[0]
         x = self.embeddings["LayerNorm"](x + self.embeddings["position_embeddings"].weight[: input_ids.shape[1]])
         mask = attention_mask.to(x.dtype)
@@ -98,15 +93,15 @@ class Bert(nn.Module):
 
 
 def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's names out of a release: prefix `bert.` off, heads left out, LayerNorm.gamma and .beta (the names of
-    the first releases) called weight and bias.
+    """The encoder's parameters in a released state dict: without the prefix `bert.` and the heads, and with LayerNorm's
+    gamma and beta (of the first releases) renamed weight and bias.
     """
     own = {name.removeprefix("bert."): value for name, value in state.items()}
     renamed = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
         for name, value in own.items()
     }
-    # The ids are a constant that some releases hold as a buffer.
+    # position_ids is a constant buffer in some releases.
     return {n: v for n, v in renamed.items() if not n.startswith(HEADS) and not n.endswith("embeddings.position_ids")}
 
 
@@ -129,13 +124,3 @@ class _Layer(nn.Module):
         weights = torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias, dim=-1)
         x = output["LayerNorm"](x + output["dense"](merge_heads(weights @ value)))
         return self.output["LayerNorm"](x + self.output["dense"](F.gelu(self.intermediate["dense"](x))))
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, L, width) → (B, heads, L, width / heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(B, heads, L, c) → (B, L, heads · c)."""
-    return x.transpose(1, 2).flatten(2)

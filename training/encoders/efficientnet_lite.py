@@ -23,10 +23,10 @@ BATCH_NORM_EPS = 1e-3  # of the released weights; torch's default is 1e-5
 
 
 class EfficientNetLite(nn.Module):
-    """Multi-level grid tokens at stride 16: the 1280-channel head (stride 32, upsampled) beside the last stride-16 map.
+    """Tokens at stride 16: the 1280-channel head (stride 32, upsampled) concatenated with the last stride-16 map.
 
-    Batch normalisation is folded into the convolutions at load: the encoder is frozen, and graphs come out smaller.
-    Pads like TensorFlow's SAME, which for sizes divisible by 32 is a constant: one extra row and column after.
+    Batch norms are folded into the convolutions on loading: the encoder is frozen, and exported graphs are smaller.
+    Padding is TensorFlow's SAME; for sizes divisible by 32 that is one more row and column at the end.
     """
 
     stride, multiple, side = 16, 32, 320
@@ -50,10 +50,9 @@ class EfficientNetLite(nn.Module):
                 self.middle, middle_width = len(self.blocks) - 1, width
         self.head = nn.Conv2d(width, head, 1)
         self.width = head + middle_width
-        self.head_width = head
 
     def extract(self, pixels: Tensor) -> list[Tensor]:
-        """pixels (B, 3, H, W), H and W multiples of 32 → [(B, 1280, H/32, W/32), (B, c, H/16, W/16)]: what a cache keeps."""
+        """pixels (B, 3, H, W), H and W multiples of 32 → [(B, 1280, H/32, W/32), (B, c, H/16, W/16)]."""
         x = F.relu6(self.stem(F.pad(pixels, (0, 1, 0, 1))))
         middle = x
         for index, block in enumerate(self.blocks):
@@ -63,7 +62,7 @@ class EfficientNetLite(nn.Module):
         return [F.relu6(self.head(x)), middle]
 
     def assemble(self, levels: list[Tensor]) -> Tensor:
-        """extract's maps → tokens (B, h, w, c), L2-normalised; each level has the same say."""
+        """extract's maps → tokens (B, h, w, c), L2-normalised; both levels have equal weight."""
         head, middle = levels
         head = F.interpolate(head, scale_factor=2.0, mode="bilinear", align_corners=False)
         tokens = torch.cat([F.normalize(head, dim=1), F.normalize(middle, dim=1)], dim=1)
@@ -72,10 +71,10 @@ class EfficientNetLite(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         return self.assemble(self.extract(pixels))
 
-    def load_released(self, state: dict[str, Tensor]) -> Tensor:
-        """Loads the released state dict (names `_blocks.3._expand_conv.weight`); returns its classifier rows (1000, 1280).
+    def load_released(self, state: dict[str, Tensor]) -> None:
+        """Loads the released state dict (names `_blocks.3._expand_conv.weight`), without its classifier.
 
-        Raises KeyError for a missing name, ValueError for one that is left over or has another shape.
+        Raises KeyError for a missing name, ValueError for an unexpected name or another shape.
         """
         state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
         self._take(self.stem, state, "_conv_stem", "_bn0")
@@ -86,11 +85,9 @@ class EfficientNetLite(nn.Module):
             self._take(block.depthwise, state, prefix + "_depthwise_conv", prefix + "_bn1")
             self._take(block.project, state, prefix + "_project_conv", prefix + "_bn2")
         self._take(self.head, state, "_conv_head", "_bn1")
-        classifier = state.pop("_fc.weight")
-        state.pop("_fc.bias")
+        del state["_fc.weight"], state["_fc.bias"]
         if state:
             raise ValueError(f"names in the weights that EfficientNet-Lite does not have: {sorted(state)[:4]}")
-        return classifier
 
     @staticmethod
     @torch.no_grad()
@@ -128,6 +125,6 @@ class _Block(nn.Module):
 
 
 def _round_channels(channels: float) -> int:
-    """To a multiple of 8, never more than a tenth below what was asked (the EfficientNet rule)."""
+    """Rounds to a multiple of 8, at most a tenth below `channels` (the EfficientNet rule)."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

@@ -1,9 +1,9 @@
 """CLIP towers of the open_clip library behind the encoder interfaces: `open_clip:MODEL[:WEIGHTS]`.
 
-WEIGHTS is one of open_clip's tags, a local file, or `random`; left out, it is OpenAI's release. A local file is OpenAI's
-own .pt archive or a state dict: OpenAI and open_clip use the same names. OpenAI's weights were trained with QuickGELU,
-which is told from the archive's extra numbers (input_resolution, ...); for a state dict of them without those, name the
-model so: open_clip:ViT-B-16-quickgelu:FILE.
+WEIGHTS is one of open_clip's tags, a local file, or `random`; the default is OpenAI's release. A local file is OpenAI's
+.pt archive or a state dict; both use the same names. OpenAI's weights were trained with QuickGELU; they are recognised by
+the archive's extra scalars (input_resolution, ...). For a state dict of OpenAI's without them, name the QuickGELU model:
+open_clip:ViT-B-16-quickgelu:FILE.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusioner_rt.bundle import sha256
 from fusioner_rt.errors import FusionerError
-from training.encoders import ImageEncoder, TextEncoder, WeightsNotFound, digest, keep_tokenizer, sha256, warn_random
+from training.encoders.interface import ImageEncoder, TextEncoder
 from training.encoders.positions import interpolate_positions
-from training.encoders.released import fit, hub_file, read_state, url_file
+from training.encoders.random_weights import digest, warn_random
+from training.encoders.released import WeightsNotFound, fit, hub_file, read_state, url_file
+from training.encoders.tokenizer_file import keep_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's release
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
-"""Scalars that OpenAI's files hold beside the weights; open_clip's do not."""
+"""Scalars that only OpenAI's files hold beside the weights."""
 
 
 class OpenClipImage(nn.Module):
     """A CLIP ViT: patch tokens of the last layer after its norm, without the class token and before CLIP's projection.
 
-    Any size: positions are interpolated.
+    Positions are interpolated to any size.
     """
 
     def __init__(self, visual: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
@@ -63,11 +66,11 @@ class OpenClipImage(nn.Module):
 
 
 class OpenClipResNet(nn.Module):
-    """A CLIP ResNet (paper, table 2): the last grid, at stride 32, before CLIP's attention pooling.
+    """A CLIP ResNet (paper, table 2): the last feature map, at stride 32, before CLIP's attention pooling.
 
-    That pooling turns a whole picture into one vector and has positions for one size alone; the paper does not say
-    which grid it takes. This one has 2048 channels for ResNet-101; the decoder then has 5 stages (paper 4.1).
-    Batch norms are folded into the convolutions: the encoder is frozen, and graphs come out smaller.
+    The pooling makes one vector of a picture and has positions for one size only; the paper does not say which map it
+    takes. This map has 2048 channels for ResNet-101; the decoder then has 5 stages (paper 4.1).
+    Batch norms are folded into the convolutions: the encoder is frozen, and exported graphs are smaller.
     """
 
     stride = multiple = 32
@@ -96,7 +99,7 @@ class OpenClipResNet(nn.Module):
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Every batch norm that follows a convolution among a module's children becomes part of it (in eval mode)."""
+    """Folds each batch norm into the convolution before it, among a module's children (in eval mode)."""
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     previous: tuple[str, nn.Module] | None = None
@@ -110,9 +113,9 @@ def fold_norms(module: nn.Module) -> None:
 
 
 class OpenClipText(nn.Module):
-    """The embedding at the end-of-text token, projected: CLIP's own sentence vector."""
+    """CLIP's sentence vector: the projected embedding of the end-of-text token."""
 
-    templates = None  # the paper's
+    templates = None  # any
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -129,7 +132,7 @@ class OpenClipText(nn.Module):
         length = input_ids.shape[1]
         x = self.token_embedding(input_ids) + self.positional_embedding[:length]
         x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:length, :length]))
-        # A product, not a lookup: any length exports plainly.
+        # A product with a mask, not a lookup: it exports for any length.
         last = (attention_mask.cumsum(1) * attention_mask == attention_mask.sum(1, keepdim=True)).to(x.dtype)
         return F.normalize((x * last[:, :, None]).sum(1) @ self.text_projection, dim=-1)
 
@@ -141,7 +144,8 @@ def image_tower(name: str) -> tuple[ImageEncoder, str]:
         return cast(ImageEncoder, OpenClipResNet(visual, loaded.mean, loaded.std)), loaded.sha256
     if not hasattr(visual, "conv1") or not hasattr(visual, "grid_size"):
         raise FusionerError(
-            "only CLIP's ViT and ResNet image towers are supported, for example open_clip:ViT-B-16, open_clip:RN101",
+            "only CLIP's ViT and ResNet image towers are supported",
+            "name one, for example open_clip:ViT-B-16, open_clip:RN101",
             subject=name,
         )
     return cast(ImageEncoder, OpenClipImage(visual, loaded.mean, loaded.std)), loaded.sha256
@@ -151,7 +155,9 @@ def text_tower(name: str) -> tuple[TextEncoder, str]:
     loaded = _load(name)
     if not isinstance(getattr(loaded.model, "text_projection", None), nn.Parameter):
         raise FusionerError(
-            "only CLIP text towers with a plain projection are supported, for example open_clip:ViT-B-16", subject=name
+            "only CLIP text towers with a plain projection are supported",
+            "name one, for example open_clip:ViT-B-16",
+            subject=name,
         )
     return cast(TextEncoder, OpenClipText(loaded.model)), loaded.sha256
 
@@ -171,8 +177,8 @@ def _load(name: str) -> _Loaded:
     open_clip = import_open_clip()
     if architecture not in open_clip.list_models():
         raise WeightsNotFound(
-            f"open_clip has no model {architecture!r}; `python -c 'import open_clip",
-            "print(open_clip.list_models())'` lists them",
+            f"open_clip has no model {architecture!r}",
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them",
         )
     if weights == "random":
         warn_random(name)
@@ -181,28 +187,31 @@ def _load(name: str) -> _Loaded:
             model = _create(architecture)
         return _Loaded(model, digest(model))
     file, tag = Path(weights), ""
-    about: dict[str, Any] = {}
+    preset: dict[str, Any] = {}
     if not weights or not file.is_file():
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         tag = weights or "openai"
         if tag not in tags:
-            given = f"{tag!r} is neither a file nor" if weights else "OpenAI released none of these; name"
             raise WeightsNotFound(
-                f"{given} one of open_clip's tags for {architecture}: {', '.join(tags) or 'none'}", subject=name
+                f"{tag!r} is neither a file nor one of open_clip's tags"
+                if weights
+                else "OpenAI released no such weights",
+                f"name one of open_clip's tags for {architecture}: {', '.join(tags) or 'none'}",
+                subject=name,
             )
-        about = open_clip.get_pretrained_cfg(architecture, tag)
-        file = _tag_file(about, name)
+        preset = open_clip.get_pretrained_cfg(architecture, tag)
+        file = _tag_file(preset, name)
     state = clip_state(read_state(file))
     openai = tag == "openai" or any(number in state for number in OPENAI_NUMBERS)
-    model = _create(architecture, quick_gelu=openai or bool(about.get("quick_gelu")))
+    model = _create(architecture, quick_gelu=openai or bool(preset.get("quick_gelu")))
     fit(model, {n: v for n, v in state.items() if n not in OPENAI_NUMBERS}, str(file))
-    return _Loaded(model, sha256(file), tuple(about.get("mean") or MEAN), tuple(about.get("std") or STD))
+    return _Loaded(model, sha256(file), tuple(preset.get("mean") or MEAN), tuple(preset.get("std") or STD))
 
 
 def _create(architecture: str, quick_gelu: bool = False) -> Any:
     """The model with random weights; quick_gelu: the activation OpenAI's weights were trained with."""
     level = logging.getLogger().level
-    logging.getLogger().setLevel(max(logging.ERROR, level))  # open_clip warns of what our callers say, or mend
+    logging.getLogger().setLevel(max(logging.ERROR, level))  # its warnings are about weights that our callers load
     try:
         return import_open_clip().create_model(architecture, precision="fp32", force_quick_gelu=quick_gelu)
     finally:
@@ -210,18 +219,18 @@ def _create(architecture: str, quick_gelu: bool = False) -> Any:
 
 
 def clip_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A CLIP's names out of a release: OpenAI's archive and open_clip's files are bare, its checkpoints are wrapped."""
+    """A CLIP's parameters in a released state dict; open_clip's checkpoints wrap and prefix them."""
     state = state["state_dict"] if isinstance(state.get("state_dict"), dict) else state
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
 
 
-def _tag_file(about: dict[str, Any], name: str) -> Path:
+def _tag_file(preset: dict[str, Any], name: str) -> Path:
     """The file of one of open_clip's tags. Raises WeightsNotFound."""
-    if not about.get("hf_hub"):
-        return url_file(about["url"], name)
-    repository, filename = os.path.split(about["hf_hub"])
+    if not preset.get("hf_hub"):
+        return url_file(preset["url"], name)
+    repository, filename = os.path.split(preset["hf_hub"])
     if filename:
         return hub_file(repository, filename, name)
     try:
@@ -231,7 +240,10 @@ def _tag_file(about: dict[str, Any], name: str) -> Path:
 
 
 def import_open_clip() -> Any:
-    """open_clip imports torchvision, whose wheel for CUDA declares operators that a CPU torch does not have."""
+    """The open_clip module. Raises WeightsNotFound without it.
+
+    It imports torchvision, whose CUDA wheel expects operators that a CPU torch lacks: they are declared first.
+    """
     try:
         define_torchvision_operators()
         import open_clip
@@ -245,7 +257,7 @@ def import_open_clip() -> Any:
 
 @functools.cache
 def define_torchvision_operators() -> torch.library.Library | None:
-    """Declares nms and qnms where torch lacks them, so that `import torchvision` succeeds. Kept alive by the cache."""
+    """Declares nms and qnms where torch lacks them: `import torchvision` then succeeds. The cache keeps the library."""
     if torch.cuda.is_available() or hasattr(torch.ops.torchvision, "nms"):
         return None
     library = torch.library.Library("torchvision", "DEF")
@@ -256,14 +268,14 @@ def define_torchvision_operators() -> torch.library.Library | None:
 
 @functools.cache
 def clip_tokenizer_file() -> Path:
-    """CLIP's byte-pair tokenizer as a `tokenizers` file, made from the merges open_clip ships."""
+    """CLIP's byte-pair tokenizer as a `tokenizers` file, built from open_clip's merges."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.processors import TemplateProcessing
 
     source = Path(import_open_clip().tokenizer.default_bpe())
     with gzip.open(source, "rt", encoding="utf-8") as text:
-        lines = text.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # the rest of the file is beyond CLIP's vocabulary
+        lines = text.read().split("\n")[1 : 49152 - 256 - 2 + 1]  # CLIP's vocabulary ends there
     merges = [tuple(line.split()) for line in lines]
     alphabet = _byte_alphabet()
     pieces = [
@@ -290,11 +302,10 @@ def clip_tokenizer_file() -> Path:
         "<start_of_text> $A <end_of_text>", special_tokens=[("<start_of_text>", start), ("<end_of_text>", end)]
     )
     tokenizer.enable_padding(pad_id=0, pad_token="!")
-    return keep_tokenizer(tokenizer)
+    return keep_tokenizer(tokenizer.to_str())
 
 
 def _byte_alphabet() -> list[str]:
-    """GPT-2's printable stand-in for each byte, in CLIP's order: printable bytes first, the others from U+0100 on."""
+    """GPT-2's printable character for each byte, in CLIP's order: printable bytes first, the others from U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 def interpolate_positions(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """table (rows · columns, c), learnt on a grid (rows, columns) → (1, c, h, w) for `size` (h, w).
 
-    Bicubic without antialiasing, as DINO and DINOv2 do; at the learnt size it is the identity. They scale by
-    (h + 0.1) / rows, to be safe from a rounding error in the output's size; here that size is given, so the scale is
-    exactly h / rows.
+    Bicubic without antialiasing, as in DINO and DINOv2; at the learnt size it is the identity. They scale by
+    (h + 0.1) / rows against rounding of the output's size; here the size is given, so the scale is exactly h / rows.
     """
     image = table.unflatten(0, grid).permute(2, 0, 1)[None]
     return F.interpolate(image, size=size, mode="bicubic", align_corners=False)

@@ -3,7 +3,7 @@
   python -m training.encoders.table OUT.safetensors --names NAMES --vectors VECTORS.npy [--names ... --vectors ...]
 
 The file holds `vectors` (N, t) and, in its metadata, `names`: JSON from each name to its row; synonyms share a row.
-Names are lower case with single spaces, underscores read as spaces, and looked up whole: no template is put around them.
+Names are lower case with single spaces; underscores read as spaces. A lookup is by the whole name, without a template.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from fusioner_rt.errors import FusionerError
 from fusioner_rt.files import write_atomically
 from fusioner_rt.words.templates import PLACE
 from training.encoders.released import WeightsNotFound, WeightsUnfit
+from training.encoders.tokenizer_file import keep_tokenizer
 
-UNKNOWN = "[UNK]"  # no name: names are lower case
+UNKNOWN = "[UNK]"  # never a name: names are lower case
 
 
 class TableInvalid(FusionerError):
-    """Names and vectors that do not make a table."""
+    """Names and vectors do not make a table."""
 
     exit_code = 79
 
 
 class Table(nn.Module):
-    """The id of a whole name → its vector. Every other text is the id 0, whose vector is 0; the runtime refuses it."""
+    """Token id of a whole name → its vector. Any other text has id 0 and the vector 0; the runtime refuses it."""
 
     max_tokens = 1
     templates = (PLACE,)
@@ -66,20 +67,20 @@ class Table(nn.Module):
                 raise ValueError(f"{len(names)} names do not fit vectors of shape {tuple(vectors.shape)}")
             if not directed(vectors.float().numpy()):
                 raise ValueError("a vector is zero or not finite")
-        except Exception as error:  # safetensors raises its own class
+        except Exception as error:  # safetensors raises its own kinds
             raise WeightsUnfit(
                 f"{file} is not a table of names ({error!r})", "build one: python -m training.encoders.table --help"
             ) from None
         return cls(names, vectors)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids, attention_mask (N, L) int64 → (N, t) float32, unit length; L is 1 wherever prompts are names."""
+        """input_ids, attention_mask (N, L) int64 → (N, t) float32, unit length; L is 1 where all prompts are names."""
         x = self.rows(input_ids)
         return F.normalize((x * attention_mask.to(x.dtype)[:, :, None]).sum(1), dim=-1)
 
 
 def normalised(name: str) -> str:
-    """How a name is looked up: lower case, single spaces, an underscore is a space."""
+    """The form of a name in lookups: NFKC, lower case, single spaces in place of underscores."""
     return _normaliser().normalize_str(name)
 
 
@@ -87,30 +88,28 @@ def _normaliser() -> Any:
     from tokenizers import Regex, normalizers
 
     spaces = normalizers.Replace(Regex(r"[\s_]+"), " ")
-    form = normalizers.NFKC()  # twice: lower case may leave it
+    form = normalizers.NFKC()  # applied twice: lower-casing can denormalise
     return normalizers.Sequence([form, normalizers.Lowercase(), form, spaces, normalizers.Strip()])
 
 
 def _tokenizer_file(names: dict[str, int]) -> Path:
-    """A tokenizer.json that knows whole names. Written as JSON: the library's own saving loses names that share an id."""
+    """A tokenizer.json of whole names, edited as JSON: the library does not save names that share an id."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-
-    from training.encoders import keep_tokenizer_json
 
     tokenizer = Tokenizer(WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
     tokenizer.normalizer = _normaliser()
     content = json.loads(tokenizer.to_str())
     content["model"]["vocab"] = {UNKNOWN: 0, **{name: row + 1 for name, row in names.items()}}
-    return keep_tokenizer_json(json.dumps(content, ensure_ascii=False))
+    return keep_tokenizer(json.dumps(content, ensure_ascii=False))
 
 
 def read_names(file: Path) -> list[list[str]]:
-    """What each row of a vectors file is called: its name, then its synonyms. Raises TableInvalid.
+    """For each row of a vectors file its name, then its synonyms. Raises TableInvalid.
 
     .txt  one name a line
     .json a list of names, or of objects with `name` and, if any, `synonyms` and `id` (as LVIS has them), in the ids' order
-    .csv  an id, then one or more names a line, the last of them the corrected one, which was encoded (Objects365's list)
+    .csv  per line an id, then names; the last is the corrected one, which was encoded (Objects365's list)
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -130,22 +129,22 @@ def read_names(file: Path) -> list[list[str]]:
             raise ValueError("a row without a name")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TableInvalid(
-            f"{file} is no list of names ({error!r}); expected .txt with a name a line, .json, or .csv"
+            f"{file} is no list of names ({error!r}); expected .txt with a name a line, .json, or .csv", "correct it"
         ) from None
     return rows
 
 
 def directed(vectors: np.ndarray) -> bool:
-    """Whether every row (N, t) has a direction: a vector that is zero or not finite compares with nothing."""
+    """Whether every row of vectors (N, t) has a direction, i.e. is finite and not zero."""
     return bool(np.isfinite(vectors).all() and vectors.any(axis=1).all())
 
 
 def merge(sources: Sequence[tuple[list[list[str]], np.ndarray]]) -> tuple[dict[str, int], np.ndarray]:
-    """Several lists of names with their vectors (N, t) → one: names to rows, and the rows that any name leads to.
+    """Merges sources of names and vectors (N, t): name → row, and the vectors of the rows in use.
 
-    A name's own row goes before a row that has it as a synonym, and that before a row that has it as a variant: a part
-    of "cabinet/shelf", or "mouse (computer equipment)" without its note where one row alone comes to that. Among equals
-    the first source wins.
+    A name leads to the row it is the name of, else to a row with it as a synonym, else to a row with it as a variant: a
+    part of "cabinet/shelf", or "mouse (computer equipment)" without its note, where no other row has this variant. Among
+    equals the first source wins.
     """
     owners: dict[str, tuple[int, int]] = {}
     for rank in (_own, _synonyms, _variants):
@@ -154,9 +153,9 @@ def merge(sources: Sequence[tuple[list[list[str]], np.ndarray]]) -> tuple[dict[s
                 if name := normalised(name):
                     owners.setdefault(name, (number, row))
     used = sorted(set(owners.values()))
-    place = {owner: index for index, owner in enumerate(used)}
+    new_rows = {owner: index for index, owner in enumerate(used)}
     vectors = np.stack([sources[number][1][row].astype(np.float32) for number, row in used])
-    return {name: place[owner] for name, owner in sorted(owners.items())}, vectors
+    return {name: new_rows[owner] for name, owner in sorted(owners.items())}, vectors
 
 
 def _own(rows: list[list[str]]) -> Iterable[tuple[int, str]]:
@@ -178,7 +177,7 @@ def _variants(rows: list[list[str]]) -> Iterable[tuple[int, str]]:
 
 
 def build(out: Path, sources: Sequence[tuple[Path, Path]]) -> tuple[int, int]:
-    """Writes the table of (names file, vectors file) pairs; returns how many names and rows it has. Raises TableInvalid."""
+    """Writes the table of (names file, vectors file) pairs; returns its numbers of names and rows. Raises TableInvalid."""
     from safetensors.numpy import save
 
     read = []
@@ -187,15 +186,21 @@ def build(out: Path, sources: Sequence[tuple[Path, Path]]) -> tuple[int, int]:
         try:
             vectors = np.load(vectors_file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise TableInvalid(f"{vectors_file} cannot be read as an array ({error}); expected .npy, (N, t)") from None
+            raise TableInvalid(
+                f"{vectors_file} cannot be read as an array ({error}); expected .npy, (N, t)",
+                "write it with numpy.save",
+            ) from None
         if vectors.ndim != 2 or len(vectors) != len(rows) or not directed(vectors):
             raise TableInvalid(
                 f"{vectors_file} has shape {vectors.shape}; expected finite numbers, a row for each of the {len(rows)} "
-                f"names in {names_file}, none of them all zeros"
+                f"names in {names_file}, none of them all zeros",
+                "encode the names again",
             )
         read.append((rows, vectors))
     if len({vectors.shape[1] for _, vectors in read}) != 1:
-        raise TableInvalid("the vectors files differ in width; expected vectors of one text encoder")
+        raise TableInvalid(
+            "the vectors files differ in width; expected vectors of one text encoder", "encode them again"
+        )
     names, merged = merge(read)
     content = save({"vectors": merged}, {"names": json.dumps(names, ensure_ascii=False)})
     write_atomically(out, lambda stream: stream.write(content))

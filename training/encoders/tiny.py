@@ -1,4 +1,4 @@
-"""Encoders of the real shapes at a hundredth of the size, with seeded random weights: for tests and dry runs."""
+"""Encoders of the real architectures at a hundredth of the size, with seeded random weights, for tests and dry runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training.encoders import digest, keep_tokenizer
 from training.encoders.bert import Bert
 from training.encoders.efficientnet_lite import EfficientNetLite
+from training.encoders.random_weights import digest
+from training.encoders.tokenizer_file import keep_tokenizer
 
 
 def tiny_image() -> tuple[EfficientNetLite, str]:
@@ -19,7 +20,7 @@ def tiny_image() -> tuple[EfficientNetLite, str]:
         torch.manual_seed(1)
         encoder = EfficientNetLite(width_factor=0.25, depth_factor=0.3, head=40)
         for module in encoder.modules():
-            if isinstance(module, nn.Conv2d):  # keeps the signal's size through depth, as trained weights do
+            if isinstance(module, nn.Conv2d):  # keeps the signal's scale through depth, as trained weights do
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     encoder.side = 96
     return encoder, digest(encoder)
@@ -54,4 +55,4 @@ def _tokenizer_file() -> Path:
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return keep_tokenizer(tokenizer)
+    return keep_tokenizer(tokenizer.to_str())

@@ -1,11 +1,10 @@
-"""ViTs trained without labels, as frozen image encoders: DINO, DINOv2 and MoCo v3 (paper 4.1, table 1).
+"""Self-supervised ViTs as frozen image encoders: DINO, DINOv2 and MoCo v3 (paper 4.1, table 1).
 
 The architecture is timm's VisionTransformer, which all three releases share; parameter names are those of the releases.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.encoders.bert import merge_heads, split_heads
+from training.encoders.attention import self_attention
 from training.encoders.positions import interpolate_positions
 from training.encoders.released import WeightsUnfit, fit, read_state
 
@@ -24,7 +23,7 @@ EPS = 1e-6  # of every layer norm; torch's default is 1e-5
 
 @dataclass(frozen=True)
 class Variant:
-    """One release. side: pretraining size in pixels. url: where its weights were put; the names are unchanged since."""
+    """One release. side: pretraining size in pixels. url: of its weights."""
 
     width: int
     depth: int
@@ -33,7 +32,7 @@ class Variant:
     side: int
     layer_scale: bool
     url: str
-    dropped: tuple[str, ...] = ()  # names of the release that serve its training alone
+    dropped: tuple[str, ...] = ()  # parameters that serve only its training
 
 
 _PLACE = "https://dl.fbaipublicfiles.com"
@@ -58,7 +57,7 @@ VARIANTS = {
     "mocov3-vitb16": _mocov3(768, 12, "vit-b-300ep"),
 }  # fmt: skip
 
-# Where a file holds more than the backbone, it is under one of these; MoCo's base encoder is what its authors evaluate.
+# Keys and prefixes of the backbone in training checkpoints. For MoCo v3, the base encoder: its authors evaluate that.
 _WRAPPERS = ("teacher", "state_dict")
 _PREFIXES = (
     "module.base_encoder.", "base_encoder.", "module.momentum_encoder.", "momentum_encoder.",
@@ -67,10 +66,7 @@ _PREFIXES = (
 
 
 class VisionTransformer(nn.Module):
-    """Patch tokens of the last layer after the final norm, without the class token. Any size: positions are interpolated.
-
-    Attention is plain MatMul and Softmax, so the graph exports to operators every backend has.
-    """
+    """Patch tokens of the last layer after its norm, without the class token. Positions are interpolated to any size."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of all three releases
 
@@ -121,9 +117,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, L, width) → the same shape."""
-        query, key, value = (split_heads(y, self.heads) for y in self.attn["qkv"](self.norm1(x)).chunk(3, dim=-1))
-        weights = torch.softmax((query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2), dim=-1)
-        x = x + self.ls1(self.attn["proj"](merge_heads(weights @ value)))
+        attended = self_attention(self.attn["qkv"](self.norm1(x)), self.heads)
+        x = x + self.ls1(self.attn["proj"](attended))
         return x + self.ls2(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
 
 
@@ -137,15 +132,15 @@ class _LayerScale(nn.Module):
 
 
 def load_released(encoder: VisionTransformer, file: Path, dropped: tuple[str, ...] = ()) -> None:
-    """Weights by their released names: the bare backbone, or a training checkpoint that holds it.
+    """Loads released weights: a bare backbone, or a training checkpoint that holds it.
 
-    dropped: names, or beginnings ending in a dot, that are not the encoder's. Raises WeightsNotFound, WeightsUnfit.
+    dropped: parameters to leave out, as names, or prefixes that end in a dot. Raises WeightsNotFound, WeightsUnfit.
     """
     fit(encoder, backbone(read_state(file), str(file), dropped), str(file))
 
 
 def backbone(state: dict[str, Any], source: str, dropped: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The backbone's own names out of a release: wrapper and prefix off, DINOv2's chunked blocks numbered plainly."""
+    """The backbone's parameters in a released state dict: without wrapper, prefix and DINOv2's chunk numbers."""
     for wrapper in _WRAPPERS:
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -153,7 +148,8 @@ def backbone(state: dict[str, Any], source: str, dropped: tuple[str, ...] = ()) 
     prefix = next((prefix for prefix in _PREFIXES if f"{prefix}cls_token" in state), None)
     if prefix is None:
         raise WeightsUnfit(
-            f"{source} holds no ViT backbone: no cls_token among its {len(state)} names ({', '.join(map(str, list(state)[:3]))}, …)"
+            f"{source} holds no ViT backbone: no cls_token among its {len(state)} names ({', '.join(map(str, list(state)[:3]))}, …)",
+            "name the file of a DINO, DINOv2 or MoCo v3 release",
         )
     named = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     named = {
@@ -161,5 +157,5 @@ def backbone(state: dict[str, Any], source: str, dropped: tuple[str, ...] = ()) 
         for name, value in named.items()
         if not any(name.startswith(drop) if drop.endswith(".") else name == drop for drop in dropped)
     }
-    # Trained in chunks (FSDP), block 3 is called blocks.0.3, or blocks.1.3 in the second chunk.
+    # DINOv2 trains in chunks (FSDP): block 3 is blocks.0.3, or blocks.1.3 in the second chunk.
     return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in named.items()}

@@ -1,4 +1,4 @@
-"""Prints a table of the paper beside ours, and runs what it lacks.
+"""Prints a table of the paper beside ours, and runs what is missing.
 
   python -m training.table 1                            # the paper's table 1, with ours where runs/ holds scores
   python -m training.table 1 --run --data VOC --dry-run # the commands that would fill it
@@ -10,12 +10,12 @@
   python -m training.table ./mine --run --data DIR      # recipes of your own: a row for each .toml file in mine/
   python -m training.table ours --record docs/record.json --plot docs/ours.png    # from a committed record
 
-A row is a recipe, training/recipes/**/*.toml; what a recipe trains and how it is scored stands there. Each recipe is
-trained once per fold and seed, into RUNS/RECIPE-foldN-seedS, by `python -m training.train`, and scored by
-`python -m training.evaluate` into scores.json there. Recipes that come to the same model, training and data share a
-run: table 4's B0 is table 1's row B. A run that failed is named at the end with its log; the others go on.
+A row is a recipe, training/recipes/**/*.toml: what to train and how to score it. `python -m training.train` trains each
+recipe once per fold and seed into RUNS/RECIPE-foldN-seedS, `python -m training.evaluate` scores it into scores.json there.
+Recipes with the same model, training and data share a run: table 4's B0 is table 1's row B. Failed runs are listed at the
+end, each with its log; the others go on.
 
-Cells: paper / ours. A fold's figure is the mean over its classes, mIoU the mean over the folds, once all are there.
+Cells: paper / ours. A fold's figure is the mean over its classes; mIoU is the mean over folds, once all are there.
 """
 
 from __future__ import annotations
@@ -54,40 +54,45 @@ def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
     if given.dry_run and not given.run:
         raise UsageError("--dry-run lists what --run would do", "give both")
     if flags and not given.run:
-        raise UsageError(f"what stands after -- is for training.train, which only --run starts: {' '.join(flags)}")
+        raise UsageError(
+            f"what stands after -- is for training.train, which only --run starts: {' '.join(flags)}",
+            "add --run, or leave it out",
+        )
     if given.jobs < 1:
-        raise UsageError(f"--jobs is {given.jobs}; expected 1 or more")
+        raise UsageError(f"--jobs is {given.jobs}; expected 1 or more", "leave it out to run one at a time")
     for file in (given.write_record, given.plot):
         if file:
             writable_place(file)
     known = layout.catalogue()
     found = layout.of_table(given.table, known)
     known = {**known, **found}
-    shape = layout.read(given.table, found)
+    table = layout.read(given.table, found)
     failure = None
     if given.run:
         places = runs.Places(
             given.runs, _folders(given.data), given.evaluation_data, given.cache, flags, given.baselines
         )
-        wanted = runs.missing(_only(found, given.only), _scored(given, known), places, known)
+        missing = runs.missing(_only(found, given.only), _scored(given, known), places, known)
         if given.dry_run:
-            print(runs.listing(wanted))
+            print(runs.listing(missing))
             return 0
         for folder in (*places.data.values(), places.evaluation_data):
             if folder is not None and not folder.is_dir():
-                raise UsageError(f"{folder} is no folder; expected one with a data set's pictures and masks")
+                raise UsageError(
+                    f"{folder} is no folder; expected one with a data set's pictures and masks", "give another folder"
+                )
         try:
-            runs.start(wanted, places, given.jobs)
-        except runs.RunsFailed as error:  # the table is still worth printing
+            runs.start(missing, places, given.jobs)
+        except runs.RunsFailed as error:  # raised once the table is printed
             failure = error
     scored = _scored(given, known)
-    print(markdown.render(shape, found, scored))
+    print(markdown.render(table, found, scored))
     if given.write_record:
         identities = {cells.scored_as(recipe) for recipe in found.values()}
         kept = [run for identity in identities for run in scored.get(identity, {}).values()]
         scores.write_record(given.write_record, kept)
     if given.plot:
-        plot.write(given.plot, shape, found, scored)
+        plot.write(given.plot, table, found, scored)
     if failure:
         raise failure
     return 0
@@ -99,23 +104,24 @@ def _scored(given: argparse.Namespace, known: dict[str, Recipe]) -> dict[str, ce
 
 
 def _folders(data: list[str]) -> dict[str, Path]:
-    """`DIR` and `DATASET=DIR` → folder by data set, "" for any."""
+    """`DIR` and `DATASET=DIR` → folder by data set; "" is any data set."""
     if not data:
-        raise UsageError("the folder of pictures and masks to train on", subject="--run needs --data")
-    named = [part.split("=", 1) if "=" in part else ["", part] for part in data]
-    return {dataset: Path(folder) for dataset, folder in named}
+        raise UsageError("--run needs --data, the folder of pictures and masks to train on", "give --data DIR")
+    pairs = [part.split("=", 1) if "=" in part else ["", part] for part in data]
+    return {dataset: Path(folder) for dataset, folder in pairs}
 
 
-def _only(found: dict[str, Recipe], wanted: list[str]) -> dict[str, Recipe]:
-    if not wanted:
+def _only(found: dict[str, Recipe], texts: list[str]) -> dict[str, Recipe]:
+    """The recipes whose name or row contains one of the texts; without texts, all. Raises UsageError."""
+    if not texts:
         return found
     chosen = {
         name: recipe
         for name, recipe in found.items()
-        if any(text.lower() in where.lower() for text in wanted for where in (name, recipe.place.row))
+        if any(text.lower() in label.lower() for text in texts for label in (name, recipe.place.row))
     }
     if not chosen:
-        raise UsageError(f"--only {' '.join(wanted)} fits no row", f"the table's recipes: {', '.join(found)}")
+        raise UsageError(f"--only {' '.join(texts)} fits no row", f"the table's recipes: {', '.join(found)}")
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Which run fills which cell. Recipes that resolve to the same model, training and data are one run, whatever their names."""
+"""Assigns runs to cells. Recipes with the same model, training and data share a run, whatever their names."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from training.table.scores import Asked, Classes, Scores, counted
 
 
 def trained_as(recipe: Recipe) -> str:
-    """What makes a checkpoint, fold and seed aside: equal for recipes that need one training."""
+    """A key of the checkpoint, fold and seed aside: equal for recipes that share a training."""
     parts = (recipe.model, replace(recipe.training, seed=0), replace(recipe.data, fold=None))
     return json.dumps([asdict(part) for part in parts], sort_keys=True)
 
 
 def asked(recipe: Recipe) -> Asked:
-    how = recipe.protocol
-    chosen = recipe.evaluation
-    return Asked(chosen.dataset, chosen.folds, how.words, how.masks, how.mode, how.window, how.threshold)
+    """How the recipe is scored."""
+    data, protocol = recipe.evaluation, recipe.protocol
+    return Asked(
+        data.dataset, data.folds, protocol.words, protocol.masks, protocol.mode, protocol.window, protocol.threshold
+    )
 
 
 def scored_as(recipe: Recipe) -> str:
-    """What makes its scores: `trained_as`, and what is asked of the checkpoint."""
+    """A key of the scores: `trained_as` and `asked`."""
     return _key(trained_as(recipe), asked(recipe))
 
 
-def _key(trained: str, what: Asked) -> str:
-    return f"{trained} {what}"
+def _key(trained: str, asked: Asked) -> str:
+    return f"{trained} {asked}"
 
 
 @dataclass(frozen=True)
 class Value:
-    """Percent, over the seeds that have it: their mean and sample standard deviation."""
+    """A figure in percent, by seed, with mean and sample standard deviation."""
 
     seeds: tuple[float, ...]
 
@@ -51,7 +53,7 @@ Runs = dict[tuple[int | None, int], Scores]  # by fold and seed
 
 
 def by_recipe(scores: list[Scores], known: dict[str, Recipe]) -> dict[str, Runs]:
-    """The runs of each `scored_as`. Scores of recipes that are not known are left out."""
+    """Runs by `scored_as`, without those of unknown recipes."""
     trained = {recipe.name: trained_as(recipe) for recipe in known.values()}
     found: dict[str, Runs] = {}
     for run in scores:
@@ -61,7 +63,7 @@ def by_recipe(scores: list[Scores], known: dict[str, Recipe]) -> dict[str, Runs]
 
 
 def values(recipe: Recipe, runs: Runs, keys: tuple[str, ...]) -> dict[str, Value]:
-    """Ours by key; a key that no seed has all folds of is left out."""
+    """Our figures by key, without keys for which no seed has all folds."""
     least = recipe.protocol.least
     seeds = sorted({seed for _, seed in runs})
     folds: tuple[int | None, ...] = folds_of(keys) or recipe.scored_folds or (None,)
@@ -75,31 +77,32 @@ def values(recipe: Recipe, runs: Runs, keys: tuple[str, ...]) -> dict[str, Value
 
 
 def baselines(found: dict[str, Recipe], scored: dict[str, Runs]) -> dict[str, tuple[Recipe, Runs]]:
-    """Baselines that were scored beside the runs, as further rows: name → a recipe that has it, and its scores as runs of
-    seed 0. They do not depend on the trained model, but on its encoders; where those make no difference, it is one row.
+    """Rows of the baselines that were scored with the runs: name → a recipe with it, and its scores as runs of seed 0.
+
+    A baseline depends on the encoders, not on the trained model. Equal scores of several encoders make one row.
     """
     gathered: dict[tuple[str, str], tuple[Recipe, Runs]] = {}
     for recipe in found.values():
         encoders = f"{recipe.model.image_encoder}, {recipe.model.text_encoder}"
         for (fold, _), run in sorted(scored.get(scored_as(recipe), {}).items(), key=lambda item: item[0][1]):
             for label, classes in run.baselines.items():
-                name = label.partition(" > ")[0]  # of "aligned cosine > 0.04": a threshold for each fold
+                name = label.partition(" > ")[0]  # "aligned cosine > 0.04" without its threshold, which differs by fold
                 plain = replace(run, seed=0, classes=classes, fb_iou=None, baselines={}, recipe="", seconds=None)
                 gathered.setdefault((name, encoders), (recipe, {}))[1].setdefault((fold, 0), plain)
     rows: dict[str, tuple[Recipe, Runs]] = {}
     for (name, encoders), (recipe, runs) in gathered.items():
-        if all(runs != others for _, others in rows.values()):
+        if all(runs != existing for _, existing in rows.values()):
             rows[name if name not in rows else f"{name} ({encoders})"] = recipe, runs
     return rows
 
 
 def folds_of(keys: tuple[str, ...]) -> tuple[int, ...]:
-    """The folds that keys such as "5^0" and "fold 1" stand for."""
+    """The folds of keys such as "5^0" and "fold 1"."""
     return tuple(fold for key in keys if (fold := _fold(key)) is not None)
 
 
 def recipe_of(found: dict[str, Recipe], row: str, column: str) -> Recipe | None:
-    """The first of the recipes with this place; a row may stand in a table twice."""
+    """The first recipe of this row and column; a table may repeat a row."""
     return next((r for r in found.values() if (r.place.row, r.place.column) == (row, column)), None)
 
 

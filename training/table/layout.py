@@ -1,4 +1,4 @@
-"""A table's shape: rows in the paper's order, columns, notes, and the figures of methods that are not ours to train."""
+"""A table's layout: rows in the paper's order, columns, notes, and figures of methods without a recipe."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ from typing import Any
 from training import recipe as recipes
 from training.recipe import Recipe, RecipeError
 
-SEPARATOR = " · "  # between the parts of a row's name: the table's first columns
+SEPARATOR = " · "  # separates the parts of a row's name, one per head column
 Figures = dict[str, float]  # percent, by key: "5^0" … "mIoU", "FB-IoU"
 
 
 @dataclass(frozen=True)
 class Row:
     name: str
-    paper: dict[str, Figures] = field(default_factory=dict)  # by column; for methods without a recipe
+    paper: dict[str, Figures] = field(default_factory=dict)  # by column, for methods without a recipe
 
 
 @dataclass(frozen=True)
 class Layout:
     title: str
-    head: tuple[str, ...]  # names of the first columns
-    columns: dict[str, tuple[str, ...]]  # column ("early fusion") → keys; "" where there is one alone
+    head: tuple[str, ...]  # names of the columns of the row's name
+    columns: dict[str, tuple[str, ...]]  # column ("early fusion") → keys; "" for a single one
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
 
 def catalogue() -> dict[str, Recipe]:
-    """Every recipe that comes with the project, by name."""
+    """The project's recipes by name."""
     return {name: recipes.read(name) for name in recipes.names()}
 
 
 def of_table(table: str, known: dict[str, Recipe]) -> dict[str, Recipe]:
-    """The recipes of a table, by what training.train takes: those whose [table] names it, or, where `table` is a path, the
-    .toml files of that folder. Raises RecipeError where there are none.
+    """A table's recipes, by the name that training.train takes. Raises RecipeError where there are none.
+
+    table: the name in the recipes' [table], or, with a "/", a folder of .toml files.
     """
     if "/" in table:
         files = sorted(Path(table).glob("*.toml"))
         if not files:
-            raise RecipeError(f"{table} is no folder with recipes in it; expected .toml files")
+            raise RecipeError(
+                f"{table} is no folder with recipes in it; expected .toml files", "name another folder, or a table"
+            )
         return {str(file): _placed(recipes.read(str(file)), table) for file in files}
     found = {name: _placed(recipe, table) for name, recipe in known.items() if recipe.place.table == table}
     if not found:
@@ -54,13 +57,14 @@ def of_table(table: str, known: dict[str, Recipe]) -> dict[str, Recipe]:
 
 
 def _placed(recipe: Recipe, table: str) -> Recipe:
-    """A recipe that names no row is a row of its own name."""
+    """The recipe with `table`, and with its own name where it names no row."""
     return replace(recipe, place=replace(recipe.place, table=table, row=recipe.place.row or recipe.name))
 
 
 def read(table: str, found: dict[str, Recipe]) -> Layout:
-    """training/recipes/tableN/layout.json; without it, a row per recipe in their files' order, a column per fold and two
-    means. Raises RecipeError where the file and the recipes contradict each other.
+    """A table's layout.json; without one, a row per recipe in file order, a column per fold and two means.
+
+    Raises RecipeError where the file is invalid or has no place for one of the recipes.
     """
     folders = [Path(table)] if "/" in table else [recipes.FOLDER / f"table{table}", recipes.FOLDER / table]
     for folder in folders:
@@ -73,7 +77,10 @@ def read(table: str, found: dict[str, Recipe]) -> Layout:
             names = {row.name for row in layout.rows}
             for name, recipe in found.items():
                 if recipe.place.row not in names or recipe.place.column not in layout.columns:
-                    raise RecipeError(f"{file} has no place for recipe {name}: {recipe.place}")
+                    raise RecipeError(
+                        f"{file} has no place for recipe {name}: {recipe.place}",
+                        "add its row or column there, or correct the recipe's [table]",
+                    )
             return layout
     rows = tuple(Row(name) for name in dict.fromkeys(recipe.place.row for recipe in found.values()))
     folds = sorted({fold for recipe in found.values() for fold in recipe.scored_folds})

@@ -1,4 +1,4 @@
-"""A table as Markdown: each cell the paper's figure, a slash, ours."""
+"""A table as Markdown; each cell is "the paper's figure / ours"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from training.table.layout import SEPARATOR, Layout, Row
 
 
 def render(layout: Layout, found: dict[str, Recipe], scored: dict[str, Runs]) -> str:
-    """`scored`: cells.by_recipe."""
+    """found: the table's recipes; scored: from cells.by_recipe."""
     keys = [(column, key) for column, keys in layout.columns.items() for key in keys]
     head = [*layout.head, *(f"{column} {key}".strip() for column, key in keys)]
     lines = [f"**{layout.title}**", "", _line(head), "|" + "---|" * len(head)]
@@ -22,17 +22,17 @@ def render(layout: Layout, found: dict[str, Recipe], scored: dict[str, Runs]) ->
     if paper:
         notes.insert(0, "Each cell: paper / ours, in percent; nothing after the slash: not run.")
     runs = [scored.get(cells.scored_as(recipe), {}) for recipe in found.values()]
-    seeds = sorted({len({seed for _, seed in one}) for one in runs} - {0, 1})
+    seeds = sorted({len({seed for _, seed in of_recipe}) for of_recipe in runs} - {0, 1})
     if seeds:
         notes.append(f"±: sample standard deviation over {' or '.join(map(str, seeds))} seeds; without it: one seed.")
-    if any(" > " in label for one in runs for run in one.values() for label in run.baselines):
+    if any(" > " in label for of_recipe in runs for run in of_recipe.values() for label in run.baselines):
         notes.append("A baseline with a threshold has the best of several on the very pictures that are scored.")
     notes += _counts(layout, found, scored)
     return "\n".join([*lines, "", *(f"* {note}" for note in notes)])
 
 
 def ours(layout: Layout, found: dict[str, Recipe], scored: dict[str, Runs], row: str, column: str) -> dict[str, Value]:
-    """Ours in a row's columns, by key."""
+    """Our figures of a row and column, by key."""
     recipe = cells.recipe_of(found, row, column)
     runs = scored.get(cells.scored_as(recipe), {}) if recipe else {}
     return cells.values(recipe, runs, layout.columns[column]) if recipe else {}
@@ -71,26 +71,26 @@ def _baseline_rows(
 
 
 def _counts(layout: Layout, found: dict[str, Recipe], scored: dict[str, Runs]) -> list[str]:
-    """What was counted, a note per column, fold and set of classes: it should be the same for all rows."""
+    """Notes with the counted classes, one per column, fold and set of classes; all rows should have the same."""
     counts: dict[str, None] = {}
     for column in layout.columns:
         for recipe in (r for r in found.values() if r.place.column == column):
             least = recipe.protocol.least
             for (fold, _), run in sorted(scored.get(cells.scored_as(recipe), {}).items(), key=str):
                 classes = run.counted(least)
-                where = ", ".join(part for part in (column, "" if fold is None else f"fold {fold}") if part)
+                place = ", ".join(part for part in (column, "" if fold is None else f"fold {fold}") if part)
                 named = ", ".join(f"{word} {score.pictures}" for word, score in classes.items())
                 masks = sum(score.pictures for score in classes.values())
                 rule = f" of {least} or more pictures" if least > 1 else ""
                 counts[
-                    f"Counted{f' in {where}' if where else ''}: {len(classes)} {'class' if len(classes) == 1 else 'classes'}{rule}"
+                    f"Counted{f' in {place}' if place else ''}: {len(classes)} {'class' if len(classes) == 1 else 'classes'}{rule}"
                     f" in {masks} masks" + (f" ({named})" if len(classes) <= 20 else "")
                 ] = None
     return sorted(counts)
 
 
 def _names(row: str, layout: Layout) -> list[str]:
-    """A row's name in the first columns; in one of them, the whole."""
+    """The head cells of a row: the parts of its name, or, for a single head column, the whole name."""
     parts = row.split(SEPARATOR) if len(layout.head) > 1 else [row]
     return [*parts, *[""] * (len(layout.head) - len(parts))]
 

@@ -1,7 +1,7 @@
-"""Trains and scores what a table lacks, each run as two subprocesses of the ordinary commands, with a log beside its folder.
+"""Trains and scores a table's missing runs: two subprocesses of the usual commands per run, with a log beside its folder.
 
-Nothing is kept here between calls: a run with scores is done, one with a checkpoint is only scored, and one that was
-interrupted is continued by training.train itself.
+No state is kept between calls: a run with scores is done, a run with a checkpoint is only scored, and training.train
+resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from training.recipe import Protocol, Recipe, RecipeError
 from training.table.cells import Runs, scored_as, trained_as
 from training.table.scores import run_name
 
-_PATIENCE = 30  # seconds that a run has to end in after an interrupt; training keeps its last whole epoch
+_PATIENCE = 30  # seconds between terminate and kill after an interrupt
 
 
 class RunsFailed(FusionerError):
-    """Some of a table's runs failed; the others went on."""
+    """Some of a table's runs failed; the others were finished."""
 
     exit_code = 75
 
 
 @dataclass(frozen=True)
 class Places:
-    """What the commands are given beside the recipe."""
+    """Folders and flags for the commands, beside the recipe."""
 
     runs: Path
     data: dict[str, Path]  # by data set, "" for any other
     evaluation_data: Path | None = None
     cache: Path | None = None
-    flags: tuple[str, ...] = ()  # further ones of training.train
+    flags: tuple[str, ...] = ()  # further flags of training.train
     baselines: bool = False
 
     def of(self, dataset: str) -> Path:
-        """Raises RecipeError where no folder was given for this data set."""
+        """The data set's folder. Raises RecipeError where none was given."""
         folder = self.data.get(dataset, self.data.get(""))
         if folder is None:
             raise RecipeError(
@@ -55,23 +55,23 @@ class Places:
 
 @dataclass
 class Run:
-    """One training and the scores taken from it."""
+    """One training and the scorings of its checkpoint."""
 
     name: str
     commands: list[list[str]] = field(default_factory=list)
 
 
 def missing(found: dict[str, Recipe], scored: dict[str, Runs], places: Places, known: dict[str, Recipe]) -> list[Run]:
-    """The runs without scores, seed by seed and in each fold by fold: all rows have fold 0 before one has fold 1.
+    """The runs without scores, sorted by seed, then fold: all rows get fold 0 before any gets fold 1.
 
-    known: all recipes; the first that comes to the same training gives the run its name. Raises RecipeError.
+    known: all recipes; the first with the same training names the run. Raises RecipeError.
     """
     owners: dict[str, str] = {}
     for key, recipe in known.items():
         if recipe.place.table:
             owners.setdefault(trained_as(recipe), key)
             owners.setdefault(scored_as(recipe), key)
-    wanted = [
+    lacking = [
         (seed, -1 if fold is None else fold, fold, recipe)
         for recipe in found.values()
         for seed in recipe.seeds
@@ -80,7 +80,7 @@ def missing(found: dict[str, Recipe], scored: dict[str, Runs], places: Places, k
     ]
     runs: dict[str, Run] = {}
     planned: set[Path] = set()
-    for seed, _, fold, recipe in sorted(wanted, key=lambda item: item[:2]):
+    for seed, _, fold, recipe in sorted(lacking, key=lambda item: item[:2]):
         trainer, scorer = owners[trained_as(recipe)], owners[scored_as(recipe)]
         out = places.runs / run_name(known[trainer].name, fold, seed)
         scores = places.runs / run_name(known[scorer].name, fold, seed) / "scores.json"
@@ -102,7 +102,7 @@ def missing(found: dict[str, Recipe], scored: dict[str, Runs], places: Places, k
 
 
 def _protocol(recipe: Recipe) -> list[str]:
-    """Flags of training.evaluate: what the checkpoint's own record does not say."""
+    """Flags of training.evaluate for what the checkpoint's training record does not say."""
     flags = []
     for name in ("dataset", "folds"):
         if getattr(recipe.evaluation, name) != getattr(recipe.data, name):
@@ -115,12 +115,12 @@ def _protocol(recipe: Recipe) -> list[str]:
 
 
 def listing(runs: list[Run]) -> str:
-    """The commands, as a shell takes them."""
+    """The commands as shell lines."""
     return "\n".join(shlex.join(["python", *command[1:]]) for run in runs for command in run.commands)
 
 
 def start(runs: list[Run], places: Places, jobs: int = 1) -> None:
-    """Runs them, `jobs` at a time, under a progress bar. Raises RunsFailed after the last one, KeyboardInterrupt at once."""
+    """Executes the runs, `jobs` at a time, with a progress bar. Raises RunsFailed after the last run."""
     writable_folder(places.runs)
     failures: list[str] = []
     children = _Children()
@@ -149,7 +149,7 @@ def start(runs: list[Run], places: Places, jobs: int = 1) -> None:
 
 
 def _perform(run: Run, log: Path, children: _Children) -> str:
-    """'' or why it failed."""
+    """Executes a run's commands; returns why it failed, or ""."""
     try:
         with log.open("ab") as stream:
             for command in run.commands:
@@ -166,7 +166,7 @@ def _perform(run: Run, log: Path, children: _Children) -> str:
 
 
 class _Children:
-    """The subprocesses that are running, so that an interrupt ends them too."""
+    """The running subprocesses; `stop` ends them after an interrupt."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

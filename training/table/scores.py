@@ -1,4 +1,4 @@
-"""What runs have scored: the scores.json files that training.evaluate writes, or a record that keeps many in one file."""
+"""Scores of runs: the scores.json files of training.evaluate, or a record that holds many runs in one file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import platform
 import re
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fusioner_rt.errors import FusionerError, one_line
 from fusioner_rt.files import write_result
+from training.scorecard import FORMAT, versions
 
-FORMAT, RECORD_FORMAT, FORMAT_VERSION = "fusioner-rt scores", "fusioner-rt table record", 1
+RECORD_FORMAT, FORMAT_VERSION = "fusioner-rt table record", 1
 _PACKAGES = ("torch", "numpy", "open_clip_torch", "timm", "transformers")
 
 
 class ScoresInvalid(FusionerError):
-    """A scores file or a record that is not the JSON it should be."""
+    """A scores file or a record is invalid."""
 
     exit_code = 74
 
@@ -29,7 +29,7 @@ class ScoresInvalid(FusionerError):
 @dataclass(frozen=True)
 class ClassScore:
     iou: float  # percent
-    pictures: int  # that were asked for the class
+    pictures: int  # that show the class
 
 
 Classes = dict[str, ClassScore]
@@ -37,10 +37,10 @@ Classes = dict[str, ClassScore]
 
 @dataclass(frozen=True)
 class Asked:
-    """What was scored, and how; the fold aside."""
+    """The scored data and the protocol, the fold aside."""
 
     dataset: str
-    folds: str  # "" where there are none
+    folds: str  # "" without folds
     words: str
     masks: str
     mode: str
@@ -52,7 +52,7 @@ class Asked:
 class Scores:
     """One run, scored on the classes of one fold."""
 
-    recipe: str  # that it was trained with
+    recipe: str  # of its training
     asked: Asked
     fold: int | None
     seed: int
@@ -71,18 +71,18 @@ def counted(classes: Classes, least: int) -> Classes:
 
 
 def run_name(recipe: str, fold: int | None, seed: int) -> str:
-    """The folder of a run below `--runs`."""
+    """A run's folder name in `--runs`."""
     return recipe.replace("/", "-") + ("" if fold is None else f"-fold{fold}") + f"-seed{seed}"
 
 
 def read_runs(folder: Path) -> list[Scores]:
-    """Every folder/*/scores.json of a checkpoint that a recipe made. Raises ScoresInvalid."""
+    """Every folder/*/scores.json of a checkpoint that was trained by a recipe. Raises ScoresInvalid."""
     found = []
     for file in sorted(folder.glob("*/scores.json")):
         document = _document(file, FORMAT)
         try:
             training = document["training"]
-            if "recipe" not in training:  # trained by other means, and no row of a table
+            if "recipe" not in training:  # not trained by a recipe: no row of a table
                 continue
             found.append(_scores(document, training["recipe"], training["seed"], _seconds(file.with_name("log.csv"))))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -93,7 +93,7 @@ def read_runs(folder: Path) -> list[Scores]:
 
 
 def read_record(file: Path) -> list[Scores]:
-    """The runs of a record that `write_record` wrote. Raises ScoresInvalid."""
+    """The runs of a record of `write_record`. Raises ScoresInvalid."""
     document = _document(file, RECORD_FORMAT)
     try:
         return [_scores(run, run["recipe"], run["seed"], run["seconds"]) for run in document["runs"]]
@@ -104,7 +104,7 @@ def read_record(file: Path) -> list[Scores]:
 
 
 def write_record(file: Path, scores: list[Scores]) -> None:
-    """All of them in one JSON file, a line each, with the machine and the versions that wrote it."""
+    """Writes a record: JSON with a line per run, and the machine and versions that wrote it."""
     runs = [
         {
             "recipe": s.recipe, "fold": s.fold, "seed": s.seed, "seconds": s.seconds,
@@ -120,7 +120,7 @@ def write_record(file: Path, scores: list[Scores]) -> None:
         "format_version": FORMAT_VERSION,
         "date": time.strftime("%Y-%m-%d"),
         "device": _device(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(_PACKAGES),
     }
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
     body = ",\n".join("  " + json.dumps(run, ensure_ascii=False) for run in runs)
@@ -132,9 +132,9 @@ def _document(file: Path, expected: str) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ScoresInvalid(f"{file} cannot be read as JSON ({error})") from None
+        raise ScoresInvalid(f"{file} cannot be read as JSON ({error})", "write it again") from None
     if not isinstance(document, dict) or document.get("format") != expected:
-        raise ScoresInvalid(f'{file} is something else; expected "format": "{expected}"')
+        raise ScoresInvalid(f'{file} is something else; expected "format": "{expected}"', "name another file")
     if document.get("format_version") != FORMAT_VERSION:
         raise ScoresInvalid(
             f"{file} has format version {document.get('format_version')}",
@@ -144,12 +144,12 @@ def _document(file: Path, expected: str) -> dict[str, Any]:
 
 
 def _scores(document: dict[str, Any], recipe: Any, seed: Any, seconds: float | None) -> Scores:
-    fold, fb_iou, how = document["fold"], document["fb_iou"], document["protocol"]
+    fold, fb_iou, protocol = document["fold"], document["fb_iou"], document["protocol"]
     return Scores(
         str(recipe),
         Asked(
-            str(document["dataset"]), document["folds"] or "", how["words"], how["masks"], how["mode"],
-            how["window"], float(how["threshold"]),
+            str(document["dataset"]), document["folds"] or "", protocol["words"], protocol["masks"], protocol["mode"],
+            protocol["window"], float(protocol["threshold"]),
         ),
         None if fold is None else int(fold),
         int(seed),
@@ -173,7 +173,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _seconds(log: Path) -> float | None:
-    """Of all epochs, as training.train logs them; None where there is no log."""
+    """Seconds of training, from log.csv of training.train; None without it."""
     try:
         with log.open(newline="") as lines:
             return round(sum(float(row["seconds"]) for row in csv.DictReader(lines)), 1)
@@ -191,13 +191,3 @@ def _device() -> str:
     except OSError:
         named = None
     return f"{named[1] if named else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            pass
-    return found
