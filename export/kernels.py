@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.gpu.kernel_contract import EXTRAS
 
 FOLDER = "kernels"
 
@@ -19,15 +21,23 @@ class KernelsNotCompiled(FusionerError):
     exit_code = 93
 
 
-def features(fp16: bool) -> tuple[str, ...]:
-    """The dtypes features and words have in a bundle: an fp16 engine may give either."""
-    return ("float16", "float32") if fp16 else ("float32",)
+@dataclass(frozen=True)
+class Choice:
+    """What `--kernels` asks for. targets: compute capabilities times ten. extras: names of `kernel_contract.EXTRAS`."""
+
+    targets: tuple[int, ...]
+    extras: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The dtypes of features that the kernels take. Engines give float32."""
+        return ("float16", "float32") if "float16" in self.extras else ("float32",)
 
 
 def without(asked: str) -> str | None:
     """Why no kernels can be compiled on this platform; None where they can, or where none are asked for.
 
-    asked: as in `targets`. Raises UsageError, and ModuleNotFoundError where Triton could be installed and is not.
+    asked: as in `choice`. Raises UsageError, and ModuleNotFoundError where Triton could be installed and is not.
     """
     if asked == "none":
         return None
@@ -40,32 +50,35 @@ def without(asked: str) -> str | None:
             "TRITON_INTERPRET is set: kernels imported under Triton's interpreter cannot be compiled",
             "unset it, or build with --kernels none",
         )
-    targets(asked)
+    choice(asked)
     return None
 
 
-def targets(asked: str) -> tuple[int, ...]:
-    """Compute capabilities times ten. asked: "all", "none" or "sm_80,sm_90". Raises UsageError."""
+def choice(asked: str) -> Choice:
+    """asked: "none", or GPUs and extras in one list: "all", "sm_80,sm_90", "all,float16", "sm_80,masks". A list without
+    a GPU is for all of them. Raises UsageError.
+    """
     if asked == "none":
-        return ()
+        return Choice(())
     from kernels.variants import TARGETS
 
-    choices = [f"sm_{target}" for target in TARGETS]
-    named = choices if asked == "all" else list(dict.fromkeys(asked.split(",")))
-    for name in named:
-        if name not in choices:
-            raise UsageError(f"expected all, none, or some of {','.join(choices)}", subject=f"--kernels {asked}")
-    return tuple(target for target in TARGETS if f"sm_{target}" in named)
+    gpus = {f"sm_{target}": target for target in TARGETS}
+    named = set(asked.split(","))
+    if not named <= {"all", *gpus, *EXTRAS}:
+        raise UsageError(
+            f"expected all, none, or some of {','.join(gpus)}, and beside them any of {','.join(EXTRAS)}",
+            subject=f"--kernels {asked}",
+        )
+    some = () if "all" in named else tuple(target for name, target in gpus.items() if name in named)
+    return Choice(some or TARGETS, tuple(extra for extra in EXTRAS if extra in named))
 
 
 def unfit(width: int) -> str | None:
-    """Why a model's width d rules the kernels out: they load 16 channels at a time, and are promised it."""
+    """Why a model's width d rules the kernels out: they load 16 channels at a time."""
     return f"the model's width {width} is not a multiple of 16, which they need" if width % 16 else None
 
 
-def add(
-    folder: Path, asked: str, fp16: bool, progress: Callable[[int, int], None] = lambda _done, _all: None
-) -> dict[str, Any]:
+def add(folder: Path, asked: str, progress: Callable[[int, int], None] = lambda _done, _all: None) -> dict[str, Any]:
     """Compile into the bundle's `kernels/`; returns the manifest's entry.
 
     progress: called with how many are done and of how many. Raises KernelsNotCompiled and OSError.
@@ -74,9 +87,11 @@ def add(
     from triton.errors import TritonError
 
     from kernels import compile as compiler
+    from kernels import variants
 
-    chosen, dtypes = targets(asked), features(fp16)
-    total = len(compiler.jobs(dtypes, chosen))
+    chosen = choice(asked)
+    kernels = variants.shipped(chosen.extras)
+    total = len(compiler.jobs(kernels, chosen.targets))
     done = -1
 
     def step(_: str) -> None:
@@ -86,7 +101,7 @@ def add(
 
     out = folder / FOLDER
     try:
-        compiler.write(out, dtypes, chosen, step)
+        compiler.write(out, kernels, chosen.targets, step)
     except OSError as error:
         if error.filename and Path(error.filename).absolute().is_relative_to(out.absolute()):
             raise
@@ -101,7 +116,8 @@ def add(
             "install the pinned one: pip install -c constraints.txt triton, or build with --kernels none",
         ) from None
     return {
-        "abi": f"{FOLDER}/{compiler.RECORD}", "features": list(dtypes), "targets": [f"sm_{target}" for target in chosen],
+        "abi": f"{FOLDER}/{compiler.RECORD}", "features": list(chosen.features),
+        "targets": [f"sm_{target}" for target in chosen.targets],
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import instruction_count
-from kernels.variants import FEATURE_TYPES, TARGETS, Tiling, Variant, exists, names, variant
+from kernels.variants import TARGETS, Tiling, Variant, exists, names, variant
 
 ABI_VERSION = 2
 RECORD = "abi.json"
@@ -47,7 +47,7 @@ _SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 110: 227
 _WARPS = {75: 32, 80: 64, 86: 48, 87: 48, 89: 48, 90: 64, 100: 64, 110: 48, 120: 48}
 _ENOUGH_WARPS = 8
 
-_MOST_PROCESSES = 8
+_MAX_PROCESSES = 8
 _JOBS_A_PROCESS = 16  # about ten seconds of work; starting a process takes two
 _AHEAD = "import sys; from kernels.compile import choose; [choose(name, int(target)) for name, target in (job.split('@') for job in sys.argv[1:])]"
 
@@ -173,20 +173,20 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
     return done.stdout
 
 
-def jobs(features: Sequence[str] = tuple(FEATURE_TYPES), targets: Sequence[int] = TARGETS) -> list[tuple[str, int]]:
-    """Every variant's name and the capability it is to be compiled for, in the order in which `write` does it."""
-    return [(name, target) for name in names(features) for target in targets if exists(name, target)]
+def jobs(chosen: Sequence[str], targets: Sequence[int] = TARGETS) -> list[tuple[str, int]]:
+    """Each variant's name and each capability it is to be compiled for, in the order in which `write` does it."""
+    return [(name, target) for name in chosen for target in targets if exists(name, target)]
 
 
 @contextlib.contextmanager
 def compiling_ahead(jobs: Sequence[tuple[str, int]]) -> Iterator[None]:
     """Other processes, one a core, fill Triton's cache from the end of the list while this one works from its front.
 
-    They are told nothing else and answer nothing: what they have not done when this process comes to it, it does
-    itself, and whatever befalls them costs time alone.
+    They answer nothing. What they have not compiled when this process comes to it, it compiles itself, so that their failure
+    costs time alone.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    others = min(cores, _MOST_PROCESSES, len(jobs) // _JOBS_A_PROCESS) - 1
+    others = min(cores, _MAX_PROCESSES, len(jobs) // _JOBS_A_PROCESS) - 1
     last_first = [f"{name}@{target}" for name, target in reversed(jobs)]
     with contextlib.ExitStack() as stack:
         for index in range(others):
@@ -202,7 +202,7 @@ def compiling_ahead(jobs: Sequence[tuple[str, int]]) -> Iterator[None]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """The process and the assembler it runs: they are a group of their own."""
+    """End the process and the assembler it runs: they are a group of their own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -210,14 +210,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def write(
     folder: Path,
-    features: Sequence[str],
+    chosen: Sequence[str],
     targets: Sequence[int] = TARGETS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Compiled]:
     """Cubins, PTX and the record (RECORD) into an empty folder; returns what was compiled.
 
-    features: dtypes features may have, of `kernels.variants.FEATURE_TYPES`. progress: called with every kernel's name
-    before it is compiled, in the order of `jobs`. PTX is written where PTX_TARGET is among the targets.
+    chosen: variants, of `kernels.variants.names()`. progress: called with every kernel's name before it is compiled, in the
+    order of `jobs`. PTX is written where PTX_TARGET is among the targets.
     """
     compiled = []
     record: dict[str, Any] = {
@@ -228,7 +228,7 @@ def write(
         },
         "kernels": {},
     }  # fmt: skip
-    work = jobs(features, targets)
+    work = jobs(chosen, targets)
     with compiling_ahead(work):
         for name, capability in work:
             progress(f"{name} sm_{capability}")
@@ -350,14 +350,14 @@ def _print(out: Path | None, record: Path | None, as_markdown: bool) -> int:
             place.mkdir(parents=True, exist_ok=True)  # known to fail now rather than in a minute
     bar = functools.partial(tqdm, unit="kernel", disable=None, leave=False)
     with tempfile.TemporaryDirectory() as scratch:
-        with bar(total=len(jobs())) as compiling:
+        with bar(total=len(jobs(names()))) as compiling:
 
             def progress(name: str) -> None:
                 compiling.set_description_str(name)
                 compiling.update()
 
-            compiled = write(out or Path(scratch), tuple(FEATURE_TYPES), progress=progress)
-        with ThreadPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool:
+            compiled = write(out or Path(scratch), names(), progress=progress)
+        with ThreadPoolExecutor(min(_MAX_PROCESSES, os.cpu_count() or 1)) as pool:
             read = pool.map(machine_code, [one.cubin for one in compiled])
             for _ in bar(read, total=len(compiled), desc="reading machine code"):
                 pass

@@ -19,13 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusioner_rt.gpu.kernel_contract import (
+    MAX_EDGE,
+    MAX_PICTURES,
+    MAX_VALUES,
+    MAX_WORDS,
+    MIN_TEMPERATURE,
+    few_or_many,
+    least_cosine,
+    mask_sizes,
+    programs,
+)
 from kernels import reference
-
-MOST_WORDS = 65535
-MOST_PICTURES = 65535
-LONGEST_EDGE = 65535
-COLDEST = 1e-6
-"""The least temperature: float32 holds its inverse, and any cosine divided by it."""
 
 
 def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,14 +38,14 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
 
     features: (B, h, w, d) float16, bfloat16 or float32, not normalised. words: (B, K, d) of the same dtype and device,
     not normalised. Returns scores (B, K, h, w) and gram (B, 5, h, w), float32, in units common to a picture: on a GPU
-    a power of two near its largest feature value, 1 for float16. On a GPU nothing is checked for NaN or infinity,
-    which would wait for it: what they enter becomes NaN, and `resolve` makes that background with confidence NaN.
+    a power of two near its largest feature value, 1 for float16. Nothing waits for the GPU to find NaN or infinity: such
+    features give NaN maps, and `resolve` gives those label 0 with NaN confidence.
     No gradient flows through the functions here; those of `kernels.reference` have one. Raises TypeError and ValueError.
     """
     _check_features(features, words)
     if not _by_kernels(features):
         return reference.score_maps(features, words)
-    from kernels.variants import DOT_TYPES, PARTS, sizes
+    from kernels.variants import DOT_TYPES, PARTS
 
     features, words = features.contiguous(), words.contiguous()
     pictures, height, width, channels = features.shape
@@ -50,7 +55,7 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     units, inverses = new(pictures, count), new(pictures, count)
     finite = new(pictures, dtype=torch.int32)
     scores, gram = new(pictures, count, height, width), new(pictures, 5, height, width)
-    size = sizes((height, width), count)
+    size = mask_sizes((height, width), count)
     positions = height * width
     _launch(
         f"measure.{dtype}",
@@ -60,7 +65,7 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     )
     interpreted = {"DOT": DOT_TYPES["float32"]} if _interpreting() and dtype == "bfloat16" else {}  # it has no bfloat16
     _launch(
-        f"maps.{dtype}.{_many(count)}", pictures, size,
+        f"maps.{dtype}.{few_or_many(count)}", pictures, size,
         (features, words, parts, units, inverses, scores, gram, finite, height, width, count, channels), **interpreted,
     )  # fmt: skip
     return scores, gram
@@ -84,14 +89,14 @@ def resolve(
     threshold = _check_threshold(threshold)
     if confidence not in (torch.float16, torch.float32):
         raise TypeError(f"confidence is {confidence}, expected torch.float16 or torch.float32")
-    if scores.shape[1] > MOST_WORDS:
-        raise ValueError(f"{scores.shape[1]} words: a label map numbers them with 16 bits, {MOST_WORDS} at most")
+    if scores.shape[1] > MAX_WORDS:
+        raise ValueError(f"{scores.shape[1]} words: a label map numbers them with 16 bits, {MAX_WORDS} at most")
     if not _by_kernels(scores):
         labels, values = reference.resolve(scores, gram, size, temperature, threshold)
         return labels.to(torch.uint16), values.to(confidence)
     new = functools.partial(torch.empty, device=scores.device)
     labels, values = new(len(scores), *size, dtype=torch.uint16), new(len(scores), *size, dtype=confidence)
-    name = f"labels.{_name(confidence)}.{_many(scores.shape[1])}"
+    name = f"labels.{_name(confidence)}.{few_or_many(scores.shape[1])}"
     _resolve(name, scores, gram, size, (labels, values), (1 / temperature, threshold))
     return labels, values
 
@@ -122,34 +127,19 @@ def masks(scores: Tensor, gram: Tensor, size: Sequence[int], temperature: float,
     return out
 
 
-def least_cosine(temperature: float, threshold: float) -> float:
-    """The cosine whose probability is the threshold: temperature × logit(threshold), infinite at 0 and 1."""
-    if threshold in (0, 1):
-        return math.inf if threshold else -math.inf
-    return temperature * math.log(threshold / (1 - threshold))
-
-
 def _resolve(
     name: str, scores: Tensor, gram: Tensor, size: tuple[int, int], outputs: tuple[Tensor, ...], scalars: tuple[float, ...]
 ) -> None:  # fmt: skip
-    from kernels.variants import sizes
-
     pictures, words, low_height, low_width = scores.shape
-    known = sizes((low_height, low_width), words, size)
+    known = mask_sizes((low_height, low_width), words, size)
     _launch(
         name, pictures, known,
         (scores.contiguous(), gram.contiguous(), *outputs, low_height, low_width, words, *size, known["band_rows"], *scalars),
     )  # fmt: skip
 
 
-def _many(words: int) -> str:
-    from kernels.variants import FEW_WORDS
-
-    return "few" if words <= FEW_WORDS else "many"
-
-
 def _launch(name: str, pictures: int, size: Mapping[str, int], arguments: tuple[Any, ...], **constants: Any) -> None:
-    from kernels.variants import programs, variant
+    from kernels.variants import variant
 
     device = arguments[0].device
     capability, tiling = _tiling(name, device.index if device.type == "cuda" else None)
@@ -246,12 +236,12 @@ def _check_maps(scores: Tensor, gram: Tensor, size: Sequence[int], temperature: 
     _check_pictures(len(scores))
     _check_range(max(scores.shape[1], 5) * scores.shape[2] * scores.shape[3], "scores of a picture")
     for edge, low in zip((height, width), scores.shape[2:], strict=True):
-        if low > LONGEST_EDGE:
-            raise ValueError(f"maps of {tuple(scores.shape[2:])}, expected edges of at most {LONGEST_EDGE}")
+        if low > MAX_EDGE:
+            raise ValueError(f"maps of {tuple(scores.shape[2:])}, expected edges of at most {MAX_EDGE}")
         _check_range((edge + 2) * (low + 2), "an output edge times its low-resolution edge")
     temperature = _number("temperature", temperature)
-    if not COLDEST <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, expected a finite number of at least {COLDEST}")
+    if not MIN_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, expected a finite number of at least {MIN_TEMPERATURE}")
     return (height, width), temperature
 
 
@@ -260,8 +250,8 @@ def _edges(size: Sequence[int]) -> tuple[int, int]:
         edges = tuple(operator.index(edge) for edge in size if not isinstance(edge, bool))
     except TypeError:
         edges = ()
-    if len(edges) != 2 or len(size) != 2 or not all(1 <= edge <= LONGEST_EDGE for edge in edges):
-        raise ValueError(f"size is {size!r}, expected (H, W), each a whole number of pixels from 1 to {LONGEST_EDGE}")
+    if len(edges) != 2 or len(size) != 2 or not all(1 <= edge <= MAX_EDGE for edge in edges):
+        raise ValueError(f"size is {size!r}, expected (H, W), each a whole number of pixels from 1 to {MAX_EDGE}")
     return edges[0], edges[1]
 
 
@@ -280,10 +270,10 @@ def _number(name: str, value: float) -> float:
 
 
 def _check_pictures(number: int) -> None:
-    if number > MOST_PICTURES:
-        raise ValueError(f"{number} pictures: a launch takes {MOST_PICTURES} at most; give them less at once")
+    if number > MAX_PICTURES:
+        raise ValueError(f"{number} pictures: a launch takes {MAX_PICTURES} at most; give them less at once")
 
 
 def _check_range(number: int, what: str) -> None:
-    if number >= 2**30:
+    if number > MAX_VALUES:
         raise ValueError(f"{number} {what}: the kernels count to 2**30; give them less at once")

@@ -9,7 +9,7 @@ Letters: B pictures, K words, H×W output, h×w features, d channels.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,18 @@ TINY = torch.finfo(torch.float32).tiny
 CANCELLED = 2.0**-22
 """Float32 cannot tell an upsampled feature shorter than sqrt(CANCELLED) of its neighbours from zero (their inner
 products carry that rounding): below it the cosine fades to 0 instead of becoming noise."""
+
+
+Features = TypeVar("Features")
+"""Anything that stands for a feature map: a tensor, a NumPy array, the name of a value in a graph."""
+
+
+def gram_pairs(f: Features, right: Features, down: Features, diagonal: Features) -> list[tuple[Features, Features]]:
+    """The pairs of neighbours whose inner products are the five Gram maps, in the maps' order.
+
+    f: the features. right, down, diagonal: the features shifted by one column, by one row, and by both.
+    """
+    return [(f, f), (f, right), (f, down), (f, diagonal), (right, down)]
 
 
 class Taps(NamedTuple):
@@ -72,9 +84,8 @@ def score_maps(features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     right = torch.cat([features[:, :, 1:], features[:, :, -1:]], dim=2)
     down = torch.cat([features[:, 1:], features[:, -1:]], dim=1)
     diagonal = torch.cat([right[:, 1:], right[:, -1:]], dim=1)
-    pairs = [(features, features), (features, right), (features, down), (features, diagonal), (right, down)]
-    gram = torch.stack([(one * other).sum(-1) for one, other in pairs], dim=1)
-    return scores, gram
+    pairs = gram_pairs(features, right, down, diagonal)
+    return scores, torch.stack([(one * other).sum(-1) for one, other in pairs], dim=1)
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

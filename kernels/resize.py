@@ -14,8 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-PRECISION_BITS = 22
-"""A weight of 1 is 2^22, as in `fusioner_rt.gpu.pillow_tables`."""
+from fusioner_rt.gpu.kernel_contract import PRECISION_BITS
+
 _BITS = tl.constexpr(PRECISION_BITS)
 _HALF = tl.constexpr(1 << (PRECISION_BITS - 1))
 
@@ -44,6 +44,17 @@ def store_resized(
 
 
 @triton.jit
+def tile_of(values, ROWS: tl.constexpr, VALUES: tl.constexpr):
+    """This program's picture, rows and values. values: of a row that is written."""
+    value_blocks = tl.cdiv(values, VALUES)
+    program = tl.program_id(0)
+    picture = tl.program_id(1).to(tl.int64)
+    block = program // value_blocks
+    row = block * ROWS + tl.arange(0, ROWS)
+    return picture, row, (program - block * value_blocks) * VALUES + tl.arange(0, VALUES)
+
+
+@triton.jit
 def resize_rows_kernel(
     pictures,  # (B, H, W, 3) uint8, contiguous
     first,  # (w,) int32: the first of the T pixels that make a column
@@ -64,12 +75,7 @@ def resize_rows_kernel(
     VALUES: tl.constexpr,
 ):
     """Along the rows: one program makes ROWS × VALUES of a picture's H × 3w values. first[i] + T is at most W."""
-    value_blocks = tl.cdiv(3 * w, VALUES)
-    program = tl.program_id(0)
-    picture = tl.program_id(1).to(tl.int64)
-    block = program // value_blocks
-    row = block * ROWS + tl.arange(0, ROWS)
-    value = (program - block * value_blocks) * VALUES + tl.arange(0, VALUES)
+    picture, row, value = tile_of(3 * w, ROWS, VALUES)
     column = tl.minimum(value // 3, w - 1)  # what lies beyond the picture is computed from its edge and not stored
     from_pixel = 3 * tl.load(first + column) + value % 3
     from_row = tl.minimum(row, H - 1) * (3 * W)
@@ -107,12 +113,7 @@ def resize_columns_kernel(
     VALUES: tl.constexpr,
 ):
     """Along the columns: one program makes ROWS × VALUES of a picture's h × 3W values. first[i] + T is at most H."""
-    value_blocks = tl.cdiv(3 * W, VALUES)
-    program = tl.program_id(0)
-    picture = tl.program_id(1).to(tl.int64)
-    block = program // value_blocks
-    row = block * ROWS + tl.arange(0, ROWS)
-    value = (program - block * value_blocks) * VALUES + tl.arange(0, VALUES)
+    picture, row, value = tile_of(3 * W, ROWS, VALUES)
     made = tl.minimum(row, h - 1)  # what lies beyond the picture is computed from its edge and not stored
     from_row = tl.load(first + made) * (3 * W)
     taken = pictures + picture * H * (3 * W) + from_row[:, None] + tl.minimum(value, 3 * W - 1)[None, :]

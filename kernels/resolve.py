@@ -1,7 +1,7 @@
 """Stage 2 of the mask head in Triton: low-resolution maps to masks of any size (design section 4).
 
 A program resolves a tile of output pixels that lie between the same two low-resolution rows (a *band*), so that
-interpolating along a row is done once for all rows of the tile. Held to `kernels.reference`.
+interpolating along a row is done once for all rows of the tile. `kernels.reference` is the definition.
 
 Band b, of 0 to h, lies between low-resolution rows b - 1 and b: the first and the last are half as tall, and there both
 are the edge's row.
@@ -244,9 +244,9 @@ def labels_kernel(
     """Label map and winner's probability: K costs neither memory nor, where few words can win, time.
 
     Interpolation is a convex combination. A word that is below another one at every low-resolution point under this
-    tile is below it at every pixel of it, and is not interpolated: those left are the tile's *candidates*. Any word may
-    be the one compared with; that whose lowest of six points is highest leaves few. NaN is below nothing, so that a word
-    with NaN under the tile is a candidate, and a pixel one of whose neighbours is NaN becomes NaN.
+    tile is below it at every pixel of the tile, and is not interpolated. The other words are the tile's *candidates*. Any
+    word may be the one compared with; the word whose lowest of six points is highest leaves few candidates. NaN is below
+    nothing: a word with NaN under the tile is a candidate, and NaN neighbours give NaN pixels.
 
     A tile has TILE_ROWS rows, taken ROWS at a time. Words are looked at WORDS at a time, 32 at most, points POINTS at a
     time. FEW: K is at most WORDS, so that candidates are found once for the whole tile.
@@ -344,6 +344,20 @@ def taps_and_lengths(gram, band, row, end_row, column, h, w, H, W):
 
 
 @triton.jit
+def maps_of_band(scores, band, h, w):
+    """Where the score maps of a band's two rows begin. scores: (K, h, w) of one picture."""
+    above, below = rows_of_band(band, h)
+    return scores + above * w, scores + below * w
+
+
+@triton.jit
+def cosine_of(plane, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse):
+    """One word's cosine at a tile's pixels, (ROWS, COLUMNS). plane: the word's offset."""
+    upper, lower = along_rows(upper_map, lower_map, plane, left, right, at_left, at_right)
+    return between_rows(upper, lower, at_above, at_below) * inverse
+
+
+@triton.jit
 def probabilities_kernel(
     scores,  # (B, K, h, w) float32, contiguous
     gram,  # (B, 5, h, w) float32, contiguous
@@ -370,17 +384,13 @@ def probabilities_kernel(
         gram + picture * 5 * N, band, row, end_row, column, h, w, H, W
     )
     scale = inverse_temperature * -_LOG2_E
-    scores += picture * K * N
-    above, below = rows_of_band(band, h)
-    upper_map = scores + above * w
-    lower_map = scores + below * w
+    upper_map, lower_map = maps_of_band(scores + picture * K * N, band, h, w)
     plane = tl.cast(H, tl.int64) * W  # a size of 1 is a constant to the compiler, and has no method `to`
     out = probabilities + picture * K * plane + row.to(tl.int64)[:, None] * W + column[None, :]
     inside = (row < end_row)[:, None] & (column < W)[None, :]
     for word in range(0, K):
-        upper, lower = along_rows(upper_map, lower_map, word * N, left, right, at_left, at_right)
-        value = between_rows(upper, lower, at_above, at_below)
-        probability = sigmoid(value * inverse, scale)
+        cosine = cosine_of(word * N, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse)
+        probability = sigmoid(cosine, scale)
         tl.store(out, probability.to(probabilities.dtype.element_ty), inside)
         out += plane
 
@@ -411,19 +421,15 @@ def masks_kernel(
     left, right, at_left, at_right, at_above, at_below, inverse = taps_and_lengths(
         gram + picture * 5 * N, band, row, end_row, column, h, w, H, W
     )
-    scores += picture * K * N
-    above, below = rows_of_band(band, h)
-    upper_map = scores + above * w
-    lower_map = scores + below * w
+    upper_map, lower_map = maps_of_band(scores + picture * K * N, band, h, w)
     pitch = tl.cdiv(W, 32)
     element = first_column // 32 + tl.arange(0, COLUMNS // 32)
     out = masks + (picture * K * H + row.to(tl.int64)[:, None]) * pitch + element[None, :]
     inside = (row < end_row)[:, None] & (element < pitch)[None, :]
     bit = tl.arange(0, 32)[None, None, :]
     for word in range(0, K):
-        upper, lower = along_rows(upper_map, lower_map, word * N, left, right, at_left, at_right)
-        value = between_rows(upper, lower, at_above, at_below)
-        over = (value * inverse > least_cosine) & (column < W)[None, :]
+        cosine = cosine_of(word * N, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse)
+        over = (cosine > least_cosine) & (column < W)[None, :]
         bits = tl.reshape(over.to(tl.int32), [ROWS, COLUMNS // 32, 32]) << bit
         tl.store(out, tl.sum(bits, axis=2), inside)
         out += H * pitch

@@ -1,7 +1,7 @@
 """Stage 1 of the mask head in Triton: features and words to low-resolution score and Gram maps (design section 4).
 
-Two launches. `measure_kernel` finds what the second one scales by; `maps_kernel` takes the products. Held to
-`kernels.reference.score_maps`, whose maps these are but for a common power of two per picture, which no cosine sees.
+Two launches: `measure_kernel` finds the scales, `maps_kernel` takes the products. The maps are those of
+`kernels.reference.score_maps` times one power of two per picture, which cancels in the cosine.
 
 Letters: B pictures, K words, h×w features, N = h·w positions, d channels.
 """
@@ -22,7 +22,7 @@ def magnitude_bits(values):
 def unit_of(bits):
     """The power of two that brings a magnitude of these bits into [1, 2): a product with it rounds nothing.
 
-    NaN where the magnitude is infinite or NaN, so that whatever is computed from it says so.
+    Infinite and NaN magnitudes give NaN, and so does what is computed from them.
     """
     exponent = bits >> 23
     power = tl.maximum(254 - exponent, 1) << 23
@@ -36,7 +36,7 @@ def measure_kernel(
     parts,  # (B, PARTS) int32 out: magnitude bits of the largest feature value of every PARTS-th block; PARTS = 0: none
     units,  # (B, K) float32 out: the power of two a word is scaled by
     inverses,  # (B, K) float32 out: 1 / length of the scaled word; 0 for the zero word
-    finite,  # (B,) int32 out: 1, until maps_kernel finds a value that is not
+    finite,  # (B,) int32 out: 1; maps_kernel writes 0 where a value is infinite or NaN
     N,
     K,
     d,
@@ -169,7 +169,7 @@ def maps_kernel(
     inverses,  # (B, K) float32, of measure_kernel
     scores,  # (B, K, N) float32 out: <f, t/|t|>
     gram,  # (B, 5, N) float32 out: <f,f>, <f,f_right>, <f,f_down>, <f,f_diagonal>, <f_right,f_down>
-    finite,  # (B,) int32: becomes 0 where one of these is not finite
+    finite,  # (B,) int32: becomes 0 where one of these is infinite or NaN
     h,
     w,
     K,

@@ -6,13 +6,15 @@ A *variant* is a kernel with its pointer types, say "maps.float16.few". For ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import triton.language as tl
 from triton import knobs
 
+from fusioner_rt.gpu import kernel_contract
+from fusioner_rt.gpu.kernel_contract import EXTRAS, FEW_WORDS, Grid
 from kernels.resize import resize_columns_kernel, resize_rows_kernel
 from kernels.resolve import labels_kernel, masks_kernel, probabilities_kernel
 from kernels.score_maps import maps_kernel, measure_kernel
@@ -27,12 +29,8 @@ RESIZES = {"rows": resize_rows_kernel, "columns": resize_columns_kernel}
 PIXEL_TYPES = {"uint8": "*u8", "float32": "*fp32"}
 """What a resize writes: pixels for the next one, or normalised planes."""
 DOT_TYPES = {"float16": tl.float16, "bfloat16": tl.bfloat16, "float32": tl.float32}
-PARTS = 4 if knobs.runtime.interpret else 256
-"""Programs that look for a picture's largest feature value, a power of two; the interpreter takes one after another."""
-FEW_WORDS = 32
-"""Up to here "few": one tile of words; above, "many"."""
-Grid = Sequence[Sequence[tuple[str, int]]]
-"""Σ over rows of Π over pairs of ⌈size / tile⌉: how many programs a picture takes. Sizes by name, see `sizes`."""
+PARTS = 4 if knobs.runtime.interpret else kernel_contract.PARTS
+"""The interpreter takes one program after another."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,12 @@ def names(features: Sequence[str] = tuple(FEATURE_TYPES)) -> list[str]:
     return [*first, *second, *(f"resize_{axis}.{dtype}" for axis in RESIZES for dtype in PIXEL_TYPES)]
 
 
+def shipped(extras: Iterable[str] = ()) -> list[str]:
+    """The variants of a bundle: what sessions launch, and what the names in EXTRAS bring."""
+    left_out = {name for extra in EXTRAS.keys() - set(extras) for name in EXTRAS[extra]}
+    return [name for name in names(("float16", "float32")) if name not in left_out]
+
+
 def exists(name: str, capability: int) -> bool:
     """Turing has no bfloat16."""
     return capability >= 80 or ".bfloat16" not in name
@@ -87,33 +91,6 @@ def variant(name: str, capability: int) -> Variant:
         return _labels(types[0], few=types[1] == "few")
     resolving: dict[str, Callable[..., Variant]] = {"probabilities": _probabilities, "masks": _masks}
     return resolving[kind](*types)
-
-
-def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1)) -> dict[str, int]:
-    """The sizes that grids are made of.
-
-    features: h, w. output: H, W. A band is the output rows between two low-resolution rows; one is above the first, one
-    below the last.
-    """
-    (low_height, low_width), (height, width) = features, output
-    rows = -(-height // low_height)
-    return {"positions": low_height * low_width, "words": words, "bands": low_height + 1, "band_rows": rows, "columns": width}  # fmt: skip
-
-
-def resize_sizes(rows: int, columns: int) -> dict[str, int]:
-    """The sizes that grids of a resize are made of: rows, and values of a row, of what it writes."""
-    return {"rows": rows, "values": 3 * columns}
-
-
-def programs(grid: Grid, size: Mapping[str, int]) -> int:
-    """How many programs a picture takes."""
-    total = 0
-    for row in grid:
-        product = 1
-        for name, tile in row:
-            product *= tile if name == "one" else -(-size[name] // tile)
-        total += product
-    return total
 
 
 def _measure(dtype: str) -> Variant:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import CudaFailed, GpuMemoryShort, KernelsUnusable, UsageError
 from .driver import Device
+from .kernel_contract import MAX_PICTURES, extra_of, programs
 
 ABI_VERSION = 2
 _TYPES = {"i32": ctypes.c_int32, "fp32": ctypes.c_float}  # every other type is a pointer
@@ -28,7 +29,7 @@ class Launch:
     """One kernel as it is launched on one GPU.
 
     file: cubin or PTX. types: of the arguments, in order. multiples: names of those that must be multiples of 16.
-    grid: Σ over rows of Π over (size name, tile) of ⌈size / tile⌉ programs a picture.
+    grid: see `kernel_contract.Grid`.
     """
 
     name: str
@@ -40,16 +41,6 @@ class Launch:
     multiples: frozenset[str]
     tile: Mapping[str, int]
     grid: tuple[tuple[tuple[str, int], ...], ...]
-
-    def programs(self, sizes: Mapping[str, int]) -> int:
-        """How many programs a picture takes. sizes: by the names that grids use."""
-        total = 0
-        for row in self.grid:
-            product = 1
-            for name, tile in row:
-                product *= tile if name == "one" else -(-sizes[name] // tile)
-            total += product
-        return total
 
 
 class Record:
@@ -89,12 +80,15 @@ class Record:
         """How a kernel may be launched on a GPU of this compute capability (major, minor), the preferred form first.
 
         The cubin of that capability, else the newest of the same major version below it, if those are not tied to theirs;
-        then the PTX, which the driver compiles. Cubins of desktop GPUs do not load on Tegra, nor Tegra's on those, though
-        their numbers would allow it. Raises KernelsUnusable where there is none.
+        then the PTX, which the driver compiles. Desktop GPUs and Tegra do not load each other's cubins, though the numbers
+        would allow it. Raises KernelsUnusable where there is none.
         """
         if name not in self._kernels:
+            extra = extra_of(name)
             raise KernelsUnusable(
-                f"holds no kernel {name}, only {', '.join(self._kernels) or 'none'}", subject=self._path
+                f"holds no kernel {name}, only {', '.join(self._kernels) or 'none'}",
+                f"build the bundle again with --kernels all,{extra}" if extra else "",
+                subject=self._path,
             )
         here = major, minor = capability[0], capability[1]
         try:
@@ -167,14 +161,14 @@ class Kernels:
         """
         launch, function = self._load(name)
         values, types = self.pack(launch, arguments)
-        programs = launch.programs(sizes)
-        if not (0 < programs < 2**31 and 0 < pictures < 2**16):
+        number = programs(launch.grid, sizes)
+        if not (0 < number < 2**31 and 0 < pictures <= MAX_PICTURES):
             raise UsageError(
-                f"{programs} programs for {pictures} pictures", "a GPU takes at most 2**31 and 65535", subject=name
+                f"{number} programs for {pictures} pictures", "a GPU takes at most 2**31 and 65535", subject=name
             )
         with self.device.current():
             self.device.driver.cuLaunchKernel(
-                function, programs, pictures, 1, launch.threads, 1, 1, launch.shared_bytes, stream, (values, types), 0
+                function, number, pictures, 1, launch.threads, 1, 1, launch.shared_bytes, stream, (values, types), 0
             )
 
     @staticmethod
@@ -205,8 +199,8 @@ class Kernels:
         return loaded
 
     def _load_now(self, name: str) -> tuple[Launch, Any]:
-        """The cubin, or where the driver does not take it the PTX: it may say so at any call up to the kernel's function,
-        since kernels are loaded lazily.
+        """The cubin, or the PTX where the driver does not take the cubin. The driver loads kernels lazily, so that any of
+        these calls may fail.
         """
         refused: list[tuple[Path, CudaFailed]] = []
         for launch in self.record.launches(name, self.device.capability):

@@ -1,7 +1,6 @@
 """The mask head on a GPU: arrays in device memory to labels, masks or probabilities, on a caller's stream.
 
-The kernels are those of the bundle; the sizes their grids are made of are defined here and in kernels/variants.py,
-held equal by a test. Nothing is allocated: outputs and workspace are the caller's.
+It launches the bundle's kernels. Nothing is allocated: outputs and workspace are the caller's.
 """
 
 import math
@@ -10,13 +9,11 @@ from typing import Any
 
 from ..device_array import DeviceArray
 from ..errors import DeviceArrayInvalid, UsageError
+from .kernel_arguments import array_as, array_of, check_count
+from .kernel_contract import MAX_EDGE, MAX_WORDS, MIN_TEMPERATURE, PARTS, few_or_many, least_cosine, mask_sizes
 from .kernels import Kernels
 
-PARTS = 256  # partial maxima of a picture's features
-FEW_WORDS = 32
-LONGEST_EDGE = MOST_WORDS = 65535
-_COUNTED = 2**30  # the kernels count the elements of a picture in 32 bits
-_ALIGNMENT = 256
+_ALIGNMENT = 256  # of the workspace's parts
 
 
 class CudaMaskHead:
@@ -24,8 +21,10 @@ class CudaMaskHead:
 
     def __init__(self, kernels: Kernels, temperature: float) -> None:
         """temperature: the bundle's, what a cosine is divided by. Raises UsageError."""
-        if not 1e-6 <= temperature < math.inf:
-            raise UsageError(f"temperature is {temperature}; expected a number from 1e-6, 0.07 in the paper")
+        if not MIN_TEMPERATURE <= temperature < math.inf:
+            raise UsageError(
+                f"temperature is {temperature}; expected a number from {MIN_TEMPERATURE}, 0.07 in the paper"
+            )
         self._kernels, self._temperature = kernels, temperature
 
     @staticmethod
@@ -39,22 +38,21 @@ class CudaMaskHead:
 
         workspace: uint8 of at least `workspace_bytes`. scores: (B, K, h, w) float32 out. gram: (B, 5, h, w) float32 out.
         finite: (B,) int32 out, 1 where all of a picture's maps are finite, else 0. stream: CUstream as an integer.
-        d must be a multiple of 16. Non-finite features give NaN maps, and those labels 0 with confidence NaN.
-        Raises DeviceArrayInvalid, KernelsUnusable, CudaFailed.
+        d must be a multiple of 16. Infinite or NaN features give label 0 with NaN confidence. Raises DeviceArrayInvalid, KernelsUnusable, CudaFailed.
         """
-        features, words = DeviceArray.of(features, "features"), DeviceArray.of(words, "words")
-        kinds = ("float16", "bfloat16", "float32")
-        pictures, height, width, channels = _shape(features, "features", "(B, h, w, d)", kinds)
-        count = _shape(words, "words", "(B, K, d)", (features.dtype,))[1]
-        _expect(words, "words", (pictures, count, channels), features.dtype)
-        scores = _out(scores, "scores", (pictures, count, height, width), "float32")
-        gram = _out(gram, "gram", (pictures, 5, height, width), "float32")
-        finite = _out(finite, "finite", (pictures,), "int32")
+        features = array_of(features, "features", "(B, h, w, d)", ("float16", "bfloat16", "float32"))
+        pictures, height, width, channels = features.shape
+        words = array_of(words, "words", "(B, K, d)", (features.dtype,))
+        count = words.shape[1]
+        words = array_as(words, "words", (pictures, count, channels), features.dtype)
+        scores = array_as(scores, "scores", (pictures, count, height, width), "float32")
+        gram = array_as(gram, "gram", (pictures, 5, height, width), "float32")
+        finite = array_as(finite, "finite", (pictures,), "int32")
         if channels % 16:
             raise DeviceArrayInvalid(f"features have {channels} channels", "the compiled kernels take multiples of 16")
-        for what, number in (("feature values", height * width * channels), ("word values", count * channels)):
-            _counted(number, what)
-        _counted(max(count, 5) * height * width, "scores or inner products")
+        check_count(height * width * channels, "feature values")
+        check_count(count * channels, "word values")
+        check_count(max(count, 5) * height * width, "scores or inner products")
         workspace = DeviceArray.of(workspace, "workspace")
         needed = self.workspace_bytes(features.shape, count)
         if workspace.nbytes < needed:
@@ -64,14 +62,14 @@ class CudaMaskHead:
         units = parts + _padded(pictures * PARTS * 4)
         inverses = units + _padded(pictures * count * 4)
         measured = {"parts": parts, "units": units, "inverses": inverses}
-        size = sizes((height, width), count)
+        size = mask_sizes((height, width), count)
         inputs = {
             "features": features.pointer, "words": words.pointer, **measured, "finite": finite.pointer, "K": count,
             "d": channels,
         }  # fmt: skip
         self._kernels.launch(f"measure.{features.dtype}", pictures, size, {**inputs, "N": height * width}, stream)
         self._kernels.launch(
-            f"maps.{features.dtype}.{_many(count)}", pictures, size,
+            f"maps.{features.dtype}.{few_or_many(count)}", pictures, size,
             {**inputs, "scores": scores.pointer, "gram": gram.pointer, "h": height, "w": width}, stream,
         )  # fmt: skip
 
@@ -79,23 +77,21 @@ class CudaMaskHead:
         """Stage 2: scores (B, K, h, w) and gram (B, 5, h, w) of `maps` to a label map of any size.
 
         labels: (B, H, W) uint16 out, 0 = background, n = word n. confidence: (B, H, W) float16 or float32 out, the best
-        word's probability; NaN where a feature was no number. Raises DeviceArrayInvalid, KernelsUnusable, CudaFailed.
+        word's probability; NaN features give NaN confidence. Raises DeviceArrayInvalid, KernelsUnusable, CudaFailed.
         """
-        labels = DeviceArray.of(labels, "labels")
-        _shape(labels, "labels", "(B, H, W)", ("uint16",))
-        confidence = DeviceArray.of(confidence, "confidence")
-        _shape(confidence, "confidence", "(B, H, W)", ("float16", "float32"))
-        _expect(confidence, "confidence", labels.shape, confidence.dtype)
+        labels = array_of(labels, "labels", "(B, H, W)", ("uint16",))
+        confidence = array_of(confidence, "confidence", "(B, H, W)", ("float16", "float32"))
+        confidence = array_as(confidence, "confidence", labels.shape, confidence.dtype)
         outputs = {"labels": labels, "confidence": confidence}
         scalars = {"inverse_temperature": 1 / self._temperature, "threshold": _threshold(threshold)}
-        scores = DeviceArray.of(scores, "scores")
-        count = _shape(scores, "scores", "(B, K, h, w)", ("float32",))[1]
-        self._resolve(f"labels.{confidence.dtype}.{_many(count)}", scores, gram, labels.shape, outputs, scalars, stream)
+        scores = array_of(scores, "scores", "(B, K, h, w)", ("float32",))
+        name = f"labels.{confidence.dtype}.{few_or_many(scores.shape[1])}"
+        self._resolve(name, scores, gram, labels.shape, outputs, scalars, stream)
 
     def probabilities(self, scores: Any, gram: Any, probabilities: Any, stream: int) -> None:
         """One map per word. probabilities: (B, K, H, W) float16 or float32 out. Raises as `labels`."""
-        out = DeviceArray.of(probabilities, "probabilities")
-        pictures, words, height, width = _shape(out, "probabilities", "(B, K, H, W)", ("float16", "float32"))
+        out = array_of(probabilities, "probabilities", "(B, K, H, W)", ("float16", "float32"))
+        pictures, words, height, width = out.shape
         scalars = {"inverse_temperature": 1 / self._temperature}
         self._resolve(
             f"probabilities.{out.dtype}", scores, gram, (pictures, height, width), {"probabilities": out}, scalars, stream,
@@ -107,37 +103,32 @@ class CudaMaskHead:
 
         masks: (B, K, H, ⌈width / 32⌉) int32 out; bit x % 32 of element x // 32 is pixel x. Raises as `labels`.
         """
-        out = DeviceArray.of(masks, "masks")
-        pictures, words, height, pitch = _shape(out, "masks", "(B, K, H, ⌈W/32⌉)", ("int32",))
+        out = array_of(masks, "masks", "(B, K, H, ⌈W/32⌉)", ("int32",))
+        pictures, words, height, pitch = out.shape
         if pitch != -(-width // 32):
             raise DeviceArrayInvalid(f"masks have rows of {pitch} elements", f"{width} pixels need {-(-width // 32)}")
-        limit = _threshold(threshold)
-        if limit in (0, 1):
-            least = math.inf if limit else -math.inf
-        else:
-            least = self._temperature * math.log(limit / (1 - limit))
-        scalars = {"least_cosine": least}
+        scalars = {"least_cosine": least_cosine(self._temperature, _threshold(threshold))}
         self._resolve("masks", scores, gram, (pictures, height, width), {"masks": out}, scalars, stream, words)
 
     def _resolve(
         self, name: str, scores: Any, gram: Any, output: Sequence[int], outputs: dict[str, DeviceArray],
         scalars: dict[str, float], stream: int, expected_words: int | None = None,
     ) -> None:  # fmt: skip
-        scores, gram = DeviceArray.of(scores, "scores"), DeviceArray.of(gram, "gram")
-        pictures, words, low_height, low_width = _shape(scores, "scores", "(B, K, h, w)", ("float32",))
-        _expect(scores, "scores", (output[0], expected_words or words, low_height, low_width), "float32")
-        _expect(gram, "gram", (pictures, 5, low_height, low_width), "float32")
+        scores = array_of(scores, "scores", "(B, K, h, w)", ("float32",))
+        pictures, words, low_height, low_width = scores.shape
+        scores = array_as(scores, "scores", (output[0], expected_words or words, low_height, low_width), "float32")
+        gram = array_as(gram, "gram", (pictures, 5, low_height, low_width), "float32")
         height, width = output[1:]
-        if words > MOST_WORDS or max(height, width) > LONGEST_EDGE:
+        if words > MAX_WORDS or max(height, width) > MAX_EDGE:
             raise DeviceArrayInvalid(
                 f"{words} words at {width}x{height} pixels",
-                f"at most {MOST_WORDS} words and {LONGEST_EDGE} pixels an edge",
+                f"at most {MAX_WORDS} words and {MAX_EDGE} pixels an edge",
             )
-        _counted(max(words, 5) * low_height * low_width, "scores or inner products")
+        check_count(max(words, 5) * low_height * low_width, "scores or inner products")
         for edge, low in ((height, low_height), (width, low_width)):
-            _counted((edge + 2) * (low + 2), "an output edge times its low-resolution edge,")
+            check_count((edge + 2) * (low + 2), "an output edge times its low-resolution edge,")
         self._check_device(scores=scores, gram=gram, **outputs)
-        size = sizes((low_height, low_width), words, (height, width))
+        size = mask_sizes((low_height, low_width), words, (height, width))
         arguments: dict[str, int | float] = {
             "scores": scores.pointer, "gram": gram.pointer, **{key: array.pointer for key, array in outputs.items()},
             "h": low_height, "w": low_width, "K": words, "H": height, "W": width, "band_rows": size["band_rows"], **scalars,
@@ -149,52 +140,8 @@ class CudaMaskHead:
             self._kernels.device.check_owns(array.pointer, name)
 
 
-def sizes(features: tuple[int, int], words: int, output: tuple[int, int] = (1, 1)) -> dict[str, int]:
-    """The sizes that grids are made of. features: h, w. output: H, W.
-
-    A band is the output rows between two low-resolution rows; one is above the first, one below the last.
-    """
-    (low_height, low_width), (height, width) = features, output
-    rows = -(-height // low_height)
-    return {
-        "positions": low_height * low_width, "words": words, "bands": low_height + 1, "band_rows": rows, "columns": width,
-    }  # fmt: skip
-
-
-def _many(words: int) -> str:
-    return "few" if words <= FEW_WORDS else "many"
-
-
 def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _shape(array: DeviceArray, name: str, letters: str, dtypes: Sequence[str]) -> tuple[int, ...]:
-    if array.dtype not in dtypes:
-        raise DeviceArrayInvalid(f"{name} is {array.dtype}; expected {' or '.join(dtypes)}")
-    if len(array.shape) != letters.count(",") + 1 or min(array.shape, default=0) < 1:
-        raise DeviceArrayInvalid(f"{name} has shape {array.shape}; expected {letters}, none of them 0")
-    if array.pointer % 16 or not array.pointer:
-        raise DeviceArrayInvalid(f"{name} lies at {array.pointer:#x}; expected an address that is a multiple of 16")
-    return array.shape
-
-
-def _expect(array: DeviceArray, name: str, shape: Sequence[int], dtype: str) -> None:
-    if array.dtype != dtype or tuple(array.shape) != tuple(shape):
-        raise DeviceArrayInvalid(f"{name} is {array.dtype} {array.shape}; expected {dtype} {tuple(shape)}")
-    if array.pointer % 16 or not array.pointer:
-        raise DeviceArrayInvalid(f"{name} lies at {array.pointer:#x}; expected an address that is a multiple of 16")
-
-
-def _out(array: Any, name: str, shape: Sequence[int], dtype: str) -> DeviceArray:
-    array = DeviceArray.of(array, name)
-    _expect(array, name, shape, dtype)
-    return array
-
-
-def _counted(number: int, what: str) -> None:
-    if number >= _COUNTED:
-        raise DeviceArrayInvalid(f"{number} {what} of a picture", "the kernels count to 2**30: give them less at once")
 
 
 def _threshold(threshold: float) -> float:

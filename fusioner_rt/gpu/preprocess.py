@@ -1,23 +1,21 @@
 """Preprocessing on a GPU: pictures in its memory to the network's input, with the bits of `Preprocessing` on the CPU.
 
-The kernels are those of the bundle, their tables those of `fusioner_rt.gpu.pillow_tables`. Nothing is allocated and nothing
-copied by a launch: pictures, tables, workspace and output are the caller's, so that a graph may capture it.
+It launches the bundle's kernels with the tables of `fusioner_rt.gpu.pillow_tables`. A launch allocates and copies nothing:
+pictures, tables, workspace and output are the caller's, so that a graph may capture it.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import DeviceArrayInvalid, KernelsUnusable, PictureInvalid, UsageError
+from ..errors import KernelsUnusable, PictureInvalid, UsageError
 from ..preprocess import Preprocessing
+from .kernel_arguments import check_address
+from .kernel_contract import ALIGNMENT, MAX_EDGE, MAX_PICTURES, MAX_VALUES, resize_sizes
 from .kernels import Kernels
 from .pillow_tables import columns_first, taps
 
 KERNELS = ("resize_rows.uint8", "resize_rows.float32", "resize_columns.uint8", "resize_columns.float32")
-LONGEST_EDGE = 65535
-MOST_PICTURES = 65535
-_COUNTED = 2**30  # the kernels count the values of a picture in 32 bits
-_ALIGNMENT = 16
 _AXES = ("columns", "rows")
 
 
@@ -79,12 +77,10 @@ class CudaPreprocess:
         """
         after = self._preprocessing.input_size(height, width) if size is None else (int(size[0]), int(size[1]))
         before = (height, width)
-        if min(before) < 1 or max(before) > LONGEST_EDGE:
-            raise PictureInvalid(
-                f"a picture of {width}x{height} pixels", f"the kernels take edges of 1 to {LONGEST_EDGE}"
-            )
-        if min(after) < 1 or max(after) > LONGEST_EDGE:
-            raise UsageError(f"size is {after[1]}x{after[0]} pixels", f"the kernels make edges of 1 to {LONGEST_EDGE}")
+        if min(before) < 1 or max(before) > MAX_EDGE:
+            raise PictureInvalid(f"a picture of {width}x{height} pixels", f"the kernels take edges of 1 to {MAX_EDGE}")
+        if min(after) < 1 or max(after) > MAX_EDGE:
+            raise UsageError(f"size is {after[1]}x{after[0]} pixels", f"the kernels make edges of 1 to {MAX_EDGE}")
         order = (0, 1) if columns_first(before, after) else (1, 0)
         axes = [axis for axis in order if before[axis] != after[axis]] or [0]  # at least one: it normalises
         passes, parts, length = [], [], 0
@@ -96,13 +92,13 @@ class CudaPreprocess:
             places = []
             for table in (first, weights.T):  # taps outermost: neighbouring threads read neighbouring weights
                 places.append(4 * length)
-                parts.append(np.pad(table.ravel(), (0, -table.size % (_ALIGNMENT // 4))))
+                parts.append(np.pad(table.ravel(), (0, -table.size % (ALIGNMENT // 4))))
                 length += parts[-1].size
             kind = "float32" if axis == axes[-1] else "uint8"
             passes.append(Pass(axis, f"resize_{_AXES[axis]}.{kind}", now, following, weights.shape[1], *places))
             sizes.append(following)
         for rows, columns in sizes:
-            if _values((rows, columns)) >= _COUNTED:
+            if _values((rows, columns)) > MAX_VALUES:
                 raise PictureInvalid(
                     f"{columns}x{rows} pixels of a picture of {width}x{height} resized to {after[1]}x{after[0]}",
                     "the kernels count to 2**30 values, three a pixel: make it smaller first",
@@ -119,8 +115,8 @@ class CudaPreprocess:
         stream: CUstream as an integer. The first launch of a pass loads its kernel: launch once before a capture.
         Raises DeviceArrayInvalid, KernelsUnusable, CudaFailed, UsageError.
         """
-        if not 1 <= batch <= MOST_PICTURES:
-            raise UsageError(f"a batch of {batch} pictures; expected 1 to {MOST_PICTURES}")
+        if not 1 <= batch <= MAX_PICTURES:
+            raise UsageError(f"a batch of {batch} pictures; expected 1 to {MAX_PICTURES}")
         needed = {"pictures": pictures, "tables": tables, "pixels": pixels}
         if plan.workspace_bytes(1):
             needed["workspace"] = workspace
@@ -132,19 +128,13 @@ class CudaPreprocess:
                 "pictures": source, "first": tables + one.first, "weights": tables + one.weights, "out": out,
                 **self._scale, "H": one.before[0], "W": one.before[1], "hw"[one.axis]: one.after[one.axis], "T": one.taps,
             }  # fmt: skip
-            self._kernels.launch(one.kernel, batch, sizes(*one.after), arguments, stream)
+            self._kernels.launch(one.kernel, batch, resize_sizes(*one.after), arguments, stream)
             source = out
 
     def _check(self, addresses: dict[str, int]) -> None:
         for name, address in addresses.items():
-            if address % _ALIGNMENT or not address:
-                raise DeviceArrayInvalid(f"{name} lies at {address:#x}; expected an address that is a multiple of 16")
+            check_address(name, address)
             self._kernels.device.check_owns(address, name)
-
-
-def sizes(rows: int, columns: int) -> dict[str, int]:
-    """The sizes that a resize's grid is made of: rows, and values of a row, of what it writes."""
-    return {"rows": rows, "values": 3 * columns}
 
 
 def _values(size: tuple[int, int]) -> int:

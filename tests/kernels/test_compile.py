@@ -20,10 +20,12 @@ import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusioner_rt.gpu.kernel_contract import EXTRAS, mask_sizes, programs, resize_sizes
+from fusioner_rt.gpu.preprocess import KERNELS as RESIZES
 from kernels import compile as compiler
 from kernels import instruction_count, mask_head, variants
 from kernels.compile import Compiled, choose
-from kernels.variants import FEATURE_TYPES, TARGETS, exists, names, programs, sizes
+from kernels.variants import FEATURE_TYPES, TARGETS, exists, names
 
 ROOT = Path(__file__).parents[2]
 BYTES = {"i32": 4, "fp32": 4}  # every other type is a pointer, of 8
@@ -110,8 +112,7 @@ def test_a_kernel_that_may_fuse_is_seen_to_and_portable_ptx_leaves_the_driver_no
 
 
 def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_path: Path) -> None:
-    features = ("float16",)
-    compiler.write(tmp_path, features, (80,))
+    compiler.write(tmp_path, names(("float16",)), (80,))
     record = json.loads((tmp_path / compiler.RECORD).read_text())
     for name, kernel in record["kernels"].items():
         text = (tmp_path / kernel["ptx"]["file"]).read_text()
@@ -162,7 +163,7 @@ def test_instructions_count_as_often_as_they_are_executed() -> None:
 
 def test_the_documents_table_is_the_record() -> None:
     rows = [json.loads(line) for line in (ROOT / "docs/records/kernels.jsonl").read_text().splitlines()]
-    assert [(row["kernel"], row["capability"]) for row in rows] == compiler.jobs()
+    assert [(row["kernel"], row["capability"]) for row in rows] == compiler.jobs(names())
     assert compiler.markdown(rows) in (ROOT / "docs/bundle.md").read_text(), "python -m kernels.compile --markdown"
 
 
@@ -176,8 +177,20 @@ def test_a_kernel_too_large_for_the_registers_is_seen_to_spill() -> None:
 
 
 def test_every_variant_is_compiled_for_every_architecture_that_has_its_type() -> None:
-    assert len(set(compiler.jobs())) == len(compiler.jobs()) == 20 * len(TARGETS) - 3
-    assert {name for name, target in compiler.jobs() if target == 75} == set(names(("float16", "float32")))
+    jobs = compiler.jobs(names())
+    assert len(set(jobs)) == len(jobs) == 20 * len(TARGETS) - 3
+    assert {name for name, target in jobs if target == 75} == set(names(("float16", "float32")))
+
+
+def test_a_bundle_has_what_sessions_launch_and_each_extra_adds_kernels_of_its_own() -> None:
+    forms = ("few", "many")
+    launched = {"measure.float32", *(f"maps.float32.{form}" for form in forms), *RESIZES}
+    launched |= {f"labels.{dtype}.{form}" for dtype in ("float32", "float16") for form in forms}
+    assert set(variants.shipped()) == launched
+    for extra, kernels in EXTRAS.items():
+        assert set(variants.shipped([extra])) == launched | set(kernels)
+        assert launched.isdisjoint(kernels)
+    assert variants.shipped(EXTRAS) == names(("float16", "float32"))
 
 
 launches = st.tuples(
@@ -193,10 +206,10 @@ launches = st.tuples(
 @settings(max_examples=300, deadline=None)
 def test_programs_cover_every_word_position_and_output_pixel(launch: Any) -> None:
     (_, height, width), words, size, name, target = launch
-    named = sizes((height, width), words, size)
+    named = mask_sizes((height, width), words, size)
     for tiling in variants.variant(name, target).tilings:
         if name.startswith("resize_"):
-            written = variants.resize_sizes(*size)
+            written = resize_sizes(*size)
             tile, total = tiling.constants, programs(tiling.grid, written)
             across = -(-written["values"] // tile["VALUES"])  # as the kernel divides its programs
             assert total % across == 0
@@ -243,7 +256,7 @@ def test_grids_and_arguments_by_the_record_are_those_of_a_launch_from_torch(
 ) -> None:
     launched: list[Any] = []
     variant = variants.variant
-    compiler.write(tmp_path, (dtype,), (80,))
+    compiler.write(tmp_path, names((dtype,)), (80,))
     record = json.loads((tmp_path / compiler.RECORD).read_text())["kernels"]
     monkeypatch.setattr(mask_head, "_by_kernels", lambda _: True)
     monkeypatch.setattr(mask_head, "_tiling", lambda name, _: (80, choose(name, 80).tiling))
@@ -265,7 +278,7 @@ def test_grids_and_arguments_by_the_record_are_those_of_a_launch_from_torch(
         for name, grid, arguments, constants in launched:
             known = record[name]
             by_record = known["targets"]["sm_80"]
-            assert grid == (programs(by_record["grid"], sizes(low, words, size)), pictures)
+            assert grid == (programs(by_record["grid"], mask_sizes(low, words, size)), pictures)
             assert by_record["tile"].items() <= constants.items()
             assert 32 * constants["num_warps"] == by_record["threads"]
             for (argument, kind), given_value in zip(known["arguments"], arguments, strict=True):
@@ -301,5 +314,5 @@ def test_other_processes_fill_the_cache_from_the_end_and_end_with_the_work(
 def test_few_kernels_are_compiled_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(compiler.subprocess, "Popen", None)
-    with compiler.compiling_ahead(compiler.jobs(("float32",), (80,))):
+    with compiler.compiling_ahead(compiler.jobs(names(("float32",)), (80,))):
         pass

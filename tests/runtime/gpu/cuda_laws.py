@@ -14,8 +14,10 @@ import pytest
 import torch
 from emulated_driver import EmulatedDriver
 
+from benchmarks import gpu_proofs
 from fusioner_rt.device_array import DeviceArray
 from fusioner_rt.gpu.driver import Device, Driver, Memory, Stream
+from fusioner_rt.gpu.kernel_contract import PARTS
 from fusioner_rt.gpu.kernels import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from kernels import mask_head
@@ -46,7 +48,7 @@ class Gpu:
         ]
         constants = {**chosen.constants, **launch.tile}
         if constants.get("PARTS"):
-            constants["PARTS"] = 256  # as compiled
+            constants["PARTS"] = PARTS  # as compiled
         chosen.kernel[grid](*arguments, **constants)
 
     def view(self, address: int, dtype: type) -> torch.Tensor:
@@ -109,3 +111,34 @@ def test_launches_from_the_record_do_what_the_kernels_do_from_torch(dtype, pictu
         np.testing.assert_array_equal(gpu.get(bits), packed)
     gpu.kernels.close()
     assert gpu.driver.contexts == 0
+
+
+@pytest.mark.parametrize("words", [3, 40])
+def test_the_check_of_a_gpu_proves_every_kernel_that_the_bundle_holds(words):
+    gpu = Gpu()
+    case = gpu_proofs.MaskCase("float16", words, 2, (3, 4), 16, (5, 37))
+    features, vectors = case.inputs()
+    names = {
+        name for stage in ("labels", "confidence", "probabilities") for name in (f"{stage}.float16", f"{stage}.float32")
+    }
+    assert gpu_proofs.launched(gpu.kernels, case, features, vectors).keys() == {"finite", "masks", *names}
+    gpu_proofs.mask_head(gpu.kernels, case, repeats=2)
+    gpu.kernels.close()
+
+
+@pytest.mark.parametrize("kernel", ["probabilities.float16", "probabilities.float32", "masks"])
+def test_the_check_of_a_gpu_finds_a_fault_in_a_kernel_that_no_session_launches(kernel, monkeypatch):
+    interpret = Gpu.interpret
+
+    def faulty(self, code, grid, values):
+        interpret(self, code, grid, values)
+        launch = self.kernels.record.launches(kernel, (8, 0))[0]
+        if launch.file.read_bytes() + b"\0" == code:
+            at, kind = next((at, kind) for at, (name, kind) in enumerate(launch.arguments) if name in kernel)
+            self.view(int(values[at]), VIEWS[kind])[:] = 0
+
+    monkeypatch.setattr(Gpu, "interpret", faulty)
+    gpu = Gpu()
+    with pytest.raises(gpu_proofs.Wrong, match=kernel.partition(".")[0]):
+        gpu_proofs.mask_head(gpu.kernels, gpu_proofs.MaskCase("float16", 3, 1, (3, 4), 16, (5, 37)))
+    gpu.kernels.close()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import interpreted
 import numpy as np
 import pytest
 import torch
 from cuda.bindings import driver as real
 from emulated_driver import EmulatedDriver
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fusioner_rt.device_array import DeviceArray
 from fusioner_rt.errors import (
@@ -27,8 +25,8 @@ from fusioner_rt.errors import (
     KernelsUnusable,
     UsageError,
 )
-from fusioner_rt.gpu import mask_head as cuda_mask_head
 from fusioner_rt.gpu.driver import Device, Driver, Memory, Stream
+from fusioner_rt.gpu.kernel_contract import extra_of
 from fusioner_rt.gpu.kernels import Kernels, Record
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 
@@ -38,11 +36,12 @@ GPU = torch.cuda.is_available()
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kernels of two architectures and PTX, as in a bundle."""
+    """Kernels of two architectures and PTX, as in a bundle with every extra."""
     from kernels.compile import write
+    from kernels.variants import EXTRAS, shipped
 
     folder = tmp_path_factory.mktemp("kernels")
-    write(folder, ("float16", "float32"), (80, 90))
+    write(folder, shipped(EXTRAS), (80, 90))
     return folder
 
 
@@ -57,31 +56,7 @@ def at(shape: tuple[int, ...], dtype: str = "float32", pointer: int = 4096) -> D
 
 
 def test_launches_by_the_record_are_those_of_the_kernels(compiled: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "COMPILED_KERNELS": str(compiled), "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)
-    laws = Path(__file__).with_name("cuda_laws.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(laws)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@given(
-    st.tuples(st.integers(1, 400), st.integers(1, 400)),
-    st.integers(1, 2000),
-    st.tuples(st.integers(1, 9000), st.integers(1, 9000)),
-)
-def test_grids_are_made_of_the_sizes_the_kernels_were_written_for(
-    low: tuple[int, int], words: int, size: tuple[int, int]
-) -> None:
-    from kernels import variants
-
-    assert cuda_mask_head.sizes(low, words, size) == variants.sizes(low, words, size)
-
-
-def test_constants_shared_with_the_kernels_are_equal() -> None:
-    from kernels import variants
-
-    assert (cuda_mask_head.PARTS, cuda_mask_head.FEW_WORDS) == (variants.PARTS, variants.FEW_WORDS)
+    interpreted.keep("cuda_laws.py", compiled)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +188,26 @@ def test_records_that_cannot_be_launched_by_say_why(compiled: Path, tmp_path: Pa
     del record["kernels"]["masks"]["targets"]["sm_80"]["grid"]
     with pytest.raises(KernelsUnusable, match="missing a field"):
         Record(altered(json.dumps(record))).launches("masks", (8, 0))
+
+
+@pytest.mark.parametrize("extra", ["float16", "masks", "probabilities"])
+def test_a_kernel_that_the_bundle_was_built_without_is_named_with_the_option_that_adds_it(
+    compiled: Path, tmp_path: Path, extra: str
+) -> None:
+    record = json.loads((compiled / "abi.json").read_text())
+    record["kernels"] = {name: entry for name, entry in record["kernels"].items() if extra_of(name) is None}
+    (tmp_path / "abi.json").write_text(json.dumps(record))
+    one, _, driver = head(tmp_path)
+    ask = {
+        "float16": lambda: one.maps(
+            at(F, "float16"), at(T, "float16"), at((10**6,), "uint8"), at(S), at(G), at((1,), "int32"), 0
+        ),
+        "masks": lambda: one.masks(at(S), at(G), 0.5, at((1, 3, 9, 1), "int32"), 8, 0),
+        "probabilities": lambda: one.probabilities(at(S), at(G), at((1, 3, 9, 8)), 0),
+    }
+    with pytest.raises(KernelsUnusable, match=rf"holds no kernel \S+, only .*; build .* --kernels all,{extra}$"):
+        ask[extra]()
+    assert "cuLaunchKernel" not in driver.calls
 
 
 def test_a_kernel_whose_parameters_are_not_the_records_is_not_launched(compiled: Path) -> None:
@@ -397,8 +392,9 @@ def test_on_a_gpu_cubins_launched_without_torch_give_tritons_masks_bit_for_bit(
 
     from kernels import mask_head
     from kernels.compile import write
+    from kernels.variants import names
 
-    write(tmp_path / "kernels", (dtype,), (this_gpu.target(),))
+    write(tmp_path / "kernels", names((dtype,)), (this_gpu.target(),))
     kind = getattr(torch, dtype)
     generator = torch.Generator("cuda").manual_seed(0)
     features = torch.randn(2, 61, 83, 256, generator=generator, device="cuda").to(kind)

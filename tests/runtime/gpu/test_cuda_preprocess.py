@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import interpreted
 import numpy as np
 import pytest
 import torch
@@ -33,9 +33,10 @@ PREPROCESSING = Preprocessing(320, 32, 1024)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Kernels of one architecture and PTX, as in a bundle."""
     from kernels.compile import write
+    from kernels.variants import names
 
     folder = tmp_path_factory.mktemp("kernels")
-    write(folder, (), (80,))
+    write(folder, names(()), (80,))
     return folder
 
 
@@ -45,12 +46,7 @@ def launcher(folder: Path, preprocessing: Preprocessing = PREPROCESSING) -> tupl
 
 
 def test_launches_by_the_record_give_the_bits_of_the_cpu(compiled: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "COMPILED_KERNELS": str(compiled), "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)
-    laws = Path(__file__).with_name("cuda_preprocess_laws.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(laws)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    interpreted.keep("cuda_preprocess_laws.py", compiled)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +172,10 @@ def test_on_a_gpu_cubins_launched_without_torch_give_the_bits_of_the_cpu(tmp_pat
         import this_gpu
 
         from kernels.compile import write
+        from kernels.variants import names
 
         folder = tmp_path
-        write(folder, (), (this_gpu.target(),))
+        write(folder, names(()), (this_gpu.target(),))
     script = Path(__file__).with_name("launch_preprocess.py")
     done = subprocess.run([sys.executable, str(script), str(folder)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -154,7 +154,7 @@ def test_without_cudas_bindings_the_cpu_does_too(
     def missing(*_: Any) -> Any:
         raise BackendUnavailable("cuda-bindings cannot be imported (gone); pip install cuda-bindings cuda-core")
 
-    monkeypatch.setattr("fusioner_rt.gpu.onnx_engine.Device", missing)
+    monkeypatch.setattr("fusioner_rt.gpu.driver.Device", missing)
     with Session(tiny_bundle, backend=BACKEND, cache=False) as session:
         assert "cuda-bindings cannot be imported" in session.notes[0]
         session.segment(scene(61, 93), WORDS)
