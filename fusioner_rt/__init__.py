@@ -5,10 +5,10 @@
     result.overlay().save("seen.jpg")
 
 Session        pictures and words to masks
-EncodedPicture a picture that the image encoder has seen; `segment` takes it with any words
-Segmentation   what it returns: labels, masks, scores, timing, overlay, COCO, files
-Preprocessing  picture to network input; training uses the same one
-FusionerError  the base of every error raised here; `fusioner_rt.errors` lists the kinds
+EncodedPicture a picture after the image encoder; `segment` takes it with any words
+Segmentation   the result: labels, masks, scores, timing, overlay, COCO, files
+Preprocessing  picture to network input, for serving and training
+FusionerError  the base class of all errors; `fusioner_rt.errors` lists the kinds
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for when it is asked for: `fusioner-rt --help` should not wait for an engine's libraries."""
+    """Import a public name on first use, so that `fusioner-rt --help` does not wait for ONNX Runtime."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

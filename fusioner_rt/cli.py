@@ -68,20 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code; messages go to stderr, results to stdout."""
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold bytes that are not text
             stream.reconfigure(errors="backslashreplace")
-    # The runtime has its own, stricter limit and message for huge pictures.
+    # The runtime has its own, stricter limit for huge pictures.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     try:
         code: int = options.run(options)
         sys.stdout.flush()
         return code
     except FusionerError as error:
-        return _complain(error)
+        return _print_error(error)
     except KeyboardInterrupt:
         print("fusioner-rt: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of stdout closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
@@ -194,17 +194,17 @@ def _segment(options: argparse.Namespace) -> int:
                 line = report.add(path, result)
             except (OutputUnwritable, UsageError):
                 bar.clear()
-                raise  # the next picture would fare no better
+                raise  # the next picture would fail too
             except FusionerError as error:
                 bar.clear()
                 failures.append(error)
-                _complain(error)
+                _print_error(error)
             else:
                 bar.clear()
                 print(line, flush=True)
             bar.step()
         bar.clear()
-        if options.json and len(failures) < len(pictures):  # a run without a result replaces no earlier one
+        if options.json and len(failures) < len(pictures):  # a run without results keeps an earlier file
             report.write_json(options.json, session.words)
     if not failures:
         return 0
@@ -215,16 +215,16 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 class _Report:
-    """Writes each picture's files under a name no other picture has, and gathers the annotations of all."""
+    """Writes each picture's files under a unique name and collects all annotations."""
 
-    def __init__(self, out: Path, labels: bool, gather: bool) -> None:
-        self._out, self._labels, self._gather = out, labels, gather
+    def __init__(self, out: Path, labels: bool, coco: bool) -> None:
+        self._out, self._labels, self._coco = out, labels, coco
         self._names: set[str] = set()
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
     def add(self, path: Path, result: "Segmentation") -> str:
-        """Returns the line to print."""
+        """Write the files of a picture. Returns the line to print."""
         from .results import coco
         from .results.overlay import percent
 
@@ -233,24 +233,24 @@ class _Report:
             overlay = result.save(self._out / f"{name}.overlay.jpg")
         except OverlayTooLarge:
             overlay = result.save(self._out / f"{name}.overlay.png")
-        lies = str(overlay)
+        saved = str(overlay)
         if self._labels:
-            lies += f", {result.save(self._out / f'{name}.labels.png')}"
-        if self._gather:
+            saved += f", {result.save(self._out / f'{name}.labels.png')}"
+        if self._coco:
             height, width = result.labels.shape
             number = len(self._images) + 1
             self._images.append(coco.image_entry(number, height, width, str(path)))
             self._annotations += result.to_coco(number, len(self._annotations) + 1, compressed=True)
-        found = sorted(zip(result.shares, result.words, strict=True), reverse=True)
-        said = ", ".join(f"{word} {percent(share)}" for share, word in found if share) or "none of the words"
-        return f"{path}: {said} -> {lies}"
+        shares = sorted(zip(result.shares, result.words, strict=True), reverse=True)
+        found = ", ".join(f"{word} {percent(share)}" for share, word in shares if share) or "none of the words"
+        return f"{path}: {found} -> {saved}"
 
     def write_json(self, path: Path, words: Sequence[str]) -> None:
         from .files import write_result
         from .results import coco
 
-        whole = json.dumps(coco.document(self._images, words, self._annotations))
-        write_result(path, lambda stream: stream.write(whole.encode()))
+        content = json.dumps(coco.document(self._images, words, self._annotations)).encode()
+        write_result(path, lambda stream: stream.write(content))
 
     def _unique(self, stem: str) -> str:
         name, number = stem, 1
@@ -261,10 +261,10 @@ class _Report:
         return name
 
 
-def _expand(named: Sequence[str], out: Path) -> Iterator[Path]:
-    """Files as named; for a folder the pictures anywhere below it, in order, but none hidden or an earlier run's result.
+def _expand(names: Sequence[str], out: Path) -> Iterator[Path]:
+    """The files named, and all pictures below the folders named, sorted.
 
-    Results are known by name, and in the output folder alone: it may be that of the pictures.
+    Hidden files and results of earlier runs are skipped. Results are told by their names, below `out` alone.
     """
     from .pictures import SUFFIXES
 
@@ -274,22 +274,22 @@ def _expand(named: Sequence[str], out: Path) -> Iterator[Path]:
         ending = "".join(path.suffixes[-2:])
         return (".overlay." in ending or ending == ".labels.png") and path.resolve().is_relative_to(out)
 
-    def offered(path: Path, root: Path) -> bool:
+    def is_picture(path: Path, root: Path) -> bool:
         if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in path.relative_to(root).parts):
             return False
         return path.is_file() and not is_result(path)
 
-    for name in named:
+    for name in names:
         path = Path(name)
         if not path.is_dir():
             yield path
             continue
-        found = [below for below in sorted(path.rglob("*")) if offered(below, path)]
-        if not found:
+        pictures = [file for file in sorted(path.rglob("*")) if is_picture(file, path)]
+        if not pictures:
             raise UsageError(
                 "no pictures in this folder", f"name one that holds {', '.join(sorted(SUFFIXES))}", subject=path
             )
-        yield from found
+        yield from pictures
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
@@ -316,9 +316,9 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _lines(value: Any) -> list[str]:
-    """A fact as a person reads it."""
+    """A fact as lines of text."""
     if isinstance(value, dict):
-        return [f"{name}: {said}" for name, said in value.items()] or ["none"]
+        return [f"{name}: {reason}" for name, reason in value.items()] or ["none"]
     if isinstance(value, list):
         return [str(entry) for entry in value] or ["none"]
     return [str(value)]
@@ -332,9 +332,9 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
 
     cache = TextCache(session.cache_folder)
     cache.check_writable()
-    bundle, backend, pre = session.bundle, session.backend, session.bundle.preprocessing
-    megabytes = sum(entry["bytes"] for entry in bundle.manifest["files"].values()) / 1e6
-    kernels = bundle.manifest.get("kernels")
+    bundle, backend = session.bundle, session.backend
+    preprocessing, kernels = bundle.preprocessing, bundle.kernels
+    megabytes = sum(entry.bytes for entry in bundle.files.values()) / 1e6
     return {
         "machine": {
             "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -351,15 +351,16 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
         "bundle": {
             "folder": str(bundle.folder),
             "name": bundle.name,
-            "created": bundle.manifest.get("created", "unknown"),
+            "created": bundle.created,
             "precision": bundle.precision,
-            "size": f"{megabytes:.1f} MB in {len(bundle.manifest['files'])} files, all verified",
-            "input": f"about {pre.side}x{pre.side} pixels, edges multiples of {pre.multiple} up to {pre.longest}",
+            "size": f"{megabytes:.1f} MB in {len(bundle.files)} files, all verified",
+            "input": f"about {preprocessing.side}x{preprocessing.side} pixels, edges multiples of "
+            f"{preprocessing.multiple} up to {preprocessing.longest}",
             "templates": len(bundle.templates),
             "words": f"{bundle.words.min} to {bundle.words.max} at once",
             "batch": f"{bundle.batch.min} to {bundle.batch.max} pictures",
             "edges": f"{bundle.size.min} to {bundle.size.max} pixels",
-            "kernels": f"{', '.join(kernels['targets'])} ({', '.join(kernels['features'])})" if kernels else "none",
+            "kernels": f"{', '.join(kernels.targets)} ({', '.join(kernels.features)})" if kernels else "none",
             "plans": list(bundle.plans),
         },
         "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},
@@ -367,20 +368,20 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
 
 
 def _onnxruntime() -> dict[str, str]:
-    """TensorRT runs without it."""
+    """Version and providers of ONNX Runtime, which TensorRT backends run without."""
     try:
         import onnxruntime
 
         providers = ", ".join(onnxruntime.get_available_providers())
         return {"onnxruntime": onnxruntime.__version__, "providers": providers}
-    except Exception:  # whatever a broken installation raises; the doctor says more
+    except Exception:  # a broken installation raises anything; the doctor says more
         return {"onnxruntime": "cannot be loaded", "providers": "none"}
 
 
 def _doctor(options: argparse.Namespace) -> int:
     try:
         from .doctor import examine, report
-    except ImportError as error:  # of what every installation has
+    except ImportError as error:  # of a required package
         raise BackendUnavailable(
             str(error), "install fusioner-rt again, with all that it needs: pip install --force-reinstall fusioner-rt"
         ) from None
@@ -420,7 +421,7 @@ def _words(options: argparse.Namespace) -> int:
 
 
 class _Bar:
-    """A progress bar on stderr for people: nothing is drawn where stderr is not a terminal, or for one picture."""
+    """A progress bar on stderr, drawn for several pictures and on a terminal only."""
 
     def __init__(self, total: int) -> None:
         self._done, self._total = 0, total
@@ -447,6 +448,7 @@ class _Bar:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _complain(error: FusionerError) -> int:
+def _print_error(error: FusionerError) -> int:
+    """Print an error as one line on stderr. Returns its exit code."""
     print(f"fusioner-rt: {' '.join(str(error).split())}", file=sys.stderr)
     return error.exit_code

@@ -1,4 +1,4 @@
-"""An array in GPU memory: where it lies and what it holds. Every backend of GPUs passes these."""
+"""An array in GPU memory: address, shape and dtype. All GPU backends use it."""
 
 import math
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ class DeviceArray:
 
     @classmethod
     def of(cls, array: Any, name: str = "array") -> "DeviceArray":
-        """What any object with `__cuda_array_interface__` holds (torch, CuPy, Numba), without a copy.
+        """The array of an object with `__cuda_array_interface__` (torch, CuPy, Numba), without a copy.
 
-        The object must outlive the work that uses it. bfloat16 has no name in that interface: give a DeviceArray.
-        Raises DeviceArrayInvalid where it is not contiguous or of no dtype of DTYPES.
+        The object must outlive the work that uses it. The interface has no bfloat16: give a DeviceArray.
+        Raises DeviceArrayInvalid where it is not contiguous or its dtype is not in DTYPES.
         """
         if isinstance(array, DeviceArray):
             return array
@@ -45,10 +45,10 @@ class DeviceArray:
         dtype = names.get(interface["typestr"])
         if dtype is None:
             raise DeviceArrayInvalid(f"{name} has dtype {interface['typestr']}; expected one of {', '.join(DTYPES)}")
-        found = cls(int(interface["data"][0]), tuple(interface["shape"]), dtype)
-        if not _contiguous(found, interface.get("strides")):
+        described = cls(int(interface["data"][0]), tuple(interface["shape"]), dtype)
+        if not _contiguous(described, interface.get("strides")):
             raise DeviceArrayInvalid(f"{name} has strides {interface['strides']}", "make it contiguous")
-        return found
+        return described
 
 
 def _contiguous(array: DeviceArray, strides: Sequence[int] | None) -> bool:

@@ -1,34 +1,35 @@
-"""What `fusioner-rt doctor` tells: what is here, which backends work, and what each of the others lacks.
+"""The findings of `fusioner-rt doctor`: the machine, the backends that work, and what each other backend lacks.
 
-Every part is asked for by itself, so that one that fails hides nothing of the rest; a backend said to work was opened.
+Each part is examined by itself, so that a failure hides nothing else. A backend works if it could be opened.
 """
 
 import contextlib
 import os
 import platform
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, TypeVar
 
-from . import __version__, plans
-from . import hardware as nvidia
-from .backends import LADDER, open_rung
+from . import __version__, hardware
+from .backends import LADDER
 from .bundle import Bundle, find_bundle
 from .errors import BackendUnavailable, FusionerError, UsageError, one_line
 from .gpu.driver import Device, Driver
+from .plans import FLAVOURS
+from .rungs import open_rung
 from .words.cache import default_folder
 
 _T = TypeVar("_T")
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core")
-_CUDA_VERSIONS = ("", "-cu13", "-cu12")  # TensorRT's packages may be installed for one alone
-_LEFT, _WIDTH = 20, 118  # columns of a name and of a line
+_CUDA_SUFFIXES = ("", "-cu13", "-cu12")  # of TensorRT's package for one version of CUDA
+_NAME_WIDTH, _LINE_WIDTH = 20, 118  # characters
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One that this process sees, by its place."""
+    """A GPU that this process sees."""
 
     name: str
     capability: tuple[int, int]
@@ -42,22 +43,22 @@ class Gpu:
 
 @dataclass(frozen=True)
 class NvidiaDriver:
-    """version: of the driver, cuda: the newest CUDA it serves, each where it can be told. problem: or None."""
+    """version: of the driver, or None. cuda: the newest CUDA it supports, or None. problem: why it does not work, or None."""
 
     version: str | None
     cuda: str | None
     problem: FusionerError | None
 
     def __str__(self) -> str:
-        serves = f"serves CUDA up to {self.cuda}" if self.cuda else None
-        return ", ".join(part for part in (self.version, serves, self.problem and self.problem.what) if part)
+        support = f"serves CUDA up to {self.cuda}" if self.cuda else None
+        return ", ".join(part for part in (self.version, support, self.problem and self.problem.what) if part)
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One backend. what: it runs on; lacks: what keeps it from running, each with its cure. One of the two is empty.
+    """One backend. what: description of the open backend, or "". lacks: what it lacks, each with its cure.
 
-    exit_code: what a command that asks for this backend ends with; 0 where it works.
+    exit_code: of a command with this backend; 0 where it works.
     """
 
     name: str
@@ -75,9 +76,9 @@ class Rung:
 
 @dataclass(frozen=True)
 class Findings:
-    """packages: versions by name, None for those that are not installed. problem: why there is no bundle, or None.
+    """packages: versions by name, None if not installed. problem: why there is no bundle, or None.
 
-    rungs: the ladder, best first. warnings: what else is wrong, with its cure.
+    rungs: the ladder, best first. warnings: other problems, with their cures.
     """
 
     system: str
@@ -90,49 +91,50 @@ class Findings:
 
     @property
     def auto(self) -> str | None:
-        """What a session that names no backend runs on."""
+        """The backend of a session with backend=auto."""
         return next((rung.name for rung in self.rungs if rung.works), None)
 
     @property
     def exit_code(self) -> int:
-        """0 where a backend works, else that of the last one's error."""
+        """0 where a backend works, else that of the last one."""
         return 0 if self.auto else self.rungs[-1].exit_code
 
     @property
     def warnings(self) -> list[FusionerError]:
-        found: list[FusionerError] = []
+        warnings: list[FusionerError] = []
         if self.packages["onnxruntime"] and self.packages["onnxruntime-gpu"]:
-            found.append(
+            warnings.append(
                 UsageError(
                     "onnxruntime and onnxruntime-gpu are both installed: they share a folder and break each other",
                     "keep one: pip uninstall onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
                 )
             )
         if self.gpus and self.auto == LADDER[-1]:
-            found.append(UsageError("the GPU does nothing", "cure one of the backends above onnxruntime-cpu"))
-        return found
+            warnings.append(UsageError("the GPU does nothing", "cure one of the backends above onnxruntime-cpu"))
+        return warnings
 
     def to_json(self) -> dict[str, Any]:
         return {
             "machine": {
                 "system": self.system,
                 "fusioner-rt": __version__,
-                "driver": {**asdict(self.driver), "problem": _said(self.driver.problem)},
+                "driver": {**asdict(self.driver), "problem": _text(self.driver.problem)},
             },
             "gpus": [{**asdict(gpu), "capability": ".".join(map(str, gpu.capability))} for gpu in self.gpus],
             "packages": self.packages,
             "bundle": _described(self.bundle)
             if self.bundle
-            else {"problem": _said(self.problem), "exit_code": self.problem.exit_code if self.problem else 1},
+            else {"problem": _text(self.problem), "exit_code": self.problem.exit_code if self.problem else 1},
             "backends": [rung.to_json() for rung in self.rungs],
             "auto": self.auto,
             "warnings": [str(warning) for warning in self.warnings],
         }
 
 
-def examine(named: str | os.PathLike[str] | None = None) -> Findings:
-    """Look at machine, packages and bundle, and try every backend. named: the bundle's folder; by default it is looked
-    for as a session does. What is wrong is told, not raised.
+def examine(folder: str | os.PathLike[str] | None = None) -> Findings:
+    """Examine machine, packages and bundle, and try every backend. Errors are findings and are not raised.
+
+    folder: the bundle's, by default that of `find_bundle`.
     """
     driver, problem = _attempt(Driver)
     gpus: list[Gpu] = []
@@ -145,7 +147,7 @@ def examine(named: str | os.PathLike[str] | None = None) -> Findings:
         problem = _without_driver() or problem
     if problem and not gpus and problem not in lacks:
         lacks.append(problem)
-    bundle, no_bundle = _attempt(lambda: Bundle.open(find_bundle(named)))
+    bundle, no_bundle = _attempt(lambda: Bundle.open(find_bundle(folder)))
     return Findings(
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         driver=_driver(driver, problem),
@@ -158,15 +160,15 @@ def examine(named: str | os.PathLike[str] | None = None) -> Findings:
 
 
 def report(findings: Findings) -> str:
-    """One screen for a person."""
+    """The findings as text for a terminal."""
     lines = [f"fusioner-rt {__version__}"]
 
-    def say(name: str, text: object, mark: str = " ", cure: str = "") -> None:
-        """The cure gets a line of its own, unbroken, to be copied."""
-        start, empty = f"{mark if name else ' '} {name:<{_LEFT - 3}} ", " " * _LEFT
+    def add(name: str, text: object, mark: str = " ", cure: str = "") -> None:
+        """Append wrapped lines; the cure is one unbroken line, to be copied."""
+        start, empty = f"{mark if name else ' '} {name:<{_NAME_WIDTH - 3}} ", " " * _NAME_WIDTH
         lines.extend(
             textwrap.wrap(
-                str(text), _WIDTH, initial_indent=start, subsequent_indent=empty, break_long_words=False,
+                str(text), _LINE_WIDTH, initial_indent=start, subsequent_indent=empty, break_long_words=False,
                 break_on_hyphens=False,
             )
         )  # fmt: skip
@@ -174,33 +176,33 @@ def report(findings: Findings) -> str:
             lines.append(f"{empty}→ {cure}")
 
     lines.append("machine")
-    say("system", findings.system)
+    add("system", findings.system)
     driver = findings.driver
-    say("NVIDIA driver", driver, *(("✗", driver.problem.cure) if driver.problem else ()))
+    add("NVIDIA driver", driver, *(("✗", driver.problem.cure) if driver.problem else ()))
     for ordinal, gpu in enumerate(findings.gpus):
-        say(f"GPU {ordinal}", gpu)
+        add(f"GPU {ordinal}", gpu)
     lines.append("packages")
     for package, version in findings.packages.items():
-        say(package, version or "not installed")
+        add(package, version or "not installed")
     lines.append("bundle")
     if bundle := findings.bundle:
-        say("folder", bundle.folder)
-        say("precision", bundle.precision)
-        say("GPU kernels", ", ".join(_kernels(bundle)) or "none")
+        add("folder", bundle.folder)
+        add("precision", bundle.precision)
+        add("GPU kernels", ", ".join(_kernels(bundle)) or "none")
         for index, plan in enumerate(bundle.plans or ("none",)):
-            say("" if index else "plans", plan)
+            add("" if index else "plans", plan)
     elif findings.problem:
-        say("none to run", findings.problem.what, "✗", findings.problem.cure)
+        add("none to run", findings.problem.what, "✗", findings.problem.cure)
     lines.append("backends, best first")
-    told = {driver.problem: "no GPU to run on, see above", findings.problem: "no bundle to run, see above"}
+    shown = {driver.problem: "no GPU to run on, see above", findings.problem: "no bundle to run, see above"}
     for rung in findings.rungs:
         if rung.works:
-            say(rung.name, f"works: {rung.what}", "✓")
+            add(rung.name, f"works: {rung.what}", "✓")
         for index, lack in enumerate(rung.lacks):
-            what, cure = (told[lack], "") if lack in told else (lack.what, lack.cure)
-            say("" if index else rung.name, what, "✗", cure)
+            what, cure = (shown[lack], "") if lack in shown else (lack.what, lack.cure)
+            add("" if index else rung.name, what, "✗", cure)
     for warning in findings.warnings:
-        say("warning", warning.what, "!", warning.cure)
+        add("warning", warning.what, "!", warning.cure)
     lines.append(
         f"backend=auto runs {findings.auto}"
         if findings.auto
@@ -212,7 +214,9 @@ def report(findings: Findings) -> str:
 def _examine(
     name: str, bundle: Bundle | None, no_bundle: FusionerError | None, gpus: list[Gpu], no_gpu: list[FusionerError]
 ) -> Rung:
-    """All that a rung lacks, in the order a session meets it; one that lacks nothing is opened. no_gpu: why there is none."""
+    """Collect what a rung lacks, in the order a session finds it, and open a rung that lacks nothing. no_gpu: why there is no
+    GPU.
+    """
     lacks: list[FusionerError] = []
 
     def need(call: Callable[[], _T]) -> _T | None:
@@ -221,18 +225,17 @@ def _examine(
             lacks.append(error)
         return value
 
-    if name in plans.FLAVOURS:
-        from .gpu.executor import kernels_folder
-        from .tensorrt import versions as tensorrt_library
+    if name in FLAVOURS:
+        from .tensorrt import preflight, versions
 
-        held = bundle and need(lambda: plans.of_flavour(bundle, name, "image_fusion"))
+        plans = bundle and need(lambda: preflight.of_flavour(bundle, name, "image_fusion"))
         if bundle:
-            need(lambda: kernels_folder(bundle))
-        module = need(lambda: tensorrt_library.load(name))
+            need(lambda: bundle.kernels_folder)
+        module = need(lambda: versions.load(name))
         lacks += no_gpu
-        if bundle and held and module and gpus:
+        if bundle and plans and module and gpus:
             version, gpu = str(module.__version__), f"GPU 0 ({gpus[0].name})"
-            need(lambda: plans.choose(bundle, name, "image_fusion", version, gpus[0].capability, gpu))
+            need(lambda: preflight.choose(bundle, name, "image_fusion", version, gpus[0].capability, gpu))
     else:
         from .onnx.runtime import OnnxRuntime
 
@@ -244,32 +247,32 @@ def _examine(
         executor, what, unproved = opened
         what += f"; {unproved}" if unproved else ""
         _attempt(executor.close)
-    said = tuple(lack.without(f"backend {name}") for lack in lacks)
-    return Rung(name, not lacks, what, said, lacks[0].exit_code if lacks else 0)
+    shown = tuple(lack.without(f"backend {name}") for lack in lacks)
+    return Rung(name, not lacks, what, shown, lacks[0].exit_code if lacks else 0)
 
 
-def _said(error: FusionerError | None) -> str | None:
+def _text(error: FusionerError | None) -> str | None:
     return None if error is None else str(error)
 
 
 def _attempt(call: Callable[[], _T]) -> tuple[_T | None, FusionerError | None]:
-    """What it returns, or what is wrong."""
+    """The result of the call and None, or None and its error."""
     try:
         return call(), None
     except FusionerError as error:
         return None, error
-    except Exception as error:  # a broken installation may raise anything, and it is what the doctor is asked about
+    except Exception as error:  # a broken installation raises anything
         return None, BackendUnavailable(
             f"{one_line(error)}", "reinstall what it comes from", subject=type(error).__name__
         )
 
 
 def _without_driver() -> BackendUnavailable | None:
-    """What to do where there is no driver at all."""
-    missing = nvidia.driver_missing()
+    """The error of a missing driver, or None."""
+    missing = hardware.driver_missing()
     if missing is None:
         return None
-    if nvidia.gpu_is_there():
+    if hardware.gpu_is_there():
         return BackendUnavailable(f"an NVIDIA GPU is here and its driver is not ({missing})", "install the driver")
     return BackendUnavailable(f"no NVIDIA GPU is here, nor a driver ({missing})", "use a machine that has both")
 
@@ -279,7 +282,7 @@ def _bindings() -> None:
 
 
 def _driver(driver: Driver | None, problem: FusionerError | None) -> NvidiaDriver:
-    version, cuda = nvidia.driver_version(), None
+    version, cuda = hardware.driver_version(), None
     if driver is not None:
         number, _ = _attempt(driver.cuDriverGetVersion)
         cuda = None if number is None else f"{number // 1000}.{number % 1000 // 10}"
@@ -287,19 +290,19 @@ def _driver(driver: Driver | None, problem: FusionerError | None) -> NvidiaDrive
 
 
 def _gpus(driver: Driver) -> tuple[list[Gpu], FusionerError | None]:
-    """Every GPU that this process sees; and what is wrong where it sees none or one of them fails."""
+    """The GPUs that this process sees, and an error where there is none or one fails."""
     count, error = _attempt(driver.cuDeviceGetCount)
     if error is None and not count:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         cure = "look at nvidia-smi" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}, unset it"
         error = BackendUnavailable("this process sees no GPU", cure)
-    found: list[Gpu] = []
+    gpus: list[Gpu] = []
     for ordinal in range(count or 0):
         gpu, error = _attempt(lambda: _gpu(driver, ordinal))  # noqa: B023, called at once
         if gpu is None:
             break
-        found.append(gpu)
-    return found, error
+        gpus.append(gpu)
+    return gpus, error
 
 
 def _gpu(driver: Driver, ordinal: int) -> Gpu:
@@ -309,14 +312,14 @@ def _gpu(driver: Driver, ordinal: int) -> Gpu:
 
 
 def _version(package: str) -> str | None:
-    for name in (package + ending for ending in (_CUDA_VERSIONS if package in plans.FLAVOURS else ("",))):
+    for name in (package + suffix for suffix in (_CUDA_SUFFIXES if package in FLAVOURS else ("",))):
         with contextlib.suppress(Exception):  # not installed, or its record is damaged
             return metadata.version(name)
     return None
 
 
-def _kernels(bundle: Bundle) -> Iterator[str]:
-    yield from bundle.manifest.get("kernels", {}).get("targets", ())
+def _kernels(bundle: Bundle) -> tuple[str, ...]:
+    return bundle.kernels.targets if bundle.kernels else ()
 
 
 def _described(bundle: Bundle) -> dict[str, Any]:

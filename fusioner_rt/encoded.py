@@ -1,4 +1,4 @@
-"""A picture kept as what words are fused with, so that other words cost no second pass of the image encoder."""
+"""A picture after the image encoder, so that further words need no second pass of it."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,13 @@ from .errors import UsageError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EncodedPicture:
-    """What `Session.encode` returns and `Session.segment` takes in a picture's place.
+    """`Session.encode` returns it; `Session.segment` takes it like a picture.
 
     picture: (H, W, 3) uint8 RGB, as decoded. input_size: (h, w) of the network's input, pixels.
-    encoded: what the backend keeps of it: tokens (h', w', c) float32, or what it starts from where it runs image encoder
-        and fusion as one.
-    backend, picture_sha256: what it was encoded by, `Backend.effective` and `Bundle.picture_sha256`.
+    encoded: tokens (h', w', c) float32, or the prepared picture where the backend runs image encoder and fusion as one.
+    backend: `Backend.effective` of its session. picture_sha256: `Bundle.picture_sha256` of its bundle.
 
-    The arrays cannot be written to; threads, and sessions of the same bundle and backend, may share one.
+    The arrays are read-only. Threads, and sessions of the same bundle and backend, may share one.
     """
 
     picture: np.ndarray
@@ -30,7 +29,7 @@ class EncodedPicture:
             array.flags.writeable = False
 
     def check(self, backend: str, picture_sha256: str) -> None:
-        """Raises UsageError where a session of that backend and bundle cannot use it."""
+        """Raises UsageError where it comes from another backend or bundle."""
         if self.picture_sha256 != picture_sha256:
             raise UsageError(
                 f"was encoded by another bundle (pictures' hash {self.picture_sha256[:12]}…, this "
@@ -47,5 +46,5 @@ class EncodedPicture:
 
     def __repr__(self) -> str:
         height, width = self.picture.shape[:2]
-        high, wide = self.input_size
-        return f"<EncodedPicture {width}x{height}, input {wide}x{high}>"
+        h, w = self.input_size
+        return f"<EncodedPicture {width}x{height}, input {w}x{h}>"

@@ -1,14 +1,14 @@
-"""One class per kind of cause. An error holds three facts: its subject, what was found of it, and the cure.
+"""One error class per kind of cause. An error holds its subject, what was found, and the cure.
 
-The command line prints them as one line and exits with the kind's `exit_code` (2 is argparse's own, 130 an interrupt).
+The command line prints an error as one line and exits with the kind's `exit_code` (2 is argparse's own, 130 an interrupt).
 """
 
 
 class FusionerError(Exception):
-    """Base of all. The command line catches it and prints it without a traceback.
+    """Base class. The command line prints it without a traceback.
 
-    found: what was found and what was expected. cure: what to do about it, or "". subject: the file or option that the
-    error is about, or None. `str()` is one line: subject: found; cure.
+    found: what was found and what was expected. cure: what to do, or "". subject: the file or option at fault, or None.
+    `str()` is one line: subject: found; cure.
     """
 
     exit_code = 1
@@ -26,23 +26,28 @@ class FusionerError(Exception):
         return f"{self.what}; {self.cure}" if self.cure else self.what
 
     def without(self, subject: object) -> "FusionerError":
-        """For a line that names this subject already: the error without it where it is the error's."""
+        """The error without its subject where that is `subject`, which the printed line then names already."""
         return type(self)(self.found, self.cure) if self.subject == subject else self
 
 
 def one_line(error: BaseException) -> str:
-    """Another library's message, fit to stand inside ours: one line, at most 300 characters."""
+    """Another library's message as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class UsageError(FusionerError):
-    """An argument outside its meaning: a threshold of 3, a size of 0, a closed session."""
+    """An invalid argument or call: a threshold of 3, a size of 0, a closed session."""
 
     exit_code = 2
 
 
+def session_closed() -> UsageError:
+    """The error of any call on a closed session."""
+    return UsageError("this session is closed", "open another")
+
+
 class PictureMissing(FusionerError):
-    """The path does not lead to a file that can be opened."""
+    """The picture file does not exist or cannot be opened."""
 
     exit_code = 10
 
@@ -54,19 +59,19 @@ class PictureUnreadable(FusionerError):
 
 
 class PictureTooLarge(FusionerError):
-    """More pixels than the limit; told from the header, before any is decoded."""
+    """More pixels than the limit. The header tells, before anything is decoded."""
 
     exit_code = 12
 
 
 class PictureInvalid(FusionerError):
-    """An object in memory that is no picture: wrong type, dtype or shape."""
+    """An object of the wrong type, dtype or shape for a picture."""
 
     exit_code = 13
 
 
 class WordsInvalid(FusionerError):
-    """No words, or an empty or repeated one."""
+    """No words, or an empty, repeated or unprintable one."""
 
     exit_code = 20
 
@@ -78,19 +83,19 @@ class TooManyWords(FusionerError):
 
 
 class TemplatesInvalid(FusionerError):
-    """A prompt template without its place for the word."""
+    """A prompt template without `{category}`."""
 
     exit_code = 22
 
 
 class WordUnreadable(FusionerError):
-    """A word of which the text encoder's tokenizer knows no part: its vector would mean nothing."""
+    """The tokenizer knows no part of the word."""
 
     exit_code = 23
 
 
 class BundleMissing(FusionerError):
-    """No bundle where one was looked for."""
+    """The folder holds no bundle."""
 
     exit_code = 30
 
@@ -102,7 +107,7 @@ class ManifestInvalid(FusionerError):
 
 
 class BundleVersionUnknown(FusionerError):
-    """The bundle's format is newer (or other) than this version reads."""
+    """This version does not read the bundle's format version."""
 
     exit_code = 32
 
@@ -114,25 +119,25 @@ class BundleFileMissing(FusionerError):
 
 
 class BundleFileAltered(FusionerError):
-    """A file's bytes are not those the manifest was written for."""
+    """A file's size or hash is not the manifest's."""
 
     exit_code = 34
 
 
 class GraphUnusable(FusionerError):
-    """A graph cannot be loaded or run, or computed something that is not a number."""
+    """A graph cannot be loaded or run, or gave values that are not finite."""
 
     exit_code = 35
 
 
 class KernelsUnusable(FusionerError):
-    """The bundle holds no compiled kernels, none for this GPU, or a record that this version does not read."""
+    """The bundle holds no compiled kernels, none for this GPU, or a record this version cannot read."""
 
     exit_code = 36
 
 
 class PlanMissing(FusionerError):
-    """The bundle holds no TensorRT plan of the flavour asked for."""
+    """The bundle holds no TensorRT plan of the requested flavour."""
 
     exit_code = 37
 
@@ -150,19 +155,19 @@ class PlanForAnotherVersion(FusionerError):
 
 
 class PlanUnusable(FusionerError):
-    """TensorRT does not load a plan, cannot run it, or it is not the plan of the graph the manifest says."""
+    """TensorRT cannot load or run a plan, or the plan does not match the manifest."""
 
     exit_code = 44
 
 
 class BackendUnavailable(FusionerError):
-    """The backend asked for is unknown, not installed, or fell back to another silently."""
+    """The requested backend is unknown, not installed or does not work here."""
 
     exit_code = 40
 
 
 class SizeOutsideProfile(FusionerError):
-    """A network input, or words and pictures together, outside what the bundle or its plan was built for."""
+    """A size, batch or number of words outside the profiles of the bundle or its plan."""
 
     exit_code = 41
 
@@ -180,7 +185,7 @@ class GpuMemoryShort(CudaFailed):
 
 
 class AnswerWrong(FusionerError):
-    """A backend computes something else than the bundle's CPU path: a plan that is wrong, or wrong on this GPU."""
+    """A backend's results differ from the bundle's known answer."""
 
     exit_code = 46
 
@@ -192,18 +197,18 @@ class DeviceArrayInvalid(FusionerError):
 
 
 class OutputUnwritable(FusionerError):
-    """A result cannot be written where it should go."""
+    """A result cannot be written to its path."""
 
     exit_code = 50
 
 
 class OverlayTooLarge(OutputUnwritable):
-    """More pixels an edge than the overlay's file format holds; .overlay.png holds any."""
+    """The overlay is larger than its file format allows; .overlay.png has no limit."""
 
     exit_code = 51
 
 
 class PicturesFailed(FusionerError):
-    """Some pictures of a run failed, for different kinds of reasons."""
+    """Pictures of a run failed with different kinds of errors."""
 
     exit_code = 60

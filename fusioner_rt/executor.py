@@ -1,4 +1,4 @@
-"""What runs a bundle: the contract between `Session` and a backend, and what both sides pass through it."""
+"""The contract between `Session` and the executor of a backend, and the data they exchange."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +13,7 @@ TextGraph: TypeAlias = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What is asked of every picture of a call. vectors: (K, t) float32, the same object while words stay the same."""
+    """The options of a call. vectors: (K, t) float32, the same object for the same words."""
 
     vectors: np.ndarray
     threshold: float
@@ -23,7 +23,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """labels: (H, W) uint16. confidence: (H, W) float32. probabilities: (K, H, W) float32, or None if not asked for."""
+    """labels: (H, W) uint16. confidence: (H, W) float32. probabilities: (K, H, W) float32, or None if not requested."""
 
     labels: np.ndarray
     confidence: np.ndarray
@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A picture of a call, ready to run. prepared: what `Executor.prepare` made of it, or `encode` if `encoded`.
+    """A picture of a call, ready to run. prepared: the result of `Executor.prepare`, or of `encode_pictures` if `encoded`.
 
     input_size: (h, w) of the network's input. size: (H, W) of its label map.
     """
@@ -44,56 +44,71 @@ class Waiting:
 
 
 class Clock(Protocol):
-    """Times a stage (of `segmentation.STAGES`) for pictures, by their place in the group being run, or for all."""
+    """Times a stage of `segmentation.STAGES`. members: indices of pictures in the group; none means all."""
 
     def __call__(self, stage: str, *members: int) -> AbstractContextManager[None]: ...
 
 
 def untimed(stage: str, *members: int) -> AbstractContextManager[None]:
-    """A Clock that times nothing."""
+    """A Clock that measures nothing."""
     return nullcontext()
 
 
 @runtime_checkable
 class RecordingExecutor(Protocol):
-    """An executor that records what it runs, to launch it as a whole later."""
+    """An executor that records its work and launches the recording later."""
 
     def prove_recording(self, pictures: Sequence[Waiting], request: Request) -> None:
-        """Compare both ways of running on two pictures of one size."""
+        """Compare recorded and unrecorded runs on two pictures of one size."""
 
     def forget(self) -> None:
-        """Give back what was readied for the shapes run so far."""
+        """Free what was made for the shapes run so far."""
+
+
+class CpuSide(Protocol):
+    """CPU work of a GPU executor. Threads may share one."""
+
+    def text(self) -> TextGraph:
+        """The text graph, loaded on first use."""
+
+    def answer(self, maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int], request: Request) -> Answer:
+        """Resolve one picture. maps: as of `Executor.maps`, or (K, 1, h, w) and (K, 5, h, w) of words fused alone.
+
+        size: (H, W) of its label map.
+        """
+
+    def close(self) -> None:
+        """Free all resources. Closing twice is fine."""
 
 
 class Executor(Protocol):
-    """Threads may share one. Errors are FusionerError."""
+    """Runs a bundle on one backend. Threads may share one. All errors are FusionerErrors."""
 
     @property
     def notes(self) -> list[str]:
-        """What did not go as it should and was worked around, one sentence each."""
+        """Problems that were worked around, one sentence each."""
 
     @property
-    def most(self) -> int:
-        """Pictures of a group at most."""
+    def max_group(self) -> int:
+        """The most pictures of a group."""
 
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
-        """What of a picture (H, W, 3) uint8 is kept until it is run; it may be the picture itself."""
+        """Prepare a picture (H, W, 3) uint8 for `run`. May return the picture itself."""
 
     def group(self, waiting: Waiting) -> Hashable:
-        """Pictures with the same value may be run together."""
+        """A key: pictures with equal keys may run as one group."""
 
-    def encode(self, group: Sequence[Waiting]) -> list[np.ndarray]:
-        """Of each picture, in order, all that depends on no words and is computed apart from them: a new array, or what
-        `prepare` made of it."""
+    def encode_pictures(self, group: Sequence[Waiting]) -> list[np.ndarray]:
+        """The part of each picture's work that needs no words, in order: a new array, or the result of `prepare`."""
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
-        """One answer per picture, in order; encoded ones may be among them."""
+        """One answer per picture, in order. Encoded pictures are allowed."""
 
     def maps(self, group: Sequence[Waiting], request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each picture, in order, all words together: scores (1, K, h, w) and gram (1, 5, h, w), float32."""
+        """Scores (1, K, h, w) and gram (1, 5, h, w), float32, of each picture, in order. Words are fused jointly."""
 
     def text(self) -> TextGraph:
-        """The text graph, loaded when first asked for."""
+        """The text graph, loaded on first use."""
 
     def close(self) -> None:
-        """Give everything back; closing twice is fine."""
+        """Free all resources. Closing twice is fine."""

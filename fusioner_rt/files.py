@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place under another name, then moved into it."""
+"""Atomic writes: a file is written under a temporary name in its folder, then renamed."""
 
 import contextlib
 import os
@@ -15,15 +15,15 @@ TEMPORARY = ".fusioner-tmp-"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write` with a binary stream and let its bytes become `path`, replacing what was there.
+    """Write a file with `write`, which gets a binary stream. Replaces an existing file.
 
-    Raises OSError, and leaves no part of the file behind, where the folder cannot be written.
+    Raises OSError where the folder cannot be written, and leaves no partial file.
     """
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private
+        os.chmod(name, 0o666 & ~_UMASK)  # mkstemp makes private files
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """`write_atomically` for what a user asked for: where a link leads, and into a pipe or device rather than over it.
+    """`write_atomically` for a user's path: follows links, and writes into pipes and devices.
 
     Raises OutputUnwritable.
     """
@@ -47,7 +47,7 @@ def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Puts a finished folder in another's place; the old one is gone only once the new one stands."""
+    """Move the folder `new` to `folder`. The old folder is deleted after the move, or restored where it fails."""
     if not folder.exists():
         os.replace(new, folder)
         return
@@ -64,7 +64,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Known before the work that is to end in `replace_folder`. Raises OutputUnwritable."""
+    """Check a folder for `replace_folder` before the work starts. Raises OutputUnwritable."""
     if os.path.ismount(folder):
         raise OutputUnwritable(
             "is a mount point, and a bundle is replaced by renaming its folder",
@@ -74,7 +74,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def writable_folder(folder: Path) -> Path:
-    """Make the folder where it is missing and prove that files can be written to it. Raises OutputUnwritable."""
+    """Make the folder if missing and write a test file. Raises OutputUnwritable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(prefix=TEMPORARY, dir=folder):
@@ -85,14 +85,14 @@ def writable_folder(folder: Path) -> Path:
 
 
 def writable_place(path: Path) -> Path:
-    """Prove that `write_result` may write this file. Raises OutputUnwritable."""
+    """Check that `write_result` can write this file. Raises OutputUnwritable."""
     if not _is_special(path):
         writable_folder(Path(os.path.realpath(path)).parent)
     return path
 
 
 def _is_special(path: Path) -> bool:
-    """A pipe, a terminal, a device: something that is there and is neither file nor folder."""
+    """Whether the path is a pipe, terminal or device."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -107,10 +107,6 @@ def unwritable(path: Path, error: OSError) -> OutputUnwritable:
     )
 
 
-def _umask() -> int:
-    return _UMASK
-
-
-# Read once, at import: reading the umask means setting it, which other threads would notice.
+# Read once, at import: reading the umask means setting it, which affects other threads.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)

@@ -1,4 +1,4 @@
-"""What can be told of NVIDIA's hardware and driver without calling either."""
+"""Facts about NVIDIA GPUs and their driver from the file system and the environment, without calling the driver."""
 
 import ctypes
 import os
@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 _PCI_VENDOR = "0x10de"
-_PCI_DISPLAY = "0x03"  # display controllers; the data centre's GPUs are of this class too
+_PCI_DISPLAY = "0x03"  # display controllers, data-centre GPUs among them
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 def gpu_is_there(root: Path = Path("/")) -> bool:
-    """An NVIDIA GPU is in this machine, or was handed to this container. root: of the file system, for tests."""
+    """Whether this machine or container has an NVIDIA GPU. root: of the file system, for tests."""
     if sys.platform == "win32":
         return driver_missing() is None
     if any((root / "dev").glob("nvidia[0-9]*")) or (root / "usr/lib/wsl/lib/libcuda.so.1").exists():
@@ -23,7 +23,7 @@ def gpu_is_there(root: Path = Path("/")) -> bool:
 
 
 def driver_missing() -> str | None:
-    """Why the driver's library cannot be loaded, or None where it can."""
+    """Why the driver's library cannot be loaded, or None."""
     try:
         ctypes.CDLL(DRIVER_LIBRARY)
     except OSError as error:
@@ -32,12 +32,12 @@ def driver_missing() -> str | None:
 
 
 def driver_version(root: Path = Path("/")) -> str | None:
-    """Of the kernel's module, such as "580.65.06", where the system tells it."""
+    """Version of the kernel module, such as "580.65.06", or None if unknown."""
     return _read(root / "sys/module/nvidia/version") or None
 
 
 def all_hidden() -> bool:
-    """CUDA_VISIBLE_DEVICES keeps every GPU from this process."""
+    """Whether CUDA_VISIBLE_DEVICES hides all GPUs from this process."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
 
 

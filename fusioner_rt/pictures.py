@@ -1,7 +1,7 @@
-"""Any picture to RGB pixels: the only place where pictures are decoded, for serving and for training alike.
+"""Decodes pictures to RGB pixels, for serving and for training.
 
-What a viewer would show is what the model sees: EXIF orientation is applied, transparent pixels lie on white,
-16-bit grey is scaled to 8 bits. Embedded colour profiles are not applied.
+EXIF orientation is applied, transparent pixels are blended with white, 16-bit grey is scaled to 8 bits. Embedded colour
+profiles are not applied.
 """
 
 import io
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 Picture: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, "Image", np.ndarray]
 
 PIXEL_LIMIT = 1 << 27
-"""Largest picture, in pixels: 134 million, an 11,585 x 11,585 square."""
+"""Pixels of the largest picture: 134 million, an 11,585 x 11,585 square."""
 
 SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()  # noqa: SIM905
 )
-"""Which files of a folder count as pictures."""
+"""Suffixes of the files in a folder that count as pictures."""
 
-# Only formats that hold pixels: Pillow would hand others, such as EPS, to an external interpreter.
-_COMMON = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # what Pillow knows without loading all its plugins
+# Raster formats only: Pillow passes others, such as EPS, to an external interpreter.
+_COMMON = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # Pillow opens these without loading all its plugins
 _FORMATS = (*_COMMON, "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA")
 
 
 def decode(picture: Picture) -> np.ndarray:
-    """Any picture to RGB.
+    """Decode a picture to RGB.
 
     picture: a path, the bytes of a file, a Pillow image, or a (H, W, 3) uint8 RGB array.
-    Returns (H, W, 3) uint8, C-contiguous. An array is returned as it is (no copy) where it is contiguous.
+    Returns (H, W, 3) uint8, C-contiguous. A contiguous array is returned without a copy.
     Raises PictureMissing, PictureUnreadable, PictureTooLarge or PictureInvalid.
     """
     if isinstance(picture, np.ndarray):
@@ -121,7 +121,7 @@ def _from_stream(stream: Any, name: str) -> np.ndarray:
     except (PictureTooLarge, PictureUnreadable):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # The application has set a lower limit of its own.
+        # the application has set a lower limit in Pillow
         raise PictureTooLarge(f"Pillow refuses it ({error})", "shrink the picture first", subject=name) from None
     except UnidentifiedImageError:
         raise PictureUnreadable(
@@ -179,18 +179,18 @@ def _upright(image: "Image") -> "Image":
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # unreadable EXIF says nothing about the pixels
+    except Exception:  # the pixels are good even where EXIF is broken
         return image
 
 
 def _to_rgb(image: "Image") -> "Image":
     from PIL import Image
 
-    if image.mode.startswith("I;16") or image.mode == "I":  # Pillow keeps 16-bit values in both
+    if image.mode.startswith("I;16") or image.mode == "I":  # both hold 16-bit values
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white")
-    if image.mode == "La":  # premultiplied grey turns into nothing but plain grey with alpha
+    if image.mode == "La":  # Pillow converts premultiplied grey to LA only
         image = image.convert("LA")
     if image.has_transparency_data:
         page = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -199,7 +199,7 @@ def _to_rgb(image: "Image") -> "Image":
 
 
 def _to_8_bits(wide: np.ndarray) -> np.ndarray:
-    """(H, W) of 0..65535 in any integer type to uint8, rounded; in strips, which cost no memory worth naming."""
+    """(H, W) of 0..65535 in any integer type to uint8, rounded. Works in strips, to save memory."""
     narrow = np.empty(wide.shape, np.uint8)
     rows = max(1, (1 << 20) // max(1, wide.shape[1]))
     for start in range(0, len(wide), rows):

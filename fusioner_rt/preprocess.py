@@ -1,8 +1,8 @@
-"""Picture to network input: the one definition of size, resampling and normalisation, for training and serving."""
+"""Picture to network input: size, resampling and normalisation, for training and serving."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What `preprocessing` in a manifest says.
+    """The manifest's `preprocessing`.
 
     side: square root of the input's area, in pixels.
-    multiple: both edges of the input are multiples of it, and at least it.
-    longest: no edge exceeds it (rounded down to a multiple).
-    resample: a name of RESAMPLINGS, applied by Pillow, which filters when it shrinks (antialiasing).
+    multiple: the edges of the input are positive multiples of it.
+    longest: maximum of an edge (rounded down to a multiple).
+    resample: one of RESAMPLINGS; Pillow antialiases when it shrinks.
     mean, std: per channel, in units of 0..1.
     """
 
@@ -60,17 +60,10 @@ class Preprocessing:
 
     def to_manifest(self) -> dict[str, Any]:
         """The manifest's `preprocessing` object; `from_manifest` reads it back."""
-        return {
-            "side": self.side,
-            "multiple": self.multiple,
-            "longest": self.longest,
-            "resample": self.resample,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Network input (h, w) of a picture of height x width pixels: same aspect, area about side squared."""
+        """Network input (h, w) of a picture of height x width pixels: same aspect, area about side²."""
         if height < 1 or width < 1:
             raise PictureInvalid(f"a picture of {width}x{height} has no pixels", "both edges must be at least 1")
         scale = self.side / math.sqrt(height * width)
@@ -81,7 +74,7 @@ class Preprocessing:
         return min(max(whole, self.multiple), self.longest // self.multiple * self.multiple)
 
     def gain_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
-        """(3,) float32 both: a pixel's value is level · gain - shift, each rounded to float32."""
+        """(3,) float32 each: value = level · gain - shift, rounded to float32 after each operation."""
         std = np.asarray(self.std, np.float32)
         return 1 / (255 * std), np.asarray(self.mean, np.float32) / std
 

@@ -1,1 +1,1 @@
-"""An NVIDIA GPU without torch: memory, kernels, and the pipeline around an engine, whichever that is."""
+"""The GPU runtime without torch: memory, kernels, and the pipeline around an engine."""

@@ -1,4 +1,4 @@
-"""Arrays that come from, and go to, other libraries in GPU memory: `__cuda_array_interface__` and DLPack, no copy."""
+"""Exchange of GPU arrays with other libraries without a copy, by `__cuda_array_interface__` and DLPack."""
 
 import contextlib
 from typing import Any
@@ -10,25 +10,25 @@ from ..errors import CudaFailed, DeviceArrayInvalid, one_line
 from .driver import Device, Event, Memory
 from .memory_pool import MemoryPool
 
-_LEGACY_DEFAULT = 1  # how both protocols name CUDA's default stream, whose handle is 0
+_LEGACY_DEFAULT = 1  # CUDA's default stream in both protocols; its handle is 0
 _ON_CUDA = 2  # kDLCUDA
 
 
 class GpuArray:
-    """An array in GPU memory that owns it, also after its session has closed. torch.from_dlpack, torch.as_tensor and
+    """An array that owns its GPU memory, also after its session is closed. torch.from_dlpack, torch.as_tensor and
     cupy.asarray take it without a copy.
 
-    shape, dtype: as numpy's. stream: the CUDA stream whose work fills it: read it there, or by `from_dlpack`, which makes
-    the reader's stream wait. `numpy()` copies it to the host.
+    shape, dtype: as numpy's. stream: the CUDA stream that fills it. Read it on this stream, or by `from_dlpack`, which
+    makes the reader's stream wait. `numpy()` copies it to the host.
 
-    Memory that only `stream` was told of goes to the next result on that stream, whose work comes later. Where another
-    reader may still be at it, it is freed, for which CUDA waits for all work.
+    Memory that only `stream` used is reused by the next result on that stream. Memory that other readers may use is freed,
+    for which CUDA waits for all work.
     """
 
     def __init__(
         self, pool: MemoryPool[Memory], device: Device, shape: tuple[int, ...], dtype: str, stream: int
     ) -> None:
-        """pool: of the session, which it may outlive."""
+        """pool: of the session. The array may outlive it."""
         self.shape, self.dtype, self.stream = shape, np.dtype(dtype), stream
         self._pool: MemoryPool[Memory] | None = pool
         self._shared = False  # with readers on other streams
@@ -56,19 +56,19 @@ class GpuArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        self._shared = True  # the reader waits for `stream`, and tells nobody of its own
-        return self._described()
+        self._shared = True  # the reader's own stream is unknown
+        return self._interface()
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
         from cuda.core.utils import StridedMemoryView
 
-        if options.get("dl_device") == self.__dlpack_device__():  # where it is: nothing to ask for
+        if options.get("dl_device") == self.__dlpack_device__():  # the array is there already
             del options["dl_device"]
         if stream != -1:  # the consumer's stream waits; None means the default one
             self._filled.hold(0 if stream in (None, _LEGACY_DEFAULT) else stream)
         self._shared |= (stream or _LEGACY_DEFAULT) != (self.stream or _LEGACY_DEFAULT)
-        held = StridedMemoryView.from_cuda_array_interface(_Held(self), stream_ptr=-1)
-        return held.__dlpack__(stream=-1, **options)
+        strided = StridedMemoryView.from_cuda_array_interface(_Owner(self), stream_ptr=-1)
+        return strided.__dlpack__(stream=-1, **options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _ON_CUDA, self._device.ordinal
@@ -77,7 +77,7 @@ class GpuArray:
         """A copy in host memory, complete when this returns."""
         return self._memory.download(np.empty(self.shape, self.dtype), self.stream)
 
-    def _described(self) -> dict[str, Any]:
+    def _interface(self) -> dict[str, Any]:
         return {
             "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self._memory.pointer, False),
             "strides": None, "stream": self.stream or _LEGACY_DEFAULT,
@@ -85,7 +85,7 @@ class GpuArray:
 
     def _give_back(self) -> None:
         if self._pool is None:
-            self._memory.close()  # which waits for what uses it
+            self._memory.close()  # waits for all work
         else:
             self._pool.give(self._memory, self.stream, alone=not self._shared)
 
@@ -98,20 +98,20 @@ class GpuArray:
                 self._filled.close()
 
 
-class _Held:
-    """A GpuArray as a reader of DLPack holds it, whose stream is known."""
+class _Owner:
+    """Keeps a GpuArray alive for a reader of DLPack, without marking it as shared."""
 
     def __init__(self, array: GpuArray) -> None:
         self._array = array
-        self.__cuda_array_interface__ = array._described()
+        self.__cuda_array_interface__ = array._interface()
 
 
 def view(array: Any, name: str, device: Device, stream: int, writable: bool = False) -> DeviceArray:
-    """What an object of another library holds in GPU memory; the object must outlive the work that uses it.
+    """The GPU array of another library's object, which must outlive the work on it.
 
     array: with `__cuda_array_interface__` or `__dlpack__`, contiguous. stream: waits for the work that fills the array,
-    where the object tells of it. Raises DeviceArrayInvalid, also for memory of another GPU and, if it is to be
-    `writable`, for memory that may only be read.
+    where the object tells its stream. Raises DeviceArrayInvalid, also for memory of another GPU, and for read-only memory
+    if `writable`.
     """
     if isinstance(array, GpuArray):
         return array.array
@@ -130,15 +130,15 @@ def view(array: Any, name: str, device: Device, stream: int, writable: bool = Fa
         raise DeviceArrayInvalid(
             f"the {type(array).__name__} gives no array ({one_line(error)})", subject=name
         ) from None
-    found = DeviceArray.of(type("Described", (), {"__cuda_array_interface__": interface})(), name)
+    result = DeviceArray.of(type("Described", (), {"__cuda_array_interface__": interface})(), name)
     if writable and interface["data"][1]:
         raise DeviceArrayInvalid(f"{name} is read-only", "give an array that may be written")
-    device.check_owns(found.pointer, name)
-    return found
+    device.check_owns(result.pointer, name)
+    return result
 
 
 def _from_dlpack(array: Any, name: str, device: Device, stream: int) -> dict[str, Any]:
-    """As `__cuda_array_interface__` would tell it."""
+    """The `__cuda_array_interface__` of a DLPack object."""
     if not hasattr(array, "__dlpack__"):
         raise DeviceArrayInvalid(
             f"{name} is a {type(array).__name__}",
@@ -151,15 +151,16 @@ def _from_dlpack(array: Any, name: str, device: Device, stream: int) -> dict[str
         )
     from cuda.core.utils import StridedMemoryView
 
-    held = StridedMemoryView.from_dlpack(array, stream_ptr=stream or _LEGACY_DEFAULT)
-    dtype = np.dtype(held.dtype)
-    strides = None if held.strides is None else tuple(step * dtype.itemsize for step in held.strides)
-    return {"shape": tuple(held.shape), "typestr": dtype.str, "data": (held.ptr, held.readonly), "strides": strides}
+    source = StridedMemoryView.from_dlpack(array, stream_ptr=stream or _LEGACY_DEFAULT)
+    dtype = np.dtype(source.dtype)
+    strides = None if source.strides is None else tuple(step * dtype.itemsize for step in source.strides)
+    data = (source.ptr, source.readonly)
+    return {"shape": tuple(source.shape), "typestr": dtype.str, "data": data, "strides": strides}
 
 
 def _wait(array: Any, producer: int | None, device: Device, stream: int) -> None:
-    """`stream` waits for what fills the array: for the producer's stream where it names it, else as DLPack demands it of
-    the producer (PyTorch names its stream in no other way).
+    """Let `stream` wait for the work that fills the array: for the producer's stream if known, else by `__dlpack__`, where
+    the producer makes `stream` wait (PyTorch does only that).
     """
     if producer is None:
         if hasattr(array, "__dlpack__"):

@@ -1,24 +1,20 @@
-"""The CUDA driver through cuda-bindings: every return code is read, memory and streams are given back."""
+"""The CUDA driver through cuda-bindings, with every return code checked; devices, streams, events and memory."""
 
 import contextlib
 import copy
 import ctypes
-import gc
-import threading
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from ..cures import INSTALL_DRIVER
 from ..errors import BackendUnavailable, CudaFailed, DeviceArrayInvalid, GpuMemoryShort, one_line
 from ..hardware import driver_missing
 
-INSTALL = "install NVIDIA's driver, or a newer one"
-
 
 class Driver:
-    """Calls of the driver's API by their names, checked: `driver.cuMemAlloc(1024)` returns the pointer or raises."""
+    """Checked calls of the driver's API by name: `driver.cuMemAlloc(1024)` returns the pointer or raises."""
 
     def __init__(self, bindings: Any = None) -> None:
         """bindings: cuda.bindings.driver, by default imported here. Raises BackendUnavailable where there is no driver."""
@@ -34,10 +30,10 @@ class Driver:
         try:
             self.cuInit(0)
         except CudaFailed as error:
-            raise BackendUnavailable(str(error), INSTALL) from None
+            raise BackendUnavailable(str(error), INSTALL_DRIVER) from None
         except BackendUnavailable:
             if missing := driver_missing():
-                raise BackendUnavailable(f"there is no NVIDIA driver ({missing})", INSTALL) from None
+                raise BackendUnavailable(f"there is no NVIDIA driver ({missing})", INSTALL_DRIVER) from None
             raise
 
     def __getattr__(self, name: str) -> Any:
@@ -48,31 +44,29 @@ class Driver:
         def checked(*arguments: Any) -> Any:
             try:
                 code, *results = call(*arguments)
-            except (
-                RuntimeError
-            ) as error:  # cuda-bindings raises where there is no driver library, or one without this call
-                raise BackendUnavailable(f"{one_line(error).rstrip('.')}", INSTALL, subject=name) from None
+            except RuntimeError as error:  # the driver library is missing or has no such call
+                raise BackendUnavailable(f"{one_line(error).rstrip('.')}", INSTALL_DRIVER, subject=name) from None
             if int(code):
                 short = code == self.bindings.CUresult.CUDA_ERROR_OUT_OF_MEMORY
-                raise (GpuMemoryShort if short else CudaFailed)(f"{name} failed: {self._explained(code)}")
+                raise (GpuMemoryShort if short else CudaFailed)(f"{name} failed: {self._explain(code)}")
             return results[0] if len(results) == 1 else tuple(results)
 
         setattr(self, name, checked)
         return checked
 
-    def _explained(self, code: Any) -> str:
-        """CUDA_ERROR_OUT_OF_MEMORY (2): out of memory."""
+    def _explain(self, code: Any) -> str:
+        """A return code as text, such as "CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"."""
         name, text = (
-            answer.decode() if not int(failed) and answer else ""
-            for failed, answer in (self.bindings.cuGetErrorName(code), self.bindings.cuGetErrorString(code))
+            value.decode() if not int(error) and value else ""
+            for error, value in (self.bindings.cuGetErrorName(code), self.bindings.cuGetErrorString(code))
         )
         return f"{name or 'an unknown error'} ({int(code)}){': ' + text if text else ''}"
 
 
 class Device:
-    """One GPU with its primary context, which other libraries of the process share.
+    """A GPU with its primary context, which other libraries of the process share.
 
-    ordinal: among the GPUs this process sees. capability: (major, minor). Closing gives the context back.
+    ordinal: among the GPUs this process sees. capability: (major, minor). Closing releases the context.
     Raises BackendUnavailable, CudaFailed.
     """
 
@@ -88,8 +82,8 @@ class Device:
         self.handle = self.driver.cuDeviceGet(ordinal)
         attribute = self.driver.bindings.CUdevice_attribute
         self.capability = tuple(
-            int(self.driver.cuDeviceGetAttribute(which, self.handle))
-            for which in (
+            int(self.driver.cuDeviceGetAttribute(part, self.handle))
+            for part in (
                 attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
@@ -105,7 +99,7 @@ class Device:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Make this GPU's context the thread's current one, and put back what was current before."""
+        """Make this GPU's context current in the thread, and restore the previous one."""
         self.driver.cuCtxPushCurrent(self._context)
         try:
             yield
@@ -113,16 +107,16 @@ class Device:
             self.driver.cuCtxPopCurrent()
 
     def again(self) -> "Device":
-        """The same GPU for another owner, who closes it for himself: the context lives as long as one of them."""
+        """The same GPU for another owner, closed separately. The context lives until all are closed."""
         other = copy.copy(self)
         other._context = self.driver.cuDevicePrimaryCtxRetain(self.handle)
         return other
 
     def check_owns(self, pointer: int, name: str) -> None:
-        """Raises DeviceArrayInvalid where an address is no memory of this GPU. name: of the array, for the message."""
-        which = self.driver.bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        """Raises DeviceArrayInvalid where an address is not in this GPU's memory. name: of the array, for the message."""
+        attribute = self.driver.bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
         try:
-            ordinal = int(self.driver.cuPointerGetAttribute(which, pointer))
+            ordinal = int(self.driver.cuPointerGetAttribute(attribute, pointer))
         except CudaFailed as error:
             raise DeviceArrayInvalid(
                 f"{name} at {pointer:#x} is no memory of a GPU ({error}); expected memory of {self}"
@@ -132,7 +126,7 @@ class Device:
 
     @property
     def free_bytes(self) -> int:
-        """Memory that nobody uses now."""
+        """Free memory in bytes."""
         with self.current():
             return int(self.driver.cuMemGetInfo()[0])
 
@@ -144,7 +138,7 @@ class Device:
 
 
 class Stream:
-    """Work on a GPU in order. `with` waits for it, then destroys it. handle: what CUDA calls take."""
+    """A CUDA stream. `with` waits for its work, then destroys it. handle: for CUDA calls."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -159,9 +153,7 @@ class Stream:
     def __enter__(self) -> "Stream":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._device.current():
             try:
                 self._device.driver.cuStreamSynchronize(self.handle)
@@ -170,18 +162,18 @@ class Stream:
 
 
 class PinnedArray:
-    """A numpy array in page-locked memory, which a GPU copies from and to without the CPU. `close` frees it."""
+    """A numpy array in page-locked memory, for asynchronous copies. `close` frees it."""
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: str) -> None:
         self._device = device
         self.size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         with device.current():
             self.pointer = int(device.driver.cuMemHostAlloc(self.size, 0))
-        held = (ctypes.c_uint8 * self.size).from_address(self.pointer)
-        self.array = np.ctypeslib.as_array(held).view(dtype).reshape(shape)
+        memory = (ctypes.c_uint8 * self.size).from_address(self.pointer)
+        self.array = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """The array must not be used any more; closing twice is fine."""
+        """The array must not be used afterwards. Closing twice is fine."""
         if self.pointer:
             pointer, self.pointer = self.pointer, 0
             del self.array
@@ -190,7 +182,7 @@ class PinnedArray:
 
 
 class Event:
-    """A point in a stream's work that other streams can wait for."""
+    """A CUDA event: a point in a stream's work that other streams can wait for."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -199,12 +191,12 @@ class Event:
             self._handle: Any = device.driver.cuEventCreate(int(flag))
 
     def record(self, stream: int) -> None:
-        """Mark what `stream` has been given so far."""
+        """Mark the work enqueued on `stream` so far."""
         with self._device.current():
             self._device.driver.cuEventRecord(self._handle, stream)
 
     def hold(self, stream: int) -> None:
-        """What `stream` is given from now on waits for what was marked last; for nothing if nothing was."""
+        """Later work of `stream` waits for the work marked last, if any."""
         with self._device.current():
             self._device.driver.cuStreamWaitEvent(stream, self._handle, 0)
 
@@ -216,62 +208,11 @@ class Event:
                 self._device.driver.cuEventDestroy(handle)
 
 
-class Graph:
-    """Work that was recorded once and is launched as a whole (a CUDA graph). Its buffers must stay where they are."""
-
-    def __init__(self, device: Device, stream: int, record: Callable[[], None]) -> None:
-        """record: gives `stream` its work; nothing of it runs yet. Raises CudaFailed where it cannot be recorded."""
-        self._device, driver = device, device.driver
-        self._executable: Any = None
-        mode = driver.bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        with _uncollected(), device.current():
-            driver.cuStreamBeginCapture(stream, mode)
-            try:
-                record()
-            except BaseException:
-                with contextlib.suppress(CudaFailed):  # the capture is broken, and says so again
-                    driver.cuGraphDestroy(driver.cuStreamEndCapture(stream))
-                raise
-            graph = driver.cuStreamEndCapture(stream)
-            try:
-                self._executable = driver.cuGraphInstantiate(graph, 0)
-            finally:
-                driver.cuGraphDestroy(graph)
-
-    def launch(self, stream: int) -> None:
-        """Returns at once, the stream does the work. One launch after another: they share their buffers."""
-        with self._device.current():
-            self._device.driver.cuGraphLaunch(self._executable, stream)
-
-    def close(self) -> None:
-        """No launch may still be running; closing twice is fine."""
-        if self._executable is not None:
-            executable, self._executable = self._executable, None
-            with self._device.current():
-                self._device.driver.cuGraphExecDestroy(executable)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage is collected inside: a GPU array that goes frees its memory, which must not happen in a recording."""
-    with _RECORDING:
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if enabled:
-                gc.enable()
-
-
-_RECORDING = threading.Lock()
-
-
 class Memory:
-    """Bytes on a GPU, at `pointer` (a multiple of 256). `with`, or `close`, frees them once no work uses them."""
+    """GPU memory at `pointer`, a multiple of 256. `with` or `close` frees it, once no work uses it."""
 
     def __init__(self, device: Device, size: int, stream: int | None = None) -> None:
-        """stream: allocates in its order, where the GPU has memory pools: nothing else waits, and no recording breaks."""
+        """stream: allocate in its order if the GPU has memory pools, so that nothing else waits and no recording breaks."""
         self._device, self.size = device, size
         self._pooled = stream is not None and device.has_pools
         with device.current():
@@ -281,7 +222,7 @@ class Memory:
                 self.pointer = int(device.driver.cuMemAlloc(size))
 
     def upload(self, array: np.ndarray, stream: int = 0) -> None:
-        """Copy an array's bytes here, in the stream's order, and wait for it."""
+        """Copy an array to this memory on the stream, and wait."""
         array = np.ascontiguousarray(array)
         self._check(array.nbytes)
         with self._device.current():
@@ -289,7 +230,7 @@ class Memory:
             self._device.driver.cuStreamSynchronize(stream)
 
     def download(self, array: np.ndarray, stream: int = 0) -> np.ndarray:
-        """Copy from here over all of a contiguous array, and wait for it; returns the array."""
+        """Fill a contiguous array from this memory on the stream, and wait. Returns the array."""
         if not array.flags.c_contiguous:
             raise ValueError("the array that a download fills must be contiguous")
         self._check(array.nbytes)
@@ -304,7 +245,7 @@ class Memory:
             pointer, self.pointer = self.pointer, 0
             with self._device.current():
                 try:
-                    if self._pooled:  # of such memory cuMemFree waits for nothing
+                    if self._pooled:  # cuMemFree does not wait for the users of such memory
                         self._device.driver.cuCtxSynchronize()
                 finally:
                     self._device.driver.cuMemFree(pointer)
@@ -312,9 +253,7 @@ class Memory:
     def __enter__(self) -> "Memory":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _check(self, size: int) -> None:

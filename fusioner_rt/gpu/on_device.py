@@ -1,9 +1,10 @@
-"""Pictures in GPU memory to label maps in GPU memory, on a caller's stream (`Session.segment_on_device`)."""
+"""`Session.segment_on_device`: pictures and label maps in GPU memory, on a caller's stream."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from ..bundle import Bundle, input_size_of
+from ..bundle import Bundle
+from ..cures import build_command
 from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, DeviceArrayInvalid
 from ..executor import Executor, Request
@@ -14,8 +15,8 @@ from .executor import GpuExecutor
 @dataclass(frozen=True, eq=False)
 class DeviceSegmentation:
     """words: the K words. labels: (H, W) or (B, H, W) uint16, 0 = background, n = words[n - 1]. confidence: of that
-    shape, float32, or float16 where `out` is. Both are `GpuArray`s, or the objects given as `out`; they are filled when
-    `stream` gets there.
+    shape, float32, or float16 where `out` is. Both are `GpuArray`s, or the objects of `out`, and are filled in the order
+    of `stream`.
     """
 
     words: tuple[str, ...]
@@ -28,7 +29,7 @@ def segment_on_device(
     executor: Executor, bundle: Bundle, picture: Any, words: tuple[str, ...], request: Request,
     size: tuple[int, int] | None, stream: int, out: tuple[Any, Any] | None,
 ) -> DeviceSegmentation:  # fmt: skip
-    """As `Session.segment_on_device`, its options checked."""
+    """See `Session.segment_on_device`, which has checked the options."""
     if not isinstance(executor, GpuExecutor):
         raise BackendUnavailable(
             "segment_on_device needs a backend that works in GPU memory, and this session's does "
@@ -46,9 +47,9 @@ def segment_on_device(
         raise DeviceArrayInvalid(
             f"picture holds {pictures} pictures",
             f"the bundle was built for {bundle.batch.max} at once: give them in parts, or rebuild it: "
-            f"{bundle.build_command(max_batch=pictures)}",
+            f"{build_command(bundle.folder, max_batch=pictures)}",
         )
-    input_size = input_size_of(bundle, height, width, "the picture in GPU memory")
+    input_size = bundle.input_size(height, width, "the picture in GPU memory")
     edges = (pictures, *(size or (height, width)))
     shape = edges if len(given.shape) == 4 else edges[1:]
     results: tuple[Any, Any] = out or (

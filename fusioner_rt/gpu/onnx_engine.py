@@ -1,55 +1,35 @@
-"""Opens a bundle's ONNX graphs on ONNX Runtime's CUDA, with the picture's preparation and the mask head beside them on the
-GPU (`gpu_executor`): for whoever has onnxruntime-gpu and no TensorRT.
-"""
+"""ONNX Runtime's CUDA provider as an engine, for machines without TensorRT."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from ..bundle import Bundle
 from ..device_array import DeviceArray
-from ..errors import BackendUnavailable, KernelsUnusable
-from ..executor import Executor
-from ..onnx.executor import LoadedGraphs, OnnxRuntimeExecutor
-from ..onnx.runtime import Graph, OnnxRuntime
 from .driver import Device, Event, Memory, Stream
-from .executor import GpuExecutor, kernels_folder
 
-NAME = "onnxruntime-cuda"
-_KEPT = 16  # contexts given back
-_DTYPE = "float32"  # of what goes into image_fusion and comes out of it
+_MAX_IDLE = 16  # contexts kept for reuse
+_DTYPE = "float32"  # of the inputs and outputs of image_fusion
 
 
-def open_graphs(bundle: Bundle, threads: int | None) -> tuple[Executor, str]:
-    """On the first GPU this process sees; returns also what runs, in words. Without the bundle's kernels, or without
-    cuda-bindings, pictures are prepared and masks made on the CPU, and a note says so.
+class LoadedGraph(Protocol):
+    """`image_fusion`, loaded to run on one stream."""
 
-    threads: of what runs on the CPU. Raises BackendUnavailable, GraphUnusable, GpuMemoryShort, CudaFailed.
-    """
-    runtime = OnnxRuntime(NAME, threads)
-    what = "ONNX Runtime, CUDA"
-    try:
-        kernels_folder(bundle)
-        device = Device()
-    except (KernelsUnusable, BackendUnavailable) as error:
-        note = f"pictures are prepared and masks made on the CPU: {error}"
-        return OnnxRuntimeExecutor(bundle, NAME, threads, note), what
-    with contextlib.ExitStack() as stack:
-        stack.callback(device.close)
-        engine = OnnxRuntimeEngine(bundle, runtime, device)
-        stack.pop_all()
-    text = LoadedGraphs(bundle, runtime)
-    executor = GpuExecutor(bundle, device, engine, lambda: text("text"), threads, close=text.close)
-    return executor, f"{what} on {device}"
+    def output_shapes(self, inputs: Mapping[str, DeviceArray]) -> dict[str, tuple[int, ...]]:
+        """Output shapes, found by a run. inputs: in GPU memory, of any content."""
+
+    def on_gpu(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Callable[[], None]:
+        """A function that enqueues the graph on its stream, with these arrays."""
 
 
 class OnnxRuntimeEngine:
-    """`image_fusion` on a stream of its own, which takes turns with those of its callers. Threads may share it."""
+    """`image_fusion` on its own stream, ordered with the callers' streams by events. Threads may share it."""
 
     records = False  # ONNX Runtime allocates as it runs
 
-    def __init__(self, bundle: Bundle, runtime: OnnxRuntime, device: Device) -> None:
-        """Raises GraphUnusable, BackendUnavailable, CudaFailed."""
+    def __init__(self, bundle: Bundle, load: Callable[[int], LoadedGraph], device: Device) -> None:
+        """load: loads the graph for a stream's handle. Raises the errors of `load`, and CudaFailed."""
         self._bundle, self._device = bundle, device
         self._running = threading.Lock()
         self._idle: list[OnnxRuntimeContext] = []
@@ -57,18 +37,17 @@ class OnnxRuntimeEngine:
             self._stream = stack.enter_context(Stream(device))
             self._event = Event(device)
             stack.callback(self._event.close)
-            path = bundle.graph("image_fusion")
-            self._graph: Graph | None = runtime.load(path, stream=self._stream.handle)
+            self._graph: LoadedGraph | None = load(self._stream.handle)
             self._owned = stack.pop_all()
 
     def context(self, shapes: Mapping[str, tuple[int, ...]], stream: int) -> "OnnxRuntimeContext":
-        """Runs the graph once, to find the shapes of what it gives. Raises GraphUnusable, GpuMemoryShort, CudaFailed."""
+        """A context; a new one runs the graph once to find output shapes. Raises GraphUnusable, GpuMemoryShort, CudaFailed."""
         assert self._graph is not None
         with self._running:
-            for held in self._idle:
-                if held.inputs == shapes:
-                    self._idle.remove(held)
-                    return held
+            for context in self._idle:
+                if context.inputs == shapes:
+                    self._idle.remove(context)
+                    return context
         with contextlib.ExitStack() as stack, self._running:
             inputs = {}
             for name, shape in shapes.items():
@@ -84,9 +63,9 @@ class OnnxRuntimeEngine:
     def give_back(self, context: "OnnxRuntimeContext") -> None:
         with self._running:
             self._idle.append(context)
-            del self._idle[:-_KEPT]
+            del self._idle[:-_MAX_IDLE]
 
-    def most(self, name: str) -> int:
+    def max_batch(self, name: str) -> int:
         return self._bundle.batch.max
 
     def close(self) -> None:
@@ -96,8 +75,8 @@ class OnnxRuntimeEngine:
         self._owned = contextlib.ExitStack()
 
     def turn(self, stream: int, run: Callable[[], None]) -> None:
-        """Give the work of `run` to this engine's stream: after what `stream` was given, before what it will be."""
-        with self._running:  # also: one event, and libraries that take one caller at a time
+        """Enqueue `run` on this engine's stream, after the past and before the future work of `stream`."""
+        with self._running:  # one event, and libraries that take one caller at a time
             self._event.record(stream)
             self._event.hold(self._stream.handle)
             run()
@@ -106,12 +85,12 @@ class OnnxRuntimeEngine:
 
 
 class OnnxRuntimeContext:
-    """The graph on arrays of certain shapes. Used by one thread at a time."""
+    """The graph with certain shapes. One thread uses it at a time."""
 
     workspace_bytes = 0
 
     def __init__(
-        self, engine: OnnxRuntimeEngine, graph: Graph, inputs: Mapping[str, tuple[int, ...]],
+        self, engine: OnnxRuntimeEngine, graph: LoadedGraph, inputs: Mapping[str, tuple[int, ...]],
         outputs: Mapping[str, tuple[int, ...]],
     ) -> None:  # fmt: skip
         self._engine, self._graph = engine, graph

@@ -1,9 +1,8 @@
-"""Pillow's resampling of 8-bit pictures as tables of whole numbers, for devices that do not run Pillow.
+"""Pillow's resampling of 8-bit pictures as integer tables, for GPUs.
 
-Pillow resizes along one axis, rounds to 8 bits, then along the other (`columns_first`); along an axis whose length
-stays, it does nothing. One pass is a weighted sum in whole numbers: weights are computed in float64, divided by their
-sum and rounded to multiples of 2^-22. With the same tables the same sums give the same bytes, in whatever order they
-are taken.
+Pillow resizes along one axis, rounds to 8 bits, then resizes along the other (`columns_first`). It skips an axis whose
+length stays. A pass is a weighted sum of integers: weights are computed in float64, divided by their sum and rounded to
+multiples of 2^-22. Integer sums in any order give the same bytes.
 """
 
 import math
@@ -12,15 +11,13 @@ from collections.abc import Callable
 import numpy as np
 import PIL
 
-PRECISION_BITS = 22
-"""A weight of 1 is 2^22: 255 of them, and what negative weights add, stay below 2^31."""
+from .kernel_contract import PRECISION_BITS
 
-
-_RAISED = float(np.float32(0.54)), float(np.float32(0.46))  # of single precision in Pillow: their sum is not 1
+_RAISED = float(np.float32(0.54)), float(np.float32(0.46))  # float32 in Pillow, so their sum is not 1
 
 
 def _sines(x: np.ndarray) -> np.ndarray:
-    """By the C library, as Pillow's: numpy's vectorised sine may end in another bit."""
+    """Sines by the C library, like Pillow's; numpy's may differ in the last bit."""
     return np.fromiter(map(math.sin, x.ravel()), np.float64, x.size).reshape(x.shape)
 
 
@@ -60,57 +57,57 @@ _FILTERS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
     "box": (0.5, _box), "bilinear": (1.0, _bilinear), "hamming": (1.0, _hamming), "bicubic": (2.0, _bicubic),
     "lanczos": (3.0, _lanczos),
 }  # fmt: skip
-"""How far a filter reaches from its centre, in input pixels when enlarging, and its value there."""
+"""Per filter, its radius in input pixels when enlarging, and its function."""
 
 
 def taps(length: int, size: int, resample: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels of an edge make each pixel of the resized edge, and how much they weigh.
+    """The input pixels of each pixel of a resized edge, and their weights.
 
     length, size: pixels of the edge before and after, at least 1. resample: a name of
     `fusioner_rt.preprocess.RESAMPLINGS`.
-    Returns first (size,) int32 and weights (size, T) int32: pixel i is made of the T pixels from first[i] on, all of
-    them within the edge, weighing weights[i] / 2^PRECISION_BITS; those a filter does not reach weigh 0.
+    Returns first (size,) int32 and weights (size, T) int32: pixel i is the sum of the T pixels from first[i] on, all
+    inside the edge, times weights[i] / 2^PRECISION_BITS. Weights outside the filter are 0.
     """
     if length == size:
         return np.arange(size, dtype=np.int32), np.full((size, 1), 1 << PRECISION_BITS, np.int32)
     scale = length / size
     if resample == "nearest":
-        # Pillow adds up steps: the roundings are part of which pixel is taken
+        # Pillow accumulates steps; their rounding decides which pixel is taken
         steps = np.full(size, scale)
         steps[0] = 0.5 * scale
         return np.add.accumulate(steps).astype(np.int32), np.full((size, 1), 1 << PRECISION_BITS, np.int32)
-    reach, value = _FILTERS[resample]
+    radius, function = _FILTERS[resample]
     spread = max(scale, 1.0)
-    reach *= spread
+    radius *= spread
     centre = (np.arange(size) + 0.5) * scale
-    first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
-    end = np.minimum((centre + reach + 0.5).astype(np.int64), length)
-    most = int((end - first).max())
-    pixel = first[:, None] + np.arange(most)
-    exact = np.where(pixel < end[:, None], value((pixel - centre[:, None] + 0.5) * (1.0 / spread)), 0.0)
-    sums = np.add.accumulate(exact, axis=1)[:, -1:]  # one after another: numpy's own sum takes them in pairs
+    first = np.maximum((centre - radius + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + radius + 0.5).astype(np.int64), length)
+    count = int((end - first).max())
+    pixel = first[:, None] + np.arange(count)
+    exact = np.where(pixel < end[:, None], function((pixel - centre[:, None] + 0.5) * (1.0 / spread)), 0.0)
+    sums = np.add.accumulate(exact, axis=1)[:, -1:]  # in order, like Pillow; np.sum adds pairwise
     np.divide(exact, sums, out=exact, where=sums != 0)
     scaled = exact * (1 << PRECISION_BITS)
     weights = np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5)).astype(np.int32)
-    # near the end, begin earlier instead of reading beyond it
-    inside = np.minimum(first, length - most)
-    moved = np.arange(most) - (first - inside)[:, None]
+    # near the end, start earlier, so that all T pixels are inside
+    inside = np.minimum(first, length - count)
+    moved = np.arange(count) - (first - inside)[:, None]
     weights = np.where(moved >= 0, np.take_along_axis(weights, np.maximum(moved, 0), axis=1), 0)
     return inside.astype(np.int32), np.ascontiguousarray(weights, dtype=np.int32)
 
 
 def columns_first(before: tuple[int, int], after: tuple[int, int], pillow: str = PIL.__version__) -> bool:
-    """Whether Pillow resizes along the columns before it resizes along the rows, which other roundings come of.
+    """Whether Pillow resizes the columns before the rows; the order changes the rounding.
 
-    before: H, W. after: h, w. pillow: its version; up to 12 it begins with the rows always, from 13 on with the columns
-    where these lose more than twice as many pixels.
+    before: H, W. after: h, w. pillow: its version. Up to 12, rows come first; from 13 on, columns do where they lose more
+    than twice as many pixels.
     """
     fewer_rows, fewer_columns = before[0] - after[0], before[1] - after[1]
     return int(pillow.split(".")[0]) >= 13 and fewer_rows > max(0, 2 * fewer_columns)
 
 
 def resize(rgb: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
-    """What Pillow makes of a picture, by `taps`: slow, and what the GPU kernels are held to.
+    """Resize like Pillow, by `taps`. Slow; the reference for the GPU kernels.
 
     rgb: (H, W, 3) uint8. size: (h, w). Returns (h, w, 3) uint8.
     """

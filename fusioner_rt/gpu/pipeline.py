@@ -1,78 +1,39 @@
-"""From pictures to labels on a GPU: one plan of buffers and one CUDA graph per combination of shapes.
+"""Pictures to labels on a GPU, with one set of buffers and one CUDA graph per combination of shapes.
 
     picture uint8 ─ resize, normalise ─► pixels ─ engine ─► features, refined ─ measure, maps ─► scores, gram ─ labels
     └─ recorded for pictures in host memory ─┘└──────────────── recorded ──────────────────────────────┘
 
-A path's first call gives the stream every step by itself, in which an engine readies its kernels; the second records what
-stays the same from call to call: all up to the low-resolution maps, but for a caller's own picture. From then on a call is
-one launch, with the label map after it, and allocates nothing on the GPU. Shapes that come once are never recorded.
+The first call of a pipeline runs every step by itself; the engine may compile kernels then. The second call records the
+steps up to the low-resolution maps, except the preparation of a picture in a caller's GPU memory. Later calls launch the
+recording and then compute the label map; they allocate nothing on the GPU. Shapes that occur once are never recorded.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from ..device_array import DeviceArray
 from ..errors import CudaFailed, FusionerError, GpuMemoryShort
-from .driver import Device, Event, Graph, Memory, PinnedArray, Stream
+from .cuda_graph import CudaGraph
+from .driver import Device, Event, Memory, PinnedArray, Stream
+from .engine import Engine, EngineContext
+from .kernel_contract import ALIGNMENT
 from .mask_head import CudaMaskHead
 from .memory_pool import MemoryPool
 from .preprocess import CudaPreprocess
 
 _ALIGNMENT = 256
-_KERNELS_ALIGNMENT = 16
-
-
-class EngineContext(Protocol):
-    """An engine ready for certain shapes. outputs: shapes of features and refined. workspace_bytes: what `place` gets."""
-
-    @property
-    def outputs(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    @property
-    def workspace_bytes(self) -> int: ...
-
-    def place(self, pointers: Mapping[str, int], workspace: int) -> None:
-        """Where pixels, words, features, refined and the workspace lie in device memory, a multiple of 256 each."""
-
-    def recordable(self, stream: int) -> bool:
-        """Whether work on the stream may be recorded, as far as the engine tells."""
-
-    def enqueue(self, stream: int) -> None:
-        """Give `stream` the work of one run, and return. Device's context is current."""
-
-
-class Engine(Protocol):
-    """What runs image_fusion on a GPU. Threads may share it, each with contexts of its own.
-
-    records: whether its work can become part of a CUDA graph at all.
-    """
-
-    records: bool
-
-    def context(self, shapes: Mapping[str, tuple[int, ...]], stream: int) -> Any:
-        """An EngineContext for pixels (P, 3, h, w) and words (B, K, t); `stream` may be given work for it."""
-
-    def give_back(self, context: Any) -> None:
-        """For the next caller of `context` with its shapes."""
-
-    def most(self, name: str) -> int:
-        """The largest first dimension that an input may have."""
-
-    def close(self) -> None:
-        """Contexts in use must have been given back; closing twice is fine."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a path is made for.
+    """Shapes of a pipeline.
 
-    pictures: P, beside batch B vocabularies of `words` words each: P = B, or 1 where a picture meets B vocabularies.
-    picture: (H, W) of the pictures. input: (h, w) of the network's. size: (H, W) of the label maps, or None for a path
-    that ends at the low-resolution maps. host: whether pictures come from host memory and results go there.
+    pictures: P. batch: B vocabularies of `words` words each; P = B, or P = 1 for one picture with B vocabularies.
+    picture: (H, W) of the pictures. input: (h, w) of the network's input. size: (H, W) of the label maps, or None for a
+    pipeline that ends at the low-resolution maps. host: whether pictures and results are in host memory.
     """
 
     pictures: int
@@ -86,11 +47,11 @@ class Shape:
 
 @dataclass
 class Machinery:
-    """What all paths of a session share.
+    """What all pipelines of a session share.
 
     channels: t of a word vector. pinned: page-locked memory for results on the host. results: memory on the GPU.
-    ready: called when a path has run for the first time, which readied kernels. not_recorded: why no path is to be
-    recorded, or nothing.
+    ready: called after the first run of a pipeline, which may have compiled kernels. not_recorded: why no pipeline is
+    recorded, or "".
     """
 
     device: Device
@@ -104,17 +65,17 @@ class Machinery:
     not_recorded: str = ""
 
 
-class Path:
-    """One path. Used by one caller at a time; `GpuPaths` sees to that. Raises GpuMemoryShort, CudaFailed, PlanUnusable.
+class Pipeline:
+    """One pipeline, for one caller at a time (`PipelinePool`). Raises GpuMemoryShort, CudaFailed, PlanUnusable.
 
-    note: why the path is not a graph, where it could not be recorded: it then goes on step by step.
+    note: why the pipeline could not be recorded and runs step by step, or "".
     """
 
     def __init__(self, machinery: Machinery, shape: Shape) -> None:
         self.shape, self.note = shape, ""
         self._machinery, self._device = machinery, machinery.device
         self._vectors: np.ndarray | None = None
-        with contextlib.ExitStack() as stack:  # what was made is given back where a later step fails
+        with contextlib.ExitStack() as stack:  # frees everything where a later step fails
             self._stream = stack.enter_context(Stream(self._device))
             self._plan = machinery.preprocess.plan(*shape.picture, shape.input)
             engine = machinery.engine
@@ -125,10 +86,9 @@ class Path:
             self._context: EngineContext = engine.context(inputs, self._stream.handle)
             stack.callback(engine.give_back, self._context)
             self.arrays, self.bytes = self._layout(inputs)
-            memory = stack.enter_context(self._allocated())
+            memory = stack.enter_context(self._allocate())
             self.arrays = {name: _moved(array, memory.pointer) for name, array in self.arrays.items()}
-            tables = self.arrays["tables"]
-            self._upload(tables, self._plan.tables)
+            self._upload(self.arrays["tables"], self._plan.tables)
             if shape.host:
                 self._staged = PinnedArray(self._device, (shape.pictures, *shape.picture, 3), "uint8")
                 stack.callback(self._staged.close)
@@ -138,7 +98,7 @@ class Path:
             self._context.place(
                 {name: self.arrays[name].pointer for name in tensors}, self.arrays["activations"].pointer
             )
-            self._graph: Graph | None = None
+            self._graph: CudaGraph | None = None
             self._calls = 0
             self._ready = False
             stack.callback(self._forget)
@@ -149,8 +109,8 @@ class Path:
         """pictures: P of (H, W, 3) uint8. vectors: (B, K, t) float32; the same object means the same words as before.
         threshold: of the labels.
 
-        Returns new arrays: labels (B, H, W) uint16, confidence (B, H, W) float32 and finite (B,) int32, 0 where a
-        picture's maps are not; or scores (B, K, h, w) and gram (B, 5, h, w) float32 where the shape has no size.
+        Returns new arrays: labels (B, H, W) uint16, confidence (B, H, W) float32 and finite (B,) int32, 0 for a picture
+        with non-finite maps. Where the shape has no size: scores (B, K, h, w) and gram (B, 5, h, w) float32.
         """
         stream = self._stream.handle
         for index, picture in enumerate(pictures):
@@ -165,25 +125,25 @@ class Path:
                     self.arrays["scores"], self.arrays["gram"], threshold, self.arrays["labels"],
                     self.arrays["confidence"], stream,
                 )  # fmt: skip
-            found = {name: self._downloaded(self.arrays[name], stream) for name in names}
+            results = {name: self._download(self.arrays[name], stream) for name in names}
         except BaseException:
             with contextlib.suppress(CudaFailed):
-                self._stream.wait()  # before the results' memory may go to another call
+                self._stream.wait()  # before the results' memory is reused
             raise
         self._stream.wait()
         if not self._ready:
             self._first_done()
-        return found
+        return results
 
     def run_on(
         self, stream: int, picture: DeviceArray, vectors: np.ndarray, threshold: float, out: dict[str, DeviceArray]
     ) -> None:
         """picture: (P, H, W, 3) uint8 on this GPU. out: labels and confidence, as `run` returns them, on this GPU.
 
-        Returns at once: `stream` does the work, after what it was given before. Picture and results are read and
-        written where they lie, or through a copy where an address is no multiple of 16.
+        Enqueues the work on `stream`. Picture and results are used in place, or through a copy where an address is not a
+        multiple of 16.
         """
-        self._event.hold(stream)  # what another stream was last given with these buffers
+        self._event.hold(stream)  # wait for other streams that use these buffers
         self._set_words(vectors, stream)
         try:
             with contextlib.ExitStack() as stack:
@@ -198,26 +158,26 @@ class Path:
                     if results[name] is not array:
                         self._copy(array, results[name], stream)
             self._event.record(stream)
-        except BaseException:  # the stream may have been given work with these buffers that no event tells of
+        except BaseException:  # the stream may use these buffers, and no event marks that
             with contextlib.suppress(CudaFailed), self._device.current():
                 self._device.driver.cuStreamSynchronize(stream)
             raise
 
     def close(self) -> None:
-        """Wait for what was launched, and give everything back; closing twice is fine."""
+        """Wait for all work, and free everything. Closing twice is fine."""
         owned, self._owned = self._owned, contextlib.ExitStack()
-        # Of work that failed its caller was told, and the GPU takes no more: not even memory back.
+        # a GPU that failed in an earlier call refuses even this
         with contextlib.suppress(CudaFailed), owned, contextlib.suppress(CudaFailed):
-            self._idle()
+            self._wait()
 
     def _layout(self, inputs: dict[str, tuple[int, ...]]) -> tuple[dict[str, DeviceArray], int]:
-        """Every buffer at its offset in one piece of memory, and the piece's bytes."""
+        """All buffers, with offsets as pointers, and their bytes together."""
         shape, outputs = self.shape, self._context.outputs
         low, words = outputs["features"][1:3], shape.words
         float32 = {
             **inputs, **outputs, "scores": (shape.batch, words, *low), "gram": (shape.batch, 5, *low),
         }  # fmt: skip
-        wanted: list[tuple[str, tuple[int, ...], str]] = [
+        buffers: list[tuple[str, tuple[int, ...], str]] = [
             ("tables", self._plan.tables.shape, "int32"),
             ("resized", (self._plan.workspace_bytes(shape.pictures),), "uint8"),
             *((name, edges, "float32") for name, edges in float32.items()),
@@ -226,20 +186,20 @@ class Path:
             ("activations", (max(1, self._context.workspace_bytes),), "uint8"),
         ]
         if shape.host:
-            wanted.append(("picture", (shape.pictures, *shape.picture, 3), "uint8"))
+            buffers.append(("picture", (shape.pictures, *shape.picture, 3), "uint8"))
         if shape.host and shape.size is not None:
-            wanted += [
+            buffers += [
                 ("labels", (shape.batch, *shape.size), "uint16"),
                 ("confidence", (shape.batch, *shape.size), "float32"),
             ]
         arrays, end = {}, 0
-        for name, edges, dtype in wanted:
+        for name, edges, dtype in buffers:
             array = DeviceArray(end, tuple(edges), dtype)
             arrays[name] = array
             end += -(-max(1, array.nbytes) // _ALIGNMENT) * _ALIGNMENT
         return arrays, end
 
-    def _allocated(self) -> Memory:
+    def _allocate(self) -> Memory:
         try:
             return Memory(self._device, self.bytes)
         except GpuMemoryShort as error:
@@ -252,22 +212,22 @@ class Path:
             ) from None
 
     def _forget(self) -> None:
-        """The graph; no launch of it may still be running."""
+        """Close the CUDA graph. No launch may be running."""
         graph, self._graph = self._graph, None
         if graph is not None:
             graph.close()
 
-    def _idle(self) -> None:
-        """Wait for what any stream was given with these buffers."""
+    def _wait(self) -> None:
+        """Wait for the work of all streams on these buffers."""
         self._event.hold(self._stream.handle)
         self._stream.wait()
 
     def _record(self) -> None:
-        """TensorRT asks for one call before this."""
+        """Record the steps. TensorRT needs a call before this."""
         if not self._machinery.engine.records:
             return
         stream = self._stream.handle
-        self._idle()
+        self._wait()
         if not self._ready:
             self._first_done()
         reason = self._machinery.not_recorded
@@ -275,7 +235,7 @@ class Path:
             reason = "the engine says that its work cannot be recorded"
         if not reason:
             try:
-                self._graph = Graph(self._device, stream, lambda: self._steps(stream))
+                self._graph = CudaGraph(self._device, stream, lambda: self._steps(stream))
             except FusionerError as error:
                 reason = str(error)
         if reason:
@@ -286,7 +246,7 @@ class Path:
         self._machinery.ready()
 
     def _launch(self, stream: int, picture: int) -> None:
-        """From the pictures at an address to scores and gram."""
+        """Enqueue the work from the pictures, at an address, to scores and gram."""
         self._calls += 1
         if self._calls == 2:
             self._record()
@@ -298,13 +258,13 @@ class Path:
             self._steps(stream)
 
     def _steps(self, stream: int) -> None:
-        """What is recorded: no address and no number in it changes from call to call."""
+        """Enqueue the steps that are recorded. Their addresses and numbers never change."""
         arrays = self.arrays
         with self._device.current():
             if self.shape.host:
-                to = arrays["picture"]
-                self._device.driver.cuMemcpyHtoDAsync(to.pointer, self._staged.pointer, to.nbytes, stream)
-                self._prepare(stream, to.pointer)
+                picture = arrays["picture"]
+                self._device.driver.cuMemcpyHtoDAsync(picture.pointer, self._staged.pointer, picture.nbytes, stream)
+                self._prepare(stream, picture.pointer)
             self._context.enqueue(stream)
             self._machinery.mask_head.maps(
                 arrays["features"], arrays["refined"], arrays["measured"], arrays["scores"], arrays["gram"],
@@ -319,16 +279,16 @@ class Path:
             arrays["pixels"].pointer, stream,
         )  # fmt: skip
 
-    def _downloaded(self, array: DeviceArray, stream: int) -> np.ndarray:
-        """A new array in host memory, filled when the stream gets there: page-locked, unless callers hold much of that."""
-        found = host_array(self._machinery.pinned, array.shape, array.dtype)
+    def _download(self, array: DeviceArray, stream: int) -> np.ndarray:
+        """A new host array, filled in the order of the stream. Page-locked, unless that memory is used up."""
+        result = host_array(self._machinery.pinned, array.shape, array.dtype)
         with self._device.current():
-            self._device.driver.cuMemcpyDtoHAsync(found.ctypes.data, array.pointer, array.nbytes, stream)
-        return found
+            self._device.driver.cuMemcpyDtoHAsync(result.ctypes.data, array.pointer, array.nbytes, stream)
+        return result
 
     def _aligned(self, array: DeviceArray, stream: int, stack: contextlib.ExitStack) -> DeviceArray:
-        """The array, or memory of its size where the kernels do not take its address."""
-        if array.pointer % _KERNELS_ALIGNMENT == 0:
+        """The array, or new memory of its size where the kernels do not accept its address."""
+        if array.pointer % ALIGNMENT == 0:
             return array
         memory = self._machinery.results.take(array.nbytes, stream)
         if memory is None:
@@ -346,7 +306,7 @@ class Path:
         array = np.ascontiguousarray(array, to.dtype)
         assert array.nbytes == to.nbytes
         with self._device.current():
-            # from pageable memory the call returns once the bytes are on their way from a copy of the driver's
+            # the driver copies pageable memory before the call returns
             self._device.driver.cuMemcpyHtoDAsync(
                 to.pointer, array.ctypes.data, array.nbytes, self._stream.handle if stream is None else stream
             )
@@ -357,7 +317,7 @@ class Path:
 
 
 class _Lent:
-    """Page-locked memory that numpy arrays look at; it goes back when the last of them is gone."""
+    """Page-locked memory of numpy arrays, given back with the last of them."""
 
     def __init__(self, pool: MemoryPool[PinnedArray], piece: PinnedArray) -> None:
         self._pool, self._piece = pool, piece
@@ -369,7 +329,7 @@ class _Lent:
 
 
 def host_array(pool: MemoryPool[PinnedArray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """A new array, in the pool's memory where it has some left; it may outlive the pool."""
+    """A new array, in the pool's memory if any is left. It may outlive the pool."""
     piece = pool.take(int(np.prod(shape)) * np.dtype(dtype).itemsize)
     if piece is None:
         return np.empty(shape, dtype)
@@ -377,7 +337,7 @@ def host_array(pool: MemoryPool[PinnedArray], shape: tuple[int, ...], dtype: str
 
 
 def not_recorded(reason: str) -> str:
-    """A note."""
+    """The note of a pipeline that is not recorded."""
     return f"CUDA graphs are not used, every step is launched by itself ({reason})"
 
 

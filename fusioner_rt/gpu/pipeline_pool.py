@@ -1,43 +1,43 @@
-"""Paths by shape, for many callers: each has one to itself while it runs, idle ones are kept, the least used go."""
+"""A pool of pipelines by shape. Each caller has one to itself; idle ones are kept, the least recently used are closed."""
 
 import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from ..errors import GpuMemoryShort, UsageError
-from .pipeline import Path, Shape
+from ..errors import GpuMemoryShort, session_closed
+from .pipeline import Pipeline, Shape
 
-MOST_PATHS = 16
+MAX_PIPELINES = 16
 
 
-class GpuPaths:
-    """Safe to share between threads. At most `most` paths exist; who finds all of them busy waits for one."""
+class PipelinePool:
+    """Threads may share one. At most `max_pipelines` exist; where all are busy, callers wait."""
 
-    def __init__(self, make: Callable[[Shape], Path], most: int = MOST_PATHS) -> None:
-        """make: a new path; may raise GpuMemoryShort, then idle paths are given back and it is asked again."""
-        self._make, self._most = make, most
-        self._idle: OrderedDict[int, Path] = OrderedDict()  # by identity, the least recently used first
+    def __init__(self, make: Callable[[Shape], Pipeline], max_pipelines: int = MAX_PIPELINES) -> None:
+        """make: a new pipeline. Where it raises GpuMemoryShort, an idle pipeline is closed and it is called again."""
+        self._make, self._max_pipelines = make, max_pipelines
+        self._idle: OrderedDict[int, Pipeline] = OrderedDict()  # by identity, the least recently used first
         self._busy = 0
-        self._hungry = 0  # of the busy, those that wait for memory
+        self._starved = 0  # busy ones that wait for memory
         self._closed = False
         self._change = threading.Condition()
         self.notes: list[str] = []
         self.made = 0
-        """How many paths were made since the start."""
+        """Number of pipelines made so far."""
 
     @contextlib.contextmanager
-    def path(self, shape: Shape) -> Iterator[Path]:
-        """A path for the shape, to oneself inside `with`. Raises UsageError once closed, and what making one raises.
+    def pipeline(self, shape: Shape) -> Iterator[Pipeline]:
+        """A pipeline for the shape, exclusive inside `with`, and closed where the block raises.
 
-        A path inside whose `with` something is raised is given back to the GPU.
+        Raises UsageError once closed, and the errors of `make`.
         """
-        path = self._take(shape)
+        pipeline = self._take(shape)
         try:
-            yield path
+            yield pipeline
         except BaseException:
             try:
-                path.close()
+                pipeline.close()
             finally:
                 with self._change:
                     self._busy -= 1
@@ -46,35 +46,35 @@ class GpuPaths:
         else:
             with self._change:
                 self._busy -= 1
-                if path.note and path.note not in self.notes:
-                    self.notes.append(path.note)
-                self._idle[id(path)] = path
+                if pipeline.note and pipeline.note not in self.notes:
+                    self.notes.append(pipeline.note)
+                self._idle[id(pipeline)] = pipeline
                 self._change.notify_all()
 
     def clear(self) -> None:
-        """Give the idle ones back."""
+        """Close the idle pipelines."""
         with self._change:
             while self._idle:
                 self._idle.popitem()[1].close()
 
     def close(self) -> None:
-        """Wait for paths in use, and give all back; closing twice is fine."""
+        """Wait for the pipelines in use, and close all. Closing twice is fine."""
         with self._change:
             self._closed = True
             self._change.wait_for(lambda: self._busy == 0)
         self.clear()
 
-    def _take(self, shape: Shape) -> Path:
+    def _take(self, shape: Shape) -> Pipeline:
         with self._change:
             while True:
                 if self._closed:
-                    raise UsageError("this session is closed", "open another")
-                for key, path in reversed(self._idle.items()):
-                    if path.shape == shape:
+                    raise session_closed()
+                for key, pipeline in reversed(self._idle.items()):
+                    if pipeline.shape == shape:
                         del self._idle[key]
                         self._busy += 1
-                        return path
-                if self._busy + len(self._idle) >= self._most:
+                        return pipeline
+                if self._busy + len(self._idle) >= self._max_pipelines:
                     if self._idle:
                         self._idle.popitem(last=False)[1].close()
                     else:
@@ -84,25 +84,25 @@ class GpuPaths:
                 break
         return self._new(shape)
 
-    def _new(self, shape: Shape) -> Path:
-        """Makes a path outside the lock, as TensorRT-RTX may compile for it; it is counted as busy already."""
+    def _new(self, shape: Shape) -> Pipeline:
+        """Make a pipeline outside the lock, as TensorRT-RTX may compile for it. It is counted as busy already."""
         while True:
             try:
-                path = self._make(shape)
+                pipeline = self._make(shape)
             except BaseException as error:
                 with self._change:
                     if isinstance(error, GpuMemoryShort):
                         if self._idle:
                             self._idle.popitem(last=False)[1].close()
                             continue
-                        if self._busy > self._hungry + 1:  # others will give memory back; the hungry ones hold none
-                            self._hungry += 1
+                        if self._busy > self._starved + 1:  # others will free memory; starved ones hold none
+                            self._starved += 1
                             self._change.wait()
-                            self._hungry -= 1
+                            self._starved -= 1
                             continue
                     self._busy -= 1
                     self._change.notify_all()
                 raise
             with self._change:
                 self.made += 1
-            return path
+            return pipeline

@@ -1,81 +1,23 @@
-"""Runs a bundle's ONNX graphs: the picture is prepared by Pillow, the mask head runs on the CPU.
+"""Runs a bundle's ONNX graphs. Pillow prepares the picture; the mask head runs on the CPU.
 
-On a CPU the picture goes through `image`, `fusion` and the decoder's graphs in turn, where the bundle has them; otherwise,
-and on a GPU, through `image_fusion`, which is all of them in one.
+The CPU backend runs `image`, `fusion` and the decoder's graphs in turn. The GPU backend runs `image_fusion`, which is all
+of them in one.
 """
 
-import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from ..bundle import Bundle, build_command
-from ..errors import GraphUnusable
+from ..bundle import Bundle
 from ..executor import Answer, Clock, Request, TextGraph, Waiting, untimed
-from .decoder import Decoder, graph_names, of_strips
-from .mask_head import MaskHead, cores
-from .runtime import Graph, OnnxRuntime
+from ..finite import check_finite
+from .decoder import Decoder, graph_names
+from .graphs import LoadedGraphs
+from .runtime import OnnxRuntime
 
 _Maps: TypeAlias = tuple[np.ndarray, np.ndarray]
-
-
-def _how(name: str) -> dict[str, Any]:
-    """Many small calls, made from threads of our own, want graphs of one thread; and float32 that is float32 (not TF32)."""
-    return {"threads": 1, "on_cpu": True} if name == "mask_tiles" or of_strips(name) else {}
-
-
-class LoadedGraphs:
-    """The graphs of a bundle, each loaded when first asked for, its bytes checked again then."""
-
-    def __init__(self, bundle: Bundle, runtime: OnnxRuntime) -> None:
-        self.bundle, self.runtime = bundle, runtime
-        self.graphs: dict[str, Graph] = {}
-        self._loading = threading.Lock()
-
-    def load_now(self, *names: str) -> None:
-        """Those checked a moment ago, when the bundle was opened."""
-        for name in names:
-            self.graphs[name] = self.runtime.load(self.bundle.graph(name), **_how(name))
-
-    def __call__(self, name: str) -> Graph:
-        """Raises BundleFileMissing, BundleFileAltered, GraphUnusable."""
-        with self._loading:
-            if name not in self.graphs:
-                path = self.bundle.graph(name)
-                content = self.bundle.read_again(path)
-                if weights := self.bundle.weights(name):
-                    self.bundle.read_again(weights)
-                self.graphs[name] = self.runtime.load(path, content, **_how(name))
-            return self.graphs[name]
-
-    def mask_head(self, threads: int | None) -> MaskHead:
-        """The mask head over these graphs."""
-
-        tiles = _Later(self, "mask_tiles") if "mask_tiles" in self.bundle.manifest["graphs"] else None
-        scores, labels, probabilities = (_Later(self, f"mask_{name}") for name in ("scores", "labels", "probabilities"))
-        return MaskHead(scores, labels, probabilities, tiles, threads or cores())
-
-    def close(self) -> None:
-        with self._loading:
-            self.graphs.clear()
-
-
-class _Later:
-    """A graph, found by its name whenever it is used: closing the graphs gives its memory back."""
-
-    def __init__(self, graphs: LoadedGraphs, name: str) -> None:
-        self._graphs, self._name = graphs, name
-
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._graphs(self._name)(inputs)
-
-    def channels(self, output: str) -> int:
-        return self._graphs(self._name).channels(output)
-
-    def fill(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        self._graphs(self._name).fill(inputs, outputs)
 
 
 class OnnxRuntimeExecutor:
@@ -85,23 +27,19 @@ class OnnxRuntimeExecutor:
         """backend: onnxruntime-cpu or onnxruntime-cuda. threads: per graph, by default one per core. note: for `notes`."""
         self._bundle, self.notes = bundle, [note] if note else []
         self._graphs = LoadedGraphs(bundle, OnnxRuntime(backend, threads))
-        self._in_parts = bundle.in_parts and backend == "onnxruntime-cpu"
-        decoder = graph_names(bundle.manifest["graphs"]) if self._in_parts else []
-        labels = "mask_tiles" if "mask_tiles" in bundle.manifest["graphs"] else "mask_labels"
+        self._in_parts = backend == "onnxruntime-cpu"
+        decoder = graph_names(bundle.graphs) if self._in_parts else []
         first = ["image", "fusion"] if self._in_parts else ["image_fusion"]
-        # the others wait until they are needed
-        self._graphs.load_now(*first, *(decoder or ["mask_scores"]), labels)
+        self._graphs.load_now(*first, *(decoder or ["mask_scores"]), "mask_tiles")
         self._mask_head = self._graphs.mask_head(threads)
-        self._decoder = (
-            Decoder([_Later(self._graphs, name) for name in decoder], self._mask_head.workers) if decoder else None
-        )
+        self._decoder = Decoder(list(map(self._graphs.later, decoder)), self._mask_head.workers) if decoder else None
 
     @property
-    def most(self) -> int:
+    def max_group(self) -> int:
         return self._bundle.batch.max
 
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
-        """(3, h, w) float32."""
+        """The network input (3, h, w) float32."""
         return self._bundle.preprocessing(rgb, input_size)
 
     def group(self, waiting: Waiting) -> Hashable:
@@ -110,23 +48,23 @@ class OnnxRuntimeExecutor:
     def text(self) -> TextGraph:
         return self._graphs("text")
 
-    def encode(self, group: Sequence[Waiting]) -> list[np.ndarray]:
-        """(h', w', c) float32 tokens each; or the prepared pictures, where image_fusion runs as a whole."""
+    def encode_pictures(self, group: Sequence[Waiting]) -> list[np.ndarray]:
+        """(h', w', c) float32 tokens each, or the prepared pictures where image_fusion runs as a whole."""
         if not self._in_parts:
-            return [one.prepared for one in group]
-        return [tokens.copy() for tokens in self._tokens(group, untimed)]  # which the others of a batch may outlive
+            return [waiting.prepared for waiting in group]
+        return [tokens.copy() for tokens in self._tokens(group, untimed)]  # a copy does not hold the whole batch
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
-        seen = self._seen(group, clock)
+        inputs = self._inputs(group, clock)
         fuse = self._fuse_jointly if request.mode == "joint" else self._fuse_independently
         answers = []
-        for index, maps in enumerate(fuse(seen, request.vectors, clock)):
+        for index, maps in enumerate(fuse(inputs, request.vectors, clock)):
             with clock("mask_head", index):
-                answers.append(resolve(self._mask_head, maps, group[index].size, request))
+                answers.append(self._mask_head.answer(*maps, group[index].size, request))
         return answers
 
     def maps(self, group: Sequence[Waiting], request: Request) -> list[_Maps]:
-        return self._fuse_jointly(self._seen(group, untimed), request.vectors, untimed)
+        return self._fuse_jointly(self._inputs(group, untimed), request.vectors, untimed)
 
     def close(self) -> None:
         self._graphs.close()
@@ -134,86 +72,65 @@ class OnnxRuntimeExecutor:
         if self._decoder is not None:
             self._decoder.close()
 
-    def _seen(self, group: Sequence[Waiting], clock: Clock) -> np.ndarray:
-        return self._tokens(group, clock) if self._in_parts else np.stack([one.prepared for one in group])
+    def _inputs(self, group: Sequence[Waiting], clock: Clock) -> np.ndarray:
+        """Tokens (B, h', w', c) or pixels (B, 3, h, w), whichever words are fused with."""
+        return self._tokens(group, clock) if self._in_parts else np.stack([waiting.prepared for waiting in group])
 
     def _tokens(self, group: Sequence[Waiting], clock: Clock) -> np.ndarray:
-        """(B, h', w', c): of those not yet encoded, from one run of the image graph."""
-        new = [index for index, one in enumerate(group) if not one.encoded]
-        tokens = [one.prepared for one in group]
+        """(B, h', w', c). One run of the image graph encodes the pictures that are not encoded yet."""
+        new = [index for index, waiting in enumerate(group) if not waiting.encoded]
+        tokens = [waiting.prepared for waiting in group]
         if new:
             with clock("image", *new):
-                found = self._graphs("image")({"pixels": np.stack([tokens[index] for index in new])})["tokens"]
+                encoded = self._graphs("image")({"pixels": np.stack([tokens[index] for index in new])})["tokens"]
             if len(new) == len(group):
-                return found
-            for index, one in zip(new, found, strict=True):
-                tokens[index] = one
+                return encoded
+            for index, picture_tokens in zip(new, encoded, strict=True):
+                tokens[index] = picture_tokens
         return np.stack(tokens)
 
-    def _fuse_jointly(self, seen: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
-        """seen: B pictures' tokens or pixels. Returns B pairs of scores (1, K, h', w') and gram (1, 5, h', w')."""
-        scores, gram = self._fuse(seen, np.repeat(vectors[None], len(seen), axis=0), clock)
-        return [(scores[index : index + 1], gram[index : index + 1]) for index in range(len(seen))]
+    def _fuse_jointly(self, inputs: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
+        """inputs: of B pictures. Returns B pairs of scores (1, K, h', w') and gram (1, 5, h', w')."""
+        scores, gram = self._fuse(inputs, np.repeat(vectors[None], len(inputs), axis=0), clock)
+        return [(scores[index : index + 1], gram[index : index + 1]) for index in range(len(inputs))]
 
-    def _fuse_independently(self, seen: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
-        """Every picture with each word alone. Returns B pairs of scores (K, 1, h', w') and gram (K, 5, h', w')."""
-        every, most = [], self._bundle.batch.max
-        for index in range(len(seen)):
+    def _fuse_independently(self, inputs: np.ndarray, vectors: np.ndarray, clock: Clock) -> list[_Maps]:
+        """Fuse each picture with each word alone. Returns B pairs of scores (K, 1, h', w') and gram (K, 5, h', w')."""
+        maps, batch = [], self._bundle.batch.max
+        for index in range(len(inputs)):
 
-            def of_this(stage: str, *members: int, index: int = index) -> AbstractContextManager[None]:
+            def picture_clock(stage: str, *members: int, index: int = index) -> AbstractContextManager[None]:
                 return clock(stage, index)
 
             parts = [
-                self._fuse(seen[index : index + 1], vectors[start : start + most, None], of_this)
-                for start in range(0, len(vectors), most)
+                self._fuse(inputs[index : index + 1], vectors[start : start + batch, None], picture_clock)
+                for start in range(0, len(vectors), batch)
             ]
-            every.append((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])))
-        return every
+            maps.append((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])))
+        return maps
 
-    def _fuse(self, seen: np.ndarray, words: np.ndarray, clock: Clock) -> _Maps:
-        """seen: tokens or pixels of P pictures, P = B or 1. words: (B, K, t). Returns scores and gram of B."""
+    def _fuse(self, inputs: np.ndarray, words: np.ndarray, clock: Clock) -> _Maps:
+        """inputs: of P pictures, P = B or 1. words: (B, K, t). Returns scores and gram of B."""
         if not self._in_parts:
             with clock("image_fusion"):
-                found = self._graphs("image_fusion")({"pixels": seen, "words": words})
+                outputs = self._graphs("image_fusion")({"pixels": inputs, "words": words})
             with clock("mask_head"):
-                return self._scored(found["features"], found["refined"])
+                return self._score(outputs["features"], outputs["refined"])
         with clock("fusion"):
-            found = self._graphs("fusion")({"tokens": seen, "words": words})
-        return self._maps(found["fused"], found["refined"], clock)
+            outputs = self._graphs("fusion")({"tokens": inputs, "words": words})
+        return self._decode(outputs["fused"], outputs["refined"], clock)
 
-    def _maps(self, fused: np.ndarray, refined: np.ndarray, clock: Clock) -> _Maps:
+    def _decode(self, fused: np.ndarray, refined: np.ndarray, clock: Clock) -> _Maps:
         """fused: (B, h, w, d). refined: (B, K, d). Returns scores (B, K, h', w') and gram (B, 5, h', w'), all float32."""
         if self._decoder is None:
             with clock("mask_head"):
-                return self._scored(fused, refined)
+                return self._score(fused, refined)
         with clock("decoder"):
             maps = self._decoder.maps(fused, refined)
             check_finite(self._bundle, *maps)
             return maps
 
-    def _scored(self, features: np.ndarray, refined: np.ndarray) -> _Maps:
+    def _score(self, features: np.ndarray, refined: np.ndarray) -> _Maps:
         scores, gram = self._mask_head.maps(features, refined)
         check_finite(self._bundle, scores, gram)
         return scores, gram
-
-
-def resolve(head: MaskHead, maps: _Maps, size: tuple[int, int], request: Request) -> Answer:
-    """Maps of one picture to labels; independent words are K pictures of one word each."""
-    labels_of = head.labels if request.mode == "joint" else head.independent_labels
-    labels, confidence = labels_of(*maps, size, request.threshold)
-    every = head.probabilities(*maps, size).reshape(-1, *size) if request.probabilities else None
-    return Answer(labels, confidence, every)
-
-
-def check_finite(bundle: Bundle, *arrays: np.ndarray) -> None:
-    """Raises GraphUnusable where a value is not finite."""
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise not_finite(bundle)
-
-
-def not_finite(bundle: Bundle) -> GraphUnusable:
-    return GraphUnusable(
-        f"computed values that are not finite, as {bundle.precision} may on some machines",
-        f"rebuild it without --fp16: {build_command(bundle.folder, precision='fp32')}",
-        subject=bundle.graph("image_fusion"),
-    )

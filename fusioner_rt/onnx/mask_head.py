@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import GraphUnusable, UsageError
+from ..executor import Answer, Request
 from ..pictures import PIXEL_LIMIT
 from . import mask_tiles
 from .mask_tiles import Run
@@ -54,18 +55,16 @@ class MaskHead:
     def __init__(
         self,
         scores: Run,
-        labels: Run,
+        tiles: Run,
         probabilities: Run,
-        tiles: Run | None = None,
         threads: int = 1,
         budget: int = BAND_BYTES,
     ) -> None:
-        """The graphs of a bundle: mask_scores, mask_labels, mask_probabilities and mask_tiles.
+        """The graphs of a bundle: mask_scores, mask_tiles and mask_probabilities.
 
-        Without mask_tiles, which older bundles lack, `labels` takes mask_labels by bands: the same but for rounding,
-        and slower. threads: how many run mask_tiles at once, all callers together; give it one thread of its own.
+        threads: how many run mask_tiles at once, all callers together; load it with one thread of its own.
         """
-        self._scores, self._labels, self._probabilities, self._tiles = scores, labels, probabilities, tiles
+        self._scores, self._tiles, self._probabilities = scores, tiles, probabilities
         self._budget = budget
         self.workers = Workers(threads, "mask-head")
 
@@ -95,16 +94,9 @@ class MaskHead:
         """
         size = _checked(scores, gram, size, pictures=1)
         _check_threshold(threshold)
-        if self._tiles:
-            return mask_tiles.resolve(
-                self._tiles, scores[0], gram[0], size, threshold, self.workers.run_all, threads=self.workers.threads
-            )
-        labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
-        limit = np.asarray(threshold, np.float32)
-        for first, last in self._bands(scores, size):
-            band = self._labels({**_band(scores, gram, size, first, last), "threshold": limit})
-            labels[first:last], confidence[first:last] = band["labels"][0], band["confidence"][0]
-        return labels, confidence
+        return mask_tiles.resolve(
+            self._tiles, scores[0], gram[0], size, threshold, self.workers.run_all, threads=self.workers.threads
+        )
 
     def probabilities(self, scores: np.ndarray, gram: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """scores: (B, K, h, w). gram: (B, 5, h, w). Returns (B, K, H, W) float32."""
@@ -136,6 +128,13 @@ class MaskHead:
             labels[first:last] = np.where(confidence[first:last] > np.float32(threshold), best + 1, 0)
         return labels, confidence
 
+    def answer(self, scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], request: Request) -> Answer:
+        """What a request asks for of one picture. Independent words are K pictures of one word each."""
+        labels_of = self.labels if request.mode == "joint" else self.independent_labels
+        labels, confidence = labels_of(scores, gram, size, request.threshold)
+        every = self.probabilities(scores, gram, size).reshape(-1, *size) if request.probabilities else None
+        return Answer(labels, confidence, every)
+
     def close(self) -> None:
         """End the threads that `labels` has started; another call would start new ones."""
         self.workers.close()
@@ -143,7 +142,9 @@ class MaskHead:
     def _band_probabilities(
         self, scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], first: int, last: int
     ) -> np.ndarray:
-        return self._probabilities(_band(scores, gram, size, first, last))["probabilities"]
+        rows = np.array((first, last), np.int64)
+        inputs = {"scores": scores, "gram": gram, "size": np.array(size, np.int64), "rows": rows}
+        return self._probabilities(inputs)["probabilities"]
 
     def _bands(self, scores: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
         pictures, words = scores.shape[:2]
@@ -207,12 +208,3 @@ def _sharpen(calm: np.ndarray) -> np.ndarray:
     """Probabilities at _CALM times the temperature to those at the temperature itself: sigmoid(_CALM * logit(p))."""
     with np.errstate(over="ignore", divide="ignore"):
         return 1 / (1 + ((1 - calm) / calm) ** _CALM)
-
-
-def _band(scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], first: int, last: int) -> dict[str, np.ndarray]:
-    return {
-        "scores": scores,
-        "gram": gram,
-        "size": np.array(size, np.int64),
-        "rows": np.array((first, last), np.int64),
-    }

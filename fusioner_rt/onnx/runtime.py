@@ -1,7 +1,7 @@
-"""Runs a bundle's graphs with ONNX Runtime, and says honestly on what they run.
+"""Runs a bundle's graphs with ONNX Runtime, without a silent fallback to the CPU.
 
-Its GPU package lists CUDA as available anywhere. Where driver or libraries are missing it then runs on the CPU unasked,
-and so it does for good after a run on the GPU has failed: both are refused here.
+onnxruntime-gpu lists CUDA as available on any machine. It falls back to the CPU where the driver or libraries are missing,
+and after a failed run on the GPU. Both are errors here.
 """
 
 import contextlib
@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import build_command
+from ..cures import CUDA_LIBRARIES, build_command
 from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, GraphUnusable, one_line
 from ..hardware import driver_missing
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-_CUDA_OPTIONS = {"use_tf32": "0"}  # float32 must be float32
+_CUDA_OPTIONS = {"use_tf32": "0"}  # TF32 would round float32 inputs
 
 
 def built_with_cuda() -> bool:
-    """The installed ONNX Runtime is the GPU's, whether it can run here or not."""
+    """Whether the installed ONNX Runtime was built with CUDA; it may still not run here."""
     try:
         import onnxruntime
     except ImportError:
@@ -34,24 +33,24 @@ def built_with_cuda() -> bool:
 
 
 def providers(name: str, available: list[str]) -> list[str]:
-    """Providers to ask ONNX Runtime for, best first.
+    """The providers of a backend, best first.
 
-    name: onnxruntime-cpu or onnxruntime-cuda. available: `onnxruntime.get_available_providers()`, what the installed
-    package was built with (which does not say that this machine can run it). Raises BackendUnavailable.
+    name: onnxruntime-cpu or onnxruntime-cuda. available: `onnxruntime.get_available_providers()`, which lists what the
+    package was built with, not what this machine can run. Raises BackendUnavailable.
     """
     if name == "onnxruntime-cpu":
         return [CPU]
     if CUDA not in available:
         raise BackendUnavailable(
             "the installed ONNX Runtime was built without CUDA",
-            f"replace it: pip uninstall onnxruntime && {_LIBRARIES}, or choose onnxruntime-cpu",
+            f"replace it: pip uninstall onnxruntime && {CUDA_LIBRARIES}, or choose onnxruntime-cpu",
             subject="backend onnxruntime-cuda",
         )
     return [CUDA, CPU]
 
 
 class OnnxRuntime:
-    """Loads graphs on one backend. Graphs may run in several threads at once."""
+    """Loads graphs on one backend. Threads may share a loaded graph."""
 
     def __init__(self, name: str, threads: int | None = None) -> None:
         """name: onnxruntime-cpu or onnxruntime-cuda. threads: CPU threads a graph may use, by default one per core.
@@ -59,7 +58,7 @@ class OnnxRuntime:
         Raises BackendUnavailable.
         """
         self._module = _module(
-            _LIBRARIES if name == "onnxruntime-cuda" else "pip install onnxruntime, or onnxruntime-gpu"
+            CUDA_LIBRARIES if name == "onnxruntime-cuda" else "pip install onnxruntime, or onnxruntime-gpu"
         )
         self._providers = providers(name, self._module.get_available_providers())
         self._threads = threads
@@ -76,23 +75,22 @@ class OnnxRuntime:
         self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False,
         stream: int | None = None,
     ) -> "Graph":  # fmt: skip
-        """A graph ready to run. content: the file's bytes, where the caller has read them; weights that lie apart are
-        looked for beside `path`. threads: other than the backend's. on_cpu: there, whatever the backend is. stream: of
-        CUDA, to which all its work is given. Raises GraphUnusable, and BackendUnavailable where CUDA was asked for and
-        does not start.
+        """Load a graph. content: the file's bytes, if already read; separate weights are read from the folder of `path`.
+        threads: instead of the backend's. on_cpu: load on the CPU in any case. stream: a CUDA stream for all work of the
+        graph. Raises GraphUnusable, and BackendUnavailable where CUDA does not start.
         """
         options = self._module.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised, in words of our own
+        options.log_severity_level = 4  # errors are raised, not logged
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        # Threads that spin until one graph has more work take the cores from the next graph's, and from other processes.
+        # spinning threads of one graph would take cores from the next graph and from other processes
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads or self._threads:
             options.intra_op_num_threads = threads or self._threads
         cuda = CUDA in self._providers and not on_cpu
-        own = {} if stream is None else {"user_compute_stream": str(stream)}
-        chosen: list[Any] = [(CUDA, {**_CUDA_OPTIONS, **own}), CPU] if cuda else [CPU]
+        stream_option = {} if stream is None else {"user_compute_stream": str(stream)}
+        chosen: list[Any] = [(CUDA, {**_CUDA_OPTIONS, **stream_option}), CPU] if cuda else [CPU]
         try:
-            # Without `enable_fallback=0` a failure of the GPU, here or in a later run, is printed and the CPU takes over.
+            # without enable_fallback=0 a failure on the GPU, here or in a run, moves the graph to the CPU
             session = self._module.InferenceSession(content or str(path), options, chosen, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions have no common base
             if cuda and self._loads_on_cpu(path, content):
@@ -107,7 +105,7 @@ class OnnxRuntime:
         return Graph(session, path, self._module)
 
     def _loads_on_cpu(self, path: Path, content: bytes | None) -> bool:
-        """The graph is not to blame."""
+        """Whether the graph itself can be loaded."""
         try:
             self.load(path, content, on_cpu=True)
         except GraphUnusable:
@@ -117,13 +115,13 @@ class OnnxRuntime:
     def _no_cuda(self, reason: str) -> BackendUnavailable:
         return BackendUnavailable(
             f"ONNX Runtime {self._module.__version__} could not start CUDA on this machine ({reason})",
-            f"check nvidia-smi, get CUDA's and cuDNN's libraries ({_LIBRARIES}), or choose onnxruntime-cpu",
+            f"check nvidia-smi, get CUDA's and cuDNN's libraries ({CUDA_LIBRARIES}), or choose onnxruntime-cpu",
             subject="backend onnxruntime-cuda",
         )
 
 
 class Graph:
-    """One loaded ONNX graph; call it with arrays by input name, get arrays by output name."""
+    """A loaded ONNX graph: called with arrays by input name, returns arrays by output name."""
 
     def __init__(self, session: Any, path: Path, module: Any) -> None:
         """module: onnxruntime."""
@@ -131,26 +129,23 @@ class Graph:
         self._outputs = {output.name: output.shape for output in session.get_outputs()}
 
     def channels(self, output: str) -> int:
-        """The last dimension of an output, where the graph fixes it."""
+        """The last dimension of an output, which the graph fixes."""
         return int(self._outputs[output][-1])
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raises GraphUnusable where the graph refuses the inputs or runs out of memory."""
+        """Raises GraphUnusable where the inputs do not fit or memory is short."""
         try:
             return dict(zip(self._outputs, self._session.run(list(self._outputs), dict(inputs)), strict=True))
         except Exception as error:
             raise self._failed(inputs, error) from None
 
     def fill(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        """Write the outputs into arrays of their shapes, contiguous as the inputs are to be. For graphs on the CPU.
-
-        Raises GraphUnusable.
-        """
+        """Run on the CPU and write the outputs into the arrays given. All arrays are contiguous. Raises GraphUnusable."""
         try:
             binding = self._session.io_binding()
             for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
                 for name, array in arrays.items():
-                    if not array.flags.c_contiguous:  # its memory is handed over as it lies
+                    if not array.flags.c_contiguous:  # ONNX Runtime reads its memory as contiguous
                         raise ValueError(f"{name} is not contiguous")
                     bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
             self._session.run_with_iobinding(binding)
@@ -158,7 +153,7 @@ class Graph:
             raise self._failed({**inputs, **outputs}, error) from None
 
     def output_shapes(self, inputs: Mapping[str, DeviceArray]) -> dict[str, tuple[int, ...]]:
-        """Found by a run. inputs: in the GPU's memory, whatever they hold. Raises GraphUnusable."""
+        """Output shapes, found by a run. inputs: in GPU memory, of any content. Raises GraphUnusable."""
         try:
             binding = self._bound(inputs, {})
             for name in self._outputs:
@@ -171,9 +166,9 @@ class Graph:
             raise self._failed(inputs, error) from None
 
     def on_gpu(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Callable[[], None]:
-        """A call that gives the graph's work on these arrays to its stream, and returns. Raises GraphUnusable."""
+        """A function that enqueues the graph on its stream, with these arrays. Raises GraphUnusable, as it does."""
         options = self._module.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the stream's reader waits
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # readers of the stream wait
         try:
             binding = self._bound(inputs, outputs)
         except Exception as error:
@@ -204,14 +199,14 @@ class Graph:
 
 
 def _module(install: str) -> Any:
-    """ONNX Runtime's. install: the command that brings it. Raises BackendUnavailable."""
+    """Import ONNX Runtime. install: the command for the error's cure. Raises BackendUnavailable."""
     try:
         import onnxruntime
-    except Exception as error:  # an ImportError, or whatever a broken installation raises
+    except Exception as error:  # an ImportError, or any error of a broken installation
         raise BackendUnavailable(
             f"ONNX Runtime cannot be loaded ({one_line(error)})", f"install it: {install}"
         ) from None
-    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two packages was removed
+    if not hasattr(onnxruntime, "InferenceSession"):  # what remains after removing one of two packages
         raise BackendUnavailable(
             "ONNX Runtime is installed in part",
             "remove what is left and install one of its packages: pip uninstall onnxruntime "
@@ -221,15 +216,15 @@ def _module(install: str) -> Any:
 
 
 def _load_cuda_libraries(module: ModuleType) -> None:
-    """Those that pip installed beside ONNX Runtime, which does not look for them there by itself."""
+    """Load CUDA's libraries from pip packages, where ONNX Runtime does not look."""
     beside = Path(str(module.__file__)).parents[1] / "nvidia"
     if hasattr(module, "preload_dlls") and beside.is_dir():
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+        with contextlib.redirect_stdout(sys.stderr):  # it prints missing libraries
             module.preload_dlls()
 
 
 def _missing_library(module: ModuleType) -> str:
-    """Which library its CUDA part does not find. Asked after ONNX Runtime has tried: loaded before, it would not work."""
+    """The library that ONNX Runtime's CUDA provider does not find. Call after ONNX Runtime has tried to load it."""
     part = Path(str(module.__file__)).parent / "capi" / "libonnxruntime_providers_cuda.so"
     if part.is_file():
         try:

@@ -1,4 +1,4 @@
-"""Threads that share the work of one call."""
+"""A thread pool for the tasks of a call."""
 
 import os
 import threading
@@ -10,18 +10,18 @@ Task = TypeVar("Task")
 
 
 class Workers:
-    """Started at the first call that needs them. Threads may share one; a forked process starts its own."""
+    """A pool of threads, started on first use. Threads may share one; a forked process starts its own."""
 
     def __init__(self, threads: int, name: str) -> None:
-        """threads: how many tasks run at once, of all callers together."""
+        """threads: tasks that run at once, of all callers together."""
         self.threads = threads
         self._name = name
         self._pool: ThreadPoolExecutor | None = None
-        self._process = 0  # whose threads the pool's are: a forked process inherits none
+        self._process = 0  # that the pool's threads belong to: a fork inherits none
         self._starting = threading.Lock()
 
     def run_all(self, function: Callable[[Task], None], tasks: Sequence[Task]) -> None:
-        """Call the function with each task and return when all are done. Raises what a task raised."""
+        """Call the function with each task and wait for all. Raises the error of a task."""
         if self.threads == 1 or len(tasks) < 2:
             for task in tasks:
                 function(task)
@@ -29,12 +29,12 @@ class Workers:
         with self._starting:
             if self._pool is None or self._process != os.getpid():
                 self._pool, self._process = ThreadPoolExecutor(self.threads, self._name), os.getpid()
-            done = self._pool.map(function, tasks)  # begun before another thread's `close`, they are finished
+            done = self._pool.map(function, tasks)  # `close` in another thread lets them finish
         for _ in done:
             pass
 
     def close(self) -> None:
-        """End the threads; another call would start new ones."""
+        """End the threads. Another call starts new ones."""
         with self._starting:
             pool, self._pool = self._pool, None
         if pool is not None and self._process == os.getpid():

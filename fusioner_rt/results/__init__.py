@@ -1,1 +1,1 @@
-"""What a session returns, and the forms it is shown and kept in: overlay, COCO, run lengths."""
+"""`Segmentation` and its output forms: overlay, COCO, files."""

@@ -16,14 +16,15 @@ def annotations(
     labels: (H, W) uint16, n = word n. scores: (K,). bbox is x, y, width, height and area counts pixels.
     """
     height, width = labels.shape
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for index in np.flatnonzero(np.bincount(labels.ravel(), minlength=len(words) + 1)[1:]).tolist():
         mask = labels == index + 1
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        counts = rle.encode(mask)
-        found.append(
+        x, y = int(columns[0]), int(rows[0])
+        counts = rle.run_lengths(mask)
+        entries.append(
             {
-                "id": first_id + len(found),
+                "id": first_id + len(entries),
                 "image_id": image_id,
                 "category_id": index + 1,
                 "category": words[index],
@@ -31,25 +32,23 @@ def annotations(
                     "size": [height, width],
                     "counts": rle.compress(counts) if compressed else counts,
                 },
-                "bbox": [
-                    int(columns[0]),
-                    int(rows[0]),
-                    int(columns[-1] - columns[0]) + 1,
-                    int(rows[-1] - rows[0]) + 1,
-                ],
+                "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
                 "area": int(mask.sum()),
                 "score": round(float(scores[index]), 6),
                 "iscrowd": 0,
             }
         )
-    return found
+    return entries
 
 
-def document(images: Sequence[dict[str, Any]], words: Sequence[str], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A whole COCO file: images, categories (one per word, absent ones too) and annotations."""
+def document(
+    images: Sequence[dict[str, Any]], words: Sequence[str], entries: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of a COCO file: images, categories (one per word) and annotations."""
     categories = [{"id": number, "name": word} for number, word in enumerate(words, start=1)]
-    return {"images": list(images), "categories": categories, "annotations": list(found)}
+    return {"images": list(images), "categories": categories, "annotations": list(entries)}
 
 
 def image_entry(image_id: int, height: int, width: int, file_name: str) -> dict[str, Any]:
+    """One of a COCO file's `images`."""
     return {"id": image_id, "width": width, "height": height, "file_name": file_name}

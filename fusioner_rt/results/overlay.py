@@ -1,4 +1,4 @@
-"""A picture with its words painted on and a legend below, for people to look at."""
+"""Draws a picture with coloured masks and a legend below."""
 
 import bisect
 import math
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
 OPACITY = 0.5
-SMALLEST = 320  # pixels: smaller pictures are enlarged so that there is something to look at
-MOST_ABSENT = 6  # words without pixels are listed in grey up to this many
-MOST_LISTED = 40
-_PAPER, _INK, _FAINT = (24, 26, 31), (236, 238, 242), (128, 133, 143)
+MIN_EDGE = 320  # pixels; smaller pictures are enlarged
+MAX_ABSENT = 6  # words without pixels in the legend
+MAX_LISTED = 40  # words with pixels in the legend
+_BACKGROUND, _TEXT, _GREY = (24, 26, 31), (236, 238, 242), (128, 133, 143)
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "DejaVuSans.ttf", "NotoSans-Regular.ttf")
 
 
@@ -36,8 +36,8 @@ def draw_overlay(picture: np.ndarray, labels: np.ndarray, words: Sequence[str], 
     """
     palette = colours(len(words))
     painted = _paint(picture, labels, palette)
-    unit = math.sqrt(painted.width * painted.height)
-    legend = _legend(max(painted.width, SMALLEST), max(14, round(unit / 34)), words, shares, palette)
+    side = math.sqrt(painted.width * painted.height)
+    legend = _legend(max(painted.width, MIN_EDGE), max(14, round(side / 34)), words, shares, palette)
     return _stack(painted, legend)
 
 
@@ -45,17 +45,17 @@ def _paint(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> "Ima
     from PIL import Image
 
     height, width = labels.shape
-    enlarge = max(1, math.ceil(SMALLEST / max(height, width)))
+    enlarge = max(1, math.ceil(MIN_EDGE / max(height, width)))
     if enlarge > 1:
         labels = labels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
     size = (width * enlarge, height * enlarge)
-    seen = Image.fromarray(picture)
-    if seen.size != size:
-        seen = seen.resize(size, Image.Resampling.NEAREST if enlarge > 1 else Image.Resampling.BICUBIC)
+    image = Image.fromarray(picture)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.NEAREST if enlarge > 1 else Image.Resampling.BICUBIC)
 
     tint = Image.fromarray(np.concatenate((np.zeros((1, 3), np.uint8), palette))[labels])
-    covered = Image.fromarray((labels > 0).astype(np.uint8) * 255)
-    painted = Image.composite(Image.blend(seen, tint, OPACITY), seen, covered)
+    foreground = Image.fromarray((labels > 0).astype(np.uint8) * 255)
+    painted = Image.composite(Image.blend(image, tint, OPACITY), image, foreground)
     bright = Image.blend(tint, Image.new("RGB", size, (255, 255, 255)), 0.25)
     contour = Image.fromarray(_contour(labels, max(1, round(min(size) / 400))).astype(np.uint8) * 255)
     return Image.composite(bright, painted, contour)
@@ -94,18 +94,18 @@ def _legend(width: int, text_size: int, words: Sequence[str], shares: np.ndarray
         rows[-1].append(entry)
         used += entry.width + text_size * 3 // 2
 
-    strip = Image.new("RGB", (width, 2 * pad + line * len(rows) - (line - text_size)), _PAPER)
+    strip = Image.new("RGB", (width, 2 * pad + line * len(rows) - (line - text_size)), _BACKGROUND)
     draw = ImageDraw.Draw(strip)
     for number, row in enumerate(rows):
         x, middle = pad, pad + number * line + text_size // 2
         for entry in row:
             box = (x, middle - swatch // 2, x + swatch, middle - swatch // 2 + swatch)
             if entry.colour is None:
-                draw.rounded_rectangle(box, swatch // 4, outline=_FAINT)
+                draw.rounded_rectangle(box, swatch // 4, outline=_GREY)
             else:
                 draw.rounded_rectangle(box, swatch // 4, fill=entry.colour)
-            ink = _FAINT if entry.colour is None else _INK
-            draw.text((x + swatch + gap, middle), entry.text, fill=ink, font=font, anchor="lm")
+            fill = _GREY if entry.colour is None else _TEXT
+            draw.text((x + swatch + gap, middle), entry.text, fill=fill, font=font, anchor="lm")
             x += entry.width + text_size * 3 // 2
     return strip
 
@@ -113,24 +113,24 @@ def _legend(width: int, text_size: int, words: Sequence[str], shares: np.ndarray
 def _lines(
     words: Sequence[str], shares: np.ndarray, palette: np.ndarray
 ) -> list[tuple[str, tuple[int, int, int] | None]]:
-    """What the legend says, the largest share first, words without pixels last and without a colour."""
+    """Texts and colours of the legend, the largest share first; words without pixels last, without a colour."""
     order = sorted(range(len(words)), key=lambda index: -shares[index])
     found = [index for index in order if shares[index] > 0]
     absent = [index for index in order if shares[index] == 0]
     lines: list[tuple[str, tuple[int, int, int] | None]] = []
-    for index in found[:MOST_LISTED]:
+    for index in found[:MAX_LISTED]:
         red, green, blue = (int(channel) for channel in palette[index])
         lines.append((f"{words[index]} {percent(shares[index])}", (red, green, blue)))
-    if len(found) > MOST_LISTED:
-        lines.append((f"and {len(found) - MOST_LISTED} more", None))
-    lines += [(f"{words[index]} 0%", None) for index in absent[:MOST_ABSENT]]
-    if len(absent) > MOST_ABSENT:
-        lines.append((f"{len(absent) - MOST_ABSENT} more not found", None))
+    if len(found) > MAX_LISTED:
+        lines.append((f"and {len(found) - MAX_LISTED} more", None))
+    lines += [(f"{words[index]} 0%", None) for index in absent[:MAX_ABSENT]]
+    if len(absent) > MAX_ABSENT:
+        lines.append((f"{len(absent) - MAX_ABSENT} more not found", None))
     return lines
 
 
 def percent(share: float) -> str:
-    """A share of 0..1 for people: never 0% for something that is there."""
+    """A share of 0..1 as text; a positive share is never 0%."""
     if 0 < share < 0.001:
         return "<0.1%"
     return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
@@ -141,17 +141,17 @@ def _shorten(text: str, font: "FreeTypeFont | ImageFont", width: int) -> str:
         return text
     head, _, share = text.rpartition(" ")
 
-    def needed(kept: int) -> int:
-        return math.ceil(font.getlength(f"{head[:kept]}... {share}"))
+    def width_of(characters: int) -> int:
+        return math.ceil(font.getlength(f"{head[:characters]}... {share}"))
 
-    fits = bisect.bisect_right(range(1, len(head) + 1), width, key=needed)
+    fits = bisect.bisect_right(range(1, len(head) + 1), width, key=width_of)
     return f"{head[:fits]}... {share}"
 
 
 def _font(size: int, text: str) -> "FreeTypeFont | ImageFont":
     from PIL import ImageFont
 
-    if any(ord(character) > 0x24F for character in text):  # beyond Latin: Pillow's own font has no such letters
+    if any(ord(character) > 0x24F for character in text):  # Pillow's own font has Latin letters only
         for name in _WIDE_FONTS:
             try:
                 return ImageFont.truetype(name, size)
@@ -164,7 +164,7 @@ def _stack(painted: "Image", legend: "Image") -> "Image":
     from PIL import Image
 
     width = max(painted.width, legend.width)
-    whole = Image.new("RGB", (width, painted.height + legend.height), _PAPER)
+    whole = Image.new("RGB", (width, painted.height + legend.height), _BACKGROUND)
     whole.paste(painted, ((width - painted.width) // 2, 0))
     whole.paste(legend, (0, painted.height))
     return whole

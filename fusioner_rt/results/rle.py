@@ -1,9 +1,9 @@
-"""Run-length encoding of masks as COCO defines it: runs down the columns, the first one of zeros."""
+"""Run-length encoding of masks as COCO defines it: runs down the columns, starting with zeros."""
 
 import numpy as np
 
 
-def encode(mask: np.ndarray) -> list[int]:
+def run_lengths(mask: np.ndarray) -> list[int]:
     """mask: (H, W) bool. Returns the lengths of alternating runs of 0 and 1, column by column, starting with 0."""
     flat = np.asarray(mask, bool).ravel(order="F")
     if not flat.size:
@@ -14,41 +14,19 @@ def encode(mask: np.ndarray) -> list[int]:
     return [0, *counts] if flat[0] else counts
 
 
-def decode(counts: list[int], height: int, width: int) -> np.ndarray:
-    """The (H, W) bool mask. Raises ValueError where the runs do not fill it."""
-    if sum(counts) != height * width:
-        raise ValueError(f"the runs cover {sum(counts)} pixels, the mask has {height}x{width}")
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape((height, width), order="F")
-
-
 def compress(counts: list[int]) -> str:
-    """COCO's text form: from the fourth on a run is written as its difference to the run two before; every number in
-    groups of five bits, lowest first, a sixth bit saying that more follow, as one character from '0' on."""
+    """COCO's text form of run lengths.
+
+    From the fourth on, a run is its difference to the run two before. A number is groups of five bits, lowest first; a
+    sixth bit tells that more follow. A group is one character, from '0' on.
+    """
     text = []
     for index, count in enumerate(counts):
         value = count - counts[index - 2] if index > 2 else count
         more = True
         while more:
-            group = value & 31
-            value >>= 5
-            # Done when what remains is the sign that bit 4 of this group already shows.
+            group, value = value & 31, value >> 5
+            # the last group when bit 4 already shows the sign of the rest
             more = value != (-1 if group & 16 else 0)
             text.append(chr(48 + (group | 32 if more else group)))
     return "".join(text)
-
-
-def decompress(text: str) -> list[int]:
-    """The runs behind `compress`."""
-    counts: list[int] = []
-    value, shift = 0, 0
-    for character in text:
-        group = ord(character) - 48
-        value |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            if group & 16:
-                value -= 1 << shift
-            counts.append(value + counts[-2] if len(counts) > 2 else value)
-            value, shift = 0, 0
-    return counts

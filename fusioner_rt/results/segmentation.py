@@ -1,4 +1,4 @@
-"""What `Session.segment` returns."""
+"""`Segmentation`, the result of `Session.segment`."""
 
 import json
 import os
@@ -19,24 +19,22 @@ if TYPE_CHECKING:
 STAGES = (
     "decode", "preprocess", "text", "image", "fusion", "decoder", "image_fusion", "mask_head", "total",
 )  # fmt: skip
-_ROWS = 1 << 20  # pixels summed at a time: statistics should not cost more memory than the map
+_CHUNK = 1 << 20  # pixels summed at a time, to bound memory
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """One picture and K words.
 
-    words: the K words, in the order asked for.
+    words: the K words, in the order given.
     labels: (H, W) uint16; 0 = background, n = words[n - 1].
-    confidence: (H, W) float32; the probability of the best word at each pixel, also where it stayed below the
-        threshold and the pixel is background.
-    probabilities: (K, H, W) float32 where `segment(..., probabilities=True)` asked for them, else None.
-    picture: (H', W', 3) uint8 RGB, the picture as decoded, at its own size.
+    confidence: (H, W) float32; the probability of the best word at each pixel, background pixels included.
+    probabilities: (K, H, W) float32 with `segment(..., probabilities=True)`, else None.
+    picture: (H', W', 3) uint8 RGB, as decoded, at its own size.
     timing: milliseconds per stage: decode, preprocess, text, image, fusion, decoder, image_fusion, mask_head, and total,
-        their sum. What a backend runs as a whole counts as image_fusion, and then image, fusion and decoder are 0; of
-        those that run the three, image_fusion is. Work done for several pictures at once is divided evenly among them.
-        TensorRT backends prepare the picture, fuse and resolve the masks in one launch, which counts as image_fusion. An
-        encoded picture's decode, preprocess and image are 0.
+        their sum. A backend runs either image, fusion and decoder, or image_fusion; the other times are 0. Work on
+        several pictures at once is divided evenly among them. TensorRT backends prepare the picture, fuse and resolve the
+        masks in one launch, which counts as image_fusion. An encoded picture's decode, preprocess and image are 0.
     """
 
     words: tuple[str, ...]
@@ -61,7 +59,7 @@ class Segmentation:
 
     @cached_property
     def shares(self) -> np.ndarray:
-        """(K,) float64: the part of the picture each word covers, 0..1."""
+        """(K,) float64: each word's share of the pixels, 0..1."""
         return self._per_word[0] / self.labels.size
 
     @cached_property
@@ -70,14 +68,14 @@ class Segmentation:
         bins = len(self.words) + 1
         totals = np.zeros((2, bins))
         labels, confidence = self.labels.ravel(), self.confidence.ravel()
-        for start in range(0, labels.size, _ROWS):
-            part = labels[start : start + _ROWS]
+        for start in range(0, labels.size, _CHUNK):
+            part = labels[start : start + _CHUNK]
             totals[0] += np.bincount(part, minlength=bins)
-            totals[1] += np.bincount(part, weights=confidence[start : start + _ROWS], minlength=bins)
+            totals[1] += np.bincount(part, weights=confidence[start : start + _CHUNK], minlength=bins)
         return totals[0, 1:], totals[1, 1:]
 
     def overlay(self) -> "Image":
-        """A Pillow RGB image: the picture at the label map's size, words painted on, a legend below."""
+        """A Pillow RGB image: the picture at the label map's size with coloured masks and a legend below."""
         from .overlay import draw_overlay
 
         return draw_overlay(self.picture, self.labels, self.words, self.shares)
@@ -102,12 +100,12 @@ class Segmentation:
         return coco.annotations(self.labels, self.words, self.scores, image_id, first_id, compressed)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one file, whole or not at all; the name says what.
+        """Write one file atomically. Its suffix chooses the content.
 
         .png           the label map; pixel value n is words[n - 1]
         .jpg .webp     the overlay; also .overlay.png
         .json          COCO, masks compressed
-        .npz           labels, confidence, words, scores, and probabilities where there are any
+        .npz           labels, confidence, words, scores, and probabilities if any
         Returns the path. Raises OutputUnwritable, its kind OverlayTooLarge, and UsageError for any other name.
         """
         path = Path(path)
@@ -123,8 +121,8 @@ class Segmentation:
         elif suffix == ".json":
             height, width = self.labels.shape
             image = coco.image_entry(1, height, width, path.stem)
-            whole = coco.document([image], self.words, self.to_coco(compressed=True))
-            write_result(path, lambda stream: stream.write(json.dumps(whole).encode()))
+            document = coco.document([image], self.words, self.to_coco(compressed=True))
+            write_result(path, lambda stream: stream.write(json.dumps(document).encode()))
         elif suffix == ".npz":
             write_result(path, self._write_npz)
         else:
@@ -137,15 +135,11 @@ class Segmentation:
         return path
 
     def _write_npz(self, stream: IO[bytes]) -> None:
-        arrays = {
-            "labels": self.labels,
-            "confidence": self.confidence,
-            "words": np.array(self.words),
-            "scores": self.scores,
-        }
-        if self.probabilities is not None:
-            arrays["probabilities"] = self.probabilities
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        probabilities = {} if self.probabilities is None else {"probabilities": self.probabilities}
+        np.savez_compressed(
+            stream, labels=self.labels, confidence=self.confidence, words=np.array(self.words), scores=self.scores,
+            **probabilities,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         from .overlay import percent

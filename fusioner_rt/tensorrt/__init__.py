@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: which plan loads here, and a loaded one as an engine of `fusioner_rt.gpu`."""
+"""TensorRT and TensorRT-RTX: the choice of a plan, and a loaded plan as an engine of `fusioner_rt.gpu`."""

@@ -1,4 +1,4 @@
-"""A loaded TensorRT plan: its tensors held against the manifest, its profiles, and contexts for shapes."""
+"""A loaded TensorRT plan: its tensors, profiles and contexts."""
 
 import contextlib
 import threading
@@ -9,32 +9,34 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import GpuMemoryShort, PlanUnusable, SizeOutsideProfile, UsageError, one_line
+from ..cures import plans_command, plans_for_this_gpu
+from ..errors import GpuMemoryShort, PlanUnusable, SizeOutsideProfile, one_line, session_closed
 from ..gpu.driver import Device, Memory, Stream
-from ..plans import FLAVOURS, Plan, for_this_gpu
-from . import versions as library
+from ..plans import FLAVOURS, Plan
+from . import versions
+from .runtime_cache import RuntimeCache
 
 Shapes = Mapping[str, tuple[int, ...]]
-_KEPT = 16  # contexts given back
-_RESERVE = 256 << 20  # bytes beside a plan's weights, for what TensorRT and its context take
+_MAX_IDLE = 16  # contexts kept for reuse
+_RESERVE = 256 << 20  # bytes for TensorRT and a context, besides the plan
 
 
 class EngineContext:
-    """One context with its shapes set. workspace_bytes: device memory it works in, given to `place`.
+    """A context with its shapes set. workspace_bytes: device memory for `place`. inputs, outputs: shapes by name.
 
-    inputs, outputs: shapes by name. Used by one thread at a time.
+    One thread uses it at a time.
     """
 
     def __init__(
-        self, context: Any, kept: Any, name: str, inputs: Shapes, outputs: Shapes, workspace_bytes: int
+        self, context: Any, config: Any, name: str, inputs: Shapes, outputs: Shapes, workspace_bytes: int
     ) -> None:
-        """kept: what must live as long as the context."""
-        self._context, self._kept, self._name = context, kept, name
+        """config: must live as long as the context. name: for messages."""
+        self._context, self._config, self._name = context, config, name
         self.inputs = dict(inputs)
         self.outputs, self.workspace_bytes = outputs, workspace_bytes
 
     def place(self, pointers: Mapping[str, int], workspace: int) -> None:
-        """Where inputs, outputs and workspace lie in device memory, a multiple of 256 each. Raises PlanUnusable."""
+        """Set the addresses of inputs, outputs and workspace, multiples of 256. Raises PlanUnusable."""
         for tensor, pointer in pointers.items():
             if not self._context.set_tensor_address(tensor, pointer):
                 raise PlanUnusable(f"TensorRT does not take the address of {tensor}", subject=self._name)
@@ -42,47 +44,47 @@ class EngineContext:
             self._context.set_device_memory(workspace, self.workspace_bytes)
 
     def recordable(self, stream: int) -> bool:
-        """Whether TensorRT lets its work on the stream be recorded, as far as it tells."""
-        return library.recordable(self._context, stream)
+        """Whether TensorRT allows recording its work on the stream."""
+        return versions.recordable(self._context, stream)
 
     def enqueue(self, stream: int) -> None:
-        """Returns at once, the stream does the work. Raises PlanUnusable."""
+        """Enqueue one run on the stream. Raises PlanUnusable."""
         if not self._context.execute_async_v3(stream):
             raise PlanUnusable("TensorRT could not run it", subject=self._name)
 
 
 @dataclass(frozen=True)
 class Range:
-    """What one profile allows of an input: least and most along every axis."""
+    """The shapes of an input that a profile allows: minimum and maximum of each axis."""
 
-    least: tuple[int, ...]
-    most: tuple[int, ...]
+    min: tuple[int, ...]
+    max: tuple[int, ...]
 
     def holds(self, shape: Sequence[int]) -> bool:
-        return len(shape) == len(self.least) and all(
-            low <= length <= high for low, length, high in zip(self.least, shape, self.most, strict=True)
+        return len(shape) == len(self.min) and all(
+            low <= length <= high for low, length, high in zip(self.min, shape, self.max, strict=True)
         )
 
     def __str__(self) -> str:
         return "x".join(
-            str(low) if low == high else f"{low}..{high}" for low, high in zip(self.least, self.most, strict=True)
+            str(low) if low == high else f"{low}..{high}" for low, high in zip(self.min, self.max, strict=True)
         )
 
 
 class Engine:
-    """A plan on a GPU. Threads may share it, each with contexts of its own.
+    """A plan on a GPU. Threads may share it, each with its own contexts.
 
-    profiles: ranges by input, in the plan's order. note: what TensorRT has against the plan, though it runs, or None.
+    profiles: ranges by input, in the plan's order. note: TensorRT's warning about the plan, or None.
     Raises PlanUnusable, GpuMemoryShort, PlanForAnotherGpu, PlanForAnotherVersion.
     """
 
     records = True
 
-    def __init__(self, bundle: Bundle, plan: Plan, device: Device, cache: "library.RuntimeCache | None" = None) -> None:
-        """cache: what TensorRT-RTX compiled earlier, for the GPU it runs on."""
+    def __init__(self, bundle: Bundle, plan: Plan, device: Device, cache: RuntimeCache | None = None) -> None:
+        """cache: of kernels that TensorRT-RTX compiles."""
         self.plan, self._device, self._bundle = plan, device, bundle
-        self._trt = library.load(plan.flavour)
-        self._log = library.error_log(self._trt)
+        self._trt = versions.load(plan.flavour)
+        self._log = versions.error_log(self._trt)
         self._cache = cache
         self._making = threading.Lock()
         self._idle: list[EngineContext] = []
@@ -96,7 +98,7 @@ class Engine:
         content = bundle.read_again(plan.file) or plan.file.read_bytes()
         with device.current():
             self._runtime = self._trt.Runtime(self._log.logger)
-            self.note = library.check_plan(
+            self.note = versions.check_plan(
                 self._trt, self._runtime, content, str(plan.file), self._rebuild(), self._for_this_gpu()
             )
             if self.note:
@@ -117,12 +119,12 @@ class Engine:
             for index in range(self._engine.num_optimization_profiles)
         ]
 
-    def most(self, name: str) -> int:
-        """The largest first dimension of an input that any profile allows."""
-        return max(ranges[name].most[0] for ranges in self.profiles)
+    def max_batch(self, name: str) -> int:
+        """The maximum first dimension of an input over all profiles."""
+        return max(ranges[name].max[0] for ranges in self.profiles)
 
     def profile(self, shapes: Shapes) -> int:
-        """The first profile that holds the shapes of all inputs. Raises SizeOutsideProfile."""
+        """Index of the first profile that allows all shapes. Raises SizeOutsideProfile."""
         for index, ranges in enumerate(self.profiles):
             if all(ranges[name].holds(shape) for name, shape in shapes.items()):
                 return index
@@ -130,23 +132,23 @@ class Engine:
         built = " or ".join(", ".join(f"{name} {span}" for name, span in ranges.items()) for ranges in self.profiles)
         raise SizeOutsideProfile(
             f"was asked for {asked}, and was built for {built}",
-            f"build it with a wider profile: {self._bundle.plans_command(self.plan.flavour, profiles='any-size')}",
+            f"build it with a wider profile: {plans_command(self._bundle.folder, self.plan.flavour, profiles='any-size')}",
             subject=self.plan.file,
         )
 
     def context(self, shapes: Shapes, stream: int) -> EngineContext:
-        """A context for these input shapes, new or given back; `stream` may be given work for it.
+        """A context for these input shapes, new or reused. May enqueue work on `stream`.
 
         Raises SizeOutsideProfile, PlanUnusable.
         """
         index = self.profile(shapes)
         with self._making, self._device.current():
-            for held in self._idle:
-                if held.inputs == shapes:
-                    self._idle.remove(held)
-                    return held
+            for idle in self._idle:
+                if idle.inputs == shapes:
+                    self._idle.remove(idle)
+                    return idle
             self._log.take()
-            context, kept = library.create_context(self._trt, self._engine, self._cache)
+            context, config = versions.create_context(self._trt, self._engine, self._cache.of if self._cache else None)
             if context is None or not context.set_optimization_profile_async(index, stream):
                 raise self._refused("gives no context for it")
             for name, shape in shapes.items():
@@ -160,66 +162,70 @@ class Engine:
                 raise self._refused(f"cannot tell the shapes of {', '.join(unknown)}")
             outputs = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
             workspace = int(context.update_device_memory_size_for_shapes())
-            most = int(self._engine.get_device_memory_size_for_profile_v2(index))
-            if not workspace and most:  # TensorRT answers 0 where it fails
+            max_workspace = int(self._engine.get_device_memory_size_for_profile_v2(index))
+            if not workspace and max_workspace:  # TensorRT returns 0 on failure
                 raise self._refused(
-                    f"tells no size of the memory it works in, of which the profile needs up to {most} bytes"
+                    f"tells no size of the memory it works in, of which the profile needs up to {max_workspace} bytes"
                 )
-            return EngineContext(context, kept, str(self.plan.file), shapes, outputs, workspace)
+            return EngineContext(context, config, str(self.plan.file), shapes, outputs, workspace)
 
     def give_back(self, context: EngineContext) -> None:
-        """For the next caller of `context` with its shapes: making one is work, to TensorRT-RTX a compilation."""
+        """Keep a context for the next call with its shapes; TensorRT-RTX would compile for a new one."""
         with self._making, self._device.current():
             self._idle.append(context)
-            del self._idle[:-_KEPT]
+            del self._idle[:-_MAX_IDLE]
 
     def dtype(self, name: str) -> np.dtype:
-        """Of a tensor."""
+        """Dtype of a tensor."""
         return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
 
     def close(self) -> None:
-        """Contexts in use must have been given back; closing twice is fine."""
+        """All contexts must have been given back. Closing twice is fine."""
         with self._making, self._device.current():
             self._idle.clear()
             self._engine = self._runtime = None
 
     def _check_tensors(self) -> None:
-        described = self._bundle.manifest["graphs"][self.plan.graph]
+        graph = self._bundle.graphs[self.plan.graph]
         modes = self._trt.TensorIOMode
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == modes.INPUT]
         self._outputs = [name for name in names if self._engine.get_tensor_mode(name) == modes.OUTPUT]
-        for kind, found in (("inputs", self._inputs), ("outputs", self._outputs)):
-            has = {name: self.dtype(name).name for name in found}
-            wanted = {name: str(entry[0]) for name, entry in described[kind].items()}
-            if has != wanted:
+        for kind, names, tensors in (
+            ("inputs", self._inputs, graph.inputs), ("outputs", self._outputs, graph.outputs)
+        ):  # fmt: skip
+            actual = {name: self.dtype(name).name for name in names}
+            expected = {name: tensor.dtype for name, tensor in tensors.items()}
+            if actual != expected:
                 raise PlanUnusable(
-                    f"its {kind} are {_listed(has)}, the manifest says {_listed(wanted)} for {self.plan.graph}",
+                    f"its {kind} are {_listed(actual)}, the manifest says {_listed(expected)} for {self.plan.graph}",
                     self._rebuild(),
                     subject=self.plan.file,
                 )
 
     def _range(self, name: str, index: int) -> Range:
-        least, _, most = self._engine.get_tensor_profile_shape(name, index)
-        return Range(tuple(least), tuple(most))
+        minimum, _, maximum = self._engine.get_tensor_profile_shape(name, index)
+        return Range(tuple(minimum), tuple(maximum))
 
-    def _refused(self, what: str) -> PlanUnusable:
-        return PlanUnusable(f"TensorRT {what} ({self._log.take()})", self._rebuild(), subject=self.plan.file)
+    def _refused(self, reason: str) -> PlanUnusable:
+        return PlanUnusable(f"TensorRT {reason} ({self._log.take()})", self._rebuild(), subject=self.plan.file)
 
     def _for_this_gpu(self, alone: bool = False) -> str:
-        return for_this_gpu(self._bundle, self.plan.flavour, self._device.capability, alone)
+        bundle = self._bundle
+        return plans_for_this_gpu(bundle.folder, bundle.precision, self.plan.flavour, self._device.capability, alone)
 
     def _rebuild(self) -> str:
-        return f"build it again: {self._bundle.plans_command(self.plan.flavour)}"
+        return f"build it again: {plans_command(self._bundle.folder, self.plan.flavour)}"
 
 
 class PlanGraph:
-    """A plan called like its ONNX graph: arrays by input name in, arrays by output name out. Plans and allocates anew in
-    every call: for words, which are encoded once, and for proofs. Threads may share one.
+    """A plan called like its ONNX graph, with arrays by input name; returns arrays by output name. Threads may share one.
+
+    Every call allocates its memory, so it is for words, which are encoded once, and for proofs.
     """
 
     def __init__(self, engine: Engine, device: Device) -> None:
-        """The engine becomes this object's."""
+        """This object closes the engine."""
         self._engine, self._device = engine, device
         self._running, self._closed = 0, False
         self._change = threading.Condition()
@@ -228,7 +234,7 @@ class PlanGraph:
         """Raises SizeOutsideProfile, PlanUnusable, CudaFailed, and UsageError once closed."""
         with self._change:
             if self._closed:
-                raise UsageError("this session is closed", "open another")
+                raise session_closed()
             self._running += 1
         try:
             return self._run(inputs)
@@ -238,7 +244,7 @@ class PlanGraph:
                 self._change.notify_all()
 
     def close(self) -> None:
-        """Wait for calls that run, and close the engine; closing twice is fine."""
+        """Wait for running calls, and close the engine. Closing twice is fine."""
         with self._change:
             self._closed = True
             self._change.wait_for(lambda: self._running == 0)
@@ -258,7 +264,7 @@ class PlanGraph:
             workspace = stack.enter_context(Memory(self._device, max(1, context.workspace_bytes)))
             for name, array in arrays.items():
                 memory[name].upload(array, stream)
-            context.place({name: held.pointer for name, held in memory.items()}, workspace.pointer)
+            context.place({name: piece.pointer for name, piece in memory.items()}, workspace.pointer)
             with self._device.current():
                 context.enqueue(stream)
             return {name: memory[name].download(array, stream) for name, array in outputs.items()}

@@ -1,47 +1,48 @@
-"""Opens a bundle's TensorRT plans on a GPU (`gpu_executor`)."""
+"""Opens a bundle's TensorRT plans on a GPU."""
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
-from .. import plans
 from ..bundle import Bundle
-from ..executor import TextGraph
+from ..executor import CpuSide, TextGraph
 from ..gpu.driver import Device
-from ..gpu.executor import GpuExecutor, kernels_folder
-from . import versions as library
+from ..gpu.executor import GpuExecutor
+from ..plans import FLAVOURS, Plan
+from . import preflight, versions
 from .engine import Engine, PlanGraph
+from .runtime_cache import RuntimeCache
 
 
-def open_plans(bundle: Bundle, flavour: str, threads: int | None, cache: Path | None) -> tuple[GpuExecutor, str]:
-    """On the first GPU this process sees; returns also what runs, in words.
+def open_plans(bundle: Bundle, flavour: str, cpu: Callable[[], CpuSide], cache: Path | None) -> tuple[GpuExecutor, str]:
+    """Open plans on the first GPU this process sees. Returns the executor and a description of what runs.
 
-    flavour: tensorrt or tensorrt-rtx. threads: of what runs on the CPU. cache: folder for what TensorRT-RTX compiles for
-    this GPU, or None. Raises BackendUnavailable, PlanMissing, PlanForAnotherGpu, PlanForAnotherVersion, PlanUnusable,
-    GpuMemoryShort, KernelsUnusable, CudaFailed.
+    flavour: tensorrt or tensorrt-rtx. cpu: opens the CPU side. cache: folder for kernels that TensorRT-RTX compiles, or
+    None. Raises BackendUnavailable, PlanMissing, PlanForAnotherGpu, PlanForAnotherVersion, PlanUnusable, GpuMemoryShort,
+    KernelsUnusable, CudaFailed.
     """
-    trt = library.load(flavour)
-    version = str(trt.__version__)
-    kernels_folder(bundle)  # known to be missing now rather than when the plan is loaded
+    version = str(versions.load(flavour).__version__)
+    kernels = bundle.kernels_folder  # raise KernelsUnusable before the plan is loaded
     with contextlib.ExitStack() as stack:
         device = Device()
         stack.callback(device.close)
 
-        def choose(graph: str) -> plans.Plan:
-            return plans.choose(bundle, flavour, graph, version, device.capability, str(device))
+        def choose(graph: str) -> Plan:
+            return preflight.choose(bundle, flavour, graph, version, device.capability, str(device))
 
         def text() -> TextGraph:
-            return PlanGraph(Engine(bundle, choose("text"), device, kept), device)
+            return PlanGraph(Engine(bundle, choose("text"), device, compiled), device)
 
         plan = choose("image_fusion")
-        kept = library.RuntimeCache(_cache_file(version, device, cache) if flavour == "tensorrt-rtx" else None, device)
-        stack.callback(kept.close)
-        engine = Engine(bundle, plan, device, kept)
+        compiled = RuntimeCache(_cache_file(version, device, cache) if flavour == "tensorrt-rtx" else None, device)
+        stack.callback(compiled.close)
+        engine = Engine(bundle, plan, device, compiled)
         stack.pop_all()
     executor = GpuExecutor(
-        bundle, device, engine, text, threads, kept.save, lambda: [engine.note, kept.note], kept.close
+        bundle, kernels, device, engine, cpu, text, compiled.save, lambda: [engine.note, compiled.note], compiled.close
     )
-    return executor, f"{plan.file.name} on {device}, {plans.FLAVOURS[flavour]} {version}"
+    return executor, f"{plan.file.name} on {device}, {FLAVOURS[flavour]} {version}"
 
 
 def _cache_file(version: str, device: Device, folder: Path | None) -> Path | None:

@@ -1,1 +1,1 @@
-"""Words as users give them, to the vectors that pictures are fused with (paper 3.1.1)."""
+"""Words to vectors (paper 3.1.1)."""

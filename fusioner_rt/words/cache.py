@@ -1,12 +1,12 @@
-"""Word vectors kept in memory and on disk, so that a word is encoded once per text encoder and never again.
+"""Cache of word vectors, in memory and on disk: a word is encoded once per text encoder.
 
-An entry's name is the hash of all that its vector depends on, so nothing is ever out of date: another template,
-tokenizer, encoder or precision is another name. One file holds one word:
+An entry's key is the hash of all that its vector depends on (prompts as tokens, text graph, precision), so entries never
+become stale. One file holds one word:
 
     magic · length of the header · header (JSON, readable: the word, shape, dtype) · vector · sha256 of all before it
 
-Files appear whole (written aside, then moved), so processes may share the folder; a damaged one is noticed by its
-sha256, removed and encoded again.
+Files are written atomically, so processes may share the folder. A damaged file fails its sha256; it is removed, and its
+word is encoded again.
 """
 
 import contextlib
@@ -30,17 +30,13 @@ from ..files import TEMPORARY, write_atomically
 
 MAGIC = b"fusioner-rt word 1\n"
 SUFFIX = ".word"
-_STALE_SECONDS = 3600  # a temporary file older than this belongs to a process that died
-_REFUSALS = (
-    PermissionError,
-    NotADirectoryError,
-    FileExistsError,
-)  # the last two where a file lies in the folder's place
+_STALE_SECONDS = 3600  # age of temporary files that are removed: their process died
+_REFUSALS = (PermissionError, NotADirectoryError, FileExistsError)  # the last two: the path is a file
 
 
 @dataclass(frozen=True)
 class CachedWord:
-    """What an entry on disk says about itself."""
+    """The header of an entry on disk."""
 
     word: str
     prompts: int
@@ -65,10 +61,10 @@ def cache_key(token_ids: Sequence[Sequence[int]], graph_sha256: str, precision: 
 
 
 class TextCache:
-    """Vectors by key: the recently used in memory, all that fit in `disk_bytes` on disk. Safe to share by threads."""
+    """Vectors by key, in bounded memory and disk space, least recently used evicted first. Threads may share one."""
 
     def __init__(self, folder: Path | None, memory_bytes: int = 16 << 20, disk_bytes: int = 64 << 20) -> None:
-        """folder: None keeps the cache in memory alone, and so does a folder that cannot be written (see `note`)."""
+        """folder: None, or a folder that cannot be written (see `note`), keeps vectors in memory only."""
         self.folder = folder
         self.note: str | None = None
         self._memory: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -79,7 +75,7 @@ class TextCache:
         self._lock = threading.RLock()
 
     def get(self, key: str) -> np.ndarray | None:
-        """The (t,) float32 vector, read-only, or None where it is not known (or its file was damaged)."""
+        """The (t,) float32 vector, read-only, or None if it is not cached."""
         with self._lock:
             if (vector := self._memory.get(key)) is not None:
                 self._memory.move_to_end(key)
@@ -89,7 +85,7 @@ class TextCache:
             return vector
 
     def put(self, key: str, vector: np.ndarray, word: str, prompts: int, graph: str, precision: str) -> None:
-        """Keep a (t,) vector. The other arguments are for people to read; they do not take part in finding it."""
+        """Cache a (t,) vector. The arguments after it only describe the entry."""
         vector = np.array(vector, np.float32)
         vector.flags.writeable = False
         header = {"word": word, "prompts": prompts, "graph": graph, "precision": precision, "shape": list(vector.shape)}
@@ -98,7 +94,7 @@ class TextCache:
             self._write(key, encode_entry(header, vector))
 
     def check_writable(self) -> None:
-        """Make the folder where it is missing and try to write to it; `note` says where that fails."""
+        """Make the folder if missing and write a test file. `note` tells of a failure."""
         if self.folder is None:
             return
         try:
@@ -109,12 +105,12 @@ class TextCache:
             self._failed(error)
 
     def words(self) -> list[CachedWord]:
-        """What is on disk, by word; damaged entries are left out."""
-        found = []
+        """The entries on disk, sorted by word, without damaged ones."""
+        entries = []
         for path in self._entries():
             try:
                 status, (header, _) = path.stat(), decode_entry(path.read_bytes())
-                found.append(
+                entries.append(
                     CachedWord(
                         str(header["word"]), int(header["prompts"]), str(header["precision"]), str(header["graph"]),
                         status.st_size, status.st_mtime,
@@ -122,10 +118,10 @@ class TextCache:
                 )  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-        return sorted(found, key=lambda entry: (entry.word.casefold(), entry.graph, entry.written))
+        return sorted(entries, key=lambda entry: (entry.word.casefold(), entry.graph, entry.written))
 
     def clear(self) -> int:
-        """Forget everything, in memory and on disk. Returns the number of files removed. Raises OSError."""
+        """Remove all vectors, in memory and on disk. Returns the number of files removed. Raises OSError."""
         with self._lock:
             self._memory.clear()
             self._memory_bytes = 0
@@ -161,7 +157,7 @@ class TextCache:
             _remove(path)
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # eviction goes by last use
+            os.utime(path)  # eviction is by last use
         return vector
 
     def _write(self, key: str, content: bytes) -> None:
@@ -180,7 +176,7 @@ class TextCache:
             self._failed(error)
 
     def _failed(self, error: OSError) -> None:
-        """A folder that refuses stays refused; a full disk or a folder removed by someone is tried again next time."""
+        """Note a failed write. A folder without permission is not tried again; a full disk or a removed folder is."""
         self._refused = isinstance(error, _REFUSALS) or error.errno == errno.EROFS
         self._disk_bytes = None
         self.note = (
@@ -189,13 +185,13 @@ class TextCache:
         )
 
     def _evict(self) -> int:
-        """Where the folder is over its bound, remove the least recently used until a tenth is free. Returns bytes."""
+        """Remove the least recently used files of a full folder until a tenth is free. Returns the bytes left."""
         assert self.folder is not None
         files = []
         for entry in os.scandir(self.folder):
             try:
                 status = entry.stat()
-            except OSError:  # removed by another process meanwhile
+            except OSError:  # removed by another process
                 continue
             if entry.name.endswith(SUFFIX):
                 files.append((status.st_mtime, status.st_size, entry.path))
@@ -218,13 +214,13 @@ class TextCache:
 
 def encode_entry(header: dict[str, Any], vector: np.ndarray) -> bytes:
     """The bytes of an entry. vector: (t,), stored as little-endian float32."""
-    described = json.dumps(header, ensure_ascii=False).encode()
-    body = MAGIC + struct.pack("<I", len(described)) + described + vector.astype("<f4").tobytes()
+    content = json.dumps(header, ensure_ascii=False).encode()
+    body = MAGIC + struct.pack("<I", len(content)) + content + vector.astype("<f4").tobytes()
     return body + hashlib.sha256(body).digest()
 
 
 def decode_entry(content: bytes) -> tuple[dict[str, Any], np.ndarray]:
-    """Header and (t,) float32 vector, read-only. Raises ValueError where the bytes are not those written."""
+    """Header and (t,) float32 vector, read-only. Raises ValueError for damaged bytes."""
     body, digest = content[:-32], content[-32:]
     if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
         raise ValueError("damaged cache entry")

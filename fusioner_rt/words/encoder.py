@@ -1,14 +1,17 @@
-"""Words to vectors: templates, tokenizer, text graph and cache put together (paper 3.1.1 and 6.2)."""
+"""Words to vectors by templates, tokenizer, text graph and cache (paper 3.1.1 and 6.2)."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from ..bundle import Bundle, build_command
+from ..bundle import Bundle
+from ..cures import build_command
 from ..errors import GraphUnusable, WordsInvalid
+from ..executor import TextGraph
 from .cache import TextCache, cache_key
 from .templates import fill
 from .tokenizer import PromptTokenizer
@@ -18,7 +21,7 @@ _KEYS_REMEMBERED = 8192
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """words: K of them. vectors: (K, t) float32, unit length, read-only."""
+    """words: K words. vectors: (K, t) float32, unit length, read-only."""
 
     words: tuple[str, ...]
     templates: tuple[str, ...]
@@ -26,31 +29,26 @@ class Vocabulary:
 
 
 class TextEncoder:
-    """Turns words into vectors; the text graph is loaded, and run, for words that no cache knows. Thread-safe."""
+    """Encodes words. The text graph is loaded for the first word that is not cached. Threads may share one."""
 
-    def __init__(
-        self, bundle: Bundle, load: Callable[[], Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]],
-        cache: TextCache,
-    ) -> None:  # fmt: skip
-        """load: returns the text graph, ready to run."""
+    def __init__(self, bundle: Bundle, load: Callable[[], TextGraph], cache: TextCache) -> None:
+        """load: loads the text graph."""
         self._bundle, self._load, self.cache = bundle, load, cache
-        self._tokenizer: PromptTokenizer | None = None
         self._keys: OrderedDict[tuple[str, tuple[str, ...]], str] = OrderedDict()
         self._lock = threading.Lock()
         self.calls = 0
-        """How often the text graph was run."""
+        """Number of runs of the text graph."""
 
-    def encode(self, words: list[str], templates: tuple[str, ...]) -> Vocabulary:
-        """The words as a vocabulary.
+    def encode_words(self, words: list[str], templates: tuple[str, ...]) -> Vocabulary:
+        """Encode words.
 
-        Raises WordsInvalid where two words are the same tokens to this bundle's encoder: the first would take every
-        pixel of both, whatever they look like. Raises WordUnreadable where a word is unknown tokens alone, and
-        GraphUnusable.
+        Raises WordsInvalid where two words have the same tokens: the first would take all pixels of both. Raises
+        WordUnreadable where all tokens of a word are unknown, and GraphUnusable.
         """
-        with self._lock:  # two threads wanting one new word encode it once
-            known: dict[str, str] = {}
+        with self._lock:  # threads with the same new word encode it once
+            words_by_key: dict[str, str] = {}
             for word in words:
-                other = known.setdefault(self._key(word, templates), word)
+                other = words_by_key.setdefault(self._key(word, templates), word)
                 if other != word:
                     raise WordsInvalid(
                         f"{other!r} and {word!r} are the same tokens to the text encoder of the bundle in "
@@ -65,24 +63,24 @@ class TextEncoder:
         key = self._key(word, templates)
         if (vector := self.cache.get(key)) is not None:
             return vector
-        vector = self._encode(self._tokens().ids(fill(templates, word)), word)
+        vector = self._encode_prompts(self._tokenizer.ids(fill(templates, word)), word)
         self.cache.put(key, vector, word, len(templates), self._bundle.text_sha256, self._bundle.precision)
         return vector
 
     def _key(self, word: str, templates: tuple[str, ...]) -> str:
         if (key := self._keys.get((word, templates))) is None:
             prompts = fill(templates, word)
-            self._tokens().check(word, prompts)
-            ids = self._tokens().ids(prompts)
+            self._tokenizer.check(word, prompts)
+            ids = self._tokenizer.ids(prompts)
             key = cache_key(ids, self._bundle.text_sha256, self._bundle.precision)
             self._keys[word, templates] = key
             if len(self._keys) > _KEYS_REMEMBERED:
                 self._keys.popitem(last=False)
         return key
 
-    def _encode(self, ids: list[list[int]], word: str) -> np.ndarray:
-        """One run per word: what a vector is then never depends on which words it was encoded beside."""
-        input_ids, mask = self._tokens().pad(ids)
+    def _encode_prompts(self, ids: list[list[int]], word: str) -> np.ndarray:
+        """The vector of a word, from the token ids of its prompts. One run per word: its batch holds no other words."""
+        input_ids, mask = self._tokenizer.pad(ids)
         self.calls += 1
         prompts = self._load()({"input_ids": input_ids, "attention_mask": mask})["embeddings"].astype(np.float64)
         vector = _unit(_unit(prompts).mean(axis=0))
@@ -94,11 +92,10 @@ class TextEncoder:
             )
         return vector.astype(np.float32)
 
-    def _tokens(self) -> PromptTokenizer:
-        if self._tokenizer is None:
-            path = self._bundle.tokenizer
-            self._tokenizer = PromptTokenizer(path, self._bundle.max_tokens, self._bundle.read_again(path))
-        return self._tokenizer
+    @cached_property
+    def _tokenizer(self) -> PromptTokenizer:
+        path = self._bundle.tokenizer
+        return PromptTokenizer(path, self._bundle.max_tokens, self._bundle.read_again(path))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

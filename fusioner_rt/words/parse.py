@@ -1,16 +1,16 @@
-"""Words as users give them, cleaned and checked."""
+"""Parses and checks the words that users give."""
 
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..bundle import build_command
+from ..cures import build_command
 from ..errors import TooManyWords, WordsInvalid
 
 LONGEST = 200
-"""Characters of a word: several times what any text encoder reads."""
+"""Maximum characters of a word; text encoders read fewer."""
 
-_INVISIBLE = ("Cf", "Mn", "Me", "Zs")  # marks for layout and accents, which need a letter to stand on
+_INVISIBLE = ("Cf", "Mn", "Me", "Zs")  # layout marks and combining accents
 _EXAMPLE = 'give at least one, for example --words "cat, sofa"'
 
 
@@ -18,16 +18,15 @@ def parse_words(words: str | Iterable[str]) -> list[str]:
     """Clean words in the order given.
 
     words: one string with commas between the words, or several strings, one word each (those may hold commas).
-    White space is collapsed. Words that differ in case alone count as repeated: most text encoders read them alike,
-    and two equal words would share their pixels at random.
-    Raises WordsInvalid where there is no word, an empty or invisible one, a repeated one, one of more than LONGEST
-    characters, or one with unprintable characters.
+    White space is collapsed. Words that differ in case alone count as repeated, since most text encoders ignore case.
+    Raises WordsInvalid where there is no word, or where one is empty, invisible, repeated, longer than LONGEST or holds
+    unprintable characters.
     """
     if isinstance(words, str):
         if not words.strip():
             raise WordsInvalid("no words were given", _EXAMPLE)
         parts: list[str] = words.split(",")
-        if not parts[-1].strip():  # a trailing comma is how lists get edited
+        if not parts[-1].strip():  # allow a trailing comma
             parts.pop()
     else:
         parts = list(words)
@@ -61,10 +60,10 @@ def parse_words(words: str | Iterable[str]) -> list[str]:
     return cleaned
 
 
-def check_count(words: list[str], maximum: int, bundle: Path) -> None:
-    """Raise TooManyWords where a bundle was built for fewer words than these."""
-    if len(words) > maximum:
+def check_count(words: list[str], max_words: int, bundle: Path) -> None:
+    """Raises TooManyWords. max_words: of the bundle's profile. bundle: its folder."""
+    if len(words) > max_words:
         raise TooManyWords(
-            f"{len(words)} words were given, the bundle in {bundle} was built for at most {maximum}",
+            f"{len(words)} words were given, the bundle in {bundle} was built for at most {max_words}",
             f"give fewer, or rebuild it: {build_command(bundle, max_words=len(words))}",
         )

@@ -1,4 +1,4 @@
-"""Prompt templates: the sentences a word is put into before it is encoded (paper 6.2)."""
+"""Prompt templates: sentences with a place for the word (paper 6.2)."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Prompts to token ids, by the bundle's own tokenizer file."""
+"""Prompts to token ids, by the bundle's tokenizer file."""
 
 import difflib
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle import build_command
+from ..cures import build_command
 from ..errors import ManifestInvalid, WordUnreadable
 
 
 class PromptTokenizer:
-    """A `tokenizer.json`, with truncation and padding as the bundle wants them and not as the file says."""
+    """A `tokenizer.json`, with truncation by the bundle and padding to the longest prompt of a batch."""
 
     def __init__(self, path: Path, max_tokens: int, content: bytes | None = None) -> None:
-        """path: a file of the `tokenizers` library. max_tokens: longest prompt; the rest of it is cut off.
-        content: the file's bytes, where the caller has read them.
+        """path: a file of the `tokenizers` library. max_tokens: longer prompts are cut off.
+        content: the file's bytes, if already read.
         """
         from tokenizers import Tokenizer
 
@@ -27,9 +27,8 @@ class PromptTokenizer:
                 f"rebuild the bundle: {build_command(path.parent)}",
                 subject=path,
             ) from None
-        named = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
-        self._pad = (self._tokenizer.padding or {}).get("pad_id", next((i for i in named if i is not None), 0))
-        # A file may ask for a fixed length; padding is done here instead, to the longest prompt of a batch.
+        pads = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
+        self._pad = (self._tokenizer.padding or {}).get("pad_id", next((i for i in pads if i is not None), 0))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         model = self._tokenizer.model
@@ -42,15 +41,15 @@ class PromptTokenizer:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(prompts))]
 
     def reads(self, text: str) -> bool:
-        """Whether any token of `text` is one the tokenizer knows; special tokens do not count."""
+        """Whether the tokenizer knows any token of `text`, special tokens aside."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return any(index != self._unknown for index in ids)
 
     def check(self, word: str, prompts: Sequence[str] = ()) -> None:
-        """Raises WordUnreadable where the word, or one of its prompts, is nothing but unknown tokens.
+        """Raises WordUnreadable where all tokens of the word, or of a prompt, are unknown: such words share one vector.
 
-        Without this, all such words would share one vector that means none of them. Tokenizers by bytes (CLIP's)
-        read everything. One without splitting (a table of names) reads its names alone, so near ones are offered.
+        Byte-level tokenizers (CLIP's) read everything. A table of names reads its names alone; the error suggests
+        similar names.
         """
         if not self.reads(word):
             if self._whole_names:
@@ -72,7 +71,7 @@ class PromptTokenizer:
                 )
 
     def names(self) -> list[str]:
-        """Every name of a tokenizer that knows whole names alone, sorted; of any other, none."""
+        """The names of a table of names, sorted; empty for other tokenizers."""
         if not self._whole_names:
             return []
         return sorted(name for name, index in self._tokenizer.get_vocab().items() if index != self._unknown)
@@ -84,7 +83,7 @@ class PromptTokenizer:
         return f"near ones are: {', '.join(near)}" if near else "no name in it is near; use another word"
 
     def pad(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """N lists of ids to input_ids and attention_mask, both (N, L) int64, L the longest list."""
+        """input_ids and attention_mask of N lists of ids, both (N, L) int64. L: length of the longest list."""
         longest = max(len(row) for row in ids)
         padded = np.full((len(ids), longest), self._pad, np.int64)
         mask = np.zeros((len(ids), longest), np.int64)

@@ -19,6 +19,31 @@ WHEELS = Path(sys.prefix) / "tensorrt-bindings"
 VERSIONS = ("10.3.0", "10.9.0.34", "10.16.1.11", "11.4.0.106")
 RTX = "tensorrt-rtx"
 
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(
+    file
+    for room in ("export", "fusioner_rt")
+    for file in (ROOT / room).rglob("*.py")
+    if file.parent.name == "tensorrt" or re.search(r"\b_?trt\.", file.read_text())
+)
+"""Every file that calls TensorRT."""
+
+RTX_ALONE = {
+    "EngineValidity", "EngineValidity.INVALID", "EngineValidity.SUBOPTIMAL", "EngineInvalidityDiagnostics",
+    "Runtime.get_engine_validity", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeConfig.cuda_graph_strategy", "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.set_execution_context_allocation_strategy", "ICudaEngine.create_runtime_config",
+    "IRuntimeCache.deserialize", "IRuntimeCache.serialize", "CudaGraphStrategy", "CudaGraphStrategy.DISABLED",
+    "DynamicShapesKernelSpecializationStrategy", "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability",
+    "BuilderFlag.REQUIRE_USER_ALLOCATION", "IExecutionContext.is_stream_capturable",
+    *(f"EngineInvalidityDiagnostics.{name}" for name in (
+        "VERSION_MISMATCH", "UNSUPPORTED_CC", "INSUFFICIENT_GPU_MEMORY", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME",
+        "MALFORMED_ENGINE",
+    )),
+}  # fmt: skip
+"""Called with TensorRT-RTX only, as fusioner_rt/tensorrt/versions.py sees to."""
+
 DESCRIBE = r"""
 import importlib, inspect, json, sys
 def described(owner):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import math
 import sys
 import threading
 from collections import deque
@@ -26,8 +27,9 @@ import torch
 from cuda.bindings import driver as real
 from emulated_driver import OK, EmulatedDriver
 
-from fusioner_rt.bundle import MANIFEST, write_manifest
+from fusioner_rt.bundle import write_manifest
 from fusioner_rt.gpu.pillow_tables import resize, taps
+from fusioner_rt.manifest import MANIFEST
 from kernels import reference
 
 VERSION = "1.7.1.116"
@@ -467,7 +469,7 @@ class EmulatedGpu(EmulatedDriver):
 
     def compute(self, code: bytes, grid: tuple[int, int], values: tuple) -> None:
         symbol = next(symbol for symbol, loaded in self.kernels if loaded == code)
-        self.dtype = self.names[code].split(".")[1]
+        self.dtype = next(iter(self.names[code].split(".")[1:]), "")
         getattr(self, symbol)(grid[1], *values)
 
     def contexts_of(self, work: Work) -> list[Any]:
@@ -491,13 +493,29 @@ class EmulatedGpu(EmulatedDriver):
 
     def labels_kernel(self, pictures: int, scores: int, gram: int, labels: int, confidence: int, *rest: Any) -> None:
         h, w, count, height, width, _, inverse, threshold = rest
-        found = reference.resolve(
-            torch.from_numpy(at(scores, (pictures, count, h, w), "float32").copy()),
-            torch.from_numpy(at(gram, (pictures, 5, h, w), "float32").copy()),
-            (height, width), 1 / inverse, threshold,
-        )  # fmt: skip
+        maps = self._maps(pictures, scores, gram, count, h, w)
+        found = reference.resolve(*maps, (height, width), 1 / inverse, threshold)
         at(labels, (pictures, height, width), "uint16")[:] = found[0]
         at(confidence, (pictures, height, width), self.dtype)[:] = found[1]
+
+    def probabilities_kernel(self, pictures: int, scores: int, gram: int, out: int, *rest: Any) -> None:
+        h, w, count, height, width, _, inverse = rest
+        found = reference.probabilities(*self._maps(pictures, scores, gram, count, h, w), (height, width), 1 / inverse)
+        at(out, (pictures, count, height, width), self.dtype)[:] = found
+
+    def masks_kernel(self, pictures: int, scores: int, gram: int, out: int, *rest: Any) -> None:
+        h, w, count, height, width, _, least = rest
+        maps = self._maps(pictures, scores, gram, count, h, w)
+        found = reference.masks(*maps, (height, width), 1.0, 1 / (1 + math.exp(-least)))  # that cosine's probability
+        at(out, (pictures, count, height, -(-width // 32)), "int32")[:] = reference.pack(found)
+
+    def _maps(
+        self, pictures: int, scores: int, gram: int, count: int, h: int, w: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            torch.from_numpy(at(scores, (pictures, count, h, w), "float32").copy()),
+            torch.from_numpy(at(gram, (pictures, 5, h, w), "float32").copy()),
+        )
 
     def resize_rows_kernel(self, pictures: int, *values: Any) -> None:
         self._resize(pictures, 1, *values)
@@ -716,7 +734,8 @@ def plan(bundle: Path, graph: str, flavour: str = "tensorrt-rtx", version: str =
     described = {"graph": str((bundle / f"{graph}.onnx").absolute()), "profiles": profiles or [whole], **more}
     (bundle / file).write_text(json.dumps(described))
     manifest["engines"].append({"file": file, "graph": graph, "flavour": flavour, "version": version,
-                                "compute_capability": capability})  # fmt: skip
+                                "compute_capability": capability, "version_compatible": False,
+                                "precision": manifest["precision"]})  # fmt: skip
     write_manifest(bundle, manifest)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from made_pictures import scene
 
-from fusioner_rt.bundle import MANIFEST, write_manifest
+from fusioner_rt.bundle import write_manifest
+from fusioner_rt.manifest import MANIFEST
 
 
 @pytest.fixture(autouse=True)

@@ -96,7 +96,7 @@ def test_a_rung_that_loads_and_cannot_run_is_passed_over(tiny_bundle: Path, monk
             raise GraphUnusable("CUDA error 209: no kernel image is available; rebuild the bundle")
 
     monkeypatch.setattr(
-        "fusioner_rt.gpu.onnx_engine.open_graphs",
+        "fusioner_rt.rungs.open_graphs",
         lambda bundle, threads: (Failing(bundle, "onnxruntime-cpu", threads), "CUDA"),
     )
     bundle = Bundle.open(tiny_bundle)

@@ -11,13 +11,13 @@ import emulated_gpu
 import pytest
 from emulated_gpu import EmulatedGpu
 
-from fusioner_rt import Session, doctor
-from fusioner_rt import hardware as nvidia
+from fusioner_rt import Session, doctor, hardware
 from fusioner_rt.backends import LADDER
-from fusioner_rt.bundle import MANIFEST, write_manifest
+from fusioner_rt.bundle import write_manifest
 from fusioner_rt.cli import main
 from fusioner_rt.doctor import examine, report
 from fusioner_rt.errors import FusionerError
+from fusioner_rt.manifest import MANIFEST
 
 ROOT = Path(__file__).parents[2]
 
@@ -229,10 +229,10 @@ def test_a_hidden_gpu_and_one_that_fails_are_told(planned: Path, monkeypatch: py
 
 
 def test_a_gpu_without_its_driver_is_told_from_no_gpu(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia, "driver_missing", lambda: "libcuda.so.1: not found")
+    monkeypatch.setattr(hardware, "driver_missing", lambda: "libcuda.so.1: not found")
     monkeypatch.setattr("cuda.bindings.driver.cuInit", _no_driver)
     for there, says in ((True, "an NVIDIA GPU is here and its driver is not"), (False, "no NVIDIA GPU is here")):
-        monkeypatch.setattr(nvidia, "gpu_is_there", lambda there=there: there)
+        monkeypatch.setattr(hardware, "gpu_is_there", lambda there=there: there)
         assert says in str(examine(tiny_bundle).driver)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +17,10 @@ from made_pictures import scene
 from PIL import Image
 
 from fusioner_rt import EncodedPicture, Segmentation, Session
-from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest
+from fusioner_rt.bundle import Bundle, write_manifest
 from fusioner_rt.errors import BundleFileAltered, ManifestInvalid, PictureMissing, SizeOutsideProfile, UsageError
 from fusioner_rt.executor import untimed
+from fusioner_rt.manifest import MANIFEST
 
 WORDS = ["cat", "red sofa", "tree", "sky"]
 CLOSE = 1e-5  # between two ways of computing one probability in float32
@@ -32,20 +32,9 @@ def session(request: pytest.FixtureRequest, tiny_bundle: Path, tiny_bundle_fp16:
         yield opened
 
 
-@pytest.fixture
-def older(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """The tiny bundle as earlier versions built it: image_fusion whole, its weights within."""
-    folder = shutil.copytree(tiny_bundle, tmp_path / "older")
-    whole = onnx.load(folder / "image_fusion.onnx")
-    for tensor in whole.graph.initializer:
-        tensor.ClearField("data_location")
-    (folder / "image_fusion.onnx").write_bytes(whole.SerializeToString())
-    (folder / "weights.bin").unlink()
-    without(folder, "image", "fusion", "decoder")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    del manifest["graphs"]["image_fusion"]["weights"]
-    write_manifest(folder, manifest)
-    return folder
+def run_whole(session: Session) -> None:
+    """As ONNX Runtime runs a bundle on a GPU: image_fusion in the place of its parts."""
+    session._executor._in_parts, session._executor._decoder = False, None  # type: ignore[attr-defined]
 
 
 def without(folder: Path, *parts: str) -> None:
@@ -141,23 +130,25 @@ def test_other_words_never_reach_the_image_encoder_and_a_picture_reaches_it_once
         assert "image_fusion" not in graphs.graphs
 
 
-def test_times_tell_which_path_ran(session: Session, older: Path, picture: np.ndarray) -> None:
+def test_times_tell_which_path_ran(session: Session, tiny_bundle: Path, picture: np.ndarray) -> None:
     plain, again = (session.segment(one, WORDS).timing for one in (picture, session.encode(picture)))
     parts = ("image", "fusion", "decoder")
     assert min(plain[stage] for stage in (*parts, "mask_head", "preprocess")) > 0
     assert plain["image_fusion"] == 0
     assert again["image"] == again["preprocess"] == again["decode"] == 0
     assert min(again[stage] for stage in ("fusion", "decoder", "mask_head")) > 0
-    with Session(older, cache=False) as whole:
+    with Session(tiny_bundle, cache=False) as whole:
+        run_whole(whole)
         timing = whole.segment(picture, WORDS).timing
     assert timing["image_fusion"] > 0
     assert not any(timing[part] for part in parts)
 
 
-def test_an_older_bundle_runs_the_whole_graph_and_keeps_prepared_pictures(
-    session: Session, tiny_bundle: Path, older: Path, picture: np.ndarray
+def test_the_whole_graph_gives_the_masks_of_its_parts_and_keeps_prepared_pictures(
+    tiny_bundle: Path, picture: np.ndarray
 ) -> None:
-    with Session(older, cache=False) as whole, Session(tiny_bundle, cache=False) as parts:
+    with Session(tiny_bundle, cache=False) as whole, Session(tiny_bundle, cache=False) as parts:
+        run_whole(whole)
         encoded = whole.encode(picture)
         assert encoded.encoded.shape == (3, *encoded.input_size)
         for mode in ("joint", "independent"):
@@ -174,11 +165,11 @@ def test_a_model_without_a_decoder_runs_in_parts(tiny_bundle: Path, tmp_path: Pa
         timing = session.segment(picture, WORDS).timing
         assert timing["decoder"] == 0
         assert timing["fusion"] > 0
-        vectors = session._encode(WORDS, None).vectors
+        vectors = session._encode_words(WORDS, None).vectors
         graphs = session._executor._graphs  # type: ignore[attr-defined]
         tokens = session.encode(picture).encoded
         found = graphs("fusion")({"tokens": tokens[None], "words": vectors[None]})
-        scores, gram = session._executor._maps(found["fused"], found["refined"], untimed)  # type: ignore[attr-defined]
+        scores, gram = session._executor._decode(found["fused"], found["refined"], untimed)  # type: ignore[attr-defined]
         assert scores.shape == (1, len(WORDS), *tokens.shape[:2])
         assert gram.shape == (1, 5, *tokens.shape[:2])
 
@@ -266,8 +257,8 @@ def test_weights_that_lie_apart_are_checked_with_the_graph_that_refers_to_them(
 ) -> None:
     folder = shutil.copytree(tiny_bundle, tmp_path / "copy")
     bundle = Bundle.open(folder)
-    assert bundle.weights("text") is None
-    assert bundle.weights("image") == folder / "weights.bin"
+    assert bundle.graphs["text"].weights is None
+    assert bundle.graphs["image"].weights == folder / "weights.bin"
     with Session(folder, cache=False) as session:
         content = bytearray((folder / "weights.bin").read_bytes())
         content[len(content) // 2] ^= 1

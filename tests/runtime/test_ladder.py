@@ -20,9 +20,10 @@ from made_pictures import scene
 
 from fusioner_rt import Session
 from fusioner_rt.backends import CHOICES, LADDER
-from fusioner_rt.bundle import MANIFEST, write_manifest
+from fusioner_rt.bundle import write_manifest
 from fusioner_rt.cli import main
 from fusioner_rt.errors import FusionerError
+from fusioner_rt.manifest import MANIFEST
 
 ROOT = Path(__file__).parents[2]
 BUILT = "11.4.0.106"  # of the full TensorRT, which is not installed where these tests run

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fusioner_rt import Session
-from fusioner_rt.bundle import GRAPHS, MANIFEST, Bundle, build_command, find_bundle, write_manifest
+from fusioner_rt.bundle import Bundle, find_bundle, write_manifest
+from fusioner_rt.cures import build_command
 from fusioner_rt.errors import (
     BundleFileAltered,
     BundleFileMissing,
@@ -17,6 +18,7 @@ from fusioner_rt.errors import (
     FusionerError,
     ManifestInvalid,
 )
+from fusioner_rt.manifest import GRAPHS, MANIFEST, KernelsEntry
 from fusioner_rt.preprocess import Preprocessing
 
 
@@ -95,11 +97,11 @@ KERNELS = {"abi": "text.onnx", "features": ["float16"], "targets": ["sm_80"]}
 """Any file of the bundle stands for the record, which is read by the launcher alone."""
 
 
-def test_what_older_bundles_lack_is_not_asked_for(copy: Path) -> None:
+def test_kernels_may_be_left_out(copy: Path) -> None:
     edit(copy, lambda manifest: manifest.update(kernels=KERNELS))
-    assert Bundle.open(copy).manifest["kernels"] == KERNELS
-    (copy / "mask_tiles.onnx").unlink()
-    edit(copy, lambda m: [m.pop("kernels"), m["graphs"].pop("mask_tiles"), m["files"].pop("mask_tiles.onnx")])
+    assert Bundle.open(copy).kernels == KernelsEntry(copy / "text.onnx", ("float16",), ("sm_80",))
+    edit(copy, lambda manifest: manifest.pop("kernels"))
+    assert Bundle.open(copy).kernels is None
     with Session(copy, cache=False) as session:
         assert session.segment(np.zeros((40, 50, 3), np.uint8), "cat, dog").labels.shape == (40, 50)
 

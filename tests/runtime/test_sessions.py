@@ -77,7 +77,7 @@ def test_the_whole_path_is_what_the_paper_defines(session: Session) -> None:
     """Features upsampled, normalised, compared with every word, through a sigmoid: in float64, without the algebra."""
     picture = scene(47, 71, seed=5)
     result = session.segment(picture, WORDS, size=(33, 58), probabilities=True)
-    vectors = session._encode(WORDS, None).vectors
+    vectors = session._encode_words(WORDS, None).vectors
     pixels = session.bundle.preprocessing(picture)[None]
     fused = session._executor._graphs("image_fusion")({"pixels": pixels, "words": vectors[None]})
     features = upsampled(fused["features"][0].astype(np.float64), (33, 58))
@@ -85,7 +85,7 @@ def test_the_whole_path_is_what_the_paper_defines(session: Session) -> None:
     words = fused["refined"][0].astype(np.float64)
     words /= np.linalg.norm(words, axis=1, keepdims=True)
     cosines = np.moveaxis(features @ words.T, 2, 0)
-    expected = 1 / (1 + np.exp(-cosines / session.bundle.manifest["temperature"]))
+    expected = 1 / (1 + np.exp(-cosines / session.bundle.temperature))
     assert result.probabilities is not None
     np.testing.assert_allclose(result.probabilities, expected, atol=CLOSE, rtol=0)
     winner = np.take_along_axis(cosines, np.maximum(result.labels.astype(int) - 1, 0)[None], axis=0)[0]
@@ -271,7 +271,7 @@ def test_a_bundle_rebuilt_under_an_open_session_is_noticed_before_anything_of_it
     name: str,
     held: int,
 ) -> None:
-    monkeypatch.setattr("fusioner_rt.bundle._HELD", held)
+    monkeypatch.setattr("fusioner_rt.bundle._MAX_READ", held)
     folder = changed_bundle()
     with Session(folder) as session:
         content = (folder / name).read_bytes()

@@ -18,10 +18,10 @@ ALLOWED = 0.25 / 0.07 * 48 * EPS
 @pytest.fixture(scope="module")
 def graphs(tiny_bundle: Path) -> tuple[Graph, Graph, Graph]:
     bundle, runtime = Bundle.open(tiny_bundle), OnnxRuntime("onnxruntime-cpu", threads=1)
-    scores, labels, probabilities = (
-        runtime.load(bundle.graph(name)) for name in ("mask_scores", "mask_labels", "mask_probabilities")
+    scores, tiles, probabilities = (
+        runtime.load(bundle.graph(name)) for name in ("mask_scores", "mask_tiles", "mask_probabilities")
     )
-    return scores, labels, probabilities
+    return scores, tiles, probabilities
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from fusioner_rt.onnx.runtime import OnnxRuntime
 
 kind, folder, words, low, edge = sys.argv[1], Path(sys.argv[2]), 150, 80, 4096
 runtime = OnnxRuntime("onnxruntime-cpu", 2)
-head = MaskHead(*(runtime.load(folder / f"mask_{name}.onnx") for name in ("scores", "labels", "probabilities")),
-                tiles=runtime.load(folder / "mask_tiles.onnx", threads=1), threads=2)
+scores, probabilities = (runtime.load(folder / f"mask_{name}.onnx") for name in ("scores", "probabilities"))
+head = MaskHead(scores, runtime.load(folder / "mask_tiles.onnx", threads=1), probabilities, threads=2)
 random = np.random.default_rng(0)
 scores, gram = random.normal(size=(1, words, low, low)).astype(np.float32), np.ones((1, 5, low, low), np.float32)
 if kind == "smooth":

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusioner_rt.errors import FusionerError, PlanForAnotherGpu, PlanForAnotherVersion, PlanMissing
-from fusioner_rt.plans import FLAVOURS, Plan, choose, read_plans
+from fusioner_rt.plans import FLAVOURS, Plan
+from fusioner_rt.tensorrt.preflight import choose
 
 CAPABILITIES = [(8, 0), (8, 9), (12, 0)]  # few of each, so that plans meet that differ in one thing
 VERSIONS = ["10.9.0.34", "11.4.0.106", "11.10.0.2"]
@@ -34,7 +35,6 @@ def bundle_of(*held: Plan) -> Any:
         folder=Path("engines/x"),
         plans=held,
         precision="fp16",
-        plans_command=lambda backend: f"python export/add_plans.py engines/x --backend {backend}",
     )
 
 
@@ -155,8 +155,10 @@ def test_a_manifest_with_a_capability_that_is_none_is_malformed(capability: str)
         "flavour": "tensorrt",
         "version": "11",
         "compute_capability": capability,
+        "version_compatible": False,
+        "precision": "fp16",
     }
     with pytest.raises(ValueError, match="is no compute capability"):
-        read_plans(Path(), [entry])
-    (read,) = read_plans(Path("x"), [{**entry, "compute_capability": "8.9"}])
+        Plan.parse(Path(), entry)
+    read = Plan.parse(Path("x"), {**entry, "compute_capability": "8.9"})
     assert read == Plan(Path("x/a.plan"), "text", "tensorrt", "11", "8.9", False)

@@ -116,7 +116,7 @@ def test_results_are_the_page_locked_memory_itself_until_much_of_it_is_held(sess
 
     results = [session.segment(scene(61, 93, seed)) for seed in range(3)]
     assert all(locked(result.labels) and locked(result.confidence) for result in results)
-    session._executor._machinery.pinned._most = 0
+    session._executor._machinery.pinned._max_bytes = 0
     more = [session.segment(scene(61, 93, seed)) for seed in range(3)]
     assert not any(locked(result.labels) or locked(result.confidence) for result in more)
     for result, other in zip(results, more, strict=True):
@@ -172,7 +172,7 @@ def test_a_shape_is_recorded_when_it_comes_again(session: Session, gpu: Emulated
 def test_thresholds_that_alternate_share_one_recording(planned: Path, session: Session, gpu: EmulatedGpu) -> None:
     session.set_vocabulary(WORDS)
     frame = scene(61, 93)
-    launches, before = [], session._executor._paths.made
+    launches, before = [], session._executor._pipelines.made
     with Session(planned, backend="onnxruntime-cpu", cache=False) as cpu:
         for threshold in (0.5, 0.7, 0.5, 0.6, 0.7, 0.5):
             gpu.order.clear()
@@ -180,7 +180,7 @@ def test_thresholds_that_alternate_share_one_recording(planned: Path, session: S
             agree(ours, cpu.segment(frame, WORDS, threshold=threshold))
             launches.append([what for what, _ in gpu.order].count("launch"))
     assert launches == [0, 1, 1, 1, 1, 1]
-    assert session._executor._paths.made == before + 1
+    assert session._executor._pipelines.made == before + 1
 
 
 @pytest.mark.parametrize(("which", "says"), [("recordable", "INVALIDATED"), ("engine_recordable", "could not run it")])
@@ -232,17 +232,17 @@ def test_pictures_of_many_sizes_share_contexts_of_few(session: Session, gpu: Emu
     session._executor._machinery.engine._engine.create_execution_context = lambda *given: (
         made.append(given) or create(*given)
     )
-    before = session._executor._paths.made
+    before = session._executor._pipelines.made
     for index in range(40):
         session.segment(scene(60 + index % 20, 60 + index % 20))
-    assert session._executor._paths.made == before + 40
+    assert session._executor._pipelines.made == before + 40
     assert len(made) == 16  # as many as paths are kept, all of one input size
 
 
 def test_paths_are_bounded_and_the_least_used_goes(session: Session, gpu: EmulatedGpu) -> None:
     session.set_vocabulary("cat")
     sizes = [(40, 40 + index) for index in range(20)]
-    paths = session._executor._paths
+    paths = session._executor._pipelines
     before = paths.made
     for size in sizes:
         session.segment(scene(50, 50), size=size)
@@ -272,7 +272,7 @@ def test_with_too_little_memory_idle_paths_go_then_the_size_is_told(session: Ses
         session.segment(scene(50, 50), size=(40, width))
     gpu.free = 1000
     session.segment(scene(50, 50), size=(40, 43))
-    assert len(session._executor._paths._idle) < 5
+    assert len(session._executor._pipelines._idle) < 5
     gpu.free = 0
     with pytest.raises(GpuMemoryShort, match=r"1 x 1 words on 1 pictures of 900x900 need \d+ MiB, GPU 0 .* fewer"):
         session.segment(scene(900, 900), size=(4000, 4000))
@@ -580,7 +580,7 @@ def test_a_result_that_others_read_is_not_written_over(
         del found
     assert len(set(pointers)) == 5
     # beyond the pool's size it is freed, for which CUDA waits for all readers
-    session._executor._machinery.results._most = 61 * 93 * 12
+    session._executor._machinery.results._max_bytes = 61 * 93 * 12
     before = len(gpu.memory)
     for _ in range(20):
         share_me = session.segment_on_device(frame, stream=55)
@@ -867,7 +867,7 @@ def test_a_path_that_cannot_be_closed_keeps_no_other_open(planned: Path, gpu: Em
             for _ in range(2):
                 session.segment(scene(50, 50), size=size)
         gpu.failing = call
-    assert not session._executor._paths._idle
+    assert not session._executor._pipelines._idle
     assert not gpu.memory
     assert gpu.contexts == gpu.retained == 0
     session.close()
@@ -893,7 +893,7 @@ def test_a_gpu_that_is_lost_tells_its_caller_and_lets_the_session_end(
     with pytest.raises(FusionerError, match="ILLEGAL_ADDRESS") as told:
         lose()
     assert "cuStreamWaitEvent" not in str(told.value)  # the first call that failed, not one of those that clear up
-    assert not session._executor._paths._idle
+    assert not session._executor._pipelines._idle
     assert gpu.contexts == 0
     with pytest.raises(UsageError, match="closed"):
         call()

@@ -1,0 +1,92 @@
+"""Cures: the commands and sentences that several errors end with."""
+
+import contextlib
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .manifest import FORMAT, FORMAT_VERSION, MANIFEST
+from .plans import LISTED
+
+PLACES = ("engines/demo", "models/demo/bundle")
+"""Default places of a bundle, below the current folder."""
+_DEMONSTRATION = tuple(Path(place) for place in (*PLACES, "models/demo"))
+
+OPEN_AGAIN = "close this session and open the bundle again"
+INSTALL_DRIVER = "install NVIDIA's driver, or a newer one"
+CUDA_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
+_PORTABLE = (8, 0)  # GPUs from this capability on need no --for
+
+
+def build_command(folder: Path, **cured: str | int) -> str:
+    """The command that rebuilds the bundle in `folder` with its own precision and profiles, except for `cured`.
+
+    cured: precision ("fp16", "bf16" or "fp32"), sizes ("32,320,1024"), max_words, max_batch, backend, profiles.
+
+    Where the manifest cannot be read, the command uses its defaults, in half precision. A bundle does not record its
+    checkpoint, so the command holds the placeholder CHECKPOINT. The demonstration needs none: its checkpoint is the
+    command's default.
+    """
+    options: dict[str, Any] = {"precision": "fp16"}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if (manifest["format"], manifest["format_version"]) == (FORMAT, FORMAT_VERSION):
+            profiles, precision = manifest["profiles"], manifest["precision"]
+            sizes = ",".join(str(int(profiles["size"][bound])) for bound in ("min", "opt", "max"))
+            limits = {f"max_{name}": int(profiles[name]["max"]) for name in ("words", "batch")}
+            options = {"precision": precision, "sizes": sizes, **limits}
+            if flavours := sorted({str(entry["flavour"]) for entry in manifest["engines"]}):
+                options["backend"] = flavours[0]  # one build makes plans of one flavour
+            if any(entry["precision"] == "bf16" for entry in manifest["engines"]):
+                options["precision"] = "bf16"  # graphs are never bf16, plans may be
+    options |= cured
+    parts = ["python export/build_engine.py"]
+    if not any(folder.absolute().parts[-len(place.parts) :] == place.parts for place in _DEMONSTRATION):
+        parts.append("--checkpoint CHECKPOINT")
+    if options["precision"] != "fp32":
+        parts.append(f"--{options['precision']}")
+    names = ("sizes", "max_words", "max_batch", "backend", "profiles")
+    parts += [f"--{name.replace('_', '-')} {options[name]}" for name in names if name in options]
+    return " ".join([*parts, "--out", shlex.quote(str(folder))])
+
+
+def rebuild(folder: Path, **cured: str | int) -> str:
+    """The cure for a damaged or unsuitable bundle."""
+    return f"rebuild it: {build_command(folder, **cured)}"
+
+
+def rebuild_without_fp16(folder: Path) -> str:
+    return f"rebuild it without --fp16: {build_command(folder, precision='fp32')}"
+
+
+def plans_command(folder: Path, backend: str, profiles: str = "") -> str:
+    """The command that builds TensorRT plans into a bundle from its own graphs."""
+    command = f"python export/add_plans.py {shlex.quote(str(folder))} --backend {backend}"
+    return f"{command} --profiles {profiles}" if profiles else command
+
+
+def plans_for_this_gpu(
+    folder: Path, precision: str, flavour: str, capability: Sequence[int], alone: bool = False
+) -> str:
+    """The cure where no plan of the bundle fits the GPU.
+
+    precision: the bundle's. capability: (major, minor). alone: build for this GPU only.
+    """
+    build, here = plans_command(folder, flavour), "{}.{}".format(*capability)
+    if flavour != "tensorrt-rtx":
+        return f"build plans for it on the machine with this GPU: {build}"
+    if here not in LISTED:
+        return (
+            f"TensorRT-RTX lists {', '.join(LISTED)} and not {here}: use full TensorRT, on this machine: pip install "
+            f"tensorrt && {plans_command(folder, 'tensorrt')}, or choose onnxruntime-cuda"
+        )
+    if tuple(capability) >= _PORTABLE and not alone:
+        return f"build plans for it: {build}"
+    named = "--for sm_{}{}".format(*capability)
+    if precision == "fp32" and tuple(capability) < _PORTABLE:
+        build = build_command(folder, precision="fp16", backend=flavour)
+        return f"there its fp32 plans give zeros: choose onnxruntime-cuda, or build the bundle in fp16: {build} {named}"
+    return f"build plans for it: {build} {named}"
