@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
@@ -24,6 +24,11 @@ import numpy as np  # noqa: E402
 
 from export.tensorrt import arguments as plan_arguments  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
+
+if TYPE_CHECKING:
+    from export.tensorrt.build import PlanOptions
+    from fusioner_rt.bundle import Bundle
+    from fusioner_rt.plans import Plan
 
 EXAMPLES = """
 examples:
@@ -61,47 +66,27 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     as tensorrt_engine.PlanOptions. Raises the bundle's errors, TensorRTMissing, TensorRTRefused, PrecisionNotReached,
     PlansDisagree, UsageError, OutputUnwritable, and what loading or running a plan raises on a GPU that it is for.
     """
-    from export.tensorrt import build as tensorrt_engine
-    from fusioner_rt.bundle import MANIFEST, Bundle, write_manifest
-    from fusioner_rt.errors import BackendUnavailable, BundleMissing
+    from export.tensorrt import build
+    from fusioner_rt.bundle import Bundle, read_manifest
+    from fusioner_rt.errors import BundleMissing
     from fusioner_rt.files import check_replaceable, replace_folder, unwritable
-    from fusioner_rt.tensorrt import versions
+    from fusioner_rt.manifest import MANIFEST
 
     if not (folder / MANIFEST).is_file():
         raise BundleMissing("holds no engine bundle", "name a bundle's folder, such as engines/demo", subject=folder)
     check_replaceable(folder)
     before = (folder / MANIFEST).read_bytes()
     bundle = Bundle.open(folder, plans=False)
-    if any(entry.get("precision") == "bf16" for entry in bundle.manifest.get("engines", [])):
-        raise UsageError(
-            "its plans are bf16, which is proved beside PyTorch: build the bundle again: "
-            f"{bundle.build_command(backend=backend)}",
-            subject=folder,
-        )
-    asked = tensorrt_engine.PlanOptions(backend, precision=bundle.precision, **options)
-    try:
-        versions.load(backend)
-    except BackendUnavailable as error:
-        raise tensorrt_engine.TensorRTMissing(error.found, error.cure, subject=error.subject) from None
-    tensorrt_engine.check(asked)
+    _refuse_bf16(bundle, backend)
+    asked = build.PlanOptions(backend, precision=bundle.precision, **options)
+    build.check(asked, needed=True)
     out = folder.absolute()
     try:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
     except OSError as error:
         raise unwritable(out.parent, error) from None
     try:
-        manifest = bundle.manifest | {"engines": [], "built_with": dict(bundle.manifest["built_with"])}
-        held = [entry for entry in bundle.manifest.get("engines", []) if _whole(bundle, entry)]
-        old = {entry[key] for entry in bundle.manifest.get("engines", []) for key in ("file", "report") if key in entry}
-        kept_files = {entry[key] for entry in held for key in ("file", "report") if key in entry}
-        _copy(out, unfinished, [name for name in bundle.manifest["files"] if name not in old or name in kept_files])
-        tensorrt_engine.add_plans(unfinished, manifest, asked, shown=shown)
-        proofs = _prove(unfinished, manifest, backend, pictures)
-        replaced = {entry["file"] for entry in manifest["engines"]}
-        manifest["engines"] = [entry for entry in held if entry["file"] not in replaced] + manifest["engines"]
-        older = bundle.manifest["gates"].get("plans", {})
-        plans = {file: proof for file, proof in older.items() if file in kept_files} | proofs
-        manifest = write_manifest(unfinished, manifest | {"gates": bundle.manifest["gates"] | {"plans": plans}})
+        manifest = _add_into(unfinished, bundle, read_manifest(folder), asked, pictures, shown)
         Bundle.open(unfinished)
         unfinished.chmod(0o755)
         if (folder / MANIFEST).read_bytes() != before:
@@ -114,19 +99,51 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     return manifest
 
 
-def _whole(bundle: Any, entry: Mapping[str, Any]) -> bool:
+def _refuse_bf16(bundle: Bundle, backend: str) -> None:
+    from fusioner_rt.cures import build_command
+
+    if any(plan.precision == "bf16" for plan in bundle.plans):
+        raise UsageError(
+            "its plans are bf16, which is proved beside PyTorch",
+            f"build the bundle again: {build_command(bundle.folder, backend=backend)}",
+            subject=bundle.folder,
+        )
+
+
+def _add_into(
+    folder: Path, bundle: Bundle, old: Record, asked: PlanOptions, pictures: Path | None, shown: bool
+) -> Record:
+    """The bundle in another folder, with the new plans in the place of those they replace. Returns its manifest."""
+    from export.tensorrt import build
+    from fusioner_rt.bundle import write_manifest
+
+    whole = [_is_whole(bundle, plan) for plan in bundle.plans]
+    left_out = {file for plan, kept in zip(bundle.plans, whole, strict=True) if not kept for file in plan.files}
+    _copy(bundle.folder, folder, [file.relative_to(bundle.folder) for file in bundle.files if file not in left_out])
+    manifest = old | {"engines": [], "built_with": dict(old["built_with"])}
+    build.add_plans(folder, manifest, asked, shown=shown)
+    proofs = _prove(folder, manifest, asked.flavour, pictures)
+
+    held = [entry for entry, kept in zip(old["engines"], whole, strict=True) if kept]
+    replaced = {entry["file"] for entry in manifest["engines"]}
+    manifest["engines"] = [entry for entry in held if entry["file"] not in replaced] + manifest["engines"]
+    held_files = {entry["file"] for entry in held}
+    older = {file: proof for file, proof in old["gates"].get("plans", {}).items() if file in held_files}
+    return write_manifest(folder, manifest | {"gates": old["gates"] | {"plans": older | proofs}})
+
+
+def _is_whole(bundle: Bundle, plan: Plan) -> bool:
     """Whether a plan's files are those of the manifest: one that was damaged or lost is left out."""
     from fusioner_rt.bundle import verify_files
 
-    files = bundle.manifest["files"]
     try:
-        verify_files(bundle.folder, {entry[key]: files[entry[key]] for key in ("file", "report") if key in entry})
+        verify_files({file: bundle.files[file] for file in plan.files}, "")
     except FusionerError:
         return False
     return True
 
 
-def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
+def _copy(source: Path, to: Path, names: Sequence[Path]) -> None:
     for name in names:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, to / name)
@@ -140,7 +157,7 @@ def _prove(folder: Path, manifest: Mapping[str, Any], backend: str, named: Path 
     """
     from fusioner_rt.bundle import write_manifest
     from fusioner_rt.gpu.driver import Device
-    from fusioner_rt.plans import read_plans
+    from fusioner_rt.plans import Plan
 
     entries, records = manifest["engines"], {}
     files = [entry["file"] for entry in entries if entry["graph"] == "image_fusion"]
@@ -150,7 +167,8 @@ def _prove(folder: Path, manifest: Mapping[str, Any], backend: str, named: Path 
         return {file: _not_run(f"no GPU here: {error}") for file in files}
     gpu, capability = str(device), device.capability
     device.close()
-    for file, plan in zip((entry["file"] for entry in entries), read_plans(folder, entries), strict=True):
+    for entry in entries:
+        file, plan = entry["file"], Plan.parse(folder, entry)
         if file not in files:
             continue
         if plan.runs_on(capability):

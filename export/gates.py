@@ -4,10 +4,10 @@ parity  the graphs err at most twice what plain PyTorch errs in the same precisi
 batch   a picture's result does not depend on its place in a batch, on its neighbours, or on the batch's size
 words   the vocabulary's order decides which mask is which, and nothing else
 
-Where there are the parts of image_fusion beside it, both ways are put through every gate: backends run one or the other.
+A bundle may hold the parts of image_fusion beside it. Backends run the whole or the parts: both go through every gate.
 
-Graphs come as callables from arrays by name to arrays by name, so that any backend can be put through the same gates. The
-build puts ONNX Runtime through them; TensorRT plans, which need their GPU to run, are built from the same graphs.
+Graphs are callables from arrays by name to arrays by name, so any backend can be put through the same gates. The build
+puts ONNX Runtime through them. TensorRT plans run on their GPU alone: export/tensorrt/prove.py does it there.
 """
 
 from __future__ import annotations
@@ -36,27 +36,32 @@ from kernels import reference
 from training.encoders import TextEncoder, readable_words
 from training.model import Fusioner
 
-Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+Values = dict[str, np.ndarray]
+Run = Callable[[Mapping[str, np.ndarray]], Values]
 Record = dict[str, Any]
+Maps = tuple[np.ndarray, np.ndarray]
+Labels = tuple[np.ndarray, np.ndarray]
+Size = tuple[int, int]
 
 WORDS = ("cat", "dog", "horse", "person", "sofa", "tree", "grass", "bird")
 """Asked of every gate picture: some are there, some are not. A text encoder that cannot read one is asked for another."""
 
 LEAST_AGREEMENT = 0.995
-"""Share of pixels whose label is the one PyTorch gives. bfloat16 flips more near ties than that in PyTorch too: of its
-plans twice the pixels are allowed that PyTorch flips in bfloat16, where they are more."""
+"""Share of pixels whose label must be PyTorch's. bfloat16 flips more near ties than that, in PyTorch too: its plans may
+flip twice as many pixels as PyTorch does in bfloat16, where that is more."""
 
 MASK_HEAD_ERROR = 1e-5
 """Largest probability error of the mask head against its definition."""
 
 ROUNDINGS = 16 * float(np.finfo(np.float32).eps)
-"""What no float32 computation is asked to beat, relative to the largest value: a floor for errors that are near 0."""
+"""An error that every float32 computation may have, relative to the largest value. It is added to what is allowed, so that
+a plain PyTorch that happens to err by almost nothing sets no bound of almost nothing."""
 
 IN_PARTS = "_in_parts"
-"""Behind the name of an output in records: of the parts of image_fusion, one after the other."""
+"""Ends the names of outputs in records that come from the parts of image_fusion, run one after the other."""
 
 LARGEST_PICTURE = 1024
-"""Masks are compared at the picture's own size up to this edge; PyTorch's side holds all K maps at once."""
+"""Masks are compared at the picture's own size up to this edge, for PyTorch holds all K maps of that size at once."""
 
 
 class ParityFailed(FusionerError):
@@ -87,14 +92,18 @@ class NoPictures(FusionerError):
 class Parity:
     """What the parity gate found.
 
-    errors, plain: by output, relative to its largest value; plain is PyTorch's own. agreement: share of all pixels, of
-    the path and mask head that has the least. plain_agreement: PyTorch's own, where it was asked.
-    mask_error: the mask head's, in probability. words: (K, t) float32, the text graph's vectors of gate_words.
+    errors:          largest error of every output, relative to the output's largest value.
+    plain:           the same of plain PyTorch, by the same names.
+    agreements:      share of all pixels that get PyTorch's label, by path and by the graph that drew the masks: each is
+                     judged by itself, so that none hides behind the others.
+    mask_error:      largest error of the mask head, in probability.
+    words:           (K, t) float32, the text graph's vectors of `gate_words`.
+    plain_agreement: share of all pixels that plain PyTorch gives that label; for bf16 alone.
     """
 
     errors: dict[str, float]
     plain: dict[str, float]
-    agreement: float
+    agreements: dict[tuple[str, str], float]
     mask_error: float
     pictures: int
     words: np.ndarray
@@ -102,6 +111,18 @@ class Parity:
 
     def allowed(self, output: str) -> float:
         return 2 * self.plain[output] + ROUNDINGS
+
+    @property
+    def agreement(self) -> float:
+        """That of the path and graph that agree least."""
+        return min(self.agreements.values())
+
+    @property
+    def least_agreement(self) -> float:
+        """What `agreement` must reach."""
+        if self.plain_agreement is None:
+            return LEAST_AGREEMENT
+        return min(LEAST_AGREEMENT, 1 - 2 * (1 - self.plain_agreement))
 
     def record(self) -> Record:
         outputs = {
@@ -115,7 +136,11 @@ class Parity:
 
 
 def parity(
-    model: Fusioner, graphs: Mapping[str, Run], how: Preprocessing, pictures: Sequence[np.ndarray], precision: str
+    model: Fusioner,
+    graphs: Mapping[str, Run],
+    preprocessing: Preprocessing,
+    pictures: Sequence[np.ndarray],
+    precision: str,
 ) -> Parity:
     """Gate (a). pictures: (H, W, 3) uint8 each. precision: what the graphs claim: "fp32", "fp16" or "bf16".
 
@@ -123,87 +148,23 @@ def parity(
     and WordUnreadable where the text encoder reads no word at all.
     """
     truth, plain = in_pytorch(model, precision)
-    half = precision != "fp32"
-    without = f"build without --{precision}, or " if half else ""
     asked = gate_words(model.text_encoder)
-    prompts = [prompt for word in asked for prompt in fill(model.config.templates, word)]
-    tokenizer = PromptTokenizer(model.text_encoder.tokenizer_file, model.text_encoder.max_tokens)
-    tokens = dict(zip(("input_ids", "attention_mask"), tokenizer(prompts), strict=True))
-
-    compared = _Compared()
+    tokens = _tokens(model, asked)
     embeddings = graphs["text"](tokens)["embeddings"], _text(plain, tokens), _text(truth, tokens)
-    compared.add("embeddings", *embeddings)
-    # Every side fuses the words its own text encoder gives: errors of the whole path, as a user meets them.
+    # Each side fuses the words of its own text encoder: errors are those of the whole path, as a user meets them.
     words, plain_words, true_words = (_word_vectors(values, len(asked)) for values in embeddings)
+    words = words.astype(np.float32)
 
-    paths = _paths(graphs)
-    bands = MaskHead(graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"])
-    head = MaskHead(
-        graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"], graphs.get("mask_tiles")
-    )
-    heads = {"mask_tiles": head, "mask_labels": bands}
-    agreed = {(path, name): 0 for path in paths for name in heads}  # apart: none hides behind the others
-    plain_agreed = pixels_compared = 0
-    mask_error = 0.0
+    comparison = _Comparison(graphs, model.config.temperature, precision)
+    comparison.add_output("embeddings", *embeddings)
     for picture in pictures:
-        pixels = how(picture)[None]
-        true = image(truth, pixels, true_words)
-        theirs = image(plain, pixels, plain_words)
-        every = {path: _fused(run, pixels, words.astype(np.float32)[None]) for path, run in paths.items()}
-        by_plain, by_truth = _outputs(*theirs), _outputs(*true)
-        for path, ours in every.items():
-            for name, value in ours.items():
-                compared.add(name + path, value, by_plain[name], by_truth[name])
-        if not all(
-            np.isfinite(value).all() for value in (*true, *(v for ours in every.values() for v in ours.values()))
-        ):
-            continue  # no masks can be told from it, and what was compared is refused below
-
-        size = _mask_size(picture)
-        expected, confident, probable = reference_masks(true, size, model.config.temperature)
-        pixels_compared += expected.size
-        for path, ours in every.items():
-            own = _maps(head, ours)
-            for name, one in heads.items():
-                agreed[path, name] += int((one.labels(*own, size, 0.5)[0] == expected).sum())
-        if precision == "bf16":
-            drawn = reference_masks(theirs, size, model.config.temperature)[0]
-            plain_agreed += int((drawn == expected).sum())
-        maps = head.maps(*(value.astype(np.float32) for value in true))
-        for made, wanted in (
-            (head.labels(*maps, size, 0.5)[1], confident),
-            (bands.labels(*maps, size, 0.5)[1], confident),
-            (head.probabilities(*maps, size)[0], probable),
-        ):
-            mask_error = max(mask_error, _largest(made - wanted))
-
-    worst = min(agreed, key=lambda key: agreed[key])
-    agreement = agreed[worst] / max(1, pixels_compared)
-    of_plain = plain_agreed / max(1, pixels_compared) if precision == "bf16" else None
-    least = min(LEAST_AGREEMENT, 1 - 2 * (1 - of_plain)) if of_plain is not None else LEAST_AGREEMENT
-    result = Parity(
-        compared.errors, compared.plain, agreement, mask_error, len(pictures), words.astype(np.float32), of_plain
-    )
-    for name, error in result.errors.items():
-        if not _within(error, result.allowed(name)):
-            raise ParityFailed(
-                f"{name} err by {error:.2g} of their largest value, plain PyTorch errs by "
-                f"{result.plain[name]:.2g} in {precision} and twice that is allowed",
-                f"{without}look at the exported graph",
-            )
-    if not _within(mask_error, MASK_HEAD_ERROR):
-        raise ParityFailed(
-            f"the mask head's probabilities err by {mask_error:.2g}, at most {MASK_HEAD_ERROR} is allowed",
-            "run: python -m pytest tests/export/onnx/test_mask_head_graph.py",
-        )
-    if not result.agreement >= least:
-        raise ParityFailed(
-            f"only {result.agreement:.2%} of the gate pictures' pixels get PyTorch's "
-            f"label{' in parts' if worst[0] else ''} ({worst[1]}), {least:.1%} are "
-            f"needed{f' in {precision}' if half else ''}",
-            f"{without}train the checkpoint further: near ties flip",
-        )
-    return result
+        pixels = preprocessing(picture)[None]
+        ours = {path: _fused(run, pixels, words[None]) for path, run in comparison.paths.items()}
+        by_plain, by_truth = image(plain, pixels, plain_words), image(truth, pixels, true_words)
+        comparison.add_picture(ours, by_plain, by_truth, _mask_size(picture))
+    found = comparison.result(len(pictures), words)
+    _judge(found, precision)
+    return found
 
 
 def in_pytorch(model: Fusioner, precision: str) -> tuple[Fusioner | Halved, Fusioner | Halved]:
@@ -212,72 +173,155 @@ def in_pytorch(model: Fusioner, precision: str) -> tuple[Fusioner | Halved, Fusi
     return (model, Halved(model, half)) if half else (copy.deepcopy(model).double(), model)
 
 
+class _Comparison:
+    """What the parity gate has seen so far: the graphs beside plain PyTorch and the truth, picture by picture."""
+
+    def __init__(self, graphs: Mapping[str, Run], temperature: float, precision: str) -> None:
+        self.paths = _paths(graphs)
+        self._temperature, self._precision = temperature, precision
+        self._head = _mask_head(graphs)
+        # Sessions run mask_tiles; mask_labels is in the bundle for other servers.
+        self._labels_by: dict[str, Callable[[Maps, Size], Labels]] = {
+            "mask_tiles": lambda maps, size: self._head.labels(*maps, size, 0.5),
+            "mask_labels": lambda maps, size: _labels_by_graph(graphs["mask_labels"], maps, size),
+        }
+        self._errors: dict[str, float] = {}
+        self._plain: dict[str, float] = {}
+        self._agreed = {(path, name): 0 for path in self.paths for name in self._labels_by}
+        self._plain_agreed = self._pixels = 0
+        self._mask_error = 0.0
+
+    def add_output(self, name: str, ours: np.ndarray, plain: np.ndarray, true: np.ndarray) -> None:
+        self._errors[name] = max(self._errors.get(name, 0), _relative(ours, true))
+        self._plain[name] = max(self._plain.get(name, 0), _relative(plain, true))
+
+    def add_picture(
+        self, ours: Mapping[str, Values], plain: Sequence[np.ndarray], true: Sequence[np.ndarray], size: tuple[int, int]
+    ) -> None:
+        """ours: the outputs of every path. plain, true: the model's features and refined words. size: of the masks."""
+        by_plain, by_truth = _outputs(*plain), _outputs(*true)
+        for path, outputs in ours.items():
+            for name, value in outputs.items():
+                self.add_output(name + path, value, by_plain[name], by_truth[name])
+        values = [*true, *(value for outputs in ours.values() for value in outputs.values())]
+        if not all(np.isfinite(value).all() for value in values):
+            return  # such values give no masks, and `_judge` refuses their errors
+        labels, confidence, probabilities = reference_masks(true, size, self._temperature)
+        self._pixels += labels.size
+        self._add_masks(ours, labels)
+        if self._precision == "bf16":
+            by_plain_labels = reference_masks(plain, size, self._temperature)[0]
+            self._plain_agreed += int((by_plain_labels == labels).sum())
+        self._add_mask_head(true, confidence, probabilities)
+
+    def _add_masks(self, ours: Mapping[str, Values], labels: np.ndarray) -> None:
+        """labels: (H, W), PyTorch's."""
+        size = (labels.shape[0], labels.shape[1])
+        for path, outputs in ours.items():
+            maps = _maps(self._head, outputs)
+            for name, labels_of in self._labels_by.items():
+                self._agreed[path, name] += int((labels_of(maps, size)[0] == labels).sum())
+
+    def _add_mask_head(self, true: Sequence[np.ndarray], confidence: np.ndarray, probabilities: np.ndarray) -> None:
+        """The mask head's graphs on the truth's features. confidence (H, W) and probabilities (K, H, W): by definition."""
+        size = (confidence.shape[0], confidence.shape[1])
+        maps = self._head.maps(*(value.astype(np.float32) for value in true))
+        errors = [_largest(labels_of(maps, size)[1] - confidence) for labels_of in self._labels_by.values()]
+        errors.append(_largest(self._head.probabilities(*maps, size)[0] - probabilities))
+        self._mask_error = max(self._mask_error, *errors)
+
+    def result(self, pictures: int, words: np.ndarray) -> Parity:
+        pixels = max(1, self._pixels)
+        agreements = {key: agreed / pixels for key, agreed in self._agreed.items()}
+        plain_agreement = self._plain_agreed / pixels if self._precision == "bf16" else None
+        return Parity(self._errors, self._plain, agreements, self._mask_error, pictures, words, plain_agreement)
+
+
+def _judge(found: Parity, precision: str) -> None:
+    """Raises ParityFailed."""
+    half = precision != "fp32"
+    without = f"build without --{precision}, or " if half else ""
+    for name, error in found.errors.items():
+        if not _within(error, found.allowed(name)):
+            raise ParityFailed(
+                f"{name} err by {error:.2g} of their largest value, plain PyTorch errs by "
+                f"{found.plain[name]:.2g} in {precision} and twice that is allowed",
+                f"{without}look at the exported graph",
+            )
+    if not _within(found.mask_error, MASK_HEAD_ERROR):
+        raise ParityFailed(
+            f"the mask head's probabilities err by {found.mask_error:.2g}, at most {MASK_HEAD_ERROR} is allowed",
+            "run: python -m pytest tests/export/onnx/test_mask_head_graph.py",
+        )
+    if not found.agreement >= found.least_agreement:
+        path, graph = min(found.agreements, key=lambda key: found.agreements[key])
+        raise ParityFailed(
+            f"only {found.agreement:.2%} of the gate pictures' pixels get PyTorch's "
+            f"label{' in parts' if path else ''} ({graph}), {found.least_agreement:.1%} are "
+            f"needed{f' in {precision}' if half else ''}",
+            f"{without}train the checkpoint further: near ties flip",
+        )
+
+
 def batch(
-    graphs: Mapping[str, Run], found: Parity, how: Preprocessing, pictures: Sequence[np.ndarray], most: int
+    graphs: Mapping[str, Run],
+    found: Parity,
+    preprocessing: Preprocessing,
+    pictures: Sequence[np.ndarray],
+    max_pictures: int,
 ) -> Record:
-    """Gate (b), for batches of up to three different pictures, and of `most` equal ones. Raises BatchFailed.
+    """Gate (b), for batches of up to three different pictures, and of `max_pictures` equal ones. Raises BatchFailed.
 
     Two correct results each lie within the parity gate's tolerance of the truth, so within twice that of each other.
     """
-    count = min(3, most)
+    count = min(3, max_pictures)
     if count < 2:
         return {"skipped": "the profile holds one picture"}
-    size = (how.side // how.multiple * how.multiple,) * 2
-    single = [how(pictures[index % len(pictures)], size) for index in range(count)]
+    size = (preprocessing.side // preprocessing.multiple * preprocessing.multiple,) * 2
+    single = [preprocessing(pictures[index % len(pictures)], size) for index in range(count)]
     if len(pictures) < count:  # a picture seen from the other side is another picture
         single[1:] = [np.ascontiguousarray(pixels[:, :, ::-1]) for pixels in single[1:]]
-    worst = max(_worst_of_batches(path, run, found, single, most) for path, run in _paths(graphs).items())
-    return {"pictures": count, "equal_pictures": most, "largest_difference_of_allowed": worst}
+    worst = max(_worst_of_batches(path, run, found, single, max_pictures) for path, run in _paths(graphs).items())
+    return {"pictures": count, "equal_pictures": max_pictures, "largest_difference_of_allowed": worst}
 
 
-def _worst_of_batches(path: str, run: Run, found: Parity, single: Sequence[np.ndarray], most: int) -> float:
+def _worst_of_batches(path: str, run: Run, found: Parity, single: Sequence[np.ndarray], max_pictures: int) -> float:
     """The largest difference as a share of the allowed one. single: (3, h, w) each. Raises BatchFailed."""
     alone = [_fused(run, pixels[None], found.words[None]) for pixels in single]
     count = len(single)
-    order = [*range(1, count), 0]
+    each, turned = [*range(count)], [*range(1, count), 0]
     worst = 0.0
-    for what, pixels, expected in (
-        ("identical pictures in a batch", [single[0]] * most, [alone[0]] * most),
-        ("one picture shared by a batch of vocabularies", [single[0]], [alone[0]] * count),
-        ("different pictures in a batch", single, alone),
-        ("a permuted batch", [single[index] for index in order], [alone[index] for index in order]),
+    for subject, given, expected in (  # pictures by their index
+        ("identical pictures in a batch", [0] * max_pictures, [0] * max_pictures),
+        ("one picture shared by a batch of vocabularies", [0], [0] * count),
+        ("different pictures in a batch", each, each),
+        ("a permuted batch", turned, turned),
     ):
-        together = _fused(run, np.stack(pixels), np.repeat(found.words[None], len(expected), axis=0))
+        pixels = np.stack([single[index] for index in given])
+        together = _fused(run, pixels, np.repeat(found.words[None], len(expected), axis=0))
         for name, rows in together.items():
             allowed = 2 * found.allowed(name + path)
-            for row in range(len(expected)):
-                apart = _relative(rows[row], expected[row][name][0])
+            for row, index in enumerate(expected):
+                apart = _relative(rows[row], alone[index][name][0])
                 worst = max(worst, apart / allowed)
                 if not _within(apart, allowed):
                     raise BatchFailed(
                         f"row {row} of {name}{path} differs by {apart:.2g} of its largest value from the picture "
                         f"alone, {allowed:.2g} is allowed",
                         "build with --max-batch 1, or use another backend",
-                        subject=what,
+                        subject=subject,
                     )
     return worst
 
 
-def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture: np.ndarray) -> Record:
+def words(graphs: Mapping[str, Run], found: Parity, preprocessing: Preprocessing, picture: np.ndarray) -> Record:
     """Gate (c). Raises WordsFailed."""
-    pixels, order = how(picture)[None], np.random.default_rng(0).permutation(len(found.words))
-    head = MaskHead(
-        graphs["mask_scores"], graphs["mask_labels"], graphs["mask_probabilities"], graphs.get("mask_tiles")
-    )
-    size, least = _mask_size(picture), 1.0
+    pixels, order = preprocessing(picture)[None], np.random.default_rng(0).permutation(len(found.words))
+    head, size, agreements = _mask_head(graphs), _mask_size(picture), []
     for path, run in _paths(graphs).items():
         plain, permuted = (_fused(run, pixels, vectors[None]) for vectors in (found.words, found.words[order]))
-        for name, value in plain.items():
-            apart = _relative(permuted[name], value[:, order] if name in ("refined", "scores") else value)
-            allowed = 2 * found.allowed(name + path)
-            if not _within(apart, allowed):
-                raise WordsFailed(
-                    f"permuting the words changes {name}{path} by {apart:.2g} of its largest value, "
-                    f"{allowed:.2g} is allowed",
-                    "a graph must not know a word's place: look at the exported "
-                    f"{'fusion' if path else 'image_fusion'} graph",
-                )
-        before, after = (head.labels(*_maps(head, values), size, 0.5)[0] for values in (plain, permuted))
+        _judge_permuted(path, found, plain, permuted, order)
+        before, after = (head.labels(*_maps(head, outputs), size, 0.5)[0] for outputs in (plain, permuted))
         named = np.concatenate([[0], order + 1])[after]
         agreement = float((named == before).mean())
         if not agreement >= LEAST_AGREEMENT:
@@ -286,15 +330,29 @@ def words(graphs: Mapping[str, Run], found: Parity, how: Preprocessing, picture:
                 f"{LEAST_AGREEMENT:.1%} are needed",
                 "look at the exported mask_tiles graph",
             )
-        least = min(least, agreement)
-    return {"words": len(order), "mask_agreement": least}
+        agreements.append(agreement)
+    return {"words": len(order), "mask_agreement": min(agreements)}
+
+
+def _judge_permuted(path: str, found: Parity, plain: Values, permuted: Values, order: np.ndarray) -> None:
+    """plain, permuted: a path's outputs for the words as they are, and in `order`. Raises WordsFailed."""
+    for name, value in plain.items():
+        apart = _relative(permuted[name], value[:, order] if name in ("refined", "scores") else value)
+        allowed = 2 * found.allowed(name + path)
+        if not _within(apart, allowed):
+            raise WordsFailed(
+                f"permuting the words changes {name}{path} by {apart:.2g} of its largest value, "
+                f"{allowed:.2g} is allowed",
+                "a graph must not know a word's place: look at the exported "
+                f"{'fusion' if path else 'image_fusion'} graph",
+            )
 
 
 def gate_words(encoder: TextEncoder) -> list[str]:
-    """WORDS, those the encoder cannot read replaced by names of its own (a table's, taken evenly from all of them).
+    """WORDS, with names of the encoder's own (a table's, taken evenly from all of them) in place of those it cannot read.
 
-    No two are the same tokens, for then neither has pixels of its own; fewer where there are no more. Raises
-    WordUnreadable where there is none.
+    No two words have the same tokens: neither would get pixels of its own. There are fewer where the encoder knows no
+    more. Raises WordUnreadable where it reads none.
     """
     tokenizer = PromptTokenizer(encoder.tokenizer_file, encoder.max_tokens)
     names = tokenizer.names()
@@ -313,8 +371,8 @@ def gate_words(encoder: TextEncoder) -> list[str]:
     return list(chosen.values())
 
 
-def gate_pictures(folder: Path | None, most: int = 3) -> list[np.ndarray]:
-    """The first pictures of a folder by name; without a folder, generated ones. Raises NoPictures."""
+def gate_pictures(folder: Path | None) -> list[np.ndarray]:
+    """The first three pictures of a folder by name; without a folder, generated ones. Raises NoPictures."""
     if folder is None:
         return [textured(seed, size) for seed, size in enumerate(((240, 320), (333, 250), (200, 200)))]
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
@@ -322,11 +380,11 @@ def gate_pictures(folder: Path | None, most: int = 3) -> list[np.ndarray]:
         raise NoPictures(
             f"{folder} holds no picture, the gates need one or more", "name a folder of photographs with --pictures DIR"
         )
-    return [decode(file) for file in files[:most]]
+    return [decode(file) for file in files[:3]]
 
 
 def textured(seed: int, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8: overlapping shapes with texture, where there are no photographs."""
+    """(H, W, 3) uint8: overlapping shapes with texture, in place of photographs."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
     picture = np.full((*size, 3), generator.uniform(0, 255, 3))
@@ -339,10 +397,10 @@ def textured(seed: int, size: tuple[int, int]) -> np.ndarray:
 
 
 class Halved:
-    """Plain PyTorch in 16 bits, as on a GPU under autocast: products of such operands, kept so. Tables that are looked up
-    are of 16 bits too, as in any model whose weights are: of a table of names nothing else would err.
+    """Plain PyTorch in 16 bits, as on a GPU under autocast: operands and results of products are rounded to them.
 
-    Emulated, because a CPU is far slower at the real thing than at rounding to it.
+    Embedding tables hold 16 bits too, as in any model whose weights do: a text encoder that is a table of names would
+    otherwise not err at all. It is emulated: a CPU rounds to 16 bits far faster than it computes in them.
     """
 
     def __init__(self, model: Fusioner, dtype: torch.dtype) -> None:
@@ -368,33 +426,28 @@ class Halved:
             return value.to(self.dtype).float() if value.is_floating_point() else value  # indices stay whole
 
 
-class _Compared:
-    """Largest errors so far, by output."""
-
-    def __init__(self) -> None:
-        self.errors: dict[str, float] = {}
-        self.plain: dict[str, float] = {}
-
-    def add(self, name: str, ours: np.ndarray, plain: np.ndarray, true: np.ndarray) -> None:
-        self.errors[name] = max(self.errors.get(name, 0), _relative(ours, true))
-        self.plain[name] = max(self.plain.get(name, 0), _relative(plain, true))
-
-
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference over largest expected value; infinite where a number is not finite."""
+    """Largest difference over largest expected value; infinite where a value is not finite."""
     largest = _largest(found.astype(np.float64) - expected)
     return largest / max(float(np.abs(expected).max()), 1e-30) if math.isfinite(largest) else math.inf
 
 
 def _largest(difference: np.ndarray) -> float:
-    """Infinite where a number is not finite: max() would pass over NaN."""
+    """Largest magnitude; infinite where a value is not finite, for max() would pass over NaN."""
     largest = float(np.abs(difference).max())
     return largest if math.isfinite(largest) else math.inf
 
 
 def _within(error: float, allowed: float) -> bool:
-    """Never where one is not finite: infinite errors of both sides would allow each other."""
+    """False where either is not finite: an infinite error of PyTorch would allow every error of ours."""
     return math.isfinite(error) and math.isfinite(allowed) and error <= allowed
+
+
+def _tokens(model: Fusioner, asked: Sequence[str]) -> Values:
+    """The text graph's inputs: every word in every template, the templates of a word side by side."""
+    prompts = [prompt for word in asked for prompt in fill(model.config.templates, word)]
+    tokenizer = PromptTokenizer(model.text_encoder.tokenizer_file, model.text_encoder.max_tokens)
+    return dict(zip(("input_ids", "attention_mask"), tokenizer(prompts), strict=True))
 
 
 def _text(model: Fusioner | Halved, tokens: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -423,53 +476,69 @@ def _torch(model: Fusioner | Halved, run: Callable[[Fusioner], Any]) -> list[np.
     return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
 
 
+def _mask_head(graphs: Mapping[str, Run]) -> MaskHead:
+    return MaskHead(graphs["mask_scores"], graphs["mask_tiles"], graphs["mask_probabilities"])
+
+
+def _labels_by_graph(graph: Run, maps: Maps, size: Size) -> Labels:
+    """Labels and confidence (H, W) by the graph mask_labels, all rows at once, at the threshold 0.5."""
+    scores, gram = maps
+    found = graph({
+        "scores": scores, "gram": gram, "size": np.array(size, np.int64), "rows": np.array((0, size[0]), np.int64),
+        "threshold": np.asarray(0.5, np.float32),
+    })  # fmt: skip
+    return found["labels"][0], found["confidence"][0]
+
+
 def _maps(head: MaskHead, outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and Gram maps of what a path gave."""
+    """Scores and Gram maps of a path's outputs."""
     if "gram" in outputs:
         return outputs["scores"], outputs["gram"]
     return head.maps(outputs["features"], outputs["refined"])
 
 
 def _paths(graphs: Mapping[str, Run]) -> dict[str, Run]:
-    """The ways from pixels and words to features or maps, by what is added to the names of their outputs."""
+    """The ways from pixels and words to features or maps. A way's key ends the names of its outputs in records."""
     paths = {"": graphs["image_fusion"]}
     return paths | {IN_PARTS: in_parts(graphs)} if "image" in graphs else paths
 
 
 def in_parts(graphs: Mapping[str, Run]) -> Run:
-    """image_fusion as `image`, `fusion` and, where there are any, the decoder's graphs in turn: to features and refined
-    words without a decoder, else to the maps that the mask head makes of those (`comparable`).
+    """image_fusion as `image`, `fusion` and the decoder's graphs in turn.
+
+    Without a decoder it gives features and refined words, with one the mask head's maps of them (`comparable`).
     """
     decoder = graph_names(graphs)
     runs = Decoder([cast(DecoderGraph, graphs[name]) for name in decoder], Workers(2, "gate")) if decoder else None
 
-    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(inputs: Mapping[str, np.ndarray]) -> Values:
         tokens = graphs["image"]({"pixels": inputs["pixels"]})["tokens"]
-        found = graphs["fusion"]({"tokens": tokens, "words": inputs["words"]})
+        fusion = graphs["fusion"]({"tokens": tokens, "words": inputs["words"]})
         if runs is None:
-            return {"features": found["fused"], "refined": found["refined"]}
-        return comparable(*runs.maps(found["fused"], found["refined"]))
+            return {"features": fusion["fused"], "refined": fusion["refined"]}
+        return comparable(*runs.maps(fusion["fused"], fusion["refined"]))
 
     return run
 
 
-def comparable(scores: np.ndarray, gram: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps in units of the picture's mean squared feature length: their scale is nothing that a cosine knows."""
+def comparable(scores: np.ndarray, gram: np.ndarray) -> Values:
+    """Maps in units of the picture's mean squared feature length. A cosine does not depend on their scale."""
     unit = gram[:, :1].mean(axis=(2, 3), keepdims=True)
     return {"scores": scores / np.sqrt(unit), "gram": gram / unit}
 
 
-def _outputs(features: np.ndarray, refined: np.ndarray) -> dict[str, np.ndarray]:
-    """All that paths may give, from the model's own features and words, in their dtype."""
-    f, words = features, refined / np.linalg.norm(refined, axis=-1, keepdims=True)
-    right = np.concatenate([f[:, :, 1:], f[:, :, -1:]], axis=2)
-    down, diagonal = (np.concatenate([x[:, 1:], x[:, -1:]], axis=1) for x in (f, right))
-    gram = [(one * other).sum(axis=-1) for one, other in ((f, f), (f, right), (f, down), (f, diagonal), (right, down))]
-    maps = comparable(np.einsum("bhwd,bkd->bkhw", f, words), np.stack(gram, axis=1))
+def _outputs(features: np.ndarray, refined: np.ndarray) -> Values:
+    """Every output that a path may give, from the model's own features and words, in their dtype."""
+    unit_words = refined / np.linalg.norm(refined, axis=-1, keepdims=True)
+    right = np.concatenate([features[:, :, 1:], features[:, :, -1:]], axis=2)
+    down, diagonal = (np.concatenate([x[:, 1:], x[:, -1:]], axis=1) for x in (features, right))
+    pairs = reference.gram_pairs(features, right, down, diagonal)
+    gram = np.stack([(one * other).sum(axis=-1) for one, other in pairs], axis=1)
+    maps = comparable(np.einsum("bhwd,bkd->bkhw", features, unit_words), gram)
     return {"features": features, "refined": refined, **maps}
 
 
-def _fused(run: Run, pixels: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
+def _fused(run: Run, pixels: np.ndarray, words: np.ndarray) -> Values:
     return run({"pixels": np.ascontiguousarray(pixels), "words": np.ascontiguousarray(words)})
 
 

@@ -1,14 +1,13 @@
-"""The known answer that a bundle carries (docs/bundle.md): what its CPU path makes of made pictures and the gates' words.
+"""The known answer that a bundle carries (docs/bundle.md): what its CPU path gives for drawn pictures and the gates' words.
 
-Every other backend is compared with it when it is opened (fusioner_rt/known_answer.py). How far it may be off is derived:
-as far as the parity gate lets a graph be off the truth, and the answer's own distance from it.
+Every other backend is compared with it when it is opened (fusioner_rt/known_answer.py). How far a backend may be off is
+derived: as far as the parity gate allows a graph to be off the truth, and as far as the answer itself is.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,35 +26,34 @@ PICTURES = 3
 SIZE = (96, 128)
 """H, W of the pictures."""
 FAST_CONVOLUTIONS = 256 * float(np.finfo(np.float32).eps)
-"""What GPU libraries' fast convolutions may lose in float32: eight of its bits. What is wrong is wrong by a hundred times as
-much."""
-MOST_VALUES = 32 << 10
-"""Of cosines, 4 bytes each."""
+"""The error of GPU libraries' fast convolutions in float32, which may lose eight of its bits. A backend that is wrong is off
+by a hundred times as much."""
+MAX_VALUES = 32 << 10
+"""Cosines in the file, 4 bytes each."""
 
 
 def add(
-    folder: Path, model: Fusioner, words: Sequence[str], vectors: np.ndarray, precisions: Sequence[str]
+    bundle: Bundle, model: Fusioner, words: Sequence[str], vectors: np.ndarray, precisions: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the file into a bundle's folder, whose manifest is there; returns the manifest's entry.
+    """Write the file into a bundle's folder; returns the manifest's entry.
 
     vectors: (K, t) float32, of the words. precisions: "fp32", "fp16" or "bf16", those that a backend may compute in.
     """
-    bundle = Bundle.open(folder)
     words, vectors = words[: bundle.words.max], vectors[: bundle.words.max]
     size, pictures = _input_size(bundle), np.stack([picture(seed) for seed in range(PICTURES)])
     answer = KnownAnswer(pictures, size, tuple(words), vectors, 1, np.empty(0), np.empty(0), {})
     with contextlib.closing(OnnxRuntimeExecutor(bundle, "onnxruntime-cpu", None)) as cpu:
-        # one by one: what a picture beside another gives is for the gates to prove
-        maps = [cpu.maps([one], answer.request)[0] for one in answer.waiting(cpu)]
-        found = [cpu.run([one], answer.request, untimed)[0].labels for one in answer.waiting(cpu)]
+        # one by one: the gates prove that a batch gives the same
+        maps = [cpu.maps([waiting], answer.request)[0] for waiting in answer.waiting(cpu)]
+        found = [cpu.run([waiting], answer.request, untimed)[0].labels for waiting in answer.waiting(cpu)]
     whole, labels = np.concatenate([cosines(*both) for both in maps]), np.stack(found)
-    step = next(n for n in range(1, max(whole.shape)) if whole[:, :, ::n, ::n].size <= MOST_VALUES)
+    step = next(n for n in range(1, max(whole.shape)) if whole[:, :, ::n, ::n].size <= MAX_VALUES)
     stored = np.ascontiguousarray(whole[:, :, ::step, ::step])
-    np.savez_compressed(folder / FILE, pictures=pictures, vectors=vectors, cosines=stored, labels=labels)
+    np.savez_compressed(bundle.folder / FILE, pictures=pictures, vectors=vectors, cosines=stored, labels=labels)
     pixels = [bundle.preprocessing(rgb, size) for rgb in pictures]
     return {
         "file": FILE, "words": list(words), "input_size": list(size), "step": step,
-        "bounds": {one: bounds(model, pixels, vectors, whole, labels, one) for one in precisions},
+        "bounds": {precision: bounds(model, pixels, vectors, whole, labels, precision) for precision in precisions},
         "apart": apart(stored),
     }  # fmt: skip
 
@@ -64,26 +62,27 @@ def bounds(
     model: Fusioner, pixels: Sequence[np.ndarray], vectors: np.ndarray, stored: np.ndarray, labels: np.ndarray,
     precision: str,
 ) -> dict[str, float]:  # fmt: skip
-    """What a backend of a precision may be off, and what that comes from. pixels: (3, h', w') each. stored: (B, K, h, w).
-    labels: (B, H, W).
+    """How far a backend of a precision may be off, and the errors that this comes from.
 
-    mean, largest: twice what plain PyTorch errs and ROUNDINGS, as in the parity gate (a cosine's scale is 1), and what the
-    stored ones err; FAST_CONVOLUTIONS at least. labels: likewise of the pixels that flip, and those so near a tie that
-    cosines off by `mean` flip them.
+    pixels: (3, h', w') each. vectors: (K, t). stored: (B, K, h, w). labels: (B, H, W).
+
+    mean, largest: of cosines, twice plain PyTorch's error and ROUNDINGS, as in the parity gate (a cosine's scale is 1),
+    and the stored cosines' own error; FAST_CONVOLUTIONS at least. labels: the same of the share of pixels that get another
+    label, and the share so near a tie that cosines off by `mean` may change their label.
     """
     truth, plain = gates.in_pytorch(model, precision)
     size, temperature = (labels.shape[1], labels.shape[2]), model.config.temperature
     worst = {side: dict.fromkeys(("mean", "largest", "labels"), 0.0) for side in ("pytorch", "own")}
     margins = []
-    for index, one in enumerate(pixels):
-        true, theirs = (gates.image(side, one[None], vectors) for side in (truth, plain))
-        drawn = gates.reference_masks(true, size, temperature)[0]
-        for side, found, mask in (
-            ("pytorch", _cosines(*theirs), gates.reference_masks(theirs, size, temperature)[0]),
+    for index, picture_pixels in enumerate(pixels):
+        true, by_plain = (gates.image(side, picture_pixels[None], vectors) for side in (truth, plain))
+        true_labels, plain_labels = (gates.reference_masks(fused, size, temperature)[0] for fused in (true, by_plain))
+        for side, found, found_labels in (
+            ("pytorch", _cosines(*by_plain), plain_labels),
             ("own", stored[index], labels[index]),
         ):
             off = {name: float(of_words.max()) for name, of_words in errors(found, _cosines(*true)).items()}
-            off["labels"] = float((mask != drawn).mean())
+            off["labels"] = float((found_labels != true_labels).mean())
             worst[side] = {name: max(off[name], before) for name, before in worst[side].items()}
         margins.append(_margins(true, size))
     allowed = {name: 2 * worst["pytorch"][name] + gates.ROUNDINGS + worst["own"][name] for name in worst["own"]}
@@ -93,24 +92,26 @@ def bounds(
 
 
 def apart(stored: np.ndarray) -> dict[str, float]:
-    """By how much the answer tells pictures, words and nothing at all from each other: the mean difference of cosines, of
-    the word or in the picture where it is largest, and of the two where that is least. stored: (B, K, h, w).
+    """How well the answer tells one picture from another, one word from another, and either from nothing at all.
+
+    stored: (B, K, h, w). Two pictures differ by the mean difference of their cosines, of the word where it is largest; two
+    words likewise, in the picture where it is largest. The number is that of the pair that differs least.
     """
 
     def least(differences: list[np.ndarray]) -> float:
-        return float(min(np.abs(one).mean(axis=(1, 2)).max() for one in differences))
+        return float(min(np.abs(difference).mean(axis=(1, 2)).max() for difference in differences))
 
     by_word = stored.swapaxes(0, 1)
     found = {
-        "pictures": [one - other for at, one in enumerate(stored) for other in stored[:at]],
-        "words": [one - other for at, one in enumerate(by_word) for other in by_word[:at]],
+        "pictures": [second - first for at, second in enumerate(stored) for first in stored[:at]],
+        "words": [second - first for at, second in enumerate(by_word) for first in by_word[:at]],
         "nothing": list(stored),
     }
     return {name: least(differences) for name, differences in found.items() if differences}
 
 
 def weakness(entry: Mapping[str, Any]) -> str:
-    """What the answer of a manifest's entry cannot tell apart within its bounds, or nothing."""
+    """What a manifest's entry says its answer cannot tell apart within its bounds, or an empty text."""
     weak = [
         f"{name} in {precision}"
         for precision, allowed in entry["bounds"].items()
@@ -135,7 +136,7 @@ def picture(seed: int) -> np.ndarray:
 
 
 def _input_size(bundle: Bundle) -> tuple[int, int]:
-    """Not square, which would hide a transposed picture, and within every set of export/tensorrt/profiles.py."""
+    """Within every set of export/tensorrt/profiles.py, and not square: a square would hide a transposed picture."""
     step = bundle.preprocessing.multiple
     return max(bundle.size.min, bundle.size.opt * 3 // 4 // step * step), bundle.size.opt
 
@@ -147,8 +148,8 @@ def _cosines(features: np.ndarray, refined: np.ndarray) -> np.ndarray:
 
 
 def _margins(true: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """(H, W): how far all cosines may be off before a pixel's label can change: half the distance of the two best, or the
-    best one's from the threshold.
+    """(H, W): how far all cosines may be off before a pixel's label can change: half the distance between the two best, or
+    the distance between the best and the threshold, where that is less.
     """
     scores, gram = reference.score_maps(*(torch.from_numpy(value) for value in true))
     found = reference.upsample(scores, size) / reference.squared_length(gram, size).sqrt()[:, None]

@@ -1,11 +1,11 @@
 """The model as ONNX graphs: prompts to vectors, and a picture with words to features and refined words.
 
-The latter as a whole, `image_fusion`, and in the parts it is joined of: `image`, which depends on the picture alone,
-`fusion`, in which words take part, and `decoder`. A CPU runs `image` and `fusion` in the form of export/onnx/for_cpu.py and
-the decoder as the graphs of export/onnx/winograd_decoder.py; the part `decoder` is in no bundle but as the end of image_fusion.
+The latter is a whole, `image_fusion`, joined of parts: `image` depends on the picture alone, words take part in `fusion`,
+and `decoder` follows. A CPU runs `image` and `fusion` in the form of export/onnx/for_cpu.py, and the decoder as the graphs
+of export/onnx/winograd_decoder.py: the part `decoder` is in no bundle but as the end of image_fusion.
 
-Plain operators only (opset 20): attention as MatMul and Softmax, normalisations whole, no antialiased Resize; so ONNX
-Runtime and TensorRT both take them as they are. Every dimension but 3 and the channels is dynamic.
+The graphs hold plain operators (opset 20) that both ONNX Runtime and TensorRT take: attention is MatMul and Softmax,
+normalisations are whole, no Resize is antialiased. Every dimension but 3 and the channels is dynamic.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def text_graph(model: Fusioner) -> onnx.ModelProto:
     encoder = model.text_encoder
     example = (torch.ones(3, 7, dtype=torch.int64), torch.ones(3, 7, dtype=torch.int64))
     names = {"input_ids": {0: "N", 1: "L"}, "attention_mask": {0: "N", 1: "L"}}
-    return _export(encoder, example, names, {"embeddings": ["N", encoder.width]})
+    return traced(encoder, example, names, {"embeddings": ["N", encoder.width]})
 
 
 def image_fusion_graph(model: Fusioner) -> onnx.ModelProto:
@@ -54,7 +54,7 @@ def image_graph(model: Fusioner) -> onnx.ModelProto:
     """`image`: pixels (P, 3, H, W) → tokens (P, h, w, c), float32, unit length."""
     multiple, encoder = model.image_encoder.multiple, model.image_encoder
     example = (torch.randn(2, 3, 3 * multiple, 2 * multiple),)
-    return _export(encoder, example, {"pixels": {0: "P", 2: "H", 3: "W"}}, {"tokens": ["P", "h", "w", encoder.width]})
+    return traced(encoder, example, {"pixels": {0: "P", 2: "H", 3: "W"}}, {"tokens": ["P", "h", "w", encoder.width]})
 
 
 def fusion_graph(model: Fusioner) -> onnx.ModelProto:
@@ -62,20 +62,19 @@ def fusion_graph(model: Fusioner) -> onnx.ModelProto:
     example = (torch.randn(2, 6, 4, model.image_encoder.width), torch.randn(3, 5, model.text_encoder.width))
     names = {"tokens": {0: "P", 1: "h", 2: "w"}, "words": {0: "B", 1: "K"}}
     width = model.config.width
-    return _export(_Fusion(model), example, names, {"fused": ["B", "h", "w", width], "refined": ["B", "K", width]})
+    return traced(_Fusion(model), example, names, {"fused": ["B", "h", "w", width], "refined": ["B", "K", width]})
 
 
 def decoder_graph(model: Fusioner) -> onnx.ModelProto:
     """`decoder`: fused (B, h, w, d) → features (B, h', w', d), float32. Of a model that has a decoder."""
     width = model.config.width
     example = (torch.randn(2, 6, 4, width),)
-    return _export(
-        _Decoder(model), example, {"fused": {0: "B", 1: "h", 2: "w"}}, {"features": ["B", "h'", "w'", width]}
-    )
+    return traced(_Decoder(model), example, {"fused": {0: "B", 1: "h", 2: "w"}}, {"features": ["B", "h'", "w'", width]})
 
 
 def joined(parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
-    """`image_fusion` of its parts, whose values are named after them. Without a decoder, what is fused are the features."""
+    """`image_fusion` of its parts, whose values get the parts' names before theirs. Without a decoder, the features are
+    what `fusion` gives."""
     image, fusion = (onnx.compose.add_prefix(parts[name], f"{name}/") for name in ("image", "fusion"))
     whole = onnx.compose.merge_models(image, fusion, [("image/tokens", "fusion/tokens")])
     features = "fusion/fused"
@@ -91,7 +90,7 @@ def joined(parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
     channels = by_name["features"].type.tensor_type.shape.dim[3].dim_value
     del whole.graph.output[:]
     whole.graph.output.extend(by_name[name] for name in ("features", "refined"))
-    return tidy(whole, {"features": ["B", "h", "w", channels], "refined": ["B", "K", channels]})
+    return _tidy(whole, {"features": ["B", "h", "w", channels], "refined": ["B", "K", channels]})
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
@@ -129,27 +128,30 @@ class _Decoder(nn.Module):
 def _onnx(
     kind: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape: tuple[int, ...], attributes: Any = None
 ) -> Tensor:
-    """One ONNX operator, written into the trace as it stands."""
+    """One ONNX operator, written into the trace as it is."""
     return torch.onnx.ops.symbolic(kind, inputs, attributes or {}, dtype=dtype, shape=shape, version=OPSET)
 
 
-def _export(
+def traced(
     module: Any, example: tuple[Tensor, ...], inputs: dict[str, dict[int, str]], outputs: dict[str, list[Any]]
 ) -> onnx.ModelProto:
+    """A module as a graph, traced on example inputs.
+
+    inputs: by name, the letters of the dimensions that may change, by axis. outputs: by name, all their dimensions.
+    """
     with _quiet():
         program = torch.onnx.export(
             module, example, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=list(outputs),
             dynamic_shapes=tuple(inputs.values()), verbose=False,
         )  # fmt: skip
     assert program is not None
-    return tidy(program.model_proto, outputs)
+    return _tidy(program.model_proto, outputs)
 
 
-def tidy(model: onnx.ModelProto, outputs: dict[str, list[Any]]) -> onnx.ModelProto:
+def _tidy(model: onnx.ModelProto, outputs: dict[str, list[Any]]) -> onnx.ModelProto:
     """The same graph with its outputs' dimensions named, and without the exporter's notes.
 
-    The notes hold source paths and stack traces of the machine that exported: half a megabyte that would make every
-    build's hash its own.
+    The notes are half a megabyte of source paths and stack traces. With them, every machine's graph would be another file.
     """
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "fusioner-rt", ""
@@ -169,7 +171,7 @@ def tidy(model: onnx.ModelProto, outputs: dict[str, list[Any]]) -> onnx.ModelPro
 
 
 def described(name: str, graph: onnx.ModelProto) -> dict[str, Any]:
-    """A manifest's entry of a graph: its file and that of its weights where they lie apart, its share of float16 weights,
+    """A manifest's entry of a graph: its file and its weights' file where it has one, its share of float16 weights, and
     dtype and shape of its inputs and outputs."""
 
     def values(infos: Iterable[onnx.ValueInfoProto]) -> dict[str, Any]:
@@ -193,7 +195,7 @@ def described(name: str, graph: onnx.ModelProto) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints its progress and warns of its own internals; what fails is raised."""
+    """Silences the exporter, which prints its progress and warns of its own internals. It raises what fails."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -5,14 +5,14 @@ mask_labels         those maps to a label map and the best word's probability, a
 mask_tiles          the same for tiles of an output, each with the few words that can win in it (fusioner_rt.onnx.mask_tiles)
 mask_probabilities  those maps to one probability map per word, at any size
 
-mask_labels and mask_probabilities produce the output rows they are asked for: a caller that walks an output in bands
-holds a band of K maps and never K maps of H×W. They need nothing but the maps; mask_tiles is given the taps, and what
-it does at one position depends on nothing but the four neighbours there, whatever the tiles and however many the words.
+mask_labels and mask_probabilities compute the output rows they are asked for: a caller that takes an output band by band
+holds a band of K maps and never K maps of H×W. They compute the taps themselves. mask_tiles is given them, and its result
+at a pixel depends on the four neighbours alone: on no tile border, and not on how many words there are.
 
-naive_graph is the form people export, for comparison: it is in no bundle.
+naive_graph is the form that people usually export, for comparison. It is in no bundle.
 
-Interpolation is a product with a two-tap matrix, columns first; only the few low-resolution rows under a band enter it,
-so the zeros cost little, and a product is what every ONNX Runtime does at full speed.
+Interpolation is a product with a two-tap matrix, columns first. Only the low-resolution rows under a band enter it, so its
+zeros cost little, and every ONNX Runtime multiplies matrices at full speed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kernels.reference import CANCELLED, TINY
+from kernels.reference import CANCELLED, TINY, gram_pairs
 
 OPSET = 20
 IR_VERSION = 10
@@ -37,7 +37,7 @@ class Graph:
     """
 
     def __init__(self, name: str, inputs: dict[str, tuple[int, list[Any]]], prefix: str = ""):
-        """prefix: of the names of values; a branch of another graph needs one of its own."""
+        """prefix: before the names of values. A branch of another graph needs one of its own."""
         self.name = name
         self.prefix = prefix
         self.inputs = inputs
@@ -109,20 +109,29 @@ def scores_graph(channels: int) -> onnx.ModelProto:
     positions = graph.Shape("features", start=1, end=3)
     graph.Reshape(scores, graph.Concat(integer([0, 0]), positions, axis=0), name="scores")
 
-    right = graph.Gather(features, following(graph, graph.size("features", 2)), axis=2)
-    next_row = following(graph, graph.size("features", 1))
-    down, diagonal = graph.Gather(features, next_row, axis=1), graph.Gather(right, next_row, axis=1)
-    pairs = [(features, features), (features, right), (features, down), (features, diagonal), (right, down)]
-    products = [graph.ReduceSum(graph.Mul(one, other), integer([3]), keepdims=0) for one, other in pairs]
-    graph.Concat(*[graph.Unsqueeze(product, integer([1])) for product in products], axis=1, name="gram")
+    add_gram(graph, features, row_axis=1, sized="features")
     return graph.model({"scores": (FLOAT, ["B", "K", "h", "w"]), "gram": (FLOAT, ["B", 5, "h", "w"])})
+
+
+def add_gram(graph: Graph, features: str, row_axis: int, sized: str) -> None:
+    """The output "gram": the five Gram maps of `kernels.reference.score_maps`, stacked along `row_axis`.
+
+    features: (..., h, w, d), h being at `row_axis`. sized: a value of the same h and w at the same axes.
+    """
+    row, column, channel = range(row_axis, row_axis + 3)
+    right = graph.Gather(features, following(graph, graph.size(sized, column)), axis=column)
+    next_row = following(graph, graph.size(sized, row))
+    down, diagonal = graph.Gather(features, next_row, axis=row), graph.Gather(right, next_row, axis=row)
+    pairs = gram_pairs(features, right, down, diagonal)
+    products = [graph.ReduceSum(graph.Mul(one, other), integer([channel]), keepdims=0) for one, other in pairs]
+    graph.Concat(*[graph.Unsqueeze(product, integer([row])) for product in products], axis=row, name="gram")
 
 
 def labels_graph(temperature: float) -> onnx.ModelProto:
     """mask_labels: `kernels.reference.resolve` for the output rows asked for.
 
-    The words are moved last before anything grows to output size: the best of K neighbours in memory is found
-    faster than the best of K planes, and the product that interpolates rows does not care.
+    The words become the last axis before anything grows to output size: the best of K neighbours in memory is found faster
+    than the best of K planes, and the product that interpolates rows is as fast either way.
     """
     graph = resolution_graph("mask_labels", {"threshold": (FLOAT, [])})
     width = graph.Slice("size", integer([1]), integer([2]), integer([0]))
@@ -147,9 +156,9 @@ def labels_graph(temperature: float) -> onnx.ModelProto:
 def tiles_graph(temperature: float) -> onnx.ModelProto:
     """mask_tiles: T tiles of P×Q output pixels, each over its own S×V window of the maps and its own K words.
 
-    Two products interpolate, columns first. Each output is a sum of two products among zeros, so that ONNX Runtime's
-    order of summation does not show: a word's score at a pixel is the same number in every tile and beside any words.
-    The words stay in the middle, where the first product leaves them; one word needs no search for the best.
+    Two products interpolate, columns first. Each output is a sum of two products among zeros, so the order in which ONNX
+    Runtime adds makes no difference: a word's score at a pixel is the same number in every tile and beside any words. The
+    words stay the middle axis, where the first product leaves them. One word alone needs no search for the best.
     """
     graph = Graph("mask_tiles", {
         "scores": (FLOAT, ["T", "S", "K", "V"]),
@@ -161,7 +170,7 @@ def tiles_graph(temperature: float) -> onnx.ModelProto:
         "across_squares": (FLOAT, ["T", "V2", "Q"]),
     })  # fmt: skip
     taps_down, count, taps_across = (graph.Shape("scores", start=axis, end=axis + 1) for axis in (1, 2, 3))
-    scores = graph.Mul("scores", real(1 / temperature))  # while the maps are small
+    scores = graph.Mul("scores", real(1 / temperature))  # divided while the maps are small
     scores = graph.Reshape(scores, graph.Concat(integer([0, -1]), taps_across, axis=0))
     scores = graph.MatMul(scores, "across")  # (T, S·K, Q)
     scores = graph.Reshape(scores, graph.Concat(integer([0]), taps_down, integer([-1]), axis=0))
@@ -189,7 +198,7 @@ def tiles_graph(temperature: float) -> onnx.ModelProto:
 
 
 def tile_lengths(graph: Graph) -> str:
-    """(T, P, Q) float32: as `lengths`, the bounds from below taken at low resolution."""
+    """(T, P, Q) float32: as `lengths`, with the lower bounds taken at low resolution."""
     itself, form = quadratic_form(graph, "gram")
     squared = graph.MatMul("down_squares", graph.MatMul(form, "across_squares"))
     floor = graph.Max(graph.Mul(itself, real(CANCELLED)), real(TINY))
@@ -200,7 +209,7 @@ def probabilities_graph(temperature: float) -> onnx.ModelProto:
     """mask_probabilities: `kernels.reference.probabilities` for the output rows asked for."""
     graph = resolution_graph("mask_probabilities", {})
     rows, columns, first, last = tap_matrices(graph)
-    # by the temperature while the maps are small
+    # divided by the temperature while the maps are small
     scores = graph.Mul(graph.Slice("scores", first, last, integer([2])), real(1 / temperature))
     across = graph.Transpose(graph.Slice(columns, integer([0]), integer([-1]), integer([1])), perm=[1, 0])
     down = graph.Slice(rows, integer([0]), integer([-1]), integer([1]))
@@ -211,6 +220,7 @@ def probabilities_graph(temperature: float) -> onnx.ModelProto:
 
 
 def resolution_graph(name: str, more: dict[str, tuple[int, list[Any]]]) -> Graph:
+    """A graph whose inputs are the maps, the output's size, the rows asked for (first, one past the last), and `more`."""
     maps: dict[str, tuple[int, list[Any]]] = {
         "scores": (FLOAT, ["B", "K", "h", "w"]),
         "gram": (FLOAT, ["B", 5, "h", "w"]),
@@ -221,9 +231,9 @@ def resolution_graph(name: str, more: dict[str, tuple[int, list[Any]]]) -> Graph
 def tap_matrices(graph: Graph) -> tuple[str, str, str, str]:
     """The taps of `kernels.reference.interpolation_taps`, for the rows asked for and for all columns.
 
-    Returns the row matrix (R, last-first+1) and the column matrix (W, w+1), whose entry (i, j) is output i's weight of
-    input j; the one column too many is zero, and lets a tap and the next one be multiplied. And first and last, (1,)
-    int64 each: the low-resolution rows the asked-for rows touch, last one past.
+    Returns the row matrix (R, last-first+1) and the column matrix (W, w+1): entry (i, j) is output i's weight of input j.
+    Their last column is zero; `quadratic` multiplies each tap by the next one. And first and last, (1,) int64 each: the
+    first low-resolution row that the asked-for rows read, and one past the last.
     """
     height, width = (graph.Gather("size", integer(axis)) for axis in (0, 1))
     from_row, to_row = (graph.Gather("rows", integer(end)) for end in (0, 1))
@@ -244,7 +254,7 @@ def tap_matrices(graph: Graph) -> tuple[str, str, str, str]:
 def hat(graph: Graph, size_in: str, size_out: str, outputs: str, inputs: str) -> str:
     """(outputs, inputs) float32: 1 where an output lies on an input, falling linearly to 0 at that input's neighbours.
 
-    Positions are divided as integers (see the reference); only the fraction is ever rounded.
+    Positions are divided as integers, as in the reference: the fraction alone is rounded.
     """
     unit = graph.Mul(size_out, integer(2))
     odd = graph.Add(graph.Mul(outputs, integer(2)), integer(1))
@@ -259,7 +269,7 @@ def hat(graph: Graph, size_in: str, size_out: str, outputs: str, inputs: str) ->
 
 
 def lower_tap(graph: Graph, size_in: str, size_out: str, output: str) -> str:
-    """The lower neighbour of one output index, a scalar."""
+    """The lower neighbour of one output index, both scalars."""
     odd = graph.Add(graph.Mul(output, integer(2)), integer(1))
     position = graph.Max(graph.Sub(graph.Mul(odd, size_in), size_out), integer(0))
     return graph.Min(graph.Div(position, graph.Mul(size_out, integer(2))), graph.Sub(size_in, integer(1)))
@@ -268,14 +278,14 @@ def lower_tap(graph: Graph, size_in: str, size_out: str, output: str) -> str:
 def lengths(graph: Graph, rows: str, columns: str, first: str, last: str) -> str:
     """(B, R, W) float32: the length of every upsampled feature, `kernels.reference.squared_length`.
 
-    The quadratic form is an interpolation too, in a basis of twice the size: the maps of a position with itself beside
-    those of the position with its neighbour, and the squared taps beside twice their product. So it is two products.
+    The quadratic form is an interpolation too, of maps twice as large along each axis: those of a position with itself
+    beside those of the position with its neighbour. Its taps are the squared taps beside twice their products.
     """
     itself, form = quadratic_form(graph, graph.Slice("gram", first, last, integer([2])))
     across = graph.Transpose(quadratic(graph, columns), perm=[1, 0])
     squared = graph.MatMul(quadratic(graph, rows), graph.MatMul(form, across))
 
-    # Below the rounding of its own terms the length is noise: see CANCELLED.
+    # A length below the rounding of its own terms is noise: see CANCELLED.
     plain_rows, plain_columns = (
         graph.Slice(taps, integer([0]), integer([-1]), integer([1])) for taps in (rows, columns)
     )
@@ -292,20 +302,20 @@ def quadratic_form(graph: Graph, gram: str) -> tuple[str, str]:
 
 
 def quadratic(graph: Graph, taps: str) -> str:
-    """(outputs, 2·inputs) from (outputs, inputs + 1) taps: their squares, beside twice a tap times the next."""
+    """(outputs, 2·inputs) from (outputs, inputs + 1) taps: their squares beside twice the product of each and the next."""
     lower = graph.Slice(taps, integer([0]), integer([-1]), integer([1]))
     upper = graph.Slice(taps, integer([1]), integer([2**31 - 1]), integer([1]))
     return graph.Concat(graph.Mul(lower, lower), graph.Mul(graph.Mul(lower, upper), real(2)), axis=1)
 
 
 def following(graph: Graph, size: str) -> str:
-    """(size,) int64: each index's successor, the last one's being itself."""
+    """(size,) int64: the index after each one; after the last comes itself."""
     successors = graph.Range(integer(1), graph.Add(size, integer(1)), integer(1))
     return graph.Min(successors, graph.Sub(size, integer(1)))
 
 
 def naive_graph(channels: int, temperature: float) -> onnx.ModelProto:
-    """The same labels as people usually export them, for comparison: every feature at output size.
+    """The same labels as people usually export them, for comparison: with all features at output size.
 
     features (1, h, w, d), refined (1, K, d), `size` (2,) int64, threshold () -> labels and confidence (1, H, W).
     """

@@ -15,13 +15,13 @@ from fusioner_rt.files import write_atomically
 
 FILE = "weights.bin"
 LEAST = 1024
-"""Bytes. Smaller weights stay in the graphs, where those who infer shapes look for them."""
+"""Bytes. Smaller weights stay in the graphs, where shape inference looks for them."""
 
 _PAGE, _LINE = 4096, 64  # bytes: whole pages are mapped, and cache lines read
 
 
 def share(graphs: Mapping[str, onnx.ModelProto], file: Path) -> dict[str, onnx.ModelProto]:
-    """Write the large weights of `graphs` to `file`, equal ones once; returns the graphs with references in their place.
+    """Write the large weights of `graphs` to `file`, equal ones once. Returns the graphs with references in their place.
 
     Weights of a page or more begin at a page, others at a cache line. The same graphs give the same bytes. Raises
     OSError.

@@ -1,20 +1,20 @@
 """The convolutional decoder and the mask head's first stage as graphs for CPUs (paper 3.1.3; design section 4).
 
-The decoder is k times [3×3 conv, instance norm, ReLU, 2× bilinear]. After an upsampling a 3×3 conv is not computed from
-the upsampled map but from the map before it: tiles of 4×4 outputs see 6×6 upsampled values, which are linear in 4×4
-values of the low-resolution map. Winograd's minimal filtering F(4×4, 3×3) is linear too, so both are one matrix per axis,
-and what is left per tile is 36 products of channels instead of 144 (Lavin and Gray 2016, arXiv:1509.09308). Exact but
-for rounding, and no upsampled map is ever written.
+The decoder is k times [3×3 conv, instance norm, ReLU, 2× bilinear]. A 3×3 conv after an upsampling is computed from the
+map before the upsampling: a tile of 4×4 outputs depends on 6×6 upsampled values, which are linear in 4×4 values of the
+low-resolution map. Winograd's minimal filtering F(4×4, 3×3) is linear too, so both together are one matrix per axis. A
+tile then takes 36 products of channels instead of 144 (Lavin and Gray 2016, arXiv:1509.09308). The result is exact but for
+rounding, and no upsampled map is ever written.
 
 decoder_first   fused (B, h, w, d), refined (B, K, d) → map (B, h, w, c), before its norm, and its statistics; words (B, K, e)
 decoder_up_i    rows of one picture's map → rows of the next, twice as large, before its norm, and their statistics
                 (convolutions leave their bias out: an instance norm follows, which takes the mean away)
 decoder_scores  rows of the last map → rows of the scores and Gram maps of `kernels.reference.score_maps`, unscaled
 
-`fusioner_rt.onnx.decoder` calls them, strip by strip, so that what lies between the operators stays in the processor's cache.
-The features of the last 1×1 conv are never written either, and they are rotated: inner products, all that the mask head
-asks for, stay what they are. Of the rotations the one is taken that makes the conv's matrix triangular (QR), so that
-half of it is zeros, and that leaves out directions in which features never differ from zero.
+`fusioner_rt.onnx.decoder` calls them strip by strip, so that what lies between the operators stays in the processor's
+cache. The features of the last 1×1 conv are never written either. They are rotated: the mask head needs inner products
+alone, and those stay the same. The rotation makes the conv's matrix triangular (QR), so half of it is zeros, and leaves
+out directions in which features never differ from zero.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ import onnx
 from onnx import helper, numpy_helper
 from torch import nn
 
-from export.onnx.mask_head import FLOAT, INT64, Graph, following, integer, real
+from export.onnx.mask_head import FLOAT, INT64, Graph, add_gram, integer, real
 from fusioner_rt.onnx.decoder import OUTPUTS, WINDOW
 from kernels.reference import TINY
 from training.model import Decoder
 
 POINTS = (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2))
-"""Where Winograd's polynomials are evaluated, infinity beside. These err half as much as the usual 0, ±1, ±2."""
+"""Where Winograd's polynomials are evaluated, beside infinity. These err half as much as the usual 0, ±1, ±2."""
 
 TRIANGLE = 4
-"""Parts of the triangular matrix, each of which leaves its zeros out: 5/8 of the products remain."""
+"""Parts that the triangular matrix is split into. Each leaves its zeros out, and 5/8 of the products remain."""
 
 Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def decoder_graphs(decoder: Decoder, half: bool) -> dict[str, onnx.ModelProto]:
-    """The graphs of a decoder, in the order in which they run. half: weights are kept in float16; computed is float32."""
+    """The graphs of a decoder, in the order in which they run. half: weights are stored in float16; all is computed in
+    float32."""
     graphs = {"decoder_first": _first(decoder, half)}
     for index in range(1, len(decoder.convolutions)):
         graphs[f"decoder_up_{index}"] = _up(decoder, index, half)
@@ -52,7 +53,7 @@ def decoder_graphs(decoder: Decoder, half: bool) -> dict[str, onnx.ModelProto]:
 
 
 def winograd(points: tuple[Fraction, ...] = POINTS, outputs: int = OUTPUTS) -> Matrices:
-    """What turns `outputs` + 2 inputs, 3 weights and their products into `outputs` values of a 3-tap correlation.
+    """The matrices of a 3-tap correlation with `outputs` values: for its `outputs` + 2 inputs, 3 weights and products.
 
     Returns input (n, n), weight (n, 3) and output (outputs, n) float64, n = outputs + 2: the transposed Toom-Cook
     algorithm at n - 1 points and infinity.
@@ -131,7 +132,7 @@ def _up(decoder: Decoder, index: int, half: bool) -> onnx.ModelProto:
     x = graph.Gather(_normalised(graph, decoder.norms[index - 1]), "points", axis=1)  # (R, blocks, span, inputs)
     x = graph.MatMul(across, x)  # (R, blocks, 6m, inputs)
     x = graph.Reshape(x, graph.Concat(rows, blocks, integer([WINDOW]), m, integer([inputs]), axis=0))
-    x = graph.Transpose(x, perm=[2, 0, 1, 3, 4])  # now rather than behind the rows' transform, which makes it larger
+    x = graph.Transpose(x, perm=[2, 0, 1, 3, 4])  # before the rows' transform, which makes it larger
     x = graph.MatMul(down, graph.Reshape(x, graph.Concat(integer([WINDOW]), rows, integer([-1]), axis=0)))
     x = graph.Reshape(x, integer([WINDOW**2, -1, inputs]))  # by column and row of the window
 
@@ -148,7 +149,7 @@ def _up(decoder: Decoder, index: int, half: bool) -> onnx.ModelProto:
     x = graph.MatMul(of_output, graph.Reshape(x, integer([OUTPUTS, WINDOW, -1])))
     x = graph.Reshape(x, graph.Concat(integer([OUTPUTS, OUTPUTS]), n, graph.Mul(blocks, m), integer([outputs]), axis=0))
     graph.Reshape(graph.Transpose(x, perm=[2, 1, 3, 0, 4]), integer([-1, outputs]), name="y")
-    # of this strip alone, about its own mean: sums of squares about zero would cancel
+    # of this strip alone, about its own mean: sums of squares about zero would lose their digits
     graph.MatMul("share", "y", name="y_mean")
     centred = graph.Sub("y", "y_mean")
     graph.MatMul("share", graph.Mul(centred, centred), name="y_variance")
@@ -170,7 +171,7 @@ def _scores(decoder: Decoder, half: bool) -> onnx.ModelProto:
     x = _normalised(graph, decoder.norms[-1])
     parts = []
     for index, part in enumerate(np.array_split(np.arange(spanned), min(TRIANGLE, spanned))):
-        first, last = int(part[0]), int(part[-1]) + 1  # channels before the first have no part in these
+        first, last = int(part[0]), int(part[-1]) + 1  # channels before `first` are zeros in these columns
         first_used = min(first, channels - 1)
         used = graph.Slice(x, integer([first_used]), integer([channels]), integer([2])) if index else x
         parts.append(graph.MatMul(used, _array(graph, f"matrix_{index}", matrix[first_used:, first:last].copy())))
@@ -180,17 +181,13 @@ def _scores(decoder: Decoder, half: bool) -> onnx.ModelProto:
     scores = graph.MatMul("words", graph.Transpose(flat, perm=[1, 0]))
     graph.Reshape(scores, graph.Concat(integer([-1]), positions, axis=0), name="scores")
 
-    right = graph.Gather(features, following(graph, graph.size("x", 1)), axis=1)
-    next_row = following(graph, graph.size("x", 0))
-    down, diagonal = graph.Gather(features, next_row, axis=0), graph.Gather(right, next_row, axis=0)
-    pairs = [(features, features), (features, right), (features, down), (features, diagonal), (right, down)]
-    products = [graph.ReduceSum(graph.Mul(one, other), integer([2]), keepdims=0) for one, other in pairs]
-    graph.Concat(*[graph.Unsqueeze(product, integer([0])) for product in products], axis=0, name="gram")
+    add_gram(graph, features, row_axis=0, sized="x")
     return graph.model({"scores": (FLOAT, ["K", "R", "w"]), "gram": (FLOAT, [5, "R", "w"])})
 
 
 def _rotation(decoder: Decoder, half: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An orthonormal basis (d, e) of what the last conv can give, and the conv in it: (c, e) and (e,), all float32.
+    """An orthonormal basis (d, e) of the features that the last conv can give, and the conv in that basis: matrix (c, e) and
+    offset (e,), all float32.
 
     Element (i, j) of the conv's matrix is zero where j > i.
     """

@@ -1,8 +1,8 @@
-"""TensorRT plans of a bundle's graphs, for TensorRT 10.3 and later and TensorRT-RTX alike: same calls, another module.
+"""TensorRT plans of a bundle's graphs, for TensorRT 10.3 and later and for TensorRT-RTX, another module with the same calls.
 
-Networks are strongly typed: the plan computes in the types the ONNX graph has (export/onnx/half_precision.py), so there is no
-precision flag here. TensorRT 10 asks for that mode, TensorRT 11 knows no other. Plans are plain plan files. What differs
-between versions is in fusioner_rt/tensorrt/versions.py.
+Networks are strongly typed: a plan computes in the types that the ONNX graph has (export/onnx/half_precision.py), so there
+is no precision flag here. TensorRT 10 has that mode as an option, TensorRT 11 has no other. Plans are plain plan files.
+What differs between versions is in fusioner_rt/tensorrt/versions.py.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 import onnx
 
 from export.onnx.half_precision import HALVES, LEAST_HALF_SHARE, PrecisionNotReached
-from export.tensorrt import profiles as tensorrt_profiles
-from export.tensorrt import report as tensorrt_report
+from export.tensorrt import report
+from export.tensorrt.profiles import Shapes, distinct
 from export.tensorrt.progress import Progress, monitor, run
 from fusioner_rt.errors import BackendUnavailable, FusionerError, UsageError
 from fusioner_rt.files import unwritable, write_atomically
 from fusioner_rt.plans import LISTED
-from fusioner_rt.tensorrt import versions as tensorrt_library
+from fusioner_rt.tensorrt import versions
 from fusioner_rt.tensorrt.versions import MODULES
 
 PORTABLE = ", ".join(one for one in LISTED if float(one) >= 8)
-"""What TensorRT-RTX's plan for many GPUs is for, in words."""
+"""The compute capabilities that TensorRT-RTX's plan for many GPUs is for, in words."""
 PLANNED = ("text", "image_fusion")
 """The mask head has kernels of its own on a GPU."""
 
@@ -50,7 +50,7 @@ class PlanOptions:
     """What the command line says of plans.
 
     flavour: a key of MODULES, or "onnxruntime": no plans. build_for: "sm_80,sm_89". profiles: of
-    tensorrt_profiles.NAMES, none for the default. precision: "fp16", "bf16" or "fp32", what the graphs claim.
+    export.tensorrt.profiles.NAMES, none for the default. precision: "fp16", "bf16" or "fp32", what the graphs claim.
     """
 
     flavour: str
@@ -64,8 +64,11 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """What one plan is built for. label: "8.9", that one alone, or "8.0+", that and later, of TensorRT-RTX those that it
-    lists; named: to TensorRT."""
+    """The GPUs that one plan is built for.
+
+    label: their compute capability, "8.9", or "8.0+" for that and later (with TensorRT-RTX for those that it lists).
+    named: the compute capabilities to name to TensorRT.
+    """
 
     label: str
     named: tuple[str, ...] = ()
@@ -74,11 +77,13 @@ class Target:
         return f"{graph}.{flavour}-sm_{self.label.replace('.', '').replace('+', '_plus')}.plan"
 
 
-def load(flavour: str) -> ModuleType:
-    """The flavour's Python module. Raises TensorRTMissing."""
+def load(flavour: str, needed: bool = False) -> ModuleType:
+    """The flavour's Python module. needed: there is no doing without it. Raises TensorRTMissing."""
     try:
-        return tensorrt_library.load(flavour)
+        return versions.load(flavour)
     except BackendUnavailable as error:
+        if needed:
+            raise TensorRTMissing(error.found, error.cure, subject=error.subject) from None
         raise TensorRTMissing(
             error.found, f"{error.cure}, or build with --backend onnxruntime", subject=error.subject
         ) from None
@@ -112,8 +117,8 @@ def this_gpu() -> str | None:
     return capability
 
 
-def check(options: PlanOptions) -> None:
-    """Raises TensorRTMissing or UsageError where `add_plans` could not do what is asked of it."""
+def check(options: PlanOptions, needed: bool = False) -> None:
+    """needed: there is no doing without plans. Raises TensorRTMissing or UsageError where `add_plans` could not do what is asked of it."""
     flavour = options.flavour
     if options.build_for and flavour != "tensorrt-rtx":
         raise UsageError(
@@ -139,22 +144,10 @@ def check(options: PlanOptions) -> None:
         ):
             if asked[option]:
                 raise UsageError(f"{option} is for --backend tensorrt", f"of TensorRT-RTX, {why}: leave {option} out")
-    trt = load(flavour)
-    known = tensorrt_library.known_capabilities(trt)
+    trt = load(flavour, needed)
+    known = versions.known_capabilities(trt)
     for target in targets(options):
-        if options.precision == "bf16" and float(target.label.rstrip("+")) < 8:
-            raise UsageError(
-                f"GPUs of compute capability {target.label} have no bfloat16, those from 8.0 on do",
-                "use --fp16",
-                subject="--bf16",
-            )
-        if flavour == "tensorrt-rtx" and options.precision == "fp32" and float(target.label.rstrip("+")) < 8:
-            # pytorch/TensorRT issue 4643: with shapes that vary, which these are, all outputs are zeros
-            raise UsageError(
-                "TensorRT-RTX is known to compute zeros there from graphs of fp32",
-                "build with --fp16, or leave it out and run the bundle with onnxruntime-cuda",
-                subject=f"--for {_sm(target.label)}",
-            )
+        _check_precision(options, target)
         for capability in target.named:
             if capability not in known:
                 raise UsageError(
@@ -162,6 +155,25 @@ def check(options: PlanOptions) -> None:
                     "choose of these, or leave --for out: that plan runs on those from sm_80 on",
                     subject=f"--for {_sm(capability)}",
                 )
+
+
+def _check_precision(options: PlanOptions, target: Target) -> None:
+    """Raises UsageError where GPUs below 8.0 do not compute in it."""
+    if float(target.label.rstrip("+")) >= 8:
+        return
+    if options.precision == "bf16":
+        raise UsageError(
+            f"GPUs of compute capability {target.label} have no bfloat16, those from 8.0 on do",
+            "use --fp16",
+            subject="--bf16",
+        )
+    if options.flavour == "tensorrt-rtx" and options.precision == "fp32":
+        # pytorch/TensorRT issue 4643: with shapes that vary, which these are, all outputs are zeros
+        raise UsageError(
+            "TensorRT-RTX is known to compute zeros there from graphs of fp32",
+            "build with --fp16, or leave it out and run the bundle with onnxruntime-cuda",
+            subject=f"--for {_sm(target.label)}",
+        )
 
 
 def targets(options: PlanOptions) -> list[Target]:
@@ -192,27 +204,27 @@ def targets(options: PlanOptions) -> list[Target]:
 class Network:
     """A graph as TensorRT read it. Several plans may be built from it.
 
-    layers: as tensorrt_report.layer_list has them. Raises TensorRTRefused with all that the parser has to say.
+    layers: as report.layer_list has them. Raises TensorRTRefused with all that the parser has to say.
     """
 
     def __init__(self, trt: ModuleType, graph: Path) -> None:
         self.trt, self.name = trt, graph.name
-        self._log = tensorrt_library.error_log(trt)
+        self._log = versions.error_log(trt)
         self._log.take()
         self._builder = trt.Builder(self._log.logger)
-        self.definition = self._builder.create_network(tensorrt_library.network_flags(trt))
+        self.definition = self._builder.create_network(versions.network_flags(trt))
         self._parser = trt.OnnxParser(self.definition, self._log.logger)  # holds the weights
         if not self._parser.parse_from_file(str(graph)) or not self.definition.num_outputs:
             errors = [self._parser.get_error(index) for index in range(self._parser.num_errors)]
             raise TensorRTRefused(f"{_name(trt)} does not accept {self.name}: {_explained(errors, _said(self._log))}")
-        self.layers = tensorrt_report.layer_list(self.definition)
+        self.layers = report.layer_list(self.definition)
 
     def prove(self, precision: str) -> None:
         """Raises PrecisionNotReached where a graph that claims fp16 or bf16 was read as something else."""
         if precision not in HALVES:
             return
         dtype = {"fp16": "float16", "bf16": "bfloat16"}[precision]
-        share = tensorrt_report.product_share(tensorrt_report.count(self.layers), dtype)
+        share = report.product_share(report.count(self.layers), dtype)
         if share < LEAST_HALF_SHARE:
             raise PrecisionNotReached(
                 f"{_name(self.trt)} read {share:.0%} of {self.name}'s products as {precision}, "
@@ -222,7 +234,7 @@ class Network:
 
     def build(
         self,
-        profiles: Sequence[tensorrt_profiles.Shapes],
+        profiles: Sequence[Shapes],
         target: Target,
         *,
         timings: TimingCache | None = None,
@@ -231,7 +243,7 @@ class Network:
         title: str = "plan",
         shown: bool = False,
     ) -> bytes:
-        """A plan. profiles: in the order they are to have in it. title: of the bar, if `shown`.
+        """A plan. profiles: in the order that they get in it. title: of the progress bar, if `shown`.
 
         Raises TensorRTRefused, and what interrupts the caller once the build has stopped.
         """
@@ -240,13 +252,16 @@ class Network:
         config = self._builder.create_builder_config()
         for shapes in profiles:
             profile = self._builder.create_optimization_profile()
-            for name, (least, usual, most) in shapes.items():
-                profile.set_shape(name, least, usual, most)
+            for name, (least, usual, largest) in shapes.items():
+                profile.set_shape(name, least, usual, largest)
             if config.add_optimization_profile(profile) < 0:
-                raise TensorRTRefused(f"{_name(trt)} does not take the profile {shapes}: {self._log.take()}")
-        tensorrt_library.set_capabilities(trt, config, list(target.named))
-        tensorrt_library.require_own_memory(trt, config)
-        config.clear_flag(trt.BuilderFlag.TF32)  # on by default: what the graph keeps in float32 is kept for its digits
+                raise TensorRTRefused(
+                    f"{_name(trt)} does not take the profile {shapes}: {self._log.take()}",
+                    f"choose other --profiles or --sizes, or {_OTHERWISE}",
+                )
+        versions.set_capabilities(trt, config, list(target.named))
+        versions.require_own_memory(trt, config)
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default; the graph keeps in float32 what needs all its digits
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's report names types
         if hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -257,23 +272,24 @@ class Network:
         config.progress_monitor = told = monitor(trt, progress)
         self._log.take()
         plan = run(lambda: self._builder.build_serialized_network(self.definition, config), progress, title, shown)
-        del told  # TensorRT has no share in it, and needs it until here
+        del told  # TensorRT holds no reference to it, and needs it until here
         if plan is None:
-            raise TensorRTRefused(f"{_name(trt)} builds no engine from {self.name}: {self._log.take()}")
+            raise TensorRTRefused(f"{_name(trt)} builds no engine from {self.name}: {self._log.take()}", _OTHERWISE)
         if timings:
             timings.keep(config)
         return bytes(plan)
 
 
 class TimingCache:
-    """What TensorRT measured of kernels, in a file that later builds begin with: read if it is there, written after."""
+    """A file with the times of kernels that TensorRT measured. Later builds begin with them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def lend(self, trt: ModuleType, config: Any) -> None:
-        """Raises UsageError where the file is something else, or of another TensorRT or GPU; OutputUnwritable."""
-        log = tensorrt_library.error_log(trt)
+        """Give the file's times to a build. Raises UsageError where they are of another TensorRT or GPU, or the file is
+        something else, and OutputUnwritable."""
+        log = versions.error_log(trt)
         log.take()
         try:
             content = self._path.read_bytes() if self._path.exists() else b""
@@ -282,7 +298,7 @@ class TimingCache:
         try:
             cache = config.create_timing_cache(content)
             taken = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
-            taken = taken and not _said(log)  # some versions take what they could not read
+            taken = taken and not _said(log)  # some versions accept a cache that they could not read
         except (RuntimeError, TypeError):
             taken = False
         if not taken:
@@ -293,6 +309,7 @@ class TimingCache:
             )
 
     def keep(self, config: Any) -> None:
+        """Write the times of a build. Raises OutputUnwritable."""
         content = bytes(config.get_timing_cache().serialize())
         try:
             write_atomically(self._path, lambda stream: stream.write(content))
@@ -320,11 +337,11 @@ def add_plans(
     for graph in PLANNED:
         source, start = (sources or {}).get(graph, folder / manifest["graphs"][graph]["file"]), time.perf_counter()
         network = Network(trt, source)
-        tensorrt_report.compare(network.definition, manifest["graphs"][graph], f"{_name(trt)}, {source.name}")
+        report.compare(network.definition, manifest["graphs"][graph], f"{_name(trt)}, {source.name}")
         precision = options.precision if graph in (sources or {}) else manifest["precision"]
         network.prove(precision)
         model = onnx.load(source, load_external_data=False)
-        profiles = tensorrt_profiles.distinct(names, manifest, model)
+        profiles = distinct(names, manifest, model)
         for target in chosen:
             file = target.file(graph, options.flavour)
             plan = network.build(
@@ -332,15 +349,15 @@ def add_plans(
                 version_compatible=options.version_compatible, title=f"{graph} plan, {target.label}", shown=shown,
             )  # fmt: skip
             (folder / file).write_bytes(plan)
-            engine, missing = tensorrt_report.inspected(trt, plan, gpu)
-            report = {"network": network.layers, "engine": engine, "engine_missing": missing}
-            (folder / f"{file}.layers.json").write_text(json.dumps(report, indent=1))
+            engine, missing = report.inspected(trt, plan, gpu)
+            layers = {"network": network.layers, "engine": engine, "engine_missing": missing}
+            (folder / f"{file}.layers.json").write_text(json.dumps(layers, indent=1))
             manifest["engines"].append(
                 {
                     "file": file, "graph": graph, "flavour": options.flavour, "version": trt.__version__,
                     "compute_capability": target.label, "version_compatible": options.version_compatible,
                     "precision": precision, "report": f"{file}.layers.json",
-                    "layers": tensorrt_report.count(network.layers),
+                    "layers": report.count(network.layers),
                     "profiles": [{"name": name, "inputs": shapes} for name, shapes in profiles.items()],
                 }
             )  # fmt: skip
@@ -355,9 +372,9 @@ def _name(trt: ModuleType) -> str:
     return f"{kind} {trt.__version__}"
 
 
-def _said(log: tensorrt_library.ErrorLog) -> str:
+def _said(log: versions.ErrorLog) -> str:
     said = log.take()
-    return "" if said == tensorrt_library.NOTHING_SAID else said
+    return "" if said == versions.NOTHING_SAID else said
 
 
 def _sm(capability: str) -> str:
@@ -381,7 +398,7 @@ _CURES = {
 
 
 def _explained(errors: Sequence[Any], logged: str) -> str:
-    """Every parser error with its node, operator and cure, in one line; equal cures are said once, after the last."""
+    """Every parser error with its node, operator and cure, in one line. Errors with the same cure stand before it."""
     by_cure: dict[str, list[str]] = {}
     for error in errors:
         code, said = str(error.code().name), " ".join(error.desc().split())

@@ -1,10 +1,10 @@
-"""Optimisation profiles: the shapes a TensorRT plan takes, and those it is tuned for, as named sets.
+"""Optimisation profiles: the shapes that a TensorRT plan takes, and those it is tuned for, as named sets.
 
 latency     one picture, edges from half to twice the usual, at most 64 words
-throughput  up to the bundle's most pictures, tuned for that many
-any-size    everything the manifest allows, tuned for one picture of the usual size
+throughput  as many pictures as the bundle takes at once, tuned for that many
+any-size    all that the manifest allows, tuned for one picture of the usual size
 
-Several may be built into one plan, in the order named; the runtime takes the first that holds the shapes.
+One plan may have several, in the order named. The runtime takes the first that holds the shapes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 NAMES = ("latency", "throughput", "any-size")
 LATENCY_WORDS = 64
-PROMPTS = 256
-"""Most prompts of a call: a word's templates, or those of several words."""
+MAX_PROMPTS = 256
+"""In one call: those of one word's templates, or of several words'."""
 
 Shape = tuple[int, ...]
 Shapes = dict[str, list[Shape]]
@@ -26,9 +26,9 @@ Shapes = dict[str, list[Shape]]
 
 
 def shapes(name: str, manifest: Mapping[str, Any], model: onnx.ModelProto) -> Shapes:
-    """A set of NAMES for one graph. Dimensions are known by their letters (docs/bundle.md).
+    """One of the NAMES for one graph, whose dimensions have letters (docs/bundle.md).
 
-    P, the pictures, may be 1 in every set: one picture is fused with B vocabularies in `mode="independent"`.
+    P, the number of pictures, may be 1 in all of them: `mode="independent"` fuses one picture with B vocabularies.
     """
     letters = _letters(name, manifest)
 
@@ -40,7 +40,7 @@ def shapes(name: str, manifest: Mapping[str, Any], model: onnx.ModelProto) -> Sh
 
 
 def distinct(names: Sequence[str], manifest: Mapping[str, Any], model: onnx.ModelProto) -> dict[str, Shapes]:
-    """Shapes by name, without a set that equals one before it: of it nothing would ever be used."""
+    """Shapes by name. A set that equals one before it is left out: the runtime would never take it."""
     found: dict[str, Shapes] = {}
     for name in names:
         asked = shapes(name, manifest, model)
@@ -57,7 +57,7 @@ def _letters(name: str, manifest: Mapping[str, Any]) -> dict[str, Shape]:
     )
     tokens, templates = int(manifest["tokenizer"]["max_tokens"]), len(manifest["templates"])
     multiple = int(manifest["preprocessing"]["multiple"])
-    prompts = (1, templates, max(PROMPTS, templates))
+    prompts = (1, templates, max(MAX_PROMPTS, templates))
     if name == "latency":
         words = (words[0], min(words[1], LATENCY_WORDS), min(words[2], LATENCY_WORDS))
         batch = (1, 1, 1)

@@ -1,7 +1,7 @@
 """A TensorRT build that shows how far it is and can be interrupted.
 
-TensorRT reports from C++, which no exception may cross, and Python's signals wait while C++ runs. So the build has a
-thread of its own, and the caller's waits where signals reach it: an interrupt tells the build to stop at its next step.
+TensorRT reports progress from C++, which no exception may cross, and Python handles no signal while C++ runs. So the
+build has a thread of its own. The caller waits in Python: an interrupt tells the build to stop at its next step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ _LOOK = "{desc:<34} {bar:24} {percentage:3.0f}% {elapsed}, {remaining} left"
 
 
 class Progress:
-    """How much of a build is done, from the phases TensorRT reports: 0 to 1, never falling. Threads may call it.
+    """How much of a build is done, from the phases that TensorRT reports: 0 to 1, never falling. Threads may call it.
 
-    cancelled: set by whoever wants the build to stop; `step` then says so to TensorRT.
+    cancelled: whoever wants the build to stop sets it; `step` then tells TensorRT to.
+    failure:   what failed in `monitor`'s calls.
     """
 
     def __init__(self) -> None:
@@ -71,11 +72,11 @@ class _Phase:
 
 
 def monitor(trt: ModuleType, progress: Progress) -> Any:
-    """TensorRT's progress monitor that tells `progress`. What fails in it stops the build and is kept in `failure`."""
+    """A progress monitor for TensorRT that tells `progress`. An exception in it stops the build and becomes its `failure`."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
-            super().__init__()  # TensorRT insists on it
+            super().__init__()  # TensorRT refuses a monitor without it
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             _guarded(progress, lambda: progress.start(phase_name, parent_phase or None, num_steps))
@@ -98,8 +99,10 @@ def _guarded(progress: Progress, call: Callable[[], Any]) -> Any:
 
 
 def run(build: Callable[[], T], progress: Progress, title: str, shown: bool) -> T:
-    """`build()` in a thread of its own under a bar. An exception that reaches the waiting caller, a KeyboardInterrupt or a
-    SystemExit, stops it at its next step and is raised once it has ended. shown: where somebody watches.
+    """The result of `build()`, which runs in a thread of its own. shown: with a bar, where somebody watches.
+
+    A KeyboardInterrupt or SystemExit that reaches the waiting caller stops the build at its next step, and is raised once
+    the build has ended.
     """
     interrupted: BaseException | None = None
     with (

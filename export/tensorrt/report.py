@@ -1,7 +1,7 @@
 """What a TensorRT plan computes in which type, and whether it is the graph that the manifest describes.
 
-Networks are strongly typed, so the parsed network's types are the plan's: the count of layers by kind and type needs no
-GPU. The engine's own list of fused layers needs one that can load the plan, and is added where there is one.
+Networks are strongly typed, so the parsed network's types are the plan's: counting layers by kind and type needs no GPU.
+The engine's own list of fused layers needs a GPU that loads the plan, and is added where there is one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DTYPES = {
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 PRODUCTS = ("convolution", "matrix_multiply")
 NAMED = (*PRODUCTS, "normalization", "softmax")
-"""Kinds that the closing lines name; the others are counted together."""
+"""Kinds of layers that `summary` names. It counts the others together."""
 
 
 class NetworkNotDescribed(FusionerError):
@@ -59,11 +59,11 @@ def count(layers: list[dict[str, Any]]) -> Layers:
 
 
 def product_share(layers: Layers, dtype: str) -> float:
-    """The share of convolutions and matrix products that compute in a type, 0 to 1; 1 where there is none to compute."""
+    """The share of convolutions and matrix products that compute in a type, 0 to 1. Without such layers it is 1."""
     products: Counter[str] = Counter()
     for kind in PRODUCTS:
         products.update(layers.get(kind, {}))
-    return products[dtype] / products.total() if products else 1.0  # a table of names only looks up
+    return products[dtype] / products.total() if products else 1.0  # a text encoder that is a table has none
 
 
 def summary(layers: Layers) -> str:
@@ -85,10 +85,11 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {SHORT.get(dtype, dtype)}" for dtype, number in sorted(counts.items()))
 
 
-def compare(network: Any, described: Mapping[str, Any], what: str) -> None:
-    """Names, types and shapes of a parsed network against a manifest's entry of the graph. what: names it in messages.
+def compare(network: Any, described: Mapping[str, Any], subject: str) -> None:
+    """Names, types and shapes of a parsed network against a manifest's entry of the graph.
 
-    described: `inputs` and `outputs`, each {name: [dtype, [letter or length, ...]]}. Raises NetworkNotDescribed.
+    described: `inputs` and `outputs`, each {name: [dtype, [letter or length, ...]]}. subject: the network, in messages.
+    Raises NetworkNotDescribed.
     """
     for side, found in (
         ("inputs", [network.get_input(index) for index in range(network.num_inputs)]),
@@ -103,12 +104,12 @@ def compare(network: Any, described: Mapping[str, Any], what: str) -> None:
             raise NetworkNotDescribed(
                 f"TensorRT read the {side} {_listed(has)}, the manifest says {_listed(wanted)}",
                 "build the bundle again, and if it stays so, this TensorRT cannot read its graphs: use another version",
-                subject=what,
+                subject=subject,
             )
 
 
 def _fits(found: Sequence[Any], described: Sequence[Any]) -> bool:
-    """-1 stands for a letter. A length TensorRT could not tell from the graph is -1 as well."""
+    """TensorRT says -1 for a letter, and for a length that it could not tell from the graph."""
     return len(found) == len(described) and all(
         here == -1 or here == there for here, there in zip(found, described, strict=True)
     )
@@ -122,9 +123,9 @@ def _listed(tensors: Mapping[str, Any]) -> str:
 
 
 def inspected(trt: ModuleType, plan: bytes, gpu: bool) -> tuple[Any, str | None]:
-    """The engine inspector's list of a plan's layers, or None and why it is missing. gpu: one is visible here.
+    """The engine inspector's list of a plan's layers, or None and why it is missing. gpu: whether one is visible here.
 
-    A plan that does not load here is no failure of its build: it may be for another GPU.
+    A plan that does not load here may be for another GPU: its build has not failed.
     """
     if not gpu:
         return None, "no GPU is visible here, and a plan is loaded by one alone"
@@ -132,7 +133,7 @@ def inspected(trt: ModuleType, plan: bytes, gpu: bool) -> tuple[Any, str | None]
     log.take()
     try:
         runtime = trt.Runtime(log.logger)
-        runtime.engine_host_code_allowed = True  # a version-compatible plan brings code; this one was built here
+        runtime.engine_host_code_allowed = True  # a version-compatible plan holds code; this one was built here
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return None, f"the plan does not load on the GPU that is here ({log.take()})"

@@ -14,7 +14,7 @@ import pytest
 from export import build_engine, gates
 from export import kernels as mask_head_kernels
 from export.build_engine import Options
-from fusioner_rt.bundle import Bundle
+from fusioner_rt.bundle import Bundle, read_manifest
 from fusioner_rt.errors import OutputUnwritable, UsageError
 from kernels import compile as kernel_compiler
 from kernels import variants
@@ -26,12 +26,11 @@ SCRIPT = ROOT / "export" / "build_engine.py"
 def test_a_bundle_is_what_its_contract_says(tiny_bundle, tiny_bundle_fp16):
     for folder, precision in ((tiny_bundle, "fp32"), (tiny_bundle_fp16, "fp16")):
         bundle = Bundle.open(folder)
-        manifest = bundle.manifest
+        manifest = read_manifest(folder)
         assert bundle.precision == precision
         assert bundle.name == folder.name
         assert set(manifest["files"]) == set(names(folder)) - {"manifest.json"}
-        dtypes = ["float16", "float32"] if precision == "fp16" else ["float32"]
-        assert manifest["kernels"] == {"abi": "kernels/abi.json", "features": dtypes, "targets": ["sm_80"]}
+        assert manifest["kernels"] == {"abi": "kernels/abi.json", "features": ["float32"], "targets": ["sm_80"]}
         assert manifest["model"]["width"] == 32
         assert manifest["temperature"] == 0.07
         assert manifest["engines"] == []
@@ -92,7 +91,7 @@ def test_a_good_build_replaces_the_older_bundle_and_ends_with_a_table(
     assert build_engine.main([*arguments, *limits, "--backend", "onnxruntime", "--kernels", "none"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
     assert not (out / "left over").exists()
-    manifest = Bundle.open(out).manifest
+    manifest = read_manifest(Bundle.open(out).folder)
     assert manifest["profiles"] == {
         "words": {"min": 1, "opt": 5, "max": 5}, "batch": {"min": 1, "opt": 1, "max": 1},
         "size": {"min": 64, "opt": 96, "max": 128},
@@ -155,6 +154,8 @@ def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tiny_checkpoin
         (["--max-words", "70000"], 2, "65535 at most"),
         (["--kernels", "sm_88"], 2, "or some of sm_75,sm_80,sm_86,sm_87,sm_89,sm_90,sm_100,sm_110,sm_120"),
         (["--kernels", "sm_80,"], 2, "expected all, none, or some of"),
+        (["--kernels", "all,half"], 2, "and beside them any of float16,masks,probabilities"),
+        (["--kernels", "none,masks"], 2, "expected all, none, or some of"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_a_code_of_its_own(
@@ -226,6 +227,7 @@ def test_a_missing_library_is_one_line_with_the_command_that_installs_it(
     tiny_checkpoint, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "export.building", raising=False)  # which an earlier build has loaded
     out = tmp_path / "engines" / "tiny"
     assert build_engine.main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 90
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -242,17 +244,22 @@ def command(tiny_checkpoint, picture_folder, tmp_path, traced_once):
     return [str(argument) for argument in [*arguments, "--backend", "onnxruntime"]]
 
 
-def test_kernels_for_two_gpus_are_files_that_manifest_and_record_agree_on(command, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("extras", "features"),
+    [([], ["float32"]), (["masks", "float16"], ["float16", "float32"])],
+    ids=["what sessions launch", "more"],
+)
+def test_kernels_for_two_gpus_are_files_that_manifest_and_record_agree_on(command, tmp_path, capsys, extras, features):
     out = tmp_path / "engines" / "tiny"
-    assert build_engine.main([*command, "--fp16", "--kernels", "sm_90,sm_80"]) == 0
-    manifest = Bundle.open(out).manifest
+    assert build_engine.main([*command, "--fp16", "--kernels", ",".join(["sm_90", *extras, "sm_80"])]) == 0
+    manifest = read_manifest(Bundle.open(out).folder)
     assert manifest["kernels"] == {
-        "abi": "kernels/abi.json", "features": ["float16", "float32"], "targets": ["sm_80", "sm_90"],
+        "abi": "kernels/abi.json", "features": features, "targets": ["sm_80", "sm_90"],
     }  # fmt: skip
     record = json.loads((out / "kernels/abi.json").read_text())
     assert record["abi_version"] == 2
     assert set(record["compiled_with"]["ptxas"]) == {"sm_80", "sm_90"}
-    assert set(record["kernels"]) == set(variants.names(("float16", "float32")))
+    assert set(record["kernels"]) == set(variants.shipped(extras))
     launches = [launch for kernel in record["kernels"].values() for launch in kernel["targets"].values()]
     launches += [kernel["ptx"] for kernel in record["kernels"].values()]
     files = {f"kernels/{launch['file']}" for launch in launches}
@@ -264,7 +271,7 @@ def test_kernels_for_two_gpus_are_files_that_manifest_and_record_agree_on(comman
         assert content.startswith(b"\x7fELF") == launch["file"].endswith(".cubin")
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert line.startswith(f"kernels/ ({len(files) + 1} files)")
-    assert "fp16, fp32" in line
+    assert ("fp16, fp32" if "float16" in features else " fp32 ") in line
     assert line.endswith("sm_80, sm_90")
 
 
@@ -274,7 +281,7 @@ def test_a_width_the_kernels_cannot_load_is_said_and_leaves_them_out(command, tm
     monkeypatch.setattr(mask_head_kernels, "unfit", lambda width: unfit(width + 1))
     assert build_engine.main(command) == 0
     assert "the model's width 33 is not a multiple of 16" in capsys.readouterr().out.splitlines()[-1]
-    assert "kernels" not in Bundle.open(tmp_path / "engines" / "tiny").manifest
+    assert "kernels" not in read_manifest(tmp_path / "engines" / "tiny")
     assert not (tmp_path / "engines" / "tiny" / "kernels").exists()
 
 
@@ -321,7 +328,7 @@ def test_a_place_where_triton_cannot_keep_its_work_is_named_with_the_cure(tmp_pa
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     kernel_compiler.choose.cache_clear()
     with pytest.raises(mask_head_kernels.KernelsNotCompiled, match=f"{tmp_path / 'cache'}.*TRITON_CACHE_DIR"):
-        mask_head_kernels.add(tmp_path, "sm_80", fp16=False)
+        mask_head_kernels.add(tmp_path, "sm_80")
 
 
 def test_an_assembler_that_fails_is_said_in_one_line(tmp_path, monkeypatch):
@@ -334,5 +341,5 @@ def test_an_assembler_that_fails_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     kernel_compiler.choose.cache_clear()
     with pytest.raises(mask_head_kernels.KernelsNotCompiled, match=r"does not compile.*--kernels none") as raised:
-        mask_head_kernels.add(tmp_path, "sm_80", fp16=False)
+        mask_head_kernels.add(tmp_path, "sm_80")
     assert "\n" not in str(raised.value)

@@ -42,7 +42,7 @@ def graphs(bundle):
 def in_parts(graphs, bundle):
     """The graphs and the parts of image_fusion, which are then put through every gate too."""
     runtime = OnnxRuntime("onnxruntime-cpu")
-    parts = [name for name in bundle.manifest["graphs"] if name not in NAMES]
+    parts = [name for name in bundle.graphs if name not in NAMES]
     return graphs | {name: runtime.load(bundle.graph(name), threads=1) for name in parts}
 
 

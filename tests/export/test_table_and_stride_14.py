@@ -19,6 +19,7 @@ from PIL import Image
 from export import build_engine
 from export.onnx import graphs
 from fusioner_rt import Session
+from fusioner_rt.bundle import read_manifest
 from fusioner_rt.cli import main
 from fusioner_rt.errors import WordsInvalid, WordUnreadable
 from fusioner_rt.words.templates import PLACE
@@ -84,7 +85,8 @@ def test_a_table_bundle_is_proved_on_words_it_has_and_segments_by_name(
     bundles: dict[str, Path], photographs: list[np.ndarray], precision: str
 ) -> None:
     with Session(bundles[precision]) as session:
-        manifest, gates = session.bundle.manifest, session.bundle.manifest["gates"]
+        manifest = read_manifest(session.bundle.folder)
+        gates = manifest["gates"]
         assert manifest["profiles"]["size"] == {"min": 14, "opt": 70, "max": 1022}
         assert manifest["preprocessing"]["multiple"] == 14
         assert manifest["templates"] == [PLACE]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.onnx.for_cpu import APART, for_cpu
-from export.onnx.graphs import _export
+from export.onnx.graphs import traced
 from export.onnx.half_precision import BF16, FP16, emulated, to_half
 from training.encoders.vision_transformer import VisionTransformer
 from training.model import FeedForward, FusionLayer
@@ -55,14 +55,14 @@ def scattered(module):
 def encoder():
     module = scattered(VisionTransformer(width=24, depth=2, heads=3, patch=4, side=12, layer_scale=True))
     names = {"pixels": {0: "P", 2: "H", 3: "W"}}
-    return _export(module, (torch.randn(2, 3, 12, 8),), names, {"tokens": ["P", "h", "w", 24]})
+    return traced(module, (torch.randn(2, 3, 12, 8),), names, {"tokens": ["P", "h", "w", 24]})
 
 
 @pytest.fixture(scope="module")
 def fusion():
     names = {"pixels": {0: "B", 1: "h", 2: "w"}, "words": {0: "B", 1: "K"}}
     example = torch.randn(2, 3, 2, 256), torch.randn(2, 5, 256)
-    return _export(scattered(Fusion()), example, names, {"fused": ["B", "L", 256]})
+    return traced(scattered(Fusion()), example, names, {"fused": ["B", "L", 256]})
 
 
 @pytest.fixture(scope="module")

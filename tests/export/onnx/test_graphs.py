@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.onnx import graphs as export_graphs
+from export.onnx.graphs import decoder_graph, fusion_graph, joined
 from training import checkpoint
 from training.model import tiny
 
@@ -50,7 +50,7 @@ def test_image_fusion_is_the_model_for_any_pictures_words_and_size(
 def parts(tiny_bundle):
     """The two parts of image_fusion that are graphs of their own in every bundle, and its decoder."""
     made = {name: onnx.load(tiny_bundle / f"{name}.onnx") for name in ("image", "fusion")}
-    return made | {"decoder": export_graphs.decoder_graph(tiny())}
+    return made | {"decoder": decoder_graph(tiny())}
 
 
 def in_turn(parts, pixels, words):
@@ -79,11 +79,11 @@ def test_every_kind_of_model_is_its_parts_and_their_whole(parts, changed):
     torch.manual_seed(0)
     model = checkpoint.build(replace(tiny().config, **changed)).eval()
     model.image_encoder.load_state_dict(tiny().image_encoder.state_dict())
-    own = {"image": parts["image"], "fusion": export_graphs.fusion_graph(model)}
+    own = {"image": parts["image"], "fusion": fusion_graph(model)}
     if model.decoder is not None:
         model.decoder = tiny().decoder
         own["decoder"] = parts["decoder"]
-    whole = export_graphs.joined(own)
+    whole = joined(own)
     pixels, vectors = torch.randn(1, 3, 64, 96), torch.randn(3, 5, 24)
     with torch.no_grad():
         expected = model(pixels, vectors)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from export.onnx import mask_head as mask_head_graph
+from export.onnx import mask_head
 from fusioner_rt.onnx import mask_tiles
 
 TEMPERATURE = 0.07
@@ -18,7 +18,7 @@ TEMPERATURE = 0.07
 
 @functools.cache
 def session(kind, *arguments):
-    graph = getattr(mask_head_graph, f"{kind}_graph")(*arguments)
+    graph = getattr(mask_head, f"{kind}_graph")(*arguments)
     return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
 

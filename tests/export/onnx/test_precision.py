@@ -7,7 +7,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx import half_precision as precision
+from export.onnx.half_precision import (
+    BF16,
+    FP16,
+    PrecisionNotReached,
+    WeightsOverflow,
+    emulated,
+    half_weight_share,
+    prove_half,
+    to_half,
+)
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
@@ -47,15 +56,15 @@ def test_nearly_all_weights_of_an_fp16_bundle_are_float16_and_none_of_an_fp32_on
     halves, tiny_bundle, tiny_bundle_fp16
 ):
     for name, model in halves.items():
-        assert precision.prove_half(name, model) > 0.99
-        assert precision.half_weight_share(onnx.load(tiny_bundle / f"{name}.onnx")) == 0
+        assert prove_half(name, model) > 0.99
+        assert half_weight_share(onnx.load(tiny_bundle / f"{name}.onnx")) == 0
     full, half = ((folder / "weights.bin").stat().st_size for folder in (tiny_bundle, tiny_bundle_fp16))
     assert half < 0.6 * full
 
 
 def test_a_graph_that_claims_fp16_and_is_fp32_is_refused(tiny_bundle):
-    with pytest.raises(precision.PrecisionNotReached, match=r"image_fusion graph holds 0\.0% .*--fp16"):
-        precision.prove_half("image_fusion", onnx.load(tiny_bundle / "image_fusion.onnx"))
+    with pytest.raises(PrecisionNotReached, match=r"image_fusion graph holds 0\.0% .*--fp16"):
+        prove_half("image_fusion", onnx.load(tiny_bundle / "image_fusion.onnx"))
 
 
 def test_weights_stored_in_float16_but_widened_before_use_do_not_count(halves):
@@ -72,9 +81,9 @@ def test_weights_stored_in_float16_but_widened_before_use_do_not_count(halves):
     nodes = [*casts, *planted.graph.node]
     del planted.graph.node[:]
     planted.graph.node.extend(nodes)
-    assert precision.half_weight_share(planted) == 0
-    with pytest.raises(precision.PrecisionNotReached):
-        precision.prove_half("image_fusion", planted)
+    assert half_weight_share(planted) == 0
+    with pytest.raises(PrecisionNotReached):
+        prove_half("image_fusion", planted)
 
 
 def small_graph(weight, bias=0.0):
@@ -99,32 +108,31 @@ def test_a_converted_graph_computes_the_same_to_half_precision():
     graph = small_graph([[0.5, -1.25], [2.0, 0.3]], 0.1)
     x = np.random.default_rng(0).standard_normal((5, 2), np.float32)
     full, half = (
-        onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0]
-        for m in (graph, precision.to_half(graph))
+        onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (graph, to_half(graph))
     )
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, full, rtol=0, atol=8 * np.finfo(np.float16).eps)
-    assert list(operand_types(precision.to_half(graph))) == [
+    assert list(operand_types(to_half(graph))) == [
         ("Cast", {FLOAT}), ("MatMul", {HALF}), ("Add", {HALF}), ("Cast", {HALF}), ("Softmax", {FLOAT}),
     ]  # fmt: skip
 
 
 def test_a_weight_float16_cannot_hold_is_named():
-    with pytest.raises(precision.WeightsOverflow, match=r"weight w reaches 1e\+05"):
-        precision.to_half(small_graph([[1e5, 0], [0, 1]]))
+    with pytest.raises(WeightsOverflow, match=r"weight w reaches 1e\+05"):
+        to_half(small_graph([[1e5, 0], [0, 1]]))
 
 
 def test_a_bf16_graph_is_emulated_by_rounding_what_every_operator_gives():
-    graph = precision.to_half(small_graph([[0.5, -1.25], [2.0, 0.3]], 0.1), precision.BF16)
+    graph = to_half(small_graph([[0.5, -1.25], [2.0, 0.3]], 0.1), BF16)
     assert graph.opset_import[0].version == 22  # the first whose convolutions take bfloat16
     assert [(t.name, t.data_type) for t in graph.graph.initializer] == [
         ("w.bf16", TensorProto.BFLOAT16), ("b.bf16", TensorProto.BFLOAT16),
     ]  # fmt: skip
-    assert precision.prove_half("small", graph, precision.BF16) == 1
-    with pytest.raises(precision.PrecisionNotReached):
-        precision.prove_half("small", graph, precision.FP16)
+    assert prove_half("small", graph, BF16) == 1
+    with pytest.raises(PrecisionNotReached):
+        prove_half("small", graph, FP16)
     x = np.random.default_rng(0).standard_normal((50, 2), np.float32)
-    emulation = precision.emulated(graph, precision.BF16)
+    emulation = emulated(graph, BF16)
     found = onnxruntime.InferenceSession(emulation.SerializeToString()).run(None, {"x": x})[0]
 
     def rounded(values):
@@ -141,7 +149,7 @@ def test_a_float16_graph_and_its_emulation_agree_to_float16(halves, tiny_bundle_
     """ONNX Runtime has float16 operators: what the emulation does for bfloat16 is held against them."""
     shapes = {"input_ids": (3, 7), "attention_mask": (3, 7)}
     inputs = {name: np.ones(shape, np.int64) for name, shape in shapes.items()}
-    emulation = precision.emulated(halves["text"], precision.FP16).SerializeToString()
+    emulation = emulated(halves["text"], FP16).SerializeToString()
     found, real = (
         onnxruntime.InferenceSession(source).run(None, inputs)[0]
         for source in (emulation, str(tiny_bundle_fp16 / "text.onnx"))
@@ -151,9 +159,9 @@ def test_a_float16_graph_and_its_emulation_agree_to_float16(halves, tiny_bundle_
 
 def test_bfloat16_holds_what_float16_cannot():
     large = small_graph([[1e5, 0], [0, 1]])
-    assert precision.to_half(large, precision.BF16)
-    with pytest.raises(precision.WeightsOverflow, match=r"bf16 ends at 3\.39e\+38; build without --bf16"):
-        precision.to_half(small_graph([[3.4e38, 0], [0, 1]]), precision.BF16)
+    assert to_half(large, BF16)
+    with pytest.raises(WeightsOverflow, match=r"bf16 ends at 3\.39e\+38; build without --bf16"):
+        to_half(small_graph([[3.4e38, 0], [0, 1]]), BF16)
 
 
 def test_weights_are_rounded_to_nearest_and_to_no_less_than_float16(halves, tiny_bundle):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx import shared_weights as weights
+from export.onnx.shared_weights import FILE, LEAST, share
 from fusioner_rt.onnx.runtime import OnnxRuntime
 
 
@@ -39,10 +39,10 @@ def test_equal_weights_are_stored_once_and_read_back_bit_by_bit(tmp_path_factory
     folder = tmp_path_factory.mktemp("weights")
     graphs = {str(index): graph_of(*arrays) for index, arrays in enumerate(made)}
     before = {name: graph.SerializeToString() for name, graph in graphs.items()}
-    lean = weights.share(graphs, folder / weights.FILE)
+    lean = share(graphs, folder / FILE)
     assert {name: graph.SerializeToString() for name, graph in graphs.items()} == before
-    size = (folder / weights.FILE).stat().st_size
-    large = {one.tobytes() for arrays in made for one in arrays if one.nbytes >= weights.LEAST}
+    size = (folder / FILE).stat().st_size
+    large = {one.tobytes() for arrays in made for one in arrays if one.nbytes >= LEAST}
     taken = {place for graph in lean.values() for place in places(graph)}
     assert len(taken) == len(large)
     assert sum(length for _, length in taken) == sum(map(len, large))
@@ -63,9 +63,9 @@ def test_the_same_graphs_give_the_same_bytes_and_a_graph_runs_from_its_path_and_
     large = np.random.default_rng(0).normal(size=(70, 33)).astype(np.float32)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        lean = weights.share({"g": graph_of(large, large[:2])}, tmp_path / name / weights.FILE)
+        lean = share({"g": graph_of(large, large[:2])}, tmp_path / name / FILE)
         onnx.save_model(lean["g"], tmp_path / name / "g.onnx")
-    for file in (weights.FILE, "g.onnx"):
+    for file in (FILE, "g.onnx"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     path, runtime = tmp_path / "a" / "g.onnx", OnnxRuntime("onnxruntime-cpu")
     for content in (None, path.read_bytes()):
@@ -77,7 +77,7 @@ def test_the_same_graphs_give_the_same_bytes_and_a_graph_runs_from_its_path_and_
 def test_a_bundle_holds_the_weights_of_a_picture_once(tiny_bundle, tiny_bundle_fp16):
     for folder in (tiny_bundle, tiny_bundle_fp16):
         graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
-        whole = [name for name, entry in graphs.items() if entry.get("weights") == weights.FILE]
+        whole = [name for name, entry in graphs.items() if entry.get("weights") == FILE]
         assert {"image_fusion", "image", "fusion"} <= set(whole)
         assert not {"text", "mask_scores", "mask_tiles"} & set(whole)
         read = {name: onnx.load(folder / f"{name}.onnx", load_external_data=False) for name in whole}

@@ -12,16 +12,16 @@ import pytest
 from emulated_gpu import EmulatedGpu, plan
 
 from export import gates
-from export.tensorrt import prove as plan_gates
+from export.tensorrt.prove import prove
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.onnx.runtime import OnnxRuntime
 from training import checkpoint
 
 
-def prove(folder: Path, tiny_checkpoint: Path, pictures: list[np.ndarray]) -> dict[str, dict[str, Any]]:
+def proved(folder: Path, tiny_checkpoint: Path, pictures: list[np.ndarray]) -> dict[str, dict[str, Any]]:
     bundle, runtime = Bundle.open(folder), OnnxRuntime("onnxruntime-cpu")
-    graphs = {name: runtime.load(bundle.graph(name)) for name in bundle.manifest["graphs"]}
-    return plan_gates.prove(bundle, checkpoint.load(tiny_checkpoint), graphs, bundle.preprocessing, pictures)
+    graphs = {name: runtime.load(bundle.graph(name)) for name in bundle.graphs}
+    return prove(bundle, checkpoint.load(tiny_checkpoint), graphs, bundle.preprocessing, pictures)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def pictures() -> list[np.ndarray]:
 def test_plans_pass_every_gate_where_they_run(planned, tiny_checkpoint, pictures, monkeypatch) -> None:
     gpu = EmulatedGpu(planned)
     emulated_gpu.install(monkeypatch, gpu)
-    (record,) = prove(planned, tiny_checkpoint, pictures).values()
+    (record,) = proved(planned, tiny_checkpoint, pictures).values()
     assert record["run"]
     assert record["parity"]["mask_agreement"] > 0.99
     assert record["batch"]["equal_pictures"] == 4
@@ -66,17 +66,17 @@ def test_a_plan_that_confuses_the_pictures_of_a_batch_is_refused(
 
     monkeypatch.setattr(module.Runtime, "deserialize_cuda_engine", confused)
     with pytest.raises(gates.BatchFailed, match="different pictures in a batch"):
-        prove(planned, tiny_checkpoint, pictures)
+        proved(planned, tiny_checkpoint, pictures)
 
 
 def test_a_plan_of_another_gpu_or_without_one_is_said_not_to_have_run(
     planned, tiny_checkpoint, pictures, monkeypatch
 ) -> None:
-    (record,) = prove(planned, tiny_checkpoint, pictures).values()
+    (record,) = proved(planned, tiny_checkpoint, pictures).values()
     assert record["run"] is False
     assert "no GPU here" in record["why"]
     emulated_gpu.install(monkeypatch, EmulatedGpu(planned, capability=(7, 5)))
-    (record,) = prove(planned, tiny_checkpoint, pictures).values()
+    (record,) = proved(planned, tiny_checkpoint, pictures).values()
     assert record["why"] == "for compute capability 8.0+, the GPU here has 7.5"
 
 
@@ -91,7 +91,7 @@ def test_a_text_plan_that_holds_the_prompts_of_one_word_alone_passes(
     plan(folder, "image_fusion")
     plan(folder, "text", profiles=[prompts])
     emulated_gpu.install(monkeypatch, EmulatedGpu(folder))
-    (record,) = prove(folder, tiny_checkpoint, pictures).values()
+    (record,) = proved(folder, tiny_checkpoint, pictures).values()
     assert record["run"]
     assert 0 < record["parity"]["embeddings"]["error"] <= record["parity"]["embeddings"]["allowed"]
 
@@ -107,7 +107,7 @@ def test_a_plan_for_one_picture_skips_the_gate_of_batches(
     }
     plan(folder, "image_fusion", profiles=[single])
     emulated_gpu.install(monkeypatch, EmulatedGpu(folder))
-    (record,) = prove(folder, tiny_checkpoint, pictures).values()
+    (record,) = proved(folder, tiny_checkpoint, pictures).values()
     assert record["run"]
     assert "fewer pictures than the bundle" in record["batch"]["why"]
 
@@ -119,6 +119,6 @@ def test_a_gpu_that_tensorrt_itself_refuses_is_said_not_to_have_run(
     shutil.copytree(tiny_bundle, folder)
     plan(folder, "image_fusion", diagnostics=2)
     emulated_gpu.install(monkeypatch, EmulatedGpu(folder))
-    (record,) = prove(folder, tiny_checkpoint, pictures).values()
+    (record,) = proved(folder, tiny_checkpoint, pictures).values()
     assert record["run"] is False
     assert "built for other GPUs" in record["why"]

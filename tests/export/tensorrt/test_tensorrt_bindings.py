@@ -4,23 +4,15 @@ TensorRT-RTX: the real ones, loaded without their libraries."""
 import ast
 import functools
 import io
-import re
 from pathlib import Path
 
 import bindings_alone as bindings
 import numpy as np
 import pytest
 
-from fusioner_rt.tensorrt import versions as tensorrt_library
+from fusioner_rt.tensorrt.versions import LEAST
 
 ROOT = Path(__file__).resolve().parents[3]
-SOURCES = sorted(
-    file
-    for room in ("export", "fusioner_rt")
-    for file in (ROOT / room).glob("*.py")
-    if file.name.startswith("tensorrt_") or re.search(r"\b_?trt\.", file.read_text())
-)
-
 MODULE = "the module"
 RECEIVERS = {
     # What TensorRT's objects are called, by file, or by file and function where a name means two things.
@@ -29,7 +21,7 @@ RECEIVERS = {
     "export/tensorrt/build.py:config": "IBuilderConfig",
     "export/tensorrt/build.py:config.get_timing_cache()": "ITimingCache",
     "export/tensorrt/build.py:profile": "IOptimizationProfile",
-    "export/tensorrt/build.py:error": "ParserError",
+    "export/tensorrt/build.py:_explained:error": "ParserError",
     "export/tensorrt/build.py:error.code()": "ErrorCode",
     "export/tensorrt/report.py:network": "INetworkDefinition",
     "export/tensorrt/report.py:layer": "ILayer",
@@ -47,29 +39,14 @@ RECEIVERS = {
     "fusioner_rt/tensorrt/versions.py:engine": "ICudaEngine",
     "fusioner_rt/tensorrt/versions.py:recordable:context": "IExecutionContext",
     "fusioner_rt/tensorrt/versions.py:found": "EngineInvalidityDiagnostics",
-    "fusioner_rt/tensorrt/versions.py:self._cache": "IRuntimeCache",
+    "fusioner_rt/tensorrt/runtime_cache.py:self._cache": "IRuntimeCache",
+    "fusioner_rt/tensorrt/runtime_cache.py:config": "IRuntimeConfig",
     "fusioner_rt/tensorrt/engine.py:self._runtime": "Runtime",
     "fusioner_rt/tensorrt/engine.py:Engine:self._engine": "ICudaEngine",
     "fusioner_rt/tensorrt/engine.py:self._context": "IExecutionContext",
     "fusioner_rt/tensorrt/engine.py:Engine:context": "IExecutionContext",
     "fusioner_rt/tensorrt/engine.py:modes": "TensorIOMode",
 }  # fmt: skip
-
-RTX_ALONE = {
-    "EngineValidity", "EngineValidity.INVALID", "EngineValidity.SUBOPTIMAL", "EngineInvalidityDiagnostics",
-    "Runtime.get_engine_validity", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
-    "IRuntimeConfig.cuda_graph_strategy", "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
-    "IRuntimeConfig.set_execution_context_allocation_strategy", "ICudaEngine.create_runtime_config",
-    "IRuntimeCache.deserialize", "IRuntimeCache.serialize", "CudaGraphStrategy", "CudaGraphStrategy.DISABLED",
-    "DynamicShapesKernelSpecializationStrategy", "DynamicShapesKernelSpecializationStrategy.EAGER",
-    "ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability",
-    "BuilderFlag.REQUIRE_USER_ALLOCATION", "IExecutionContext.is_stream_capturable",
-    *(f"EngineInvalidityDiagnostics.{name}" for name in (
-        "VERSION_MISMATCH", "UNSUPPORTED_CC", "INSUFFICIENT_GPU_MEMORY", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME",
-        "MALFORMED_ENGINE",
-    )),
-}  # fmt: skip
-"""Called with TensorRT-RTX only, as fusioner_rt/tensorrt/versions.py sees to."""
 
 
 class Uses(ast.NodeVisitor):
@@ -124,7 +101,7 @@ class Uses(ast.NodeVisitor):
 @functools.cache
 def uses(members=frozenset()):
     found, unnamed = [], []
-    for source in SOURCES:
+    for source in bindings.SOURCES:
         visitor = Uses(str(source.relative_to(ROOT)), members)
         visitor.visit(ast.parse(source.read_text()))
         found += visitor.found
@@ -175,7 +152,7 @@ def test_every_call_exists_with_the_arguments_it_is_given(loaded, path):
         (version, how, positional, *keywords): reason
         for version in (*bindings.VERSIONS, bindings.RTX)
         for used, how, positional, keywords in uses()[0]
-        if used == path and (version == bindings.RTX or path not in RTX_ALONE)
+        if used == path and (version == bindings.RTX or path not in bindings.RTX_ALONE)
         if (reason := wrong(loaded(version), path, how, positional, keywords))
     }
     assert lacking == {}
@@ -213,13 +190,13 @@ def test_no_object_of_tensorrt_goes_unlooked_at(loaded):
 
 def test_what_is_called_with_rtx_alone_is_absent_from_an_older_full_tensorrt_and_used(loaded):
     oldest, used = loaded(bindings.VERSIONS[0]), {path for path, *_ in uses()[0]}
-    assert {path for path in RTX_ALONE if look_up(oldest, path)} == set()
-    assert used >= RTX_ALONE
+    assert {path for path in bindings.RTX_ALONE if look_up(oldest, path)} == set()
+    assert used >= bindings.RTX_ALONE
 
 
 def test_the_oldest_version_that_is_taken_is_the_oldest_that_was_looked_up():
     oldest = tuple(int(part) for part in bindings.VERSIONS[0].split(".")[:2])
-    assert tensorrt_library.LEAST["tensorrt"] == oldest
+    assert LEAST["tensorrt"] == oldest
     assert f'"tensorrt>={oldest[0]}.{oldest[1]}"' in (ROOT / "pyproject.toml").read_text()
 
 

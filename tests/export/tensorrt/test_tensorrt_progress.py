@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.onnx import graphs
-from export.tensorrt import progress as tensorrt_progress
 from export.tensorrt.build import Network, Target, TensorRTRefused
 from export.tensorrt.progress import Progress, monitor, run
 from training import checkpoint
@@ -145,7 +144,7 @@ def test_an_interrupt_waits_for_the_build_to_stop_and_is_raised_then(monkeypatch
         monkeypatch.undo()
         raise raised
 
-    monkeypatch.setattr(tensorrt_progress.concurrent.futures, "wait", interrupted)
+    monkeypatch.setattr("concurrent.futures.wait", interrupted)
     with pytest.raises(raised):
         run(build, progress, "plan", shown=False)
     assert ended.is_set()

@@ -1,0 +1,290 @@
+"""A build as a story: prepare, export, prove, write. Every stage reads what those before it made.
+
+The graphs are exported and written first, because they are proved as they were written. The manifest is written last and
+once, when all that it says was proved.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+import fusioner_rt
+from export import gates, kernels, known_answer
+from export.closing_table import Row, rows
+from export.onnx import for_cpu, graphs, half_precision, mask_head, shared_weights, winograd_decoder
+from export.options import Options
+from export.stages import Stages, Step
+from export.tensorrt import build as plans
+from export.tensorrt import prove as plan_gates
+from fusioner_rt.bundle import Bundle, complete, write_manifest
+from fusioner_rt.errors import UsageError
+from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.onnx.decoder import of_strips
+from fusioner_rt.onnx.runtime import OnnxRuntime
+from fusioner_rt.pictures import SUFFIXES
+from fusioner_rt.preprocess import Preprocessing
+from training import checkpoint
+from training.model import LONGEST_EDGE, Fusioner
+
+MAX_WORDS = 65535  # a label map has 16 bits
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Build:
+    """One build into a folder that was empty.
+
+    graphs: those that are whole in themselves, by name. parts: those that image_fusion is made of, for CPUs.
+    running_whole, running_parts: the same, loaded. bf16_graphs: sources of plans in bfloat16, or none.
+    manifest: as it grows. no_kernels: why none can be compiled, or nothing.
+    """
+
+    folder: Path
+    options: Options
+    stages: Stages
+    plan_options: plans.PlanOptions = field(init=False)
+    no_kernels: str | None = field(init=False)
+    pictures: list[np.ndarray] = field(init=False)
+    model: Fusioner = field(init=False)
+    preprocessing: Preprocessing = field(init=False)
+    sizes: tuple[int, int, int] = field(init=False)
+    graphs: dict[str, onnx.ModelProto] = field(default_factory=dict)
+    parts: dict[str, onnx.ModelProto] = field(default_factory=dict)
+    bf16_graphs: dict[str, onnx.ModelProto] = field(default_factory=dict)
+    running_whole: dict[str, Any] = field(default_factory=dict)
+    running_parts: dict[str, Any] = field(default_factory=dict)
+    parity: gates.Parity = field(init=False)
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> list[Row]:
+        """After `prepare`. Returns the rows of the closing table. Raises what the stages raise."""
+        self.stages.run(self._steps())
+        found = rows(self.folder, self.manifest, self.stages.seconds)
+        if self.no_kernels and self.options.kernels != "none":
+            found.append(Row("kernels/", 0, "none", seconds=0.0, note=self.no_kernels))
+        return found
+
+    def _steps(self) -> list[Step]:
+        bf16, with_plans = self.options.bf16, self.plan_options.flavour in plans.MODULES
+        return [
+            ("checkpoint and encoders", self.load_model),
+            ("text graph", self.export_text),
+            ("image_fusion graph", self.export_image_fusion),
+            ("mask head graphs", self.export_mask_head),
+            ("graphs", self.write_graphs),
+            ("gate: parity with PyTorch", self.prove_parity),
+            *([("gate: parity of bf16", self.prove_bf16)] if bf16 else []),
+            ("gate: batches", self.prove_batches),
+            ("gate: order of words", self.prove_words),
+            ("kernels for GPUs", self.compile_kernels),
+            *([("plans", self.build_plans)] if with_plans else []),
+            ("known answer", self.add_known_answer),
+            *([("gate: plans on this GPU", self.prove_plans)] if with_plans else []),
+            ("manifest", self.write),
+        ]
+
+    def prepare(self) -> None:
+        """What can be known to fail is known now rather than in a minute."""
+        options = self.options
+        if options.max_words > MAX_WORDS:
+            raise UsageError(
+                f"a label map numbers its words with 16 bits, {MAX_WORDS} at most",
+                "give fewer",
+                subject=f"--max-words {options.max_words}",
+            )
+        self.plan_options = plans.PlanOptions(
+            plans.choose(options.backend), options.build_for, options.profiles, options.timing_cache,
+            options.hardware_compatible, options.version_compatible, options.plan_precision,
+        )  # fmt: skip
+        plans.check(self.plan_options)
+        self.no_kernels = kernels.without(options.kernels)
+        self.pictures = gates.gate_pictures(options.pictures or _own_pictures())
+
+    def load_model(self) -> None:
+        self.model = checkpoint.load(self.options.checkpoint)
+        _refuse_another_model(self.options, self.model.config.to_dict())
+        image = self.model.image_encoder
+        self.sizes = _sizes(self.options.sizes, image.multiple, image.side)
+        self.preprocessing = self.model.preprocessing(*self.sizes[1:])
+        self.no_kernels = self.no_kernels or kernels.unfit(self.model.config.width)
+
+    def export_text(self) -> None:
+        self.graphs["text"] = self._in_precision(graphs.text_graph(self.model))
+
+    def export_image_fusion(self) -> None:
+        """As a whole, and in the parts that a CPU runs."""
+        parts = graphs.picture_graphs(self.model)
+        self.graphs["image_fusion"] = self._in_precision(graphs.joined(parts))
+        self.parts = {name: for_cpu.for_cpu(self._in_precision(parts[name])) for name in ("image", "fusion")}
+        if self.model.decoder is not None:
+            self.parts |= winograd_decoder.decoder_graphs(self.model.decoder, self.options.fp16)
+        if self.options.fp16:
+            for name, graph in self.graphs.items():  # which hold all weights of the parts
+                half_precision.prove_half(name, graph)
+
+    def export_mask_head(self) -> None:
+        temperature = self.model.config.temperature
+        self.graphs["mask_scores"] = mask_head.scores_graph(self.model.config.width)
+        self.graphs["mask_labels"] = mask_head.labels_graph(temperature)
+        self.graphs["mask_tiles"] = mask_head.tiles_graph(temperature)
+        self.graphs["mask_probabilities"] = mask_head.probabilities_graph(temperature)
+
+    def write_graphs(self) -> None:
+        """To the folder, and loaded from there."""
+        sharing = {"image_fusion": self.graphs["image_fusion"], **self.parts}
+        lean = shared_weights.share(sharing, self.folder / shared_weights.FILE)
+        written = self.graphs | lean
+        for name, graph in written.items():
+            onnx.save_model(graph, self.folder / f"{name}.onnx")
+        shutil.copyfile(self.model.text_encoder.tokenizer_file, self.folder / "tokenizer.json")
+        load = OnnxRuntime("onnxruntime-cpu").load
+        self.running_whole = {name: load(self.folder / f"{name}.onnx") for name in self.graphs}
+        self.running_parts = {
+            name: load(self.folder / f"{name}.onnx", threads=1 if of_strips(name) else None) for name in self.parts
+        }
+        self.manifest = self._described(written)
+
+    def prove_parity(self) -> None:
+        self.parity = gates.parity(
+            self.model, self._running, self.preprocessing, self.pictures, self.manifest["precision"]
+        )
+        self._record("parity", self.parity.record())
+
+    def prove_bf16(self) -> None:
+        """Of image_fusion alone: words are encoded once and cached for all backends, so they stay as the graph has them."""
+        name, bf16 = "image_fusion", half_precision.BF16
+        graph = self.bf16_graphs[name] = half_precision.to_half(self.graphs[name], bf16)
+        half_precision.prove_half(name, graph, bf16)
+        rounded = half_precision.emulated(graph, bf16).SerializeToString()  # a CPU has no bfloat16 operators
+        running = OnnxRuntime("onnxruntime-cpu").load(self.folder / f"{name}.onnx", rounded)
+        found = gates.parity(
+            self.model, self.running_whole | {name: running}, self.preprocessing, self.pictures, bf16.name
+        )
+        self._record("parity_bf16", found.record())
+
+    def prove_batches(self) -> None:
+        limit = self.options.max_batch
+        self._record("batch", gates.batch(self._running, self.parity, self.preprocessing, self.pictures, limit))
+
+    def prove_words(self) -> None:
+        self._record("words", gates.words(self._running, self.parity, self.preprocessing, self.pictures[0]))
+
+    def compile_kernels(self) -> None:
+        def progress(done: int, total: int) -> None:
+            self.stages.say(f"kernels for GPUs {done}/{total}")
+
+        if self.options.kernels != "none" and not self.no_kernels:
+            self.manifest["kernels"] = kernels.add(self.folder, self.options.kernels, progress)
+
+    def build_plans(self) -> None:
+        with tempfile.TemporaryDirectory(dir=self.folder) as sources:
+            files = {name: Path(sources) / f"{name}.onnx" for name in self.bf16_graphs}
+            for name, file in files.items():
+                onnx.save_model(self.bf16_graphs[name], file)
+            taken = plans.add_plans(self.folder, self.manifest, self.plan_options, files, self.stages.shown)
+        self.stages.seconds |= taken
+
+    def add_known_answer(self) -> None:
+        asked = gates.gate_words(self.model.text_encoder)
+        precisions = sorted({self.manifest["precision"], self.options.plan_precision})
+        self.manifest["known_answer"] = known_answer.add(
+            self._bundle(), self.model, asked, self.parity.words, precisions
+        )
+
+    def prove_plans(self) -> None:
+        found = plan_gates.prove(self._bundle(), self.model, self.running_whole, self.preprocessing, self.pictures)
+        self._record("plans", found)
+
+    def write(self) -> None:
+        """The manifest, and the check that the runtime makes before anyone relies on the bundle."""
+        self.manifest = write_manifest(self.folder, self.manifest)
+        Bundle.open(self.folder)
+
+    @property
+    def _running(self) -> dict[str, Any]:
+        return self.running_whole | self.running_parts
+
+    @property
+    def _in_precision(self) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+        return half_precision.to_half if self.options.fp16 else lambda graph: graph
+
+    def _bundle(self) -> Bundle:
+        """The bundle as far as it is made."""
+        return Bundle.of(self.folder, complete(self.folder, self.manifest))
+
+    def _record(self, gate: str, found: Any) -> None:
+        self.manifest["gates"][gate] = found
+
+    def _described(self, written: Mapping[str, onnx.ModelProto]) -> dict[str, Any]:
+        """The manifest of graphs that nothing is proved of yet."""
+        options, config = self.options, self.model.config
+        least, usual, longest = self.sizes
+        return {
+            "name": options.name,
+            "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "built_with": _versions(),
+            "model": config.to_dict(),
+            "precision": "fp16" if options.fp16 else "fp32",
+            "temperature": config.temperature,
+            "templates": list(config.templates),
+            "tokenizer": {"file": "tokenizer.json", "max_tokens": self.model.text_encoder.max_tokens},
+            "preprocessing": self.preprocessing.to_manifest(),
+            "profiles": {
+                "words": {"min": 1, "opt": min(20, options.max_words), "max": options.max_words},
+                "batch": {"min": 1, "opt": 1, "max": options.max_batch},
+                "size": {"min": least, "opt": usual, "max": longest},
+            },
+            "graphs": {name: graphs.described(name, graph) for name, graph in written.items()},
+            "gates": {},
+            "engines": [],
+        }
+
+
+def _refuse_another_model(options: Options, config: dict[str, Any]) -> None:
+    """A forgotten --checkpoint must not put the demonstration model in place of a user's own."""
+    if options.chosen or not (options.out / MANIFEST).is_file():
+        return
+    try:
+        other = json.loads((options.out / MANIFEST).read_text()).get("model") != json.loads(json.dumps(config))
+    except ValueError:  # a broken manifest says nothing of its model
+        other = True
+    if other:
+        raise UsageError(
+            f"{options.out} holds a bundle of another model than {options.checkpoint}",
+            "name the checkpoint to build from with --checkpoint, or another folder with --out",
+        )
+
+
+def _sizes(asked: tuple[int, int, int] | None, multiple: int, side: int) -> tuple[int, int, int]:
+    """Least, usual and longest input edge. Raises UsageError."""
+    offered = (multiple, side, max(side, LONGEST_EDGE // multiple * multiple))
+    least, usual, longest = asked or offered
+    if not least <= usual <= longest or any(size % multiple or size < multiple for size in (least, usual, longest)):
+        raise UsageError(
+            f"expected three ascending multiples of {multiple}, this image encoder's step",
+            f"give for example {','.join(map(str, offered))}",
+            subject=f"--sizes {least},{usual},{longest}",
+        )
+    return least, usual, longest
+
+
+def _own_pictures() -> Path | None:
+    folder = ROOT / "docs" / "pictures"
+    return folder if any(path.suffix.lower() in SUFFIXES for path in folder.glob("*")) else None
+
+
+def _versions() -> dict[str, str]:
+    versions = {module.__name__: module.__version__ for module in (fusioner_rt, torch, onnx, onnxruntime)}
+    return {name: version.partition("+")[0] for name, version in versions.items()}
