@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test bare bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test room bare bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -17,6 +17,10 @@ engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors 
 
 test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready  ## every check that needs no GPU
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+ROOM ?= runtime/words
+room: lint  ## one room's tests, while you work: make room ROOM=runtime/gpu
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 tests/$(ROOM)
 
 bare:  ## the runtime alone, as an application installs it: its size, and the cost of a first picture
 	rm -rf .venv-bare

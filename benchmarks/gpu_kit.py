@@ -119,7 +119,7 @@ def _lean_bundle(bundle: Path, out: Path, words: Path, scratch: Path) -> None:
     write_manifest(out, manifest)
     opened, graph = Bundle.open(out), OnnxRuntime("onnxruntime-cpu").load(bundle / text["file"])
     encoder = TextEncoder(opened, lambda: graph, TextCache(words))
-    encoder.encode(parse_words(gpu_steps.WORDS), opened.templates)
+    encoder.encode_words(parse_words(gpu_steps.WORDS), opened.templates)
 
 
 def split_library(python: str, out: Path) -> list[Path]:

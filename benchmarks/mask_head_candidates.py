@@ -130,8 +130,7 @@ def _ours_on_cpu(case: Case, threads: int) -> dict[str, Stage]:
         return runtime.load(Path(f"mask_{name}.onnx"), graph.SerializeToString(), own_threads)
 
     head = MaskHead(
-        load("scores", case.channels), load("labels", TEMPERATURE), load("probabilities", TEMPERATURE),
-        load("tiles", TEMPERATURE, 1), threads,
+        load("scores", case.channels), load("tiles", TEMPERATURE, 1), load("probabilities", TEMPERATURE), threads
     )  # fmt: skip
     return {"maps": head.maps, "labels": lambda s, g: head.labels(s, g, (case.size, case.size), THRESHOLD)}
 
