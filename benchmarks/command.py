@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusioner_rt.atomic_files import write_result
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import write_result
 
 Row = dict[str, Any]
 BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"

@@ -119,7 +119,7 @@ def _appending(record: Path | None) -> contextlib.AbstractContextManager[IO[str]
     """Open before the first step, and whole to every line. Raises OutputUnwritable."""
     if record is None:
         return contextlib.nullcontext()
-    from fusioner_rt.files import unwritable, writable_folder
+    from fusioner_rt.atomic_files import unwritable, writable_folder
 
     writable_folder(record.parent)
     try:

@@ -30,9 +30,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import gpu_steps  # noqa: E402
 from export import add_plans  # noqa: E402
+from fusioner_rt.atomic_files import unwritable  # noqa: E402
 from fusioner_rt.bundle import Bundle, write_manifest  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
-from fusioner_rt.files import unwritable  # noqa: E402
 from fusioner_rt.manifest import MANIFEST  # noqa: E402
 from fusioner_rt.onnx.runtime import OnnxRuntime  # noqa: E402
 from fusioner_rt.words.cache import TextCache  # noqa: E402

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import gpu_proofs, gpu_timing
 from benchmarks.gpu_proofs import MaskCase, Wrong
-from fusioner_rt import Session, backends, known_answer
+from fusioner_rt import Session, known_answer, ladder
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.device_array import DTYPES, DeviceArray
 from fusioner_rt.errors import (
@@ -37,10 +37,10 @@ from fusioner_rt.errors import (
     PlanMissing,
     one_line,
 )
-from fusioner_rt.executor import Waiting, untimed
+from fusioner_rt.executor_interface import Waiting, untimed
 from fusioner_rt.gpu.driver import Device
 from fusioner_rt.gpu.kernel_contract import EXTRAS
-from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from fusioner_rt.pictures import decode
 from fusioner_rt.preprocess import RESAMPLINGS
@@ -130,8 +130,8 @@ def path(where: Where) -> dict[str, Any]:
     """The whole path with an engine that copies the CPU's features into place."""
     from benchmarks.stand_in_engine import StandInEngine
     from fusioner_rt.gpu.executor import GpuExecutor
-    from fusioner_rt.onnx.cpu_side import OnnxCpuSide
-    from fusioner_rt.onnx.graphs import LoadedGraphs
+    from fusioner_rt.onnx.cpu_fallback import OnnxCpuSide
+    from fusioner_rt.onnx.loaded_graphs import LoadedGraphs
     from fusioner_rt.onnx.runtime import OnnxRuntime
 
     bundle = Bundle.open(where.bundle)
@@ -292,7 +292,7 @@ def engines(where: Where) -> dict[str, Any]:
     with Session(where.bundle, backend="onnxruntime-cpu", cache=where.cache) as cpu:
         truth = [cpu.segment(rgb, WORDS).labels for rgb in pictures]
     with _device() as device:
-        for name in backends.LADDER[:-1]:
+        for name in ladder.LADDER[:-1]:
             compiled = Path(tempfile.mkdtemp())
             try:
                 found[name] = _rung(where, device, name, pictures, truth, compiled)
@@ -489,7 +489,7 @@ def _run_beside_each_other(call: Callable[[], Any], first: Any) -> None:
 def _run_from_gpu_memory(
     device: Device, executor: Any, bundle: Bundle, rgb: np.ndarray, request: Any, first: Any
 ) -> None:
-    from fusioner_rt.gpu.on_device import segment_on_device
+    from fusioner_rt.gpu.device_segmentation import segment_on_device
 
     with gpu_proofs.on_gpu(device) as gpu:
         for shift in (0, 4):  # at an odd address it goes through a copy
@@ -503,7 +503,7 @@ def _run_from_gpu_memory(
 
 def _libraries(executor: Any, bundle: Bundle, rgb: np.ndarray, request: Any, labels: np.ndarray) -> dict[str, str]:
     """Frames of PyTorch and CuPy in, results read by them."""
-    from fusioner_rt.gpu.on_device import segment_on_device
+    from fusioner_rt.gpu.device_segmentation import segment_on_device
 
     found = {}
     for name in ("torch", "cupy"):

@@ -43,8 +43,8 @@ from benchmarks import command, latency_report, machine
 from benchmarks.command import Row, count, counts, names, whole
 from benchmarks.latency_candidates import TITLES, Cell, Job, bytes_on_disk, installed_bytes, needed_bytes
 from benchmarks.latency_models import MAX_WORDS, MODELS, Files
+from fusioner_rt.atomic_files import writable_place, write_result
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import writable_place, write_result
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = ["eager", "eager-uncached", "compile", "ort", "openvino", "openvino-bf16", "ours", "ours-words", "clipseg"]

@@ -213,7 +213,7 @@ def monolith(image_fusion: onnx.ModelProto, channels: int, temperature: float) -
     """
     import onnx
 
-    from export.onnx.mask_head import FLOAT, INT64, TINY, UINT16, Graph, integer, real
+    from export.onnx.mask_head_graphs import FLOAT, INT64, TINY, UINT16, Graph, integer, real
 
     graph = Graph("mask_naive", {
         "head_features": (FLOAT, ["B", "h", "w", channels]),

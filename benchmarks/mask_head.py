@@ -32,8 +32,8 @@ from benchmarks import command, machine, truth
 from benchmarks.command import Row, count, counts, names
 from benchmarks.mask_head_candidates import TEMPERATURE, TITLES, Candidate, Case, candidate, sizes
 from benchmarks.mask_head_report import plot, speedups, table
+from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import writable_place
 from kernels import reference
 
 SUITES: dict[str, dict[str, Any]] = {

@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from benchmarks import gpu_timing
 from benchmarks.latency_candidates import naive_head
 from benchmarks.latency_models import THRESHOLD
-from export.onnx import mask_head as mask_head_graph
+from export.onnx import mask_head_graphs
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.gpu.driver import Device
-from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from fusioner_rt.onnx.mask_head import BAND_BYTES, MaskHead
 from fusioner_rt.onnx.runtime import OnnxRuntime
@@ -126,7 +126,7 @@ def _ours_on_cpu(case: Case, threads: int) -> dict[str, Stage]:
     runtime = OnnxRuntime("onnxruntime-cpu", threads)
 
     def load(name: str, argument: float, own_threads: int | None = None) -> Any:
-        graph = getattr(mask_head_graph, f"{name}_graph")(argument)
+        graph = getattr(mask_head_graphs, f"{name}_graph")(argument)
         return runtime.load(Path(f"mask_{name}.onnx"), graph.SerializeToString(), own_threads)
 
     head = MaskHead(
@@ -176,7 +176,7 @@ def _ours_on_gpu(case: Case, inputs: tuple[Tensor, Tensor]) -> Candidate:
 
 
 def _naive_onnx(case: Case, threads: int) -> Stage:
-    model = mask_head_graph.naive_graph(case.channels, TEMPERATURE)
+    model = mask_head_graphs.naive_graph(case.channels, TEMPERATURE)
     graph = OnnxRuntime("onnxruntime-cpu", threads).load(Path("naive.onnx"), model.SerializeToString())
 
     def run(features: Any, refined: Any) -> tuple[Any, Any]:

@@ -35,8 +35,8 @@ from benchmarks.command import Row, append, count
 from benchmarks.graph_cost import Cost, graph_cost, graph_costs
 from benchmarks.latency import make
 from benchmarks.latency_models import MAX_WORDS, MODELS, Files, picture
+from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import writable_place
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -126,7 +126,7 @@ def gemm_rate(threads: int) -> tuple[float, str]:
     import onnxruntime
     import torch
 
-    from export.onnx.mask_head import FLOAT, Graph
+    from export.onnx.mask_head_graphs import FLOAT, Graph
 
     torch.set_num_threads(threads)
     graph = Graph("product", {"a": (FLOAT, ["n", "n"]), "b": (FLOAT, ["n", "n"])})

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fusioner_rt.bundle import Bundle
-from fusioner_rt.executor import Request
+from fusioner_rt.executor_interface import Request
 from fusioner_rt.gpu.driver import Device, Memory
 from fusioner_rt.onnx.runtime import OnnxRuntime
 

@@ -23,22 +23,19 @@ from typing import Any
 import onnx
 
 from benchmarks.command import names
-from export.onnx import graphs
-from export.onnx import half_precision as precision
-from export.tensorrt import build as tensorrt_engine
-from export.tensorrt import profiles as tensorrt_profiles
-from export.tensorrt import report as tensorrt_report
-from export.tensorrt.build import Network, Target
+from export.onnx import half_precision, model_graphs
+from export.tensorrt import build_plans, profiles, report
+from export.tensorrt.build_plans import Network, Target
+from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import write_atomically
 from training.model import LONGEST_EDGE, Fusioner, FusionerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("demo", "vit-b-16", "vit-l-14")
 """demo: the demonstration's checkpoint. The others: the paper's (section 4.1), both towers CLIP's, random weights."""
 GRAPHS: dict[str, Callable[[Fusioner], onnx.ModelProto]] = {
-    "text": graphs.text_graph,
-    "image_fusion": graphs.image_fusion_graph,
+    "text": model_graphs.text_graph,
+    "image_fusion": model_graphs.image_fusion_graph,
 }
 PRECISIONS = ("fp32", "fp16", "bf16")
 GPUS = ("sm_80", "sm_89", "sm_120")
@@ -82,7 +79,7 @@ def measure(
     Every parsed network is held against its graph's names, types and shapes and against the precision it claims.
     Raises what refuses a plan: TensorRTRefused, NetworkNotDescribed, PrecisionNotReached, TensorRTMissing.
     """
-    trt = tensorrt_engine.load("tensorrt-rtx")
+    trt = build_plans.load("tensorrt-rtx")
     made: Fusioner | None = model(name)
     assert made is not None
     about = manifest(made)
@@ -93,17 +90,17 @@ def measure(
     made = None  # as large as a graph
     for graph in of_graphs:
         whole, trace_seconds = traced.pop(graph)
-        described = graphs.described(graph, whole)
-        shapes = tensorrt_profiles.shapes("any-size", about, whole)
+        described = model_graphs.described(graph, whole)
+        shapes = profiles.shapes("any-size", about, whole)
         for kind in precisions:
-            half = precision.HALVES.get(kind)
+            half = half_precision.HALVES.get(kind)
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"{graph}.onnx"
-                onnx.save_model(precision.to_half(whole, half) if half else whole, file)
+                onnx.save_model(half_precision.to_half(whole, half) if half else whole, file)
                 start = time.perf_counter()
                 network = Network(trt, file)
                 parse_seconds = time.perf_counter() - start
-            tensorrt_report.compare(network.definition, described, f"{name}, {graph} in {kind}")
+            report.compare(network.definition, described, f"{name}, {graph} in {kind}")
             network.prove(kind)
             for target in targets:
                 start = time.perf_counter()
@@ -112,7 +109,7 @@ def measure(
                     "what": "tensorrt plan", "model": name, "graph": graph, "precision": kind, "target": target.label,
                     "bytes": len(plan), "trace_seconds": round(trace_seconds, 1),
                     "parse_seconds": round(parse_seconds, 2), "build_seconds": round(time.perf_counter() - start, 1),
-                    "profile": shapes, "layers": tensorrt_report.count(network.layers),
+                    "profile": shapes, "layers": report.count(network.layers),
                     "load": round(os.getloadavg()[0], 1),
                 }  # fmt: skip
 
@@ -147,9 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="write the records there, one a line")
     options = parser.parse_args(arguments)
     try:
-        asked = tensorrt_engine.PlanOptions("tensorrt-rtx", ",".join(options.gpus))
-        tensorrt_engine.check(asked)
-        targets = [*tensorrt_engine.targets(asked), Target("8.0+")]
+        asked = build_plans.PlanOptions("tensorrt-rtx", ",".join(options.gpus))
+        build_plans.check(asked)
+        targets = [*build_plans.targets(asked), Target("8.0+")]
         records, where = [], _where()
         print(f"{'model':<9} {'graph':<13} {'precision':<9} {'GPU':>5} {'MB':>8} {'parse s':>8} {'build s':>8}")
         for name in options.models:

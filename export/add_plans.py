@@ -22,11 +22,11 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 
 import numpy as np  # noqa: E402
 
-from export.tensorrt import arguments as plan_arguments  # noqa: E402
+from export.tensorrt import command_line as plan_arguments  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
-    from export.tensorrt.build import PlanOptions
+    from export.tensorrt.build_plans import PlanOptions
     from fusioner_rt.bundle import Bundle
     from fusioner_rt.plans import Plan
 
@@ -66,10 +66,10 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     as tensorrt_engine.PlanOptions. Raises the bundle's errors, TensorRTMissing, TensorRTRefused, PrecisionNotReached,
     PlansDisagree, UsageError, OutputUnwritable, and what loading or running a plan raises on a GPU that it is for.
     """
-    from export.tensorrt import build
+    from export.tensorrt import build_plans
+    from fusioner_rt.atomic_files import check_replaceable, replace_folder, unwritable
     from fusioner_rt.bundle import Bundle, read_manifest
     from fusioner_rt.errors import BundleMissing
-    from fusioner_rt.files import check_replaceable, replace_folder, unwritable
     from fusioner_rt.manifest import MANIFEST
 
     if not (folder / MANIFEST).is_file():
@@ -78,8 +78,8 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     before = (folder / MANIFEST).read_bytes()
     bundle = Bundle.open(folder, plans=False)
     _refuse_bf16(bundle, backend)
-    asked = build.PlanOptions(backend, precision=bundle.precision, **options)
-    build.check(asked, needed=True)
+    asked = build_plans.PlanOptions(backend, precision=bundle.precision, **options)
+    build_plans.check(asked, needed=True)
     out = folder.absolute()
     try:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
@@ -114,14 +114,14 @@ def _add_into(
     folder: Path, bundle: Bundle, old: Record, asked: PlanOptions, pictures: Path | None, shown: bool
 ) -> Record:
     """The bundle in another folder, with the new plans in the place of those they replace. Returns its manifest."""
-    from export.tensorrt import build
+    from export.tensorrt import build_plans
     from fusioner_rt.bundle import write_manifest
 
     whole = [_is_whole(bundle, plan) for plan in bundle.plans]
     left_out = {file for plan, kept in zip(bundle.plans, whole, strict=True) if not kept for file in plan.files}
     _copy(bundle.folder, folder, [file.relative_to(bundle.folder) for file in bundle.files if file not in left_out])
     manifest = old | {"engines": [], "built_with": dict(old["built_with"])}
-    build.add_plans(folder, manifest, asked, shown=shown)
+    build_plans.add_plans(folder, manifest, asked, shown=shown)
     proofs = _prove(folder, manifest, asked.flavour, pictures)
 
     held = [entry for entry, kept in zip(old["engines"], whole, strict=True) if kept]

@@ -18,11 +18,11 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 
 from export.options import Options, named  # noqa: E402
 from export.stages import TERMINATED, Stages  # noqa: E402
-from export.tensorrt import arguments as plan_arguments  # noqa: E402
+from export.tensorrt import command_line as plan_arguments  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
-    from export.closing_table import Row
+    from export.summary_table import Row
 
 NOT_OFFERED = ("fp8", "int8")
 EXAMPLES = """
@@ -72,7 +72,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
     Raises what the stages raise, all of it FusionerError: CheckpointError, WeightsNotFound, UsageError,
     PrecisionNotReached, ParityFailed, BatchFailed, WordsFailed, KernelsNotCompiled, TensorRTMissing and others.
     """
-    from fusioner_rt.files import check_replaceable, replace_folder, unwritable
+    from fusioner_rt.atomic_files import check_replaceable, replace_folder, unwritable
     from fusioner_rt.manifest import MANIFEST
 
     out = options.out.absolute()
@@ -90,7 +90,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
     try:
         stages = Stages(shown)
         with stages("loading the libraries"):
-            from export.building import Build
+            from export.build_bundle import Build
 
             made = Build(unfinished, options, stages)
             made.prepare()
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"build_engine: interrupted; {options.out if options else 'the bundle'} is as it was", file=sys.stderr)
         return 130
-    from export.closing_table import table
+    from export.summary_table import table
 
     print(
         f"\n{options.out}  ({'fp16' if options.fp16 else 'fp32'}, {time.perf_counter() - start:.0f} s)\n{table(rows)}"

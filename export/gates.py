@@ -7,7 +7,7 @@ words   the vocabulary's order decides which mask is which, and nothing else
 A bundle may hold the parts of image_fusion beside it. Backends run the whole or the parts: both go through every gate.
 
 Graphs are callables from arrays by name to arrays by name, so any backend can be put through the same gates. The build
-puts ONNX Runtime through them. TensorRT plans run on their GPU alone: export/tensorrt/prove.py does it there.
+puts ONNX Runtime through them. TensorRT plans run on their GPU alone: export/tensorrt/prove_plans.py does it there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusioner_rt.errors import FusionerError, WordUnreadable
-from fusioner_rt.onnx.decoder import Decoder, graph_names
-from fusioner_rt.onnx.decoder import Graph as DecoderGraph
 from fusioner_rt.onnx.mask_head import MaskHead
+from fusioner_rt.onnx.strip_decoder import Decoder, graph_names
+from fusioner_rt.onnx.strip_decoder import Graph as DecoderGraph
 from fusioner_rt.onnx.workers import Workers
 from fusioner_rt.pictures import SUFFIXES, decode
 from fusioner_rt.preprocess import Preprocessing
@@ -251,7 +251,7 @@ def _judge(found: Parity, precision: str) -> None:
     if not _within(found.mask_error, MASK_HEAD_ERROR):
         raise ParityFailed(
             f"the mask head's probabilities err by {found.mask_error:.2g}, at most {MASK_HEAD_ERROR} is allowed",
-            "run: python -m pytest tests/export/onnx/test_mask_head_graph.py",
+            "run: python -m pytest tests/export/onnx/test_mask_head_graphs.py",
         )
     if not found.agreement >= found.least_agreement:
         path, graph = min(found.agreements, key=lambda key: found.agreements[key])

@@ -17,14 +17,14 @@ __version__ = "0.1.0"
 __all__ = ["EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "__version__"]
 
 if TYPE_CHECKING:
-    from .encoded import EncodedPicture
+    from .encoded_picture import EncodedPicture
     from .errors import FusionerError
     from .preprocess import Preprocessing
     from .results.segmentation import Segmentation
     from .session import Session
 
 _HOMES = {
-    "EncodedPicture": "encoded",
+    "EncodedPicture": "encoded_picture",
     "FusionerError": "errors",
     "Preprocessing": "preprocess",
     "Segmentation": "results.segmentation",

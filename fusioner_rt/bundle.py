@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .atomic_files import write_atomically
 from .cures import OPEN_AGAIN, PLACES, build_command, plans_command, rebuild
 from .errors import (
     BundleFileAltered,
@@ -18,7 +19,6 @@ from .errors import (
     ManifestInvalid,
     SizeOutsideProfile,
 )
-from .files import write_atomically
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, FileEntry, Manifest
 
 _MAX_READ = 64 << 20  # bytes; larger files are hashed without being held in memory

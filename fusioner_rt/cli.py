@@ -167,7 +167,7 @@ def _open(options: argparse.Namespace) -> "Session":
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from .files import writable_folder, writable_place
+    from .atomic_files import writable_folder, writable_place
     from .words.parse import parse_words
 
     size = _parse_size(options.size)
@@ -246,7 +246,7 @@ class _Report:
         return f"{path}: {found} -> {saved}"
 
     def write_json(self, path: Path, words: Sequence[str]) -> None:
-        from .files import write_result
+        from .atomic_files import write_result
         from .results import coco
 
         content = json.dumps(coco.document(self._images, words, self._annotations)).encode()

@@ -13,12 +13,12 @@ from importlib import metadata
 from typing import Any, TypeVar
 
 from . import __version__, hardware
-from .backends import LADDER
 from .bundle import Bundle, find_bundle
 from .errors import BackendUnavailable, FusionerError, UsageError, one_line
 from .gpu.driver import Device, Driver
+from .ladder import LADDER
+from .open_backend import open_rung
 from .plans import FLAVOURS
-from .rungs import open_rung
 from .words.cache import default_folder
 
 _T = TypeVar("_T")

@@ -14,7 +14,7 @@ import numpy as np
 from .bundle import Bundle
 from .cures import plans_command, rebuild
 from .errors import AnswerWrong, ManifestInvalid
-from .executor import Executor, Request, Waiting, untimed
+from .executor_interface import Executor, Request, Waiting, untimed
 
 THRESHOLD = 0.5
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 
-from .backends import Backend, open_executor
 from .bundle import Bundle, find_bundle
-from .encoded import EncodedPicture
+from .encoded_picture import EncodedPicture
 from .errors import UsageError, session_closed
-from .executor import Clock, Executor, Mode, Request, Waiting
+from .executor_interface import Clock, Executor, Mode, Request, Waiting
+from .ladder import Backend, open_executor
 from .pictures import PIXEL_LIMIT, Picture, decode, describe
 from .results.segmentation import STAGES, Segmentation
 from .words.cache import TextCache, default_folder
@@ -25,7 +25,7 @@ from .words.parse import check_count, parse_words
 from .words.templates import check_templates
 
 if TYPE_CHECKING:
-    from .gpu.on_device import DeviceSegmentation
+    from .gpu.device_segmentation import DeviceSegmentation
 
 Pictures: TypeAlias = (
     list[Picture | EncodedPicture] | list[Picture] | list[EncodedPicture] | tuple[Picture | EncodedPicture, ...]
@@ -230,7 +230,7 @@ class Session:
         `picture` and `out` must live until the stream is done. NaN features give NaN confidence. Raises
         DeviceArrayInvalid, BackendUnavailable, CudaFailed and as `segment`.
         """
-        from .gpu.on_device import segment_on_device
+        from .gpu.device_segmentation import segment_on_device
 
         self._check_open()
         size = _check_options(size, threshold, "joint")

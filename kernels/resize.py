@@ -1,7 +1,7 @@
 """Preprocessing in Triton: Pillow's resize and the normalisation, bit for bit (`fusioner_rt.preprocess`).
 
 A resize is a pass along the rows and one along the columns, in the order and with the tables that
-`fusioner_rt.gpu.pillow_tables` gives. A pass gives 8-bit pixels for the other one, or, being the last, the network's input.
+`fusioner_rt.gpu.resize_tables` gives. A pass gives 8-bit pixels for the other one, or, being the last, the network's input.
 Weighted sums are in whole numbers, so that no order of adding them changes a bit; normalising is a product rounded to
 float32, then a difference rounded to float32, as numpy takes them: compiled without fused multiply-add.
 

@@ -96,10 +96,10 @@ def _built(checkpoint: Path, pictures: Path, temporary: pytest.TempPathFactory, 
 
 def _trace_once(patch: pytest.MonkeyPatch) -> None:
     """Tracing is nearly all of a build's time, and the tiny model is always the same: both precisions share its graphs."""
-    from export.onnx import graphs
+    from export.onnx import model_graphs
 
     for name in ("text_graph", "picture_graphs"):
-        patch.setattr(graphs, name, functools.partial(_traced, name, getattr(graphs, name)))
+        patch.setattr(model_graphs, name, functools.partial(_traced, name, getattr(model_graphs, name)))
 
 
 _graphs: dict[str, Any] = {}

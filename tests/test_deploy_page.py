@@ -25,17 +25,18 @@ PAGE = (ROOT / "docs" / "deploy.md").read_text()
 TROUBLE = PAGE.partition("## Troubleshoot")[2]
 MESSAGES, NOTES = TROUBLE.split("### Notes")
 RUNTIME = (
-    "backends",
+    "ladder",
+    "open_backend",
     "known_answer",
-    "rungs",
-    "finite",
+    "check_finite",
+    "plans",
     "tensorrt/*",
-    "gpu/arrays",
+    "gpu/device_segmentation",
     "gpu/driver",
     "gpu/executor",
-    "gpu/kernels",
-    "gpu/on_device",
-    "gpu/onnx_engine",
+    "gpu/foreign_arrays",
+    "gpu/kernel_launcher",
+    "gpu/onnxruntime_engine",
     "gpu/pipeline",
     "gpu/pipeline_pool",
     "gpu/preprocess",
@@ -43,7 +44,7 @@ RUNTIME = (
     "onnx/runtime",
 )
 """Modules of a session on a GPU."""
-BUILD = ("tensorrt.build", "tensorrt.report", "add_plans", "kernels")
+BUILD = ("tensorrt.build_plans", "tensorrt.report", "add_plans", "compile_kernels")
 NOT_MET = {
     "…: TensorRT … (…); …",  # around those that have rows
     # Calls that an application which launches the kernels itself can get wrong, and a session does not.

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from fusioner_rt.atomic_files import replace_folder
 from fusioner_rt.errors import FusionerError
-from fusioner_rt.files import replace_folder
 from fusioner_rt.words.templates import PAPER_TEMPLATES
 from training.encoders import image_encoder, text_encoder
 from training.model import Fusioner, FusionerConfig

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.errors import FusionerError, one_line
-from fusioner_rt.files import write_atomically
 from fusioner_rt.pictures import SUFFIXES, decode
 
 IGNORE = -1  # mask value of pixels without a class: not counted in loss or scores

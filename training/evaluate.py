@@ -44,9 +44,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusioner_rt import Session
+from fusioner_rt.atomic_files import writable_folder, writable_place, write_result
 from fusioner_rt.bundle import read_manifest
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import writable_folder, writable_place, write_result
 from fusioner_rt.manifest import MANIFEST
 from fusioner_rt.session import Mode
 from training import alignment, checkpoint, scorecard, scoring, sheet

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from fusioner_rt.atomic_files import writable_folder, write_result
 from fusioner_rt.errors import one_line
-from fusioner_rt.files import writable_folder, write_result
 from fusioner_rt.preprocess import Preprocessing
 from training.data import DataError, PictureMasks, read_picture
 from training.encoders import ImageEncoder

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fusioner_rt.atomic_files import write_result
 from fusioner_rt.errors import OutputUnwritable, UsageError, one_line
-from fusioner_rt.files import write_result
 from training.checkpoint import CheckpointError
 from training.optimisation import Optimiser
 

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import fusioner_rt
+from fusioner_rt.atomic_files import writable_folder
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import writable_folder
 from training import alignment, arguments, checkpoint, encoders, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
 from training.data import DataError, PictureMasks

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from export.onnx.half_precision import without_weights
-from fusioner_rt.files import write_atomically
+from fusioner_rt.atomic_files import write_atomically
 
 FILE = "weights.bin"
 LEAST = 1024

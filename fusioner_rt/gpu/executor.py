@@ -9,14 +9,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from ..bundle import Bundle
+from ..check_finite import check_finite, not_finite
 from ..device_array import DeviceArray
 from ..errors import CudaFailed, FusionerError, GpuMemoryShort, session_closed
-from ..executor import Answer, Clock, CpuSide, Request, TextGraph, Waiting
-from ..finite import check_finite, not_finite
-from .arrays import GpuArray
+from ..executor_interface import Answer, Clock, CpuSide, Request, TextGraph, Waiting
 from .driver import Device, Memory, PinnedArray
-from .engine import Engine
-from .kernels import Kernels
+from .engine_interface import Engine
+from .foreign_arrays import GpuArray
+from .kernel_launcher import Kernels
 from .mask_head import CudaMaskHead
 from .memory_pool import MemoryPool
 from .pipeline import Machinery, Pipeline, Shape, not_recorded

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..device_array import DeviceArray
 from ..errors import DeviceArrayInvalid, UsageError
-from .kernel_arguments import array_as, array_of, check_count
+from .argument_checks import array_as, array_of, check_count
 from .kernel_contract import MAX_EDGE, MAX_WORDS, MIN_TEMPERATURE, PARTS, few_or_many, least_cosine, mask_sizes
-from .kernels import Kernels
+from .kernel_launcher import Kernels
 
 _ALIGNMENT = 256  # of the workspace's parts
 

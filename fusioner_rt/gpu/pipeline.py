@@ -18,7 +18,7 @@ from ..device_array import DeviceArray
 from ..errors import CudaFailed, FusionerError, GpuMemoryShort
 from .cuda_graph import CudaGraph
 from .driver import Device, Event, Memory, PinnedArray, Stream
-from .engine import Engine, EngineContext
+from .engine_interface import Engine, EngineContext
 from .kernel_contract import ALIGNMENT
 from .mask_head import CudaMaskHead
 from .memory_pool import MemoryPool

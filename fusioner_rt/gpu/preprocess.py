@@ -1,6 +1,6 @@
 """Preprocessing on a GPU: pictures in its memory to the network's input, with the bits of `Preprocessing` on the CPU.
 
-It launches the bundle's kernels with the tables of `fusioner_rt.gpu.pillow_tables`. A launch allocates and copies nothing:
+It launches the bundle's kernels with the tables of `fusioner_rt.gpu.resize_tables`. A launch allocates and copies nothing:
 pictures, tables, workspace and output are the caller's, so that a graph may capture it.
 """
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from ..errors import KernelsUnusable, PictureInvalid, UsageError
 from ..preprocess import Preprocessing
-from .kernel_arguments import check_address
+from .argument_checks import check_address
 from .kernel_contract import ALIGNMENT, MAX_EDGE, MAX_PICTURES, MAX_VALUES, resize_sizes
-from .kernels import Kernels
-from .pillow_tables import columns_first, taps
+from .kernel_launcher import Kernels
+from .resize_tables import columns_first, taps
 
 KERNELS = ("resize_rows.uint8", "resize_rows.float32", "resize_columns.uint8", "resize_columns.float32")
 _AXES = ("columns", "rows")

@@ -11,11 +11,11 @@ from typing import TypeAlias
 import numpy as np
 
 from ..bundle import Bundle
-from ..executor import Answer, Clock, Request, TextGraph, Waiting, untimed
-from ..finite import check_finite
-from .decoder import Decoder, graph_names
-from .graphs import LoadedGraphs
+from ..check_finite import check_finite
+from ..executor_interface import Answer, Clock, Request, TextGraph, Waiting, untimed
+from .loaded_graphs import LoadedGraphs
 from .runtime import OnnxRuntime
+from .strip_decoder import Decoder, graph_names
 
 _Maps: TypeAlias = tuple[np.ndarray, np.ndarray]
 

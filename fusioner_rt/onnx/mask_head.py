@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import GraphUnusable, UsageError
-from ..executor import Answer, Request
+from ..executor_interface import Answer, Request
 from ..pictures import PIXEL_LIMIT
 from . import mask_tiles
 from .mask_tiles import Run

@@ -9,8 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..atomic_files import write_result
 from ..errors import OverlayTooLarge, UsageError
-from ..files import write_result
 from . import coco
 
 if TYPE_CHECKING:

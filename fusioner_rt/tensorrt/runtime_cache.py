@@ -5,8 +5,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import write_atomically
 from ..errors import CudaFailed, one_line
-from ..files import write_atomically
 from ..gpu.driver import Device
 
 

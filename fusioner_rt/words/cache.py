@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import TEMPORARY, write_atomically
+from ..atomic_files import TEMPORARY, write_atomically
 
 MAGIC = b"fusioner-rt word 1\n"
 SUFFIX = ".word"

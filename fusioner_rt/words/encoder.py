@@ -11,7 +11,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..cures import build_command
 from ..errors import GraphUnusable, WordsInvalid
-from ..executor import TextGraph
+from ..executor_interface import TextGraph
 from .cache import TextCache, cache_key
 from .templates import fill
 from .tokenizer import PromptTokenizer

@@ -114,7 +114,7 @@ def test_times_are_of_replays_over_buffers_that_no_cache_holds(
 
     from benchmarks import gpu_timing
     from fusioner_rt.gpu.driver import Device
-    from fusioner_rt.gpu.kernels import Kernels
+    from fusioner_rt.gpu.kernel_launcher import Kernels
 
     gpu = emulated_gpu.EmulatedGpu(tiny_bundle_fp16)
     emulated_gpu.install(monkeypatch, gpu)

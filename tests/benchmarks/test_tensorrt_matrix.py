@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tensorrt_matrix
-from export.tensorrt import build as tensorrt_engine
-from export.tensorrt.build import PlanOptions, Target
-from fusioner_rt.tensorrt import versions as tensorrt_library
+from export.tensorrt import build_plans
+from export.tensorrt.build_plans import PlanOptions, Target
+from fusioner_rt.tensorrt import versions
 
 ROOT = Path(__file__).resolve().parents[2]
-GPUS = tensorrt_engine.targets(PlanOptions("tensorrt-rtx", ",".join(tensorrt_matrix.GPUS)))
+GPUS = build_plans.targets(PlanOptions("tensorrt-rtx", ",".join(tensorrt_matrix.GPUS)))
 TOGETHER = [Target("8.0 8.9 12.0", tuple(target.label for target in GPUS))]
 
 
@@ -73,5 +73,5 @@ def test_the_command_names_what_it_knows(trt, capsys):
         with pytest.raises(SystemExit):
             tensorrt_matrix.main(wrong)
         assert "expected some of" in capsys.readouterr().err
-    known = [f"sm_{capability.replace('.', '')}" for capability in tensorrt_library.known_capabilities(trt)]
+    known = [f"sm_{capability.replace('.', '')}" for capability in versions.known_capabilities(trt)]
     assert list(tensorrt_matrix.KNOWN) == known

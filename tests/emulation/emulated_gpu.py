@@ -28,7 +28,7 @@ from cuda.bindings import driver as real
 from emulated_driver import OK, EmulatedDriver
 
 from fusioner_rt.bundle import write_manifest
-from fusioner_rt.gpu.pillow_tables import resize, taps
+from fusioner_rt.gpu.resize_tables import resize, taps
 from fusioner_rt.manifest import MANIFEST
 from kernels import reference
 
@@ -741,10 +741,10 @@ def plan(bundle: Path, graph: str, flavour: str = "tensorrt-rtx", version: str =
 
 def install(patch: Any, gpu: EmulatedGpu, flavour: str = "tensorrt-rtx", version: str = VERSION) -> ModuleType:
     """Put the GPU and TensorRT where the runtime looks for them."""
-    from fusioner_rt.tensorrt import versions as tensorrt_library
+    from fusioner_rt.tensorrt import versions
 
     module = tensorrt(gpu, flavour, version)
     patch.setitem(sys.modules, module.__name__, module)
-    patch.setattr(tensorrt_library, "_logs", {})
+    patch.setattr(versions, "_logs", {})
     patch.setattr("cuda.bindings.driver", gpu)
     return module

@@ -16,7 +16,7 @@ import pytest
 from emulated_gpu import EmulatedGpu
 
 from export import add_plans
-from export.tensorrt import build as tensorrt_engine
+from export.tensorrt import build_plans
 from fusioner_rt import Session, known_answer
 from fusioner_rt.bundle import Bundle, read_manifest, write_manifest
 from fusioner_rt.errors import FusionerError, OutputUnwritable, PlanUnusable, UsageError
@@ -47,10 +47,10 @@ def test_plans_are_added_in_a_process_without_torch_and_others_stay(bundle: Path
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "image_fusion.tensorrt-rtx-sm_80_plus.plan" in done.stdout
-    assert "not run here" in done.stdout or tensorrt_engine.this_gpu()
+    assert "not run here" in done.stdout or build_plans.this_gpu()
     opened = Bundle.open(bundle)
     assert {(plan.graph, plan.capability) for plan in opened.plans} == {
-        (graph, capability) for graph in tensorrt_engine.PLANNED for capability in ("8.9", "8.0+")
+        (graph, capability) for graph in build_plans.PLANNED for capability in ("8.9", "8.0+")
     }
     assert all(plan.precision == "fp16" for plan in opened.plans)
     assert {path.name: path.read_bytes() for path in bundle.glob("*.onnx")} == before
@@ -61,10 +61,10 @@ def test_a_build_that_fails_leaves_the_bundle_as_it_was(bundle: Path, monkeypatc
     manifest = (bundle / "manifest.json").read_bytes()
 
     def refused(*_: object, **__: object) -> None:
-        raise tensorrt_engine.TensorRTRefused("no")
+        raise build_plans.TensorRTRefused("no")
 
-    monkeypatch.setattr(tensorrt_engine.Network, "build", refused)
-    with pytest.raises(tensorrt_engine.TensorRTRefused):
+    monkeypatch.setattr(build_plans.Network, "build", refused)
+    with pytest.raises(build_plans.TensorRTRefused):
         add_plans.add(bundle, "tensorrt-rtx", None, shown=False)
     assert (bundle / "manifest.json").read_bytes() == manifest
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
@@ -76,17 +76,17 @@ def building(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], dict[str,
     """`add` builds emulated plans; what is special of one, by graph and compute capability, is put in here."""
     special: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def build(folder: Path, manifest: dict[str, Any], options: tensorrt_engine.PlanOptions, **_: object) -> None:
+    def build(folder: Path, manifest: dict[str, Any], options: build_plans.PlanOptions, **_: object) -> None:
         write_manifest(folder, manifest)
-        for target in tensorrt_engine.targets(options):
-            for graph in tensorrt_engine.PLANNED:
+        for target in build_plans.targets(options):
+            for graph in build_plans.PLANNED:
                 emulated_gpu.plan(folder, graph, options.flavour, capability=target.label)
                 entry = json.loads((folder / "manifest.json").read_text())["engines"][-1]
                 alter(folder / entry["file"], **special.get((graph, target.label), {}))
                 manifest["engines"].append(entry)
 
-    monkeypatch.setattr(tensorrt_engine, "check", lambda *_, **__: None)
-    monkeypatch.setattr(tensorrt_engine, "add_plans", build)
+    monkeypatch.setattr(build_plans, "check", lambda *_, **__: None)
+    monkeypatch.setattr(build_plans, "add_plans", build)
     return special
 
 

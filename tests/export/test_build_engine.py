@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from export import build_engine, gates
-from export import kernels as mask_head_kernels
+from export import build_engine, compile_kernels, gates
 from export.build_engine import Options
 from fusioner_rt.bundle import Bundle, read_manifest
 from fusioner_rt.errors import OutputUnwritable, UsageError
@@ -227,7 +226,7 @@ def test_a_missing_library_is_one_line_with_the_command_that_installs_it(
     tiny_checkpoint, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "export.building", raising=False)  # which an earlier build has loaded
+    monkeypatch.delitem(sys.modules, "export.build_bundle", raising=False)  # which an earlier build has loaded
     out = tmp_path / "engines" / "tiny"
     assert build_engine.main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 90
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -276,9 +275,9 @@ def test_kernels_for_two_gpus_are_files_that_manifest_and_record_agree_on(comman
 
 
 def test_a_width_the_kernels_cannot_load_is_said_and_leaves_them_out(command, tmp_path, monkeypatch, capsys):
-    unfit = mask_head_kernels.unfit
+    unfit = compile_kernels.unfit
     assert unfit(32) is unfit(512) is None
-    monkeypatch.setattr(mask_head_kernels, "unfit", lambda width: unfit(width + 1))
+    monkeypatch.setattr(compile_kernels, "unfit", lambda width: unfit(width + 1))
     assert build_engine.main(command) == 0
     assert "the model's width 33 is not a multiple of 16" in capsys.readouterr().out.splitlines()[-1]
     assert "kernels" not in read_manifest(tmp_path / "engines" / "tiny")
@@ -294,8 +293,8 @@ def test_where_triton_does_not_exist_a_bundle_has_no_kernels_and_on_linux_it_is_
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(sys, "platform", "win32")
         elsewhere.delitem(sys.modules, "triton")
-        elsewhere.setattr(mask_head_kernels.importlib.util, "find_spec", lambda name: None)
-        assert "not available on win32" in str(mask_head_kernels.without("all"))
+        elsewhere.setattr(compile_kernels.importlib.util, "find_spec", lambda name: None)
+        assert "not available on win32" in str(compile_kernels.without("all"))
     assert build_engine.main([*command, "--kernels", "none"]) == 0
 
 
@@ -327,8 +326,8 @@ def test_a_place_where_triton_cannot_keep_its_work_is_named_with_the_cure(tmp_pa
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     kernel_compiler.choose.cache_clear()
-    with pytest.raises(mask_head_kernels.KernelsNotCompiled, match=f"{tmp_path / 'cache'}.*TRITON_CACHE_DIR"):
-        mask_head_kernels.add(tmp_path, "sm_80")
+    with pytest.raises(compile_kernels.KernelsNotCompiled, match=f"{tmp_path / 'cache'}.*TRITON_CACHE_DIR"):
+        compile_kernels.add(tmp_path, "sm_80")
 
 
 def test_an_assembler_that_fails_is_said_in_one_line(tmp_path, monkeypatch):
@@ -340,6 +339,6 @@ def test_an_assembler_that_fails_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_PTXAS_PATH", str(assembler))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     kernel_compiler.choose.cache_clear()
-    with pytest.raises(mask_head_kernels.KernelsNotCompiled, match=r"does not compile.*--kernels none") as raised:
-        mask_head_kernels.add(tmp_path, "sm_80")
+    with pytest.raises(compile_kernels.KernelsNotCompiled, match=r"does not compile.*--kernels none") as raised:
+        compile_kernels.add(tmp_path, "sm_80")
     assert "\n" not in str(raised.value)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from export import build_engine
-from export.onnx import graphs
+from export.onnx import model_graphs
 from fusioner_rt import Session
 from fusioner_rt.bundle import read_manifest
 from fusioner_rt.cli import main
@@ -52,7 +52,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> d
         torch.manual_seed(0)
         checkpoint.save(checkpoint.build(config), folder / "checkpoint", {"pictures": 0})
         for name in ("text_graph", "picture_graphs"):
-            patch.setattr(graphs, name, traced_once(getattr(graphs, name)))
+            patch.setattr(model_graphs, name, traced_once(getattr(model_graphs, name)))
         for precision in ("fp32", "fp16"):
             command = ["--checkpoint", str(folder / "checkpoint"), "--out", str(folder / precision)]
             command += [

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusioner_rt.gpu import preprocess as cuda_preprocess
+from fusioner_rt.gpu import preprocess
 from fusioner_rt.preprocess import Preprocessing
 from kernels import variants
 
@@ -34,4 +34,4 @@ def test_a_fused_multiply_add_would_give_other_bits() -> None:
 
 
 def test_the_launcher_names_the_kernels_there_are() -> None:
-    assert list(cuda_preprocess.KERNELS) == [name for name in variants.names() if name.startswith("resize_")]
+    assert list(preprocess.KERNELS) == [name for name in variants.names() if name.startswith("resize_")]

@@ -13,10 +13,10 @@ import pytest
 from made_pictures import encoded, png_header, scene
 from PIL import Image
 
-from fusioner_rt.backends import CHOICES
+from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.bundle import write_manifest
 from fusioner_rt.cli import main
-from fusioner_rt.files import writable_place
+from fusioner_rt.ladder import CHOICES
 from fusioner_rt.manifest import MANIFEST
 
 
@@ -240,7 +240,7 @@ def test_a_device_is_written_to_wherever_its_folder_may_not_be(monkeypatch: pyte
     def never(_: Path) -> Path:
         raise AssertionError
 
-    monkeypatch.setattr("fusioner_rt.files.writable_folder", never)
+    monkeypatch.setattr("fusioner_rt.atomic_files.writable_folder", never)
     assert writable_place(Path(os.devnull)) == Path(os.devnull)
 
 

@@ -12,11 +12,11 @@ import pytest
 from emulated_gpu import EmulatedGpu
 
 from fusioner_rt import Session, doctor, hardware
-from fusioner_rt.backends import LADDER
 from fusioner_rt.bundle import write_manifest
 from fusioner_rt.cli import main
 from fusioner_rt.doctor import examine, report
 from fusioner_rt.errors import FusionerError
+from fusioner_rt.ladder import LADDER
 from fusioner_rt.manifest import MANIFEST
 
 ROOT = Path(__file__).parents[2]

@@ -147,7 +147,7 @@ def test_onnx_runtime_on_a_gpu_is_compared_too(tiny_bundle: Path, monkeypatch: p
             return [(scores / 2, gram) for scores, gram in super().maps(group, request)]
 
     monkeypatch.setattr(
-        "fusioner_rt.rungs.open_graphs",
+        "fusioner_rt.open_backend.open_graphs",
         lambda bundle, threads: (Halved(bundle, "onnxruntime-cpu", threads), "CUDA"),
     )
     with Session(tiny_bundle, "onnxruntime", cache=False) as session:

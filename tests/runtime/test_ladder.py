@@ -19,10 +19,10 @@ from emulated_gpu import EmulatedGpu, plan
 from made_pictures import scene
 
 from fusioner_rt import Session
-from fusioner_rt.backends import CHOICES, LADDER
 from fusioner_rt.bundle import write_manifest
 from fusioner_rt.cli import main
 from fusioner_rt.errors import FusionerError
+from fusioner_rt.ladder import CHOICES, LADDER
 from fusioner_rt.manifest import MANIFEST
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ if "gpu-package" in sys.argv:
     fusioner_rt.onnx.runtime.driver_missing = lambda: None
 import numpy as np
 from fusioner_rt import FusionerError, Session
-from fusioner_rt.backends import CHOICES
+from fusioner_rt.ladder import CHOICES
 
 picture = np.arange(61 * 93 * 3, dtype=np.uint32).reshape(61, 93, 3).astype(np.uint8)
 said = {}
@@ -75,7 +75,7 @@ def no_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def planned(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with plans by TensorRT-RTX, and entries of full TensorRT over bytes that nobody can load here."""
-    from export.tensorrt.build import PlanOptions, add_plans
+    from export.tensorrt.build_plans import PlanOptions, add_plans
 
     folder = tmp_path_factory.mktemp("ladder") / "planned"
     shutil.copytree(tiny_bundle, folder)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from export.gates import ROUNDINGS
-from export.onnx import graphs
+from export.onnx import model_graphs
 from fusioner_rt.words.templates import PAPER_TEMPLATES
 from fusioner_rt.words.tokenizer import PromptTokenizer
 from training.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
@@ -136,12 +136,12 @@ def paired(image: ImageEncoder, text: TextEncoder, decoder: tuple[int, ...] = ()
 
 @pytest.fixture(scope="module")
 def image_graphs(images: dict[str, ImageEncoder], texts: dict[str, TextEncoder]) -> dict[str, onnx.ModelProto]:
-    return {name: graphs.image_fusion_graph(paired(images[name], texts["table"])) for name in TRACED_IMAGES}
+    return {name: model_graphs.image_fusion_graph(paired(images[name], texts["table"])) for name in TRACED_IMAGES}
 
 
 @pytest.fixture(scope="module")
 def text_graphs(images: dict[str, ImageEncoder], texts: dict[str, TextEncoder]) -> dict[str, onnx.ModelProto]:
-    return {name: graphs.text_graph(paired(images["DINOv2"], texts[name])) for name in TRACED_TEXTS}
+    return {name: model_graphs.text_graph(paired(images["DINOv2"], texts[name])) for name in TRACED_TEXTS}
 
 
 @pytest.mark.parametrize(("image", "text"), TABLE_1 + OTHERS)

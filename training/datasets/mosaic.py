@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fusioner_rt.files import writable_folder
+from fusioner_rt.atomic_files import writable_folder
 from fusioner_rt.pictures import decode
 from training.data import DataError, MaskFolder
 from training.datasets.fss import Fss1000

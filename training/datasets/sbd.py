@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from fusioner_rt.atomic_files import writable_folder
 from fusioner_rt.errors import one_line
-from fusioner_rt.files import writable_folder
 from training.data import DataError, write_index_mask
 from training.datasets.voc import CLASSES, PascalVoc
 

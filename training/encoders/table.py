@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.errors import FusionerError
-from fusioner_rt.files import write_atomically
 from fusioner_rt.words.templates import PLACE
 from training.encoders.released import WeightsNotFound, WeightsUnfit
 from training.encoders.tokenizer_file import keep_tokenizer

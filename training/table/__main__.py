@@ -25,8 +25,8 @@ import os
 import sys
 from pathlib import Path
 
+from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.files import writable_place
 from training.recipe import Recipe
 from training.table import cells, layout, markdown, plot, runs, scores
 

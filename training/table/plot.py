@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusioner_rt.atomic_files import write_result
 from fusioner_rt.errors import FusionerError
-from fusioner_rt.files import write_result
 from training.recipe import Recipe
 from training.table import cells, markdown
 from training.table.cells import Runs, Value

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fusioner_rt.atomic_files import writable_folder
 from fusioner_rt.errors import FusionerError, OutputUnwritable
-from fusioner_rt.files import writable_folder
 from training.recipe import Protocol, Recipe, RecipeError
 from training.table.cells import Runs, scored_as, trained_as
 from training.table.scores import run_name

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusioner_rt.atomic_files import write_result
 from fusioner_rt.errors import FusionerError, one_line
-from fusioner_rt.files import write_result
 from training.scorecard import FORMAT, versions
 
 RECORD_FORMAT, FORMAT_VERSION = "fusioner-rt table record", 1

@@ -18,11 +18,11 @@ RECEIVERS = {
     # What TensorRT's objects are called, by file, or by file and function where a name means two things.
     "trt": MODULE, "self.trt": MODULE, "self._trt": MODULE,
     "self._builder": "Builder", "self._parser": "OnnxParser", "self.definition": "INetworkDefinition",
-    "export/tensorrt/build.py:config": "IBuilderConfig",
-    "export/tensorrt/build.py:config.get_timing_cache()": "ITimingCache",
-    "export/tensorrt/build.py:profile": "IOptimizationProfile",
-    "export/tensorrt/build.py:_explained:error": "ParserError",
-    "export/tensorrt/build.py:error.code()": "ErrorCode",
+    "export/tensorrt/build_plans.py:config": "IBuilderConfig",
+    "export/tensorrt/build_plans.py:config.get_timing_cache()": "ITimingCache",
+    "export/tensorrt/build_plans.py:profile": "IOptimizationProfile",
+    "export/tensorrt/build_plans.py:_explained:error": "ParserError",
+    "export/tensorrt/build_plans.py:error.code()": "ErrorCode",
     "export/tensorrt/report.py:network": "INetworkDefinition",
     "export/tensorrt/report.py:layer": "ILayer",
     "export/tensorrt/report.py:layer.type": "LayerType",
@@ -41,11 +41,11 @@ RECEIVERS = {
     "fusioner_rt/tensorrt/versions.py:found": "EngineInvalidityDiagnostics",
     "fusioner_rt/tensorrt/runtime_cache.py:self._cache": "IRuntimeCache",
     "fusioner_rt/tensorrt/runtime_cache.py:config": "IRuntimeConfig",
-    "fusioner_rt/tensorrt/engine.py:self._runtime": "Runtime",
-    "fusioner_rt/tensorrt/engine.py:Engine:self._engine": "ICudaEngine",
-    "fusioner_rt/tensorrt/engine.py:self._context": "IExecutionContext",
-    "fusioner_rt/tensorrt/engine.py:Engine:context": "IExecutionContext",
-    "fusioner_rt/tensorrt/engine.py:modes": "TensorIOMode",
+    "fusioner_rt/tensorrt/loaded_plan.py:self._runtime": "Runtime",
+    "fusioner_rt/tensorrt/loaded_plan.py:Engine:self._engine": "ICudaEngine",
+    "fusioner_rt/tensorrt/loaded_plan.py:self._context": "IExecutionContext",
+    "fusioner_rt/tensorrt/loaded_plan.py:Engine:context": "IExecutionContext",
+    "fusioner_rt/tensorrt/loaded_plan.py:modes": "TensorIOMode",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 SAID = {
     # What Any stands for, by file.
-    "export/tensorrt/build.py": {
+    "export/tensorrt/build_plans.py": {
         "config: Any": "config: trt.IBuilderConfig", "errors: Sequence[Any]": "errors: Sequence[trt.ParserError]",
     },
     "export/tensorrt/report.py": {"network: Any": "network: trt.INetworkDefinition", "dtype: Any": "dtype: trt.DataType"},
@@ -28,7 +28,7 @@ SAID = {
         "ModuleType, config: Any) -> None": "ModuleType, config: trt.IBuilderConfig) -> None",
         "engine: Any": "engine: trt.ICudaEngine",
     },
-    "fusioner_rt/tensorrt/engine.py": {"context: Any": "context: trt.IExecutionContext"},
+    "fusioner_rt/tensorrt/loaded_plan.py": {"context: Any": "context: trt.IExecutionContext"},
 
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from benchmarks import gpu_proofs
 from fusioner_rt.device_array import DeviceArray
 from fusioner_rt.gpu.driver import Device, Driver, Memory, Stream
 from fusioner_rt.gpu.kernel_contract import PARTS
-from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from kernels import mask_head
 from kernels.variants import variant

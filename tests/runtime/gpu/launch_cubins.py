@@ -10,7 +10,7 @@ import numpy as np
 
 from fusioner_rt.device_array import DTYPES, DeviceArray
 from fusioner_rt.gpu.driver import Device, Memory, Stream
-from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import gpu_proofs
 from fusioner_rt.gpu.driver import Device
-from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.preprocess import RESAMPLINGS
 
 

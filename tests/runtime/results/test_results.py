@@ -10,8 +10,8 @@ from made_pictures import scene
 from PIL import Image
 
 from fusioner_rt import Segmentation
+from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.errors import OutputUnwritable, UsageError
-from fusioner_rt.files import write_atomically
 from fusioner_rt.results import overlay, rle
 from fusioner_rt.results.colours import colours
 from fusioner_rt.results.overlay import percent

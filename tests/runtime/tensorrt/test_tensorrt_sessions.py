@@ -977,7 +977,7 @@ def test_closing_while_words_are_encoded_waits_or_is_told(planned: Path, gpu: Em
 def test_a_text_plan_that_does_not_load_is_tried_once(
     planned: Path, gpu: EmulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fusioner_rt.tensorrt import opening as tensorrt_executor
+    from fusioner_rt.tensorrt import open_plans
 
     with Session(planned, backend="tensorrt-rtx", cache=False) as session:
         tried = []
@@ -986,7 +986,7 @@ def test_a_text_plan_that_does_not_load_is_tried_once(
             tried.append(given)
             raise PlanUnusable("no")
 
-        monkeypatch.setattr(tensorrt_executor, "Engine", refuse)
+        monkeypatch.setattr(open_plans, "Engine", refuse)
         session.set_vocabulary(WORDS)
         session.set_vocabulary("dog, lamp")
         assert len(tried) == 1

@@ -21,18 +21,17 @@ import onnxruntime
 import torch
 
 import fusioner_rt
-from export import gates, kernels, known_answer
-from export.closing_table import Row, rows
-from export.onnx import for_cpu, graphs, half_precision, mask_head, shared_weights, winograd_decoder
+from export import compile_kernels, gates, make_known_answer
+from export.onnx import for_cpu, half_precision, mask_head_graphs, model_graphs, shared_weights, winograd_decoder
 from export.options import Options
 from export.stages import Stages, Step
-from export.tensorrt import build as plans
-from export.tensorrt import prove as plan_gates
+from export.summary_table import Row, rows
+from export.tensorrt import build_plans, prove_plans
 from fusioner_rt.bundle import Bundle, complete, write_manifest
 from fusioner_rt.errors import UsageError
 from fusioner_rt.manifest import MANIFEST
-from fusioner_rt.onnx.decoder import of_strips
 from fusioner_rt.onnx.runtime import OnnxRuntime
+from fusioner_rt.onnx.strip_decoder import of_strips
 from fusioner_rt.pictures import SUFFIXES
 from fusioner_rt.preprocess import Preprocessing
 from training import checkpoint
@@ -54,7 +53,7 @@ class Build:
     folder: Path
     options: Options
     stages: Stages
-    plan_options: plans.PlanOptions = field(init=False)
+    plan_options: build_plans.PlanOptions = field(init=False)
     no_kernels: str | None = field(init=False)
     pictures: list[np.ndarray] = field(init=False)
     model: Fusioner = field(init=False)
@@ -77,7 +76,7 @@ class Build:
         return found
 
     def _steps(self) -> list[Step]:
-        bf16, with_plans = self.options.bf16, self.plan_options.flavour in plans.MODULES
+        bf16, with_plans = self.options.bf16, self.plan_options.flavour in build_plans.MODULES
         return [
             ("checkpoint and encoders", self.load_model),
             ("text graph", self.export_text),
@@ -104,12 +103,12 @@ class Build:
                 "give fewer",
                 subject=f"--max-words {options.max_words}",
             )
-        self.plan_options = plans.PlanOptions(
-            plans.choose(options.backend), options.build_for, options.profiles, options.timing_cache,
+        self.plan_options = build_plans.PlanOptions(
+            build_plans.choose(options.backend), options.build_for, options.profiles, options.timing_cache,
             options.hardware_compatible, options.version_compatible, options.plan_precision,
         )  # fmt: skip
-        plans.check(self.plan_options)
-        self.no_kernels = kernels.without(options.kernels)
+        build_plans.check(self.plan_options)
+        self.no_kernels = compile_kernels.without(options.kernels)
         self.pictures = gates.gate_pictures(options.pictures or _own_pictures())
 
     def load_model(self) -> None:
@@ -118,15 +117,15 @@ class Build:
         image = self.model.image_encoder
         self.sizes = _sizes(self.options.sizes, image.multiple, image.side)
         self.preprocessing = self.model.preprocessing(*self.sizes[1:])
-        self.no_kernels = self.no_kernels or kernels.unfit(self.model.config.width)
+        self.no_kernels = self.no_kernels or compile_kernels.unfit(self.model.config.width)
 
     def export_text(self) -> None:
-        self.graphs["text"] = self._in_precision(graphs.text_graph(self.model))
+        self.graphs["text"] = self._in_precision(model_graphs.text_graph(self.model))
 
     def export_image_fusion(self) -> None:
         """As a whole, and in the parts that a CPU runs."""
-        parts = graphs.picture_graphs(self.model)
-        self.graphs["image_fusion"] = self._in_precision(graphs.joined(parts))
+        parts = model_graphs.picture_graphs(self.model)
+        self.graphs["image_fusion"] = self._in_precision(model_graphs.joined(parts))
         self.parts = {name: for_cpu.for_cpu(self._in_precision(parts[name])) for name in ("image", "fusion")}
         if self.model.decoder is not None:
             self.parts |= winograd_decoder.decoder_graphs(self.model.decoder, self.options.fp16)
@@ -136,10 +135,10 @@ class Build:
 
     def export_mask_head(self) -> None:
         temperature = self.model.config.temperature
-        self.graphs["mask_scores"] = mask_head.scores_graph(self.model.config.width)
-        self.graphs["mask_labels"] = mask_head.labels_graph(temperature)
-        self.graphs["mask_tiles"] = mask_head.tiles_graph(temperature)
-        self.graphs["mask_probabilities"] = mask_head.probabilities_graph(temperature)
+        self.graphs["mask_scores"] = mask_head_graphs.scores_graph(self.model.config.width)
+        self.graphs["mask_labels"] = mask_head_graphs.labels_graph(temperature)
+        self.graphs["mask_tiles"] = mask_head_graphs.tiles_graph(temperature)
+        self.graphs["mask_probabilities"] = mask_head_graphs.probabilities_graph(temperature)
 
     def write_graphs(self) -> None:
         """To the folder, and loaded from there."""
@@ -186,25 +185,25 @@ class Build:
             self.stages.say(f"kernels for GPUs {done}/{total}")
 
         if self.options.kernels != "none" and not self.no_kernels:
-            self.manifest["kernels"] = kernels.add(self.folder, self.options.kernels, progress)
+            self.manifest["kernels"] = compile_kernels.add(self.folder, self.options.kernels, progress)
 
     def build_plans(self) -> None:
         with tempfile.TemporaryDirectory(dir=self.folder) as sources:
             files = {name: Path(sources) / f"{name}.onnx" for name in self.bf16_graphs}
             for name, file in files.items():
                 onnx.save_model(self.bf16_graphs[name], file)
-            taken = plans.add_plans(self.folder, self.manifest, self.plan_options, files, self.stages.shown)
+            taken = build_plans.add_plans(self.folder, self.manifest, self.plan_options, files, self.stages.shown)
         self.stages.seconds |= taken
 
     def add_known_answer(self) -> None:
         asked = gates.gate_words(self.model.text_encoder)
         precisions = sorted({self.manifest["precision"], self.options.plan_precision})
-        self.manifest["known_answer"] = known_answer.add(
+        self.manifest["known_answer"] = make_known_answer.add(
             self._bundle(), self.model, asked, self.parity.words, precisions
         )
 
     def prove_plans(self) -> None:
-        found = plan_gates.prove(self._bundle(), self.model, self.running_whole, self.preprocessing, self.pictures)
+        found = prove_plans.prove(self._bundle(), self.model, self.running_whole, self.preprocessing, self.pictures)
         self._record("plans", found)
 
     def write(self) -> None:
@@ -246,7 +245,7 @@ class Build:
                 "batch": {"min": 1, "opt": 1, "max": options.max_batch},
                 "size": {"min": least, "opt": usual, "max": longest},
             },
-            "graphs": {name: graphs.described(name, graph) for name, graph in written.items()},
+            "graphs": {name: model_graphs.described(name, graph) for name, graph in written.items()},
             "gates": {},
             "engines": [],
         }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from export.onnx import mask_head
+from export.onnx import mask_head_graphs
 from fusioner_rt.onnx import mask_tiles
 
 TEMPERATURE = 0.07
@@ -18,7 +18,7 @@ TEMPERATURE = 0.07
 
 @functools.cache
 def session(kind, *arguments):
-    graph = getattr(mask_head, f"{kind}_graph")(*arguments)
+    graph = getattr(mask_head_graphs, f"{kind}_graph")(*arguments)
     return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
@@ -235,7 +235,7 @@ def test_features_at_output_size_are_never_allocated():
     program = """
 import resource, sys
 import numpy as np, onnxruntime
-from export.onnx.mask_head import labels_graph, scores_graph
+from export.onnx.mask_head_graphs import labels_graph, scores_graph
 d, low, high, words = 512, 64, 2048, 3
 load = lambda graph: onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 scores, labels = load(scores_graph(d)), load(labels_graph(0.07))

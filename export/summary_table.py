@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export import gates, known_answer
+from export import gates, make_known_answer
 from export.onnx import shared_weights
 from export.tensorrt.report import summary
 
@@ -68,7 +68,7 @@ def _graphs(folder: Path, manifest: Record, seconds: Mapping[str, float]) -> Ite
 
 
 def _answer(folder: Path, entry: Record, seconds: Mapping[str, float]) -> Row:
-    weakness = known_answer.weakness(entry)
+    weakness = make_known_answer.weakness(entry)
     return Row(entry["file"], _size(folder, entry["file"]), seconds=seconds["known answer"], note=weakness)
 
 

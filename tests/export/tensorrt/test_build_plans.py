@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 from export import add_plans, build_engine
 from export.onnx import shared_weights
 from export.onnx.half_precision import PrecisionNotReached
-from export.tensorrt import build
-from export.tensorrt.build import Network, PlanOptions, Target
+from export.tensorrt import build_plans
+from export.tensorrt.build_plans import Network, PlanOptions, Target
 from export.tensorrt.report import NetworkNotDescribed, compare, count
 from fusioner_rt import plans
 from fusioner_rt.bundle import Bundle, read_manifest
@@ -32,7 +32,7 @@ def manifest_of(folder):
 
 
 def copy_graphs(folder, to):
-    for name in (*(f"{graph}.onnx" for graph in build.PLANNED), shared_weights.FILE):
+    for name in (*(f"{graph}.onnx" for graph in build_plans.PLANNED), shared_weights.FILE):
         (to / name).write_bytes((folder / name).read_bytes())
 
 
@@ -41,9 +41,9 @@ def test_a_missing_flavour_is_said_with_the_command_that_installs_it(monkeypatch
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(BackendUnavailable, match=f"pip install {flavour}$"):
             versions.load(flavour)
-        with pytest.raises(build.TensorRTMissing, match=f"pip install {flavour}, or build with"):
-            build.load(flavour)
-    assert build.choose("auto") == "onnxruntime"
+        with pytest.raises(build_plans.TensorRTMissing, match=f"pip install {flavour}, or build with"):
+            build_plans.load(flavour)
+    assert build_plans.choose("auto") == "onnxruntime"
 
 
 def test_a_folder_called_tensorrt_is_not_taken_for_it(tmp_path, monkeypatch):
@@ -63,40 +63,40 @@ def test_a_version_that_lacks_the_calls_made_is_refused_with_the_oldest_that_has
 
 
 def test_targets_are_read_from_gpu_names_and_without_any_tensorrt_rtx_builds_one_for_all():
-    named = build.targets(PlanOptions(RTX, "sm_80,sm_120,sm_80"))
+    named = build_plans.targets(PlanOptions(RTX, "sm_80,sm_120,sm_80"))
     assert named == [Target("8.0", ("8.0",)), Target("12.0", ("12.0",))]
-    assert build.targets(PlanOptions(RTX)) == [Target("8.0+")]
+    assert build_plans.targets(PlanOptions(RTX)) == [Target("8.0+")]
     assert Target("12.0").file("text", RTX) == "text.tensorrt-rtx-sm_120.plan"
     assert Target("8.0+").file("text", "tensorrt") == "text.tensorrt-sm_80_plus.plan"
 
 
 def test_full_tensorrt_builds_for_the_gpu_that_is_here_and_says_so_where_there_is_none(monkeypatch):
-    monkeypatch.setattr(build, "this_gpu", lambda: None)
-    with pytest.raises(build.TensorRTMissing, match="no GPU is visible here"):
-        build.targets(PlanOptions("tensorrt"))
-    monkeypatch.setattr(build, "this_gpu", lambda: "8.9")
-    assert build.targets(PlanOptions("tensorrt")) == [Target("8.9")]
-    assert build.targets(PlanOptions("tensorrt", hardware_compatible=True)) == [Target("8.0+")]
-    monkeypatch.setattr(build, "this_gpu", lambda: "7.5")
+    monkeypatch.setattr(build_plans, "this_gpu", lambda: None)
+    with pytest.raises(build_plans.TensorRTMissing, match="no GPU is visible here"):
+        build_plans.targets(PlanOptions("tensorrt"))
+    monkeypatch.setattr(build_plans, "this_gpu", lambda: "8.9")
+    assert build_plans.targets(PlanOptions("tensorrt")) == [Target("8.9")]
+    assert build_plans.targets(PlanOptions("tensorrt", hardware_compatible=True)) == [Target("8.0+")]
+    monkeypatch.setattr(build_plans, "this_gpu", lambda: "7.5")
     with pytest.raises(UsageError, match=r"begin at compute capability 8\.0, this GPU has 7\.5"):
-        build.targets(PlanOptions("tensorrt", hardware_compatible=True))
+        build_plans.targets(PlanOptions("tensorrt", hardware_compatible=True))
 
 
 def test_what_is_said_of_its_gpus_is_what_tensorrt_rtx_lists(trt):
     assert list(plans.LISTED) == versions.known_capabilities(trt)
-    assert build.PORTABLE == "8.0, 8.6, 8.9, 12.0, 12.1"
+    assert build_plans.PORTABLE == "8.0, 8.6, 8.9, 12.0, 12.1"
 
 
 def test_fp32_is_refused_below_8_0_and_fp16_is_not(trt):
-    build.check(PlanOptions(RTX, "sm_75", precision="fp16"))
+    build_plans.check(PlanOptions(RTX, "sm_75", precision="fp16"))
     with pytest.raises(UsageError, match="known to compute zeros"):
-        build.check(PlanOptions(RTX, "sm_75", precision="fp32"))
+        build_plans.check(PlanOptions(RTX, "sm_75", precision="fp32"))
 
 
 def test_a_gpu_tensorrt_rtx_does_not_know_is_refused_before_the_work(trt):
-    build.check(PlanOptions(RTX, "sm_80,sm_120"))
+    build_plans.check(PlanOptions(RTX, "sm_80,sm_120"))
     with pytest.raises(UsageError, match=r"sm_89.*sm_120"):
-        build.check(PlanOptions(RTX, "sm_99"))
+        build_plans.check(PlanOptions(RTX, "sm_99"))
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_tensorrt_rtx_builds_both_precisions_for_two_gpus_and_one_plan_for_all(
         copy_graphs(folder, tmp_path)
         seconds = {}
         for gpus in ("sm_80,sm_89", None):
-            seconds |= build.add_plans(tmp_path, manifest, PlanOptions(RTX, gpus, precision=precision))
+            seconds |= build_plans.add_plans(tmp_path, manifest, PlanOptions(RTX, gpus, precision=precision))
         assert {(e["graph"], e["compute_capability"]) for e in manifest["engines"]} == {
-            (graph, label) for graph in build.PLANNED for label in ("8.0", "8.9", "8.0+")
+            (graph, label) for graph in build_plans.PLANNED for label in ("8.0", "8.9", "8.0+")
         }
         for engine in manifest["engines"]:
             assert (tmp_path / engine["file"]).stat().st_size > 100_000
@@ -170,7 +170,7 @@ def test_a_built_bundle_records_profiles_layers_and_report_of_every_plan(
     options = ["--fp16", "--backend", RTX, "--profiles", "latency,any-size", "--max-batch", "2"]
     assert build_engine.main([str(argument) for argument in [*command, *options]]) == 0
     manifest = read_manifest(Bundle.open(out).folder)
-    assert [engine["graph"] for engine in manifest["engines"]] == list(build.PLANNED)
+    assert [engine["graph"] for engine in manifest["engines"]] == list(build_plans.PLANNED)
     for engine in manifest["engines"]:
         described = manifest["graphs"][engine["graph"]]["inputs"]
         assert engine["compute_capability"] == "8.0+"
@@ -185,7 +185,7 @@ def test_a_built_bundle_records_profiles_layers_and_report_of_every_plan(
         report = json.loads((out / engine["report"]).read_text())
         assert count(report["network"]) == engine["layers"]
         assert (report["engine"] is None) == bool(report["engine_missing"])
-        if build.this_gpu() is None:
+        if build_plans.this_gpu() is None:
             assert "no GPU is visible here" in report["engine_missing"]
         assert set(engine["layers"]["matrix_multiply"]) == {"float16"}
         assert set(engine["layers"]["softmax"]) == set(engine["layers"]["normalization"]) == {"float32"}
@@ -239,7 +239,7 @@ def test_every_operator_tensorrt_lacks_is_named_with_its_node_and_a_cure(trt, tm
         helper.make_node("Bernoulli", ["r"], ["z"], name="noise"),
     ]
     file = odd_graph(tmp_path / "odd.onnx", *nodes, outputs=("y", "z"))
-    with pytest.raises(build.TensorRTRefused) as refused:
+    with pytest.raises(build_plans.TensorRTRefused) as refused:
         Network(trt, file)
     message = str(refused.value)
     assert message.startswith(f"TensorRT-RTX {trt.__version__} does not accept odd.onnx: ")
@@ -250,15 +250,15 @@ def test_every_operator_tensorrt_lacks_is_named_with_its_node_and_a_cure(trt, tm
 def test_the_parsers_own_reason_is_kept(trt, tmp_path):
     node = helper.make_node("Resize", ["x", "", "", "n"], ["y"], name="shrink", antialias=1, mode="linear")
     sizes = helper.make_node("Constant", [], ["n"], value_ints=[1, 2, 2])
-    with pytest.raises(build.TensorRTRefused, match=r"node shrink \(Resize\): .*Antialiasing is not supported"):
+    with pytest.raises(build_plans.TensorRTRefused, match=r"node shrink \(Resize\): .*Antialiasing is not supported"):
         Network(trt, odd_graph(tmp_path / "odd.onnx", sizes, node))
 
 
 def test_a_damaged_or_missing_graph_is_said_to_be_one(trt, tmp_path):
     (tmp_path / "text.onnx").write_bytes(b"hello")
-    with pytest.raises(build.TensorRTRefused, match=r"does not accept text\.onnx: .*build the bundle again"):
+    with pytest.raises(build_plans.TensorRTRefused, match=r"does not accept text\.onnx: .*build the bundle again"):
         Network(trt, tmp_path / "text.onnx")
-    with pytest.raises(build.TensorRTRefused, match=r"nowhere\.onnx"):
+    with pytest.raises(build_plans.TensorRTRefused, match=r"nowhere\.onnx"):
         Network(trt, tmp_path / "nowhere.onnx")
 
 
@@ -284,14 +284,14 @@ def test_a_plan_of_a_planted_fp32_graph_is_not_written_to_a_bundle_that_claims_f
         (tmp_path / name).write_bytes((tiny_bundle / name).read_bytes())
     manifest = manifest_of(tiny_bundle_fp16)
     with pytest.raises(PrecisionNotReached, match="read 0% of image_fusion"):
-        build.add_plans(tmp_path, manifest, PlanOptions(RTX, precision="fp16"))
+        build_plans.add_plans(tmp_path, manifest, PlanOptions(RTX, precision="fp16"))
     assert [engine["graph"] for engine in manifest["engines"]] == ["text"]
     assert not list(tmp_path.glob("image_fusion*.plan"))
 
 
 def test_the_parsed_network_is_the_graph_that_the_manifest_describes(trt, tiny_bundle, tiny_bundle_fp16):
     for folder in (tiny_bundle, tiny_bundle_fp16):
-        for graph in build.PLANNED:
+        for graph in build_plans.PLANNED:
             network = Network(trt, folder / f"{graph}.onnx").definition
             described = manifest_of(folder)["graphs"][graph]
             compare(network, described, graph)
@@ -315,14 +315,14 @@ def test_a_manifest_that_describes_another_graph_stops_the_build(trt, tiny_bundl
     manifest = manifest_of(tiny_bundle)
     manifest["graphs"]["text"]["inputs"]["input_ids"][0] = "int32"
     with pytest.raises(NetworkNotDescribed, match=r"input_ids int64 .*manifest says .*input_ids int32"):
-        build.add_plans(tmp_path, manifest, PlanOptions(RTX))
+        build_plans.add_plans(tmp_path, manifest, PlanOptions(RTX))
     assert manifest["engines"] == []
 
 
 def test_a_profile_tensorrt_does_not_take_is_refused(trt, tiny_bundle):
     network = Network(trt, tiny_bundle / "text.onnx")
     one = {"input_ids": [(1, 1), (2, 4), (4, 8)]}
-    with pytest.raises(build.TensorRTRefused, match="attention_mask"):
+    with pytest.raises(build_plans.TensorRTRefused, match="attention_mask"):
         network.build([one], Target("8.0+"))
 
 
@@ -369,13 +369,13 @@ def test_a_tensorrt_that_has_no_such_flag_is_not_asked_for_it():
 def test_a_timing_cache_is_written_where_there_was_none_and_another_file_is_refused(trt, tmp_path):
     # TensorRT-RTX has the calls, and does nothing in them: full TensorRT alone is offered the option.
     config = trt.Builder(versions.error_log(trt).logger).create_builder_config()
-    timings = build.TimingCache(tmp_path / "new")
+    timings = build_plans.TimingCache(tmp_path / "new")
     timings.lend(trt, config)
     timings.keep(config)
     assert (tmp_path / "new").stat().st_size > 0
     (tmp_path / "letter").write_bytes(b"Dear reader, " * 40)
     with pytest.raises(UsageError, match="letter: is no timing cache of this TensorRT and GPU; name another file"):
-        build.TimingCache(tmp_path / "letter").lend(trt, config)
+        build_plans.TimingCache(tmp_path / "letter").lend(trt, config)
     assert (tmp_path / "letter").read_bytes() == b"Dear reader, " * 40
     with pytest.raises(OutputUnwritable):
-        build.TimingCache(tmp_path / "nowhere" / "new").keep(config)
+        build_plans.TimingCache(tmp_path / "nowhere" / "new").keep(config)

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fusioner_rt.gpu.pillow_tables import PRECISION_BITS, columns_first, resize, taps
+from fusioner_rt.gpu.resize_tables import PRECISION_BITS, columns_first, resize, taps
 from fusioner_rt.preprocess import RESAMPLINGS
 
 resamplings = pytest.mark.parametrize("resample", RESAMPLINGS)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from .bundle import Bundle
 from .errors import BackendUnavailable, FusionerError, one_line
-from .executor import Executor
-from .rungs import open_rung
+from .executor_interface import Executor
+from .open_backend import open_rung
 
 LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 CHOICES = {"auto": LADDER, "onnxruntime": LADDER[2:]} | {name: (name,) for name in LADDER}

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fusioner_rt.files import TEMPORARY
+from fusioner_rt.atomic_files import TEMPORARY
 from fusioner_rt.words.cache import SUFFIX, TextCache, cache_key, decode_entry, default_folder, encode_entry
 
 vectors = hnp.arrays(np.float32, st.integers(0, 64))

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.onnx.graphs import decoder_graph, fusion_graph, joined
+from export.onnx.model_graphs import decoder_graph, fusion_graph, joined
 from training import checkpoint
 from training.model import tiny
 

@@ -19,7 +19,7 @@ from fusioner_rt.errors import FusionerError, PlanForAnotherGpu, SizeOutsideProf
 from fusioner_rt.gpu.driver import Device
 from fusioner_rt.plans import Plan
 from fusioner_rt.preprocess import Preprocessing
-from fusioner_rt.tensorrt.engine import Engine, PlanGraph
+from fusioner_rt.tensorrt.loaded_plan import Engine, PlanGraph
 from training.model import Fusioner
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from export.onnx.half_precision import half_weight_share
-from export.onnx.mask_head import IR_VERSION, OPSET
+from export.onnx.mask_head_graphs import IR_VERSION, OPSET
 from training.model import Fusioner
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from . import known_answer
 from .bundle import Bundle
 from .errors import BackendUnavailable, GraphUnusable, KernelsUnusable, SizeOutsideProfile, one_line
-from .executor import CpuSide, Executor, RecordingExecutor, Request, Waiting, untimed
+from .executor_interface import CpuSide, Executor, RecordingExecutor, Request, Waiting, untimed
 
 
 def open_rung(
@@ -36,7 +36,7 @@ def open_plans(bundle: Bundle, flavour: str, threads: int | None, cache: Path | 
     from .tensorrt.preflight import of_flavour
 
     of_flavour(bundle, flavour, "image_fusion")  # raise PlanMissing before importing TensorRT
-    from .tensorrt.opening import open_plans
+    from .tensorrt.open_plans import open_plans
 
     return open_plans(bundle, flavour, lambda: _cpu_side(bundle, threads), cache)
 
@@ -47,9 +47,9 @@ def open_graphs(bundle: Bundle, threads: int | None) -> tuple[Executor, str]:
     """
     from .gpu.driver import Device
     from .gpu.executor import GpuExecutor
-    from .gpu.onnx_engine import OnnxRuntimeEngine
+    from .gpu.onnxruntime_engine import OnnxRuntimeEngine
     from .onnx.executor import OnnxRuntimeExecutor
-    from .onnx.graphs import LoadedGraphs
+    from .onnx.loaded_graphs import LoadedGraphs
     from .onnx.runtime import OnnxRuntime
 
     name, description = "onnxruntime-cuda", "ONNX Runtime, CUDA"
@@ -73,7 +73,7 @@ def open_graphs(bundle: Bundle, threads: int | None) -> tuple[Executor, str]:
 
 
 def _cpu_side(bundle: Bundle, threads: int | None) -> CpuSide:
-    from .onnx.cpu_side import OnnxCpuSide
+    from .onnx.cpu_fallback import OnnxCpuSide
 
     return OnnxCpuSide(bundle, threads)
 

@@ -12,7 +12,7 @@ import pytest
 from emulated_gpu import EmulatedGpu, plan
 
 from export import gates
-from export.tensorrt.prove import prove
+from export.tensorrt.prove_plans import prove
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.onnx.runtime import OnnxRuntime
 from training import checkpoint

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.onnx.for_cpu import APART, for_cpu
-from export.onnx.graphs import traced
 from export.onnx.half_precision import BF16, FP16, emulated, to_half
+from export.onnx.model_graphs import traced
 from training.encoders.vision_transformer import VisionTransformer
 from training.model import FeedForward, FusionLayer
 

@@ -8,12 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from fusioner_rt import backends
-from fusioner_rt import hardware as nvidia
-from fusioner_rt.backends import open_executor
+from fusioner_rt import hardware, ladder
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.errors import BackendUnavailable, GraphUnusable
-from fusioner_rt.onnx import runtime as onnxruntime_backend
+from fusioner_rt.ladder import open_executor
+from fusioner_rt.onnx import runtime
 from fusioner_rt.onnx.runtime import CPU, CUDA, OnnxRuntime, providers
 
 
@@ -22,7 +21,7 @@ def gpu_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU's package on a machine with a driver and without what else CUDA needs: CUDA is listed, and sessions
     quietly run on the CPU."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(onnxruntime_backend, "driver_missing", lambda: None)
+    monkeypatch.setattr(runtime, "driver_missing", lambda: None)
 
 
 def test_what_is_asked_of_onnx_runtime() -> None:
@@ -48,7 +47,7 @@ def test_a_silent_fall_back_to_the_cpu_is_refused_or_told(tiny_bundle: Path, gpu
         open_executor(bundle, "onnxruntime-cuda", threads=1)
 
 
-@pytest.mark.skipif(nvidia.driver_missing() is None, reason="this machine has NVIDIA's driver")
+@pytest.mark.skipif(hardware.driver_missing() is None, reason="this machine has NVIDIA's driver")
 def test_without_a_driver_the_gpu_package_is_not_even_asked(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", None)
@@ -96,7 +95,7 @@ def test_a_rung_that_loads_and_cannot_run_is_passed_over(tiny_bundle: Path, monk
             raise GraphUnusable("CUDA error 209: no kernel image is available; rebuild the bundle")
 
     monkeypatch.setattr(
-        "fusioner_rt.rungs.open_graphs",
+        "fusioner_rt.open_backend.open_graphs",
         lambda bundle, threads: (Failing(bundle, "onnxruntime-cpu", threads), "CUDA"),
     )
     bundle = Bundle.open(tiny_bundle)
@@ -114,14 +113,14 @@ def test_a_rung_that_loads_and_cannot_run_is_passed_over(tiny_bundle: Path, monk
 def test_a_library_that_fails_unforeseen_is_passed_over_but_not_hidden_where_it_was_named(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = backends.open_rung
+    real = ladder.open_rung
 
     def broken(bundle: Bundle, name: str, *more: object) -> object:
         if name == "tensorrt":
             raise TypeError("deserialize_cuda_engine():\nincompatible arguments")
         return real(bundle, name, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(backends, "open_rung", broken)
+    monkeypatch.setattr(ladder, "open_rung", broken)
     bundle = Bundle.open(tiny_bundle)
     executor, backend = open_executor(bundle, "auto", threads=1)
     executor.close()
@@ -148,9 +147,9 @@ def test_a_note_is_made_where_a_gpu_does_nothing_and_not_otherwise(
         executor.close()
         return backend.note
 
-    monkeypatch.setattr(nvidia, "gpu_is_there", lambda: False)
+    monkeypatch.setattr(hardware, "gpu_is_there", lambda: False)
     assert note("auto") is None
-    monkeypatch.setattr(nvidia, "gpu_is_there", lambda: True)
+    monkeypatch.setattr(hardware, "gpu_is_there", lambda: True)
     assert "does nothing; ask fusioner-rt doctor" in (note("auto") or "")
     assert note("onnxruntime-cpu") is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -158,28 +157,28 @@ def test_a_note_is_made_where_a_gpu_does_nothing_and_not_otherwise(
 
 
 def test_a_gpu_is_told_from_the_file_system_without_a_driver(tmp_path: Path) -> None:
-    assert not nvidia.gpu_is_there(tmp_path)
+    assert not hardware.gpu_is_there(tmp_path)
     card = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
     card.mkdir(parents=True)
     (card / "vendor").write_text("0x10de\n")
     (card / "class").write_text("0x020000\n")  # its maker has network cards too
-    assert not nvidia.gpu_is_there(tmp_path)
+    assert not hardware.gpu_is_there(tmp_path)
     (card / "class").write_text("0x030200\n")
-    assert nvidia.gpu_is_there(tmp_path)
+    assert hardware.gpu_is_there(tmp_path)
     container = tmp_path / "container"
     (container / "dev").mkdir(parents=True)
     (container / "dev" / "nvidiactl").touch()
-    assert not nvidia.gpu_is_there(container)
+    assert not hardware.gpu_is_there(container)
     (container / "dev" / "nvidia3").touch()
-    assert nvidia.gpu_is_there(container)
-    assert nvidia.driver_version(tmp_path) is None
+    assert hardware.gpu_is_there(container)
+    assert hardware.driver_version(tmp_path) is None
     (tmp_path / "sys/module/nvidia").mkdir(parents=True)
     (tmp_path / "sys/module/nvidia/version").write_text("580.65.06\n")
-    assert nvidia.driver_version(tmp_path) == "580.65.06"
+    assert hardware.driver_version(tmp_path) == "580.65.06"
 
 
 def test_an_unknown_backend_names_those_there_are(tiny_bundle: Path) -> None:
-    with pytest.raises(BackendUnavailable, match=r"'cuda' is unknown.*" + ", ".join(backends.LADDER)):
+    with pytest.raises(BackendUnavailable, match=r"'cuda' is unknown.*" + ", ".join(ladder.LADDER)):
         open_executor(Bundle.open(tiny_bundle), "cuda", threads=1)
 
 

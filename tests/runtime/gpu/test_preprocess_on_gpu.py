@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fusioner_rt.errors import DeviceArrayInvalid, KernelsUnusable, PictureInvalid, UsageError
 from fusioner_rt.gpu.driver import Device, Driver
-from fusioner_rt.gpu.kernels import Kernels
+from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.preprocess import KERNELS, CudaPreprocess
 from fusioner_rt.preprocess import RESAMPLINGS, Preprocessing
 

@@ -21,8 +21,8 @@ from export.onnx.half_precision import HALVES, LEAST_HALF_SHARE, PrecisionNotRea
 from export.tensorrt import report
 from export.tensorrt.profiles import Shapes, distinct
 from export.tensorrt.progress import Progress, monitor, run
+from fusioner_rt.atomic_files import unwritable, write_atomically
 from fusioner_rt.errors import BackendUnavailable, FusionerError, UsageError
-from fusioner_rt.files import unwritable, write_atomically
 from fusioner_rt.plans import LISTED
 from fusioner_rt.tensorrt import versions
 from fusioner_rt.tensorrt.versions import MODULES
@@ -382,7 +382,7 @@ def _sm(capability: str) -> str:
 
 
 _OTHERWISE = "use another version of TensorRT, or build with --backend onnxruntime"
-_REWRITE = "write it with operators TensorRT has (export/onnx/graphs.py), or build with --backend onnxruntime"
+_REWRITE = "write it with operators TensorRT has (export/onnx/model_graphs.py), or build with --backend onnxruntime"
 _CURES = {
     "UNSUPPORTED_NODE": _REWRITE,
     "UNSUPPORTED_NODE_ATTR": _REWRITE,

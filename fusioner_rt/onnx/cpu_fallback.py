@@ -3,8 +3,8 @@
 import numpy as np
 
 from ..bundle import Bundle
-from ..executor import Answer, Request, TextGraph
-from .graphs import LoadedGraphs
+from ..executor_interface import Answer, Request, TextGraph
+from .loaded_graphs import LoadedGraphs
 from .runtime import OnnxRuntime
 
 

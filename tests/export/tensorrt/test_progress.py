@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.onnx import graphs
-from export.tensorrt.build import Network, Target, TensorRTRefused
+from export.onnx import model_graphs
+from export.tensorrt.build_plans import Network, Target, TensorRTRefused
 from export.tensorrt.progress import Progress, monitor, run
 from training import checkpoint
 
@@ -92,7 +92,7 @@ def test_tensorrt_reports_its_phases_while_it_builds(trt, tiny_bundle):
             told.append((name, parent, self.done, threading.current_thread().name))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.tensorrt.build.Progress", Spied)
+        patch.setattr("export.tensorrt.build_plans.Progress", Spied)
         assert network.build(profiles(), Target("8.0+"))
     assert told[0][1] is None
     assert {parent for _, parent, *_ in told[1:]} <= {name for name, *_ in told}
@@ -108,7 +108,7 @@ def test_what_fails_in_the_monitor_stops_the_build_and_is_raised_after_it(trt, t
             raise ZeroDivisionError("planted")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.tensorrt.build.Progress", Broken)
+        patch.setattr("export.tensorrt.build_plans.Progress", Broken)
         with pytest.raises(ZeroDivisionError, match="planted"):
             network.build(profiles(), Target("8.0+"))
     assert network.build(profiles(), Target("8.0+"))  # the network can still be built
@@ -123,7 +123,7 @@ def test_a_build_that_is_told_to_stop_gives_no_plan(trt, tiny_bundle):
             self.cancelled = True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.tensorrt.build.Progress", Cancelled)
+        patch.setattr("export.tensorrt.build_plans.Progress", Cancelled)
         with pytest.raises(TensorRTRefused, match=r"builds no engine from text\.onnx"):
             network.build(profiles(), Target("8.0+"))
 
@@ -202,7 +202,7 @@ def test_an_interrupted_plan_leaves_nothing_behind(
     trt, tiny_checkpoint, traced_once, picture_folder, tmp_path, sent, code
 ):
     model = checkpoint.load(tiny_checkpoint)
-    for name, graph in {"text": graphs.text_graph(model), **graphs.picture_graphs(model)}.items():
+    for name, graph in {"text": model_graphs.text_graph(model), **model_graphs.picture_graphs(model)}.items():
         onnx.save_model(graph, tmp_path / f"{name}.onnx")
     out = tmp_path / "engines" / "tiny"
     command = [sys.executable, "-c", WORK, tmp_path, "--checkpoint", tiny_checkpoint, "--out", out]

@@ -15,7 +15,7 @@ import torch
 
 from export import gates
 from fusioner_rt.bundle import Bundle
-from fusioner_rt.executor import untimed
+from fusioner_rt.executor_interface import untimed
 from fusioner_rt.known_answer import KnownAnswer, cosines, errors
 from fusioner_rt.onnx.executor import OnnxRuntimeExecutor
 from kernels import reference

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from export import gates, known_answer
+from export import gates, make_known_answer
 from export.tensorrt.profiles import NAMES, shapes
 from fusioner_rt.bundle import Bundle, read_manifest
 from fusioner_rt.known_answer import cosines, errors, read
@@ -30,7 +30,7 @@ def test_it_tells_pictures_words_and_zeros_apart_within_its_bounds(built: tuple[
     entry = read_manifest(bundle.folder)["known_answer"]
     assert entry["bounds"].keys() == {precision}
     assert len(entry["words"]) >= 4
-    assert known_answer.weakness(entry) == ""
+    assert make_known_answer.weakness(entry) == ""
     answer = read(bundle)
     allowed = answer.bounds[precision]
     others = {
@@ -63,21 +63,21 @@ def test_a_bound_is_twice_what_pytorch_errs_and_the_answers_own_error(
             found["own"] = max(found["own"], errors(stored, maps[0])[name].max())
         told = read_manifest(bundle.folder)["known_answer"]["bounds"][precision]
         derived = 2 * told[f"pytorch_{name}"] + gates.ROUNDINGS + told[f"own_{name}"]
-        assert told[name] == max(derived, known_answer.FAST_CONVOLUTIONS)
+        assert told[name] == max(derived, make_known_answer.FAST_CONVOLUTIONS)
         for side, error in found.items():  # the cosines of this test are rounded to float32
             assert told[f"{side}_{name}"] == pytest.approx(error, rel=0.01, abs=4 * float(np.finfo(np.float32).eps))
 
 
 def test_what_it_cannot_tell_apart_is_said() -> None:
     same = np.ones((3, 2, 4, 5), np.float32)
-    apart = known_answer.apart(same)
+    apart = make_known_answer.apart(same)
     assert apart == {"pictures": 0, "words": 0, "nothing": 1}
     entry = {"bounds": {"fp32": {"mean": 1e-6}, "bf16": {"mean": 0.5}}, "apart": apart}
-    said = known_answer.weakness(entry)
+    said = make_known_answer.weakness(entry)
     assert (
         said == "cannot tell apart: pictures in fp32, words in fp32, pictures in bf16, words in bf16, nothing in bf16"
     )
-    assert "words" not in known_answer.apart(same[:, :1])
+    assert "words" not in make_known_answer.apart(same[:, :1])
 
 
 @pytest.mark.parametrize("sizes", [(32, 96, 1024), (32, 32, 32), (96, 96, 128), (14, 518, 1036)])
@@ -90,7 +90,7 @@ def test_every_set_of_profiles_holds_its_pictures(
     manifest["preprocessing"]["multiple"] = multiple = 14 if sizes[0] == 14 else 32
     object.__setattr__(bundle, "size", type(bundle.size)(*sizes))
     object.__setattr__(bundle.preprocessing, "multiple", multiple)
-    size = known_answer._input_size(bundle)
+    size = make_known_answer._input_size(bundle)
     assert not any(edge % multiple for edge in size)
     model = onnx.load(bundle.graph("image_fusion"), load_external_data=False)
     for name in NAMES:
@@ -101,4 +101,4 @@ def test_every_set_of_profiles_holds_its_pictures(
 def test_its_file_stays_small(built: tuple[str, Bundle]) -> None:
     entry = read_manifest(built[1].folder)["known_answer"]
     assert (built[1].folder / entry["file"]).stat().st_size < 300_000
-    assert known_answer.MAX_VALUES * 4 < 200_000
+    assert make_known_answer.MAX_VALUES * 4 < 200_000

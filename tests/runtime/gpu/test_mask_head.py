@@ -27,7 +27,7 @@ from fusioner_rt.errors import (
 )
 from fusioner_rt.gpu.driver import Device, Driver, Memory, Stream
 from fusioner_rt.gpu.kernel_contract import extra_of
-from fusioner_rt.gpu.kernels import Kernels, Record
+from fusioner_rt.gpu.kernel_launcher import Kernels, Record
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 
 ROOT = Path(__file__).parents[3]

@@ -7,9 +7,9 @@ from ..bundle import Bundle
 from ..cures import build_command
 from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, DeviceArrayInvalid
-from ..executor import Executor, Request
-from .arrays import GpuArray, view
+from ..executor_interface import Executor, Request
 from .executor import GpuExecutor
+from .foreign_arrays import GpuArray, view
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..bundle import Bundle
-from ..executor import CpuSide, TextGraph
+from ..executor_interface import CpuSide, TextGraph
 from ..gpu.driver import Device
 from ..gpu.executor import GpuExecutor
 from ..plans import FLAVOURS, Plan
 from . import preflight, versions
-from .engine import Engine, PlanGraph
+from .loaded_plan import Engine, PlanGraph
 from .runtime_cache import RuntimeCache
 
 

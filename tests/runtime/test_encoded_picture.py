@@ -19,7 +19,7 @@ from PIL import Image
 from fusioner_rt import EncodedPicture, Segmentation, Session
 from fusioner_rt.bundle import Bundle, write_manifest
 from fusioner_rt.errors import BundleFileAltered, ManifestInvalid, PictureMissing, SizeOutsideProfile, UsageError
-from fusioner_rt.executor import untimed
+from fusioner_rt.executor_interface import untimed
 from fusioner_rt.manifest import MANIFEST
 
 WORDS = ["cat", "red sofa", "tree", "sky"]
