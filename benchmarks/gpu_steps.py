@@ -28,6 +28,7 @@ from benchmarks import gpu_proofs, gpu_timing
 from benchmarks.gpu_proofs import MaskCase, Wrong
 from fusioner_rt import Session, known_answer, ladder
 from fusioner_rt.bundle import Bundle
+from fusioner_rt.decode_picture import decode
 from fusioner_rt.device_array import DTYPES, DeviceArray
 from fusioner_rt.errors import (
     BackendUnavailable,
@@ -42,7 +43,6 @@ from fusioner_rt.gpu.driver import Device
 from fusioner_rt.gpu.kernel_contract import EXTRAS
 from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
-from fusioner_rt.pictures import decode
 from fusioner_rt.preprocess import RESAMPLINGS
 
 WORDS = "cat, sofa, person, dog"

@@ -188,8 +188,8 @@ def _not_run(why: str) -> Record:
 def _compare(folder: Path, backend: str, named: Path | None, gpu: str) -> Record:
     """Masks of a bundle's only plans of `backend` beside ONNX Runtime's. gpu: that of this machine. Raises PlansDisagree."""
     from fusioner_rt import Session
+    from fusioner_rt.decode_picture import SUFFIXES
     from fusioner_rt.errors import AnswerWrong, PlanForAnotherGpu
-    from fusioner_rt.pictures import SUFFIXES
 
     try:
         session = Session(folder, backend=backend, cache=False)

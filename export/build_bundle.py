@@ -28,11 +28,11 @@ from export.stages import Stages, Step
 from export.summary_table import Row, rows
 from export.tensorrt import build_plans, prove_plans
 from fusioner_rt.bundle import Bundle, complete, write_manifest
+from fusioner_rt.decode_picture import SUFFIXES
 from fusioner_rt.errors import UsageError
 from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.onnx.decoder_in_strips import of_strips
 from fusioner_rt.onnx.runtime import OnnxRuntime
-from fusioner_rt.onnx.strip_decoder import of_strips
-from fusioner_rt.pictures import SUFFIXES
 from fusioner_rt.preprocess import Preprocessing
 from training import checkpoint
 from training.model import LONGEST_EDGE, Fusioner

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusioner_rt.decode_picture import SUFFIXES, decode
 from fusioner_rt.errors import FusionerError, WordUnreadable
+from fusioner_rt.onnx.decoder_in_strips import Decoder, graph_names
+from fusioner_rt.onnx.decoder_in_strips import Graph as DecoderGraph
 from fusioner_rt.onnx.mask_head import MaskHead
-from fusioner_rt.onnx.strip_decoder import Decoder, graph_names
-from fusioner_rt.onnx.strip_decoder import Graph as DecoderGraph
 from fusioner_rt.onnx.workers import Workers
-from fusioner_rt.pictures import SUFFIXES, decode
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.words.templates import fill
 from fusioner_rt.words.tokenizer import PromptTokenizer

@@ -17,14 +17,14 @@ __version__ = "0.1.0"
 __all__ = ["EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "__version__"]
 
 if TYPE_CHECKING:
-    from .encoded_picture import EncodedPicture
+    from .encoder_output import EncodedPicture
     from .errors import FusionerError
     from .preprocess import Preprocessing
     from .results.segmentation import Segmentation
     from .session import Session
 
 _HOMES = {
-    "EncodedPicture": "encoded_picture",
+    "EncodedPicture": "encoder_output",
     "FusionerError": "errors",
     "Preprocessing": "preprocess",
     "Segmentation": "results.segmentation",

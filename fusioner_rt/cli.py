@@ -266,7 +266,7 @@ def _expand(names: Sequence[str], out: Path) -> Iterator[Path]:
 
     Hidden files and results of earlier runs are skipped. Results are told by their names, below `out` alone.
     """
-    from .pictures import SUFFIXES
+    from .decode_picture import SUFFIXES
 
     out = out.resolve()
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 
 from .bundle import Bundle, find_bundle
-from .encoded_picture import EncodedPicture
+from .decode_picture import PIXEL_LIMIT, Picture, decode, describe
+from .encoder_output import EncodedPicture
 from .errors import UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
 from .ladder import Backend, open_executor
-from .pictures import PIXEL_LIMIT, Picture, decode, describe
 from .results.segmentation import STAGES, Segmentation
 from .words.cache import TextCache, default_folder
 from .words.encoder import TextEncoder, Vocabulary

@@ -96,7 +96,7 @@ def test_no_backend_imports_anothers_room_and_words_and_results_no_engine() -> N
 @pytest.mark.parametrize(
     ("file", "line", "found"),
     [
-        ("fusioner_rt/onnx/strip_decoder.py", "from ..gpu import driver", "trespass"),
+        ("fusioner_rt/onnx/decoder_in_strips.py", "from ..gpu import driver", "trespass"),
         ("fusioner_rt/gpu/pipeline.py", "def late():\n    from ..onnx.mask_head import MaskHead", "trespass"),
         ("fusioner_rt/tensorrt/loaded_plan.py", "import fusioner_rt.onnx.runtime", "trespass"),
         ("fusioner_rt/results/coco.py", "from fusioner_rt.session import Session", "trespass"),

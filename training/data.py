@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from fusioner_rt.atomic_files import write_atomically
+from fusioner_rt.decode_picture import SUFFIXES, decode
 from fusioner_rt.errors import FusionerError, one_line
-from fusioner_rt.pictures import SUFFIXES, decode
 
 IGNORE = -1  # mask value of pixels without a class: not counted in loss or scores
 IGNORE_IN_FILE = 255  # its value in an 8-bit mask file (PASCAL VOC's convention)

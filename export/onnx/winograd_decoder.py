@@ -11,7 +11,7 @@ decoder_up_i    rows of one picture's map → rows of the next, twice as large, 
                 (convolutions leave their bias out: an instance norm follows, which takes the mean away)
 decoder_scores  rows of the last map → rows of the scores and Gram maps of `kernels.reference.score_maps`, unscaled
 
-`fusioner_rt.onnx.strip_decoder` calls them strip by strip, so that what lies between the operators stays in the processor's
+`fusioner_rt.onnx.decoder_in_strips` calls them strip by strip, so that what lies between the operators stays in the processor's
 cache. The features of the last 1×1 conv are never written either. They are rotated: the mask head needs inner products
 alone, and those stay the same. The rotation makes the conv's matrix triangular (QR), so half of it is zeros, and leaves
 out directions in which features never differ from zero.
@@ -29,7 +29,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from export.onnx.mask_head_graphs import FLOAT, INT64, Graph, add_gram, integer, real
-from fusioner_rt.onnx.strip_decoder import OUTPUTS, WINDOW
+from fusioner_rt.onnx.decoder_in_strips import OUTPUTS, WINDOW
 from kernels.reference import TINY
 from training.model import Decoder
 
@@ -110,7 +110,7 @@ def _normalised(graph: Graph, norm: Any) -> str:
 
 
 def _up(decoder: Decoder, index: int, half: bool) -> onnx.ModelProto:
-    """Rows of a map to rows of the next: the arguments are those of `fusioner_rt.onnx.strip_decoder.Strip` and `Columns`."""
+    """Rows of a map to rows of the next: the arguments are those of `fusioner_rt.onnx.decoder_in_strips.Strip` and `Columns`."""
     convolution = cast(nn.Conv2d, decoder.convolutions[index])
     inputs, outputs = convolution.in_channels, convolution.out_channels
     of_input, of_weight, of_output = (matrix.astype(np.float32) for matrix in winograd())

@@ -13,9 +13,9 @@ import numpy as np
 from ..bundle import Bundle
 from ..check_finite import check_finite
 from ..executor_interface import Answer, Clock, Request, TextGraph, Waiting, untimed
+from .decoder_in_strips import Decoder, graph_names
 from .loaded_graphs import LoadedGraphs
 from .runtime import OnnxRuntime
-from .strip_decoder import Decoder, graph_names
 
 _Maps: TypeAlias = tuple[np.ndarray, np.ndarray]
 

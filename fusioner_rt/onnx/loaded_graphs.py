@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle
+from .decoder_in_strips import of_strips
 from .mask_head import MaskHead, cores
 from .runtime import Graph, OnnxRuntime
-from .strip_decoder import of_strips
 
 
 class LoadedGraphs:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..decode_picture import PIXEL_LIMIT
 from ..errors import GraphUnusable, UsageError
 from ..executor_interface import Answer, Request
-from ..pictures import PIXEL_LIMIT
 from . import mask_tiles
 from .mask_tiles import Run
 from .workers import Workers

@@ -16,8 +16,8 @@ import pytest
 
 from benchmarks import gpu_check, gpu_kit, gpu_proofs, gpu_steps
 from fusioner_rt import Session
+from fusioner_rt.decode_picture import decode
 from fusioner_rt.errors import BundleMissing, UsageError
-from fusioner_rt.pictures import decode
 
 ROOT = Path(__file__).parents[2]
 EMULABLE = [name for name, step in gpu_steps.STEPS.items() if step.emulable]

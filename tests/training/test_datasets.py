@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fusioner_rt.pictures import decode
+from fusioner_rt.decode_picture import decode
 from training.data import IGNORE, DataError, MaskFolder, PictureMasks, present, same_class
 from training.datasets import KINDS, coco, fss, mosaic, open_dataset, sbd, splits, voc
 from training.datasets.__main__ import main

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fusioner_rt.pictures import decode
+from fusioner_rt.decode_picture import decode
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.words.tokenizer import PromptTokenizer
 from training.encoders import WeightsNotFound, classifier_rows, image_encoder, text_encoder

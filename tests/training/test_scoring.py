@@ -132,7 +132,7 @@ def decided(probabilities: np.ndarray, threshold: float) -> np.ndarray:
 def test_a_model_with_one_window_labels_as_it_does_the_whole_picture(
     mode: str, data: MaskFolder, model: Fusioner, cache: FeatureCache, vectors: torch.Tensor
 ) -> None:
-    from fusioner_rt.pictures import decode
+    from fusioner_rt.decode_picture import decode
 
     crops = scoring.fusioner_crops(model, vectors, mode)  # type: ignore[arg-type]
     sliding = scoring.sliding(crops, data, 0.5, scale=1)

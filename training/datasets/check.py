@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fusioner_rt.decode_picture import decode
 from fusioner_rt.errors import FusionerError
-from fusioner_rt.pictures import decode
 from training.data import DataError, PictureMasks, present
 from training.datasets import KINDS, fss, open_dataset, splits
 

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fusioner_rt.atomic_files import writable_folder
-from fusioner_rt.pictures import decode
+from fusioner_rt.decode_picture import decode
 from training.data import DataError, MaskFolder
 from training.datasets.fss import Fss1000
 from training.feature_cache import nearest

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from export.onnx.winograd_decoder import POINTS, decoder_graphs, winograd
 from fusioner_rt.errors import GraphUnusable
-from fusioner_rt.onnx import strip_decoder
+from fusioner_rt.onnx import decoder_in_strips
 from fusioner_rt.onnx.runtime import OnnxRuntime
 from fusioner_rt.onnx.workers import Workers
 from kernels import reference
@@ -33,13 +33,15 @@ def made(width: int, channels: tuple[int, ...], half: bool = False) -> Decoder:
     return decoder.half().float() if half else decoder
 
 
-def loaded(decoder: Decoder, folder: Path, half: bool = False, threads: int = 2) -> strip_decoder.Decoder:
+def loaded(decoder: Decoder, folder: Path, half: bool = False, threads: int = 2) -> decoder_in_strips.Decoder:
     runtime = OnnxRuntime("onnxruntime-cpu", 1)
     graphs = {}
     for name, graph in decoder_graphs(decoder, half).items():
         onnx.save_model(graph, folder / f"{name}.onnx")
         graphs[name] = runtime.load(folder / f"{name}.onnx")
-    return strip_decoder.Decoder([graphs[name] for name in strip_decoder.graph_names(graphs)], Workers(threads, "test"))
+    return decoder_in_strips.Decoder(
+        [graphs[name] for name in decoder_in_strips.graph_names(graphs)], Workers(threads, "test")
+    )
 
 
 def maps(decoder: Decoder, fused: Tensor, refined: Tensor) -> dict[str, np.ndarray]:
@@ -67,7 +69,7 @@ def inputs(batch: int, words: int, size: tuple[int, int], width: int) -> tuple[T
     batch=st.integers(1, 3),
     threads=st.integers(1, 3),
     half=st.booleans(),
-    strip_bytes=st.sampled_from([1, 1 << 12, strip_decoder.STRIP_BYTES]),
+    strip_bytes=st.sampled_from([1, 1 << 12, decoder_in_strips.STRIP_BYTES]),
 )
 def test_maps_err_at_most_twice_what_plain_arithmetic_errs(
     tmp_path_factory: pytest.TempPathFactory,
@@ -84,7 +86,7 @@ def test_maps_err_at_most_twice_what_plain_arithmetic_errs(
     fused, refined = inputs(batch, words, size, width)
     exact, plain = maps(decoder, fused.double(), refined.double()), maps(decoder, fused, refined)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strip_decoder, "STRIP_BYTES", strip_bytes)
+        patch.setattr(decoder_in_strips, "STRIP_BYTES", strip_bytes)
         own = loaded(decoder, tmp_path_factory.mktemp("graphs"), half, threads).maps(fused.numpy(), refined.numpy())
     for name, found in zip(("scores", "gram"), own, strict=True):
         largest = np.abs(exact[name]).max()
@@ -127,35 +129,35 @@ def test_memory_used_again_changes_nothing(tmp_path: Path) -> None:
 def test_windows_hold_what_a_convolution_reads_of_the_upsampled_row(size: int) -> None:
     row = np.random.default_rng(size).standard_normal(size)
     upsampled = F.interpolate(torch.from_numpy(row)[None, None], scale_factor=2, mode="linear")[0, 0].numpy()
-    cut = strip_decoder.windows(size).astype(np.float64) @ row  # (WINDOW, tiles)
-    padded = np.zeros(strip_decoder.OUTPUTS * cut.shape[1] + 2)
+    cut = decoder_in_strips.windows(size).astype(np.float64) @ row  # (WINDOW, tiles)
+    padded = np.zeros(decoder_in_strips.OUTPUTS * cut.shape[1] + 2)
     padded[1 : 1 + 2 * size] = upsampled
     for tile in range(cut.shape[1]):
-        start = strip_decoder.OUTPUTS * tile
-        np.testing.assert_allclose(cut[:, tile], padded[start : start + strip_decoder.WINDOW], atol=1e-6)
+        start = decoder_in_strips.OUTPUTS * tile
+        np.testing.assert_allclose(cut[:, tile], padded[start : start + decoder_in_strips.WINDOW], atol=1e-6)
 
 
 @given(st.integers(1, 300))
 def test_blocks_of_columns_are_the_windows_cut_up(size: int) -> None:
-    every, cut = strip_decoder.windows(size), strip_decoder.columns(size)
+    every, cut = decoder_in_strips.windows(size), decoder_in_strips.columns(size)
     m = cut.windows.shape[2]
-    whole = np.zeros((strip_decoder.WINDOW, cut.width // strip_decoder.OUTPUTS, size), np.float32)
+    whole = np.zeros((decoder_in_strips.WINDOW, cut.width // decoder_in_strips.OUTPUTS, size), np.float32)
     for block, points in enumerate(cut.points):
         whole[:, m * block : m * (block + 1), points] = cut.windows[block]
     np.testing.assert_array_equal(whole[:, : every.shape[1]], every)
     assert not whole[:, every.shape[1] :].any()
-    assert m <= strip_decoder.BLOCK
+    assert m <= decoder_in_strips.BLOCK
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 9))
 def test_strips_cover_every_row_once(size: int, tile_rows: int, threads: int) -> None:
-    every, cut = strip_decoder.windows(size), strip_decoder.strips(size, tile_rows, threads)
+    every, cut = decoder_in_strips.windows(size), decoder_in_strips.strips(size, tile_rows, threads)
     written = [row for strip in cut for row in range(*strip.write)]
-    assert written == list(range(strip_decoder.OUTPUTS * every.shape[1]))
+    assert written == list(range(decoder_in_strips.OUTPUTS * every.shape[1]))
     assert sum(strip.valid for strip in cut) == 2 * size
     whole = np.zeros_like(every)
     for strip in cut:
-        tiles = slice(strip.write[0] // strip_decoder.OUTPUTS, strip.write[1] // strip_decoder.OUTPUTS)
+        tiles = slice(strip.write[0] // decoder_in_strips.OUTPUTS, strip.write[1] // decoder_in_strips.OUTPUTS)
         assert strip.rows.shape[1] <= tile_rows
         whole[:, tiles, slice(*strip.read)] = strip.rows
     np.testing.assert_array_equal(whole, every)

@@ -13,9 +13,9 @@ import pytest
 
 from fusioner_rt import Session
 from fusioner_rt.bundle import Bundle
+from fusioner_rt.decode_picture import decode
 from fusioner_rt.errors import FusionerError
 from fusioner_rt.gpu.driver import Device
-from fusioner_rt.pictures import decode
 
 ROOT = Path(__file__).parents[3]
 PICTURES = sorted((ROOT / "docs" / "pictures").glob("*.jpg"))

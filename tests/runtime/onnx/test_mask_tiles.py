@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fusioner_rt.bundle import Bundle
+from fusioner_rt.decode_picture import PIXEL_LIMIT
 from fusioner_rt.errors import GraphUnusable, UsageError
 from fusioner_rt.onnx import mask_tiles
 from fusioner_rt.onnx.mask_head import MaskHead
 from fusioner_rt.onnx.runtime import Graph, OnnxRuntime
-from fusioner_rt.pictures import PIXEL_LIMIT
 from kernels import reference
 
 EPS = float(np.finfo(np.float32).eps)

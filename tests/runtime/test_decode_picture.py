@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from made_pictures import encoded, png_header, scene
 from PIL import Image, ImageFile
 
+from fusioner_rt.decode_picture import PIXEL_LIMIT, decode
 from fusioner_rt.errors import FusionerError, PictureInvalid, PictureMissing, PictureTooLarge, PictureUnreadable
-from fusioner_rt.pictures import PIXEL_LIMIT, decode
 
 # EXIF orientation to what makes the stored pixels upright (EXIF 2.3, tag 0x0112).
 UPRIGHT = {
