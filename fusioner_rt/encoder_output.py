@@ -35,13 +35,13 @@ class EncodedPicture:
                 f"was encoded by another bundle (pictures' hash {self.picture_sha256[:12]}…, this "
                 f"session's {picture_sha256[:12]}…)",
                 "encode the picture with this session",
-                subject=self,
+                subject=str(self),
             )
         if self.backend != backend:
             raise UsageError(
                 f"was encoded by the backend {self.backend}, this session's is {backend}",
                 "encode the picture with this session",
-                subject=self,
+                subject=str(self),
             )
 
     def __repr__(self) -> str:

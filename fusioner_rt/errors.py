@@ -3,6 +3,8 @@
 The command line prints an error as one line and exits with the kind's `exit_code` (2 is argparse's own, 130 an interrupt).
 """
 
+from pathlib import Path
+
 
 class FusionerError(Exception):
     """Base class. The command line prints it without a traceback.
@@ -13,7 +15,7 @@ class FusionerError(Exception):
 
     exit_code = 1
 
-    def __init__(self, found: str, cure: str = "", subject: object = None) -> None:
+    def __init__(self, found: str, cure: str = "", subject: str | Path | None = None) -> None:
         super().__init__(found, cure, subject)
         self.found, self.cure, self.subject = found, cure, subject
 

@@ -95,6 +95,7 @@ class Manifest:
     batch: Profile
     size: Profile
     graphs: Mapping[str, GraphEntry]
+    text_width: int
     plans: tuple[Plan, ...]
     kernels: KernelsEntry | None
     known_answer: AnswerEntry | None
@@ -107,8 +108,6 @@ class Manifest:
             return cls._parse(folder, content)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ManifestInvalid(f"a field is missing or malformed ({error!r})") from None
-        except ManifestInvalid:
-            raise
         except FusionerError as error:
             raise ManifestInvalid(str(error)) from None
 
@@ -127,6 +126,7 @@ class Manifest:
             max_tokens=int(content["tokenizer"]["max_tokens"]),
             preprocessing=Preprocessing.from_manifest(content["preprocessing"]),
             graphs=graphs,
+            text_width=int(graphs["image_fusion"].inputs["words"].shape[-1]),
             plans=tuple(Plan.parse(folder, entry) for entry in content["engines"]),
             kernels=_kernels(folder, content["kernels"]) if "kernels" in content else None,
             known_answer=_answer(folder, content["known_answer"]) if "known_answer" in content else None,
@@ -137,11 +137,6 @@ class Manifest:
             if file not in manifest.files:
                 raise KeyError(f"{file.relative_to(folder).as_posix()} in files")
         return manifest
-
-    @property
-    def text_width(self) -> int:
-        """t, the length of a word vector."""
-        return int(self.graphs["image_fusion"].inputs["words"].shape[-1])
 
     def _used_files(self) -> list[Path]:
         return [
@@ -162,6 +157,9 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _file(name: str, entry: Mapping[str, Any]) -> FileEntry:
     try:
+        if "\0" in name:
+            raise ValueError("embedded null byte")
+        os.fsencode(name)  # raises for what is no text
         return FileEntry(str(entry["sha256"]), int(entry["bytes"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ManifestInvalid(f"files entry {name!r} is malformed ({error!r})") from None
@@ -172,13 +170,8 @@ def _profile(entry: Mapping[str, Any]) -> Profile:
 
 
 def _graph(folder: Path, entry: Mapping[str, Any]) -> GraphEntry:
-    weights = entry.get("weights")
-    return GraphEntry(
-        folder / entry["file"],
-        folder / weights if weights else None,
-        _tensors(entry["inputs"]),
-        _tensors(entry["outputs"]),
-    )
+    weights = folder / entry["weights"] if "weights" in entry else None
+    return GraphEntry(folder / entry["file"], weights, _tensors(entry["inputs"]), _tensors(entry["outputs"]))
 
 
 def _tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ def open_rung(
     """Open a backend. Returns its executor, a description of what runs, and why it was not compared with the known
     answer, or None.
 
-    name: one of `backends.LADDER`. threads: per graph on the CPU. cache: folder for compiled kernels, or None.
+    name: one of `ladder.LADDER`. threads: per graph on the CPU. cache: folder for compiled kernels, or None.
     Raises the error that keeps it from running, or AnswerWrong.
     """
     if name == "onnxruntime-cpu":

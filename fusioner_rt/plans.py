@@ -28,7 +28,7 @@ class Plan:
     version: str
     capability: str
     version_compatible: bool
-    precision: str = "fp16"
+    precision: str
     report: Path | None = None
 
     @classmethod

@@ -33,12 +33,12 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not 1 <= self.multiple <= self.longest or self.side < 1:
             raise ManifestInvalid(
-                f"preprocessing: side {self.side}, multiple {self.multiple} and longest {self.longest} do not fit",
+                f"preprocessing: side {self.side}, multiple {self.multiple} and longest {self.longest} do not fit; "
                 "side must be positive and multiple within 1..longest",
             )
         if self.resample not in RESAMPLINGS:
             raise ManifestInvalid(
-                f"preprocessing: resample {self.resample!r} is unknown", f"it must be one of {', '.join(RESAMPLINGS)}"
+                f"preprocessing: resample {self.resample!r} is unknown; it must be one of {', '.join(RESAMPLINGS)}"
             )
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise ManifestInvalid("preprocessing: mean and std must hold three numbers each, those of std positive")
@@ -65,7 +65,7 @@ class Preprocessing:
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Network input (h, w) of a picture of height x width pixels: same aspect, area about side²."""
         if height < 1 or width < 1:
-            raise PictureInvalid(f"a picture of {width}x{height} has no pixels", "both edges must be at least 1")
+            raise PictureInvalid(f"a picture of {width}x{height} has no pixels; both edges must be at least 1")
         scale = self.side / math.sqrt(height * width)
         return self._edge(height * scale), self._edge(width * scale)
 

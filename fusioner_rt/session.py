@@ -126,12 +126,17 @@ class Session:
         results: dict[int, EncodedPicture] = {}
         decoded: dict[int, np.ndarray] = {}
 
-        def run(group: dict[int, Waiting]) -> None:
-            waiting = list(group.values())
-            for index, given, encoded in zip(group, waiting, self._executor.encode_pictures(waiting), strict=True):
-                results[index] = EncodedPicture(
-                    decoded.pop(index), given.input_size, encoded, self._backend.effective, self.bundle.picture_sha256
-                )
+        def run(ready: Iterator[dict[int, Waiting]]) -> None:
+            for group in ready:
+                waiting = list(group.values())
+                for index, given, encoded in zip(group, waiting, self._executor.encode_pictures(waiting), strict=True):
+                    results[index] = EncodedPicture(
+                        decoded.pop(index),
+                        given.input_size,
+                        encoded,
+                        self._backend.effective,
+                        self.bundle.picture_sha256,
+                    )
 
         groups = _Groups(self._executor, self._executor.max_group)
         for index, given in enumerate(pictures):
@@ -140,10 +145,8 @@ class Session:
                 results[index] = given
                 continue
             decoded[index] = rgb = _decode(given)
-            for group in groups.add(index, self._prepare(rgb, _edges(rgb), describe(given))):
-                run(group)
-        for group in groups.rest():
-            run(group)
+            run(groups.add(index, self._prepare(rgb, _edges(rgb), describe(given))))
+        run(groups.rest())
         ordered = [results[index] for index in range(len(pictures))]
         return ordered if many else ordered[0]
 
@@ -312,29 +315,29 @@ class _Call:
     def add(self, index: int, picture: np.ndarray, waiting: Waiting) -> None:
         """Add a picture; may run a group. index: of the picture in the call."""
         self._pictures[index] = picture
-        for group in self._groups.add(index, waiting):
-            self._run(group)
+        self._run(self._groups.add(index, waiting))
 
     def finish(self) -> list[Segmentation]:
         """The results, in the order of the pictures."""
-        for group in self._groups.rest():
-            self._run(group)
+        self._run(self._groups.rest())
         return [self._results[index] for index in sorted(self._results)]
 
-    def _run(self, group: dict[int, Waiting]) -> None:
-        members, request = list(group), self._request
-        answers = self._executor.run(list(group.values()), request, self._watch.of(members))
-        for index, answer in zip(members, answers, strict=True):
-            self._results[index] = Segmentation(
-                words=self._words,
-                labels=answer.labels,
-                confidence=answer.confidence,
-                picture=self._pictures.pop(index),
-                timing=self._watch.milliseconds(index),
-                threshold=request.threshold,
-                mode=request.mode,
-                probabilities=answer.probabilities,
-            )
+    def _run(self, ready: Iterator[dict[int, Waiting]]) -> None:
+        request = self._request
+        for group in ready:
+            members = list(group)
+            answers = self._executor.run(list(group.values()), request, self._watch.of(members))
+            for index, answer in zip(members, answers, strict=True):
+                self._results[index] = Segmentation(
+                    words=self._words,
+                    labels=answer.labels,
+                    confidence=answer.confidence,
+                    picture=self._pictures.pop(index),
+                    timing=self._watch.milliseconds(index),
+                    threshold=request.threshold,
+                    mode=request.mode,
+                    probabilities=answer.probabilities,
+                )
 
 
 class _Groups:
@@ -400,7 +403,7 @@ def _check_kept(size: int, words: int, height: int, width: int) -> None:
     if size > KEPT_LIMIT:
         raise UsageError(
             f"the probabilities of {words} words at {height}x{width} pixels bring this call to "
-            f"{size / 1000000000.0:.1f} GB, at most {KEPT_LIMIT / 1000000000.0:.0f} GB are kept",
+            f"{size / 1e9:.1f} GB, at most {KEPT_LIMIT / 1e9:.0f} GB are kept",
             "give a smaller size=(H, W), fewer words or fewer pictures",
         )
 
@@ -421,7 +424,5 @@ def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | No
         raise UsageError(f"the size is {size!r}", "give height and width in whole pixels, at least 1 each")
     height, width = (int(edge) for edge in size)
     if height * width > PIXEL_LIMIT:
-        raise UsageError(
-            f"the size {height}x{width} is over {PIXEL_LIMIT / 1000000.0:.0f} million pixels", "give a smaller"
-        )
+        raise UsageError(f"the size {height}x{width} is over {PIXEL_LIMIT / 1e6:.0f} million pixels", "give a smaller")
     return height, width

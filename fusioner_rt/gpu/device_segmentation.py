@@ -32,10 +32,9 @@ def segment_on_device(
     """See `Session.segment_on_device`, which has checked the options."""
     if not isinstance(executor, GpuExecutor):
         raise BackendUnavailable(
-            "segment_on_device needs a backend that works in GPU memory, and this session's does "
-            "not; session.backend.passed_over and session.notes tell why, fusioner-rt doctor what to "
-            "do",
-            "or copy the picture to the host and use segment",
+            "segment_on_device needs a backend that works in GPU memory, and this session's does not",
+            "session.backend.passed_over and session.notes tell why, fusioner-rt doctor what to do; or copy the picture "
+            "to the host and use segment",
         )
     device = executor.device
     given = view(picture, "picture", device, stream)
@@ -45,9 +44,8 @@ def segment_on_device(
     pictures, height, width = batch.shape[:3]
     if pictures > bundle.batch.max:
         raise DeviceArrayInvalid(
-            f"picture holds {pictures} pictures",
-            f"the bundle was built for {bundle.batch.max} at once: give them in parts, or rebuild it: "
-            f"{build_command(bundle.folder, max_batch=pictures)}",
+            f"picture holds {pictures} pictures; the bundle was built for {bundle.batch.max} at once",
+            f"give them in parts, or rebuild it: {build_command(bundle.folder, max_batch=pictures)}",
         )
     input_size = bundle.input_size(height, width, "the picture in GPU memory")
     edges = (pictures, *(size or (height, width)))

@@ -45,7 +45,7 @@ class Driver:
             try:
                 code, *results = call(*arguments)
             except RuntimeError as error:  # the driver library is missing or has no such call
-                raise BackendUnavailable(f"{one_line(error).rstrip('.')}", INSTALL_DRIVER, subject=name) from None
+                raise BackendUnavailable(one_line(error).rstrip("."), INSTALL_DRIVER, subject=name) from None
             if int(code):
                 short = code == self.bindings.CUresult.CUDA_ERROR_OUT_OF_MEMORY
                 raise (GpuMemoryShort if short else CudaFailed)(f"{name} failed: {self._explain(code)}")

@@ -164,7 +164,7 @@ class Kernels:
         number = programs(launch.grid, sizes)
         if not (0 < number < 2**31 and 0 < pictures <= MAX_PICTURES):
             raise UsageError(
-                f"{number} programs for {pictures} pictures", "a GPU takes at most 2**31 and 65535", subject=name
+                f"{number} programs for {pictures} pictures; a GPU takes at most 2**31 and 65535", subject=name
             )
         with self.device.current():
             self.device.driver.cuLaunchKernel(
@@ -219,8 +219,8 @@ class Kernels:
         version = self.device.driver.cuDriverGetVersion()
         files, reasons = (dict.fromkeys(map(str, column)) for column in zip(*refused, strict=True))
         raise KernelsUnusable(
-            f"the driver of {self.device} does not load it ({'; '.join(reasons)})",
-            f"the driver is of CUDA {version // 1000}.{version % 1000 // 10}, the kernels need 12.0: "
+            f"the driver of {self.device} does not load it ({'; '.join(reasons)}); it is of CUDA "
+            f"{version // 1000}.{version % 1000 // 10}, the kernels need 12.0",
             "update the driver, or choose another backend",
             subject=", ".join(files),
         )

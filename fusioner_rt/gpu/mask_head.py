@@ -49,14 +49,14 @@ class CudaMaskHead:
         gram = array_as(gram, "gram", (pictures, 5, height, width), "float32")
         finite = array_as(finite, "finite", (pictures,), "int32")
         if channels % 16:
-            raise DeviceArrayInvalid(f"features have {channels} channels", "the compiled kernels take multiples of 16")
+            raise DeviceArrayInvalid(f"features have {channels} channels; the compiled kernels take multiples of 16")
         check_count(height * width * channels, "feature values")
         check_count(count * channels, "word values")
         check_count(max(count, 5) * height * width, "scores or inner products")
         workspace = DeviceArray.of(workspace, "workspace")
         needed = self.workspace_bytes(features.shape, count)
         if workspace.nbytes < needed:
-            raise DeviceArrayInvalid(f"workspace has {workspace.nbytes} bytes", f"these shapes need {needed}")
+            raise DeviceArrayInvalid(f"workspace has {workspace.nbytes} bytes; these shapes need {needed}")
         self._check_device(features=features, words=words, workspace=workspace, scores=scores, gram=gram, finite=finite)
         parts = workspace.pointer
         units = parts + _padded(pictures * PARTS * 4)
@@ -106,7 +106,7 @@ class CudaMaskHead:
         out = array_of(masks, "masks", "(B, K, H, ⌈W/32⌉)", ("int32",))
         pictures, words, height, pitch = out.shape
         if pitch != -(-width // 32):
-            raise DeviceArrayInvalid(f"masks have rows of {pitch} elements", f"{width} pixels need {-(-width // 32)}")
+            raise DeviceArrayInvalid(f"masks have rows of {pitch} elements; {width} pixels need {-(-width // 32)}")
         scalars = {"least_cosine": least_cosine(self._temperature, _threshold(threshold))}
         self._resolve("masks", scores, gram, (pictures, height, width), {"masks": out}, scalars, stream, words)
 
@@ -121,8 +121,7 @@ class CudaMaskHead:
         height, width = output[1:]
         if words > MAX_WORDS or max(height, width) > MAX_EDGE:
             raise DeviceArrayInvalid(
-                f"{words} words at {width}x{height} pixels",
-                f"at most {MAX_WORDS} words and {MAX_EDGE} pixels an edge",
+                f"{words} words at {width}x{height} pixels; at most {MAX_WORDS} words and {MAX_EDGE} pixels an edge"
             )
         check_count(max(words, 5) * low_height * low_width, "scores or inner products")
         for edge, low in ((height, low_height), (width, low_width)):

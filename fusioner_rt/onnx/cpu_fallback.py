@@ -9,7 +9,7 @@ from .runtime import OnnxRuntime
 
 
 class OnnxCpuSide:
-    """`executor.CpuSide` over the bundle's ONNX graphs. Raises BackendUnavailable, GraphUnusable."""
+    """`executor_interface.CpuSide` over the bundle's ONNX graphs. Raises BackendUnavailable, GraphUnusable."""
 
     def __init__(self, bundle: Bundle, threads: int | None) -> None:
         """threads: per graph, by default one per core."""

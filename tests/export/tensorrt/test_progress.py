@@ -178,13 +178,13 @@ def test_the_monitor_is_tensorrts_own_kind(trt):
 WORK = """
 import sys, onnx
 from export import build_engine
-from export.onnx import graphs
-from export.tensorrt import build
+from export.onnx import model_graphs
+from export.tensorrt import build_plans
 from export.tensorrt.progress import Progress
 traced = sys.argv.pop(1)
-graphs.text_graph = lambda model: onnx.load(traced + "/text.onnx")  # what is interrupted comes after the tracing
+model_graphs.text_graph = lambda model: onnx.load(traced + "/text.onnx")  # what is interrupted comes after the tracing
 parts = ("image", "fusion", "decoder")
-graphs.picture_graphs = lambda model: {name: onnx.load(f"{traced}/{name}.onnx") for name in parts}
+model_graphs.picture_graphs = lambda model: {name: onnx.load(f"{traced}/{name}.onnx") for name in parts}
 class Endless(Progress):  # holds the build at its first step until somebody cancels it
     def step(self, name, step):
         import time
@@ -192,7 +192,7 @@ class Endless(Progress):  # holds the build at its first step until somebody can
         while not self.cancelled:
             time.sleep(0.05)
         return super().step(name, step)
-build.Progress = Endless
+build_plans.Progress = Endless
 sys.exit(build_engine.main(sys.argv[1:]))
 """
 

@@ -38,7 +38,7 @@ RECEIVERS = {
     "fusioner_rt/tensorrt/versions.py:runtime": "Runtime",
     "fusioner_rt/tensorrt/versions.py:engine": "ICudaEngine",
     "fusioner_rt/tensorrt/versions.py:recordable:context": "IExecutionContext",
-    "fusioner_rt/tensorrt/versions.py:found": "EngineInvalidityDiagnostics",
+    "fusioner_rt/tensorrt/versions.py:flags": "EngineInvalidityDiagnostics",
     "fusioner_rt/tensorrt/runtime_cache.py:self._cache": "IRuntimeCache",
     "fusioner_rt/tensorrt/runtime_cache.py:config": "IRuntimeConfig",
     "fusioner_rt/tensorrt/loaded_plan.py:self._runtime": "Runtime",

@@ -138,7 +138,7 @@ def test_the_tensorrt_path_is_type_checked(sources, stubs, tmp_path, tmp_path_fa
     )
     assert stubs is not of_rtx or not lacking
     shutil.copytree(sources, tmp_path / "broken")
-    file = tmp_path / "broken" / "export" / "tensorrt" / "build.py"
+    file = tmp_path / "broken" / "export" / "tensorrt" / "build_plans.py"
     planted = {"ignore_mismatch=False": "ignore=False", "VERSION_COMPATIBLE)": "VERSION_COMPATIBLY)"}
     text = file.read_text()
     for right, wrong in planted.items():

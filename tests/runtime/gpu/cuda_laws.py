@@ -1,6 +1,6 @@
 """The launcher end to end without a GPU: its launches run by Triton's interpreter in emulated device memory.
 
-Run by test_cuda_mask_head.py in a process of its own (the interpreter is chosen when Triton is imported), with the
+Run by test_mask_head.py in a process of its own (the interpreter is chosen when Triton is imported), with the
 compiled kernels' folder in COMPILED_KERNELS.
 """
 

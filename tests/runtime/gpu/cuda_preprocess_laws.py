@@ -1,6 +1,6 @@
 """Preprocessing's launcher end to end without a GPU: its launches run by Triton's interpreter in emulated device memory.
 
-Run by test_cuda_preprocess.py in a process of its own (the interpreter is chosen when Triton is imported), with the
+Run by test_preprocess_on_gpu.py in a process of its own (the interpreter is chosen when Triton is imported), with the
 compiled kernels' folder in COMPILED_KERNELS.
 """
 
