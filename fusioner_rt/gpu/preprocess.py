@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import KernelsUnusable, PictureInvalid, UsageError
+from ..errors import PictureInvalid, UsageError
 from ..preprocess import Preprocessing
 from .argument_checks import check_address
 from .kernel_contract import ALIGNMENT, MAX_EDGE, MAX_PICTURES, MAX_VALUES, resize_sizes
 from .kernel_launcher import Kernels
 from .resize_tables import columns_first, taps
 
-KERNELS = ("resize_rows.uint8", "resize_rows.float32", "resize_columns.uint8", "resize_columns.float32")
 _AXES = ("columns", "rows")
 
 
@@ -56,14 +55,6 @@ class CudaPreprocess:
     """Both steps, resize and normalisation, on one GPU. Threads may share it, each with its own stream and memory."""
 
     def __init__(self, kernels: Kernels, preprocessing: Preprocessing) -> None:
-        """Raises KernelsUnusable where the bundle is older than these kernels."""
-        missing = [name for name in KERNELS if name not in kernels.record.names]
-        if missing:
-            raise KernelsUnusable(
-                f"holds no kernel {', '.join(missing)}",
-                "build the bundle again, or preprocess on the CPU",
-                subject=kernels.record.folder,
-            )
         self._kernels, self._preprocessing = kernels, preprocessing
         gain, shift = preprocessing.gain_and_shift()
         channels = ("red", "green", "blue")

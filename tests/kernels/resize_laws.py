@@ -14,7 +14,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fusioner_rt.gpu.preprocess import KERNELS, CudaPreprocess
+from fusioner_rt.gpu.preprocess import CudaPreprocess
 from fusioner_rt.preprocess import RESAMPLINGS, Preprocessing
 from kernels.variants import variant
 
@@ -24,7 +24,7 @@ settings.load_profile("laws")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PICTURES = Path(__file__).parents[2] / "docs/pictures"
-NO_DEVICE = SimpleNamespace(record=SimpleNamespace(names=KERNELS))  # planning launches nothing
+NO_DEVICE = SimpleNamespace()  # planning launches nothing
 
 
 def by_kernels(pictures, size, preprocessing, rows=4, values=256):

@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusioner_rt.gpu.kernel_contract import EXTRAS, mask_sizes, programs, resize_sizes
-from fusioner_rt.gpu.preprocess import KERNELS as RESIZES
 from kernels import compile as compiler
 from kernels import instruction_count, mask_head, variants
 from kernels.compile import Compiled, choose
@@ -184,7 +183,8 @@ def test_every_variant_is_compiled_for_every_architecture_that_has_its_type() ->
 
 def test_a_bundle_has_what_sessions_launch_and_each_extra_adds_kernels_of_its_own() -> None:
     forms = ("few", "many")
-    launched = {"measure.float32", *(f"maps.float32.{form}" for form in forms), *RESIZES}
+    launched = {"measure.float32", *(f"maps.float32.{form}" for form in forms)}
+    launched |= {f"resize_{axis}.{dtype}" for axis in ("rows", "columns") for dtype in ("uint8", "float32")}
     launched |= {f"labels.{dtype}.{form}" for dtype in ("float32", "float16") for form in forms}
     assert set(variants.shipped()) == launched
     for extra, kernels in EXTRAS.items():

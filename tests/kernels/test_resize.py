@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusioner_rt.gpu import preprocess
 from fusioner_rt.preprocess import Preprocessing
-from kernels import variants
 
 LAWS = Path(__file__).with_name("resize_laws.py")
 
@@ -31,7 +29,3 @@ def test_a_fused_multiply_add_would_give_other_bits() -> None:
     levels = np.arange(256, dtype=np.float32)[:, None]
     fused = (levels.astype(np.float64) * gain - shift).astype(np.float32)
     assert (fused != levels * gain - shift).any()
-
-
-def test_the_launcher_names_the_kernels_there_are() -> None:
-    assert list(preprocess.KERNELS) == [name for name in variants.names() if name.startswith("resize_")]

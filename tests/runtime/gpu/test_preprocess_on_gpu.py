@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from fusioner_rt.errors import DeviceArrayInvalid, KernelsUnusable, PictureInvalid, UsageError
 from fusioner_rt.gpu.driver import Device, Driver
 from fusioner_rt.gpu.kernel_launcher import Kernels
-from fusioner_rt.gpu.preprocess import KERNELS, CudaPreprocess
+from fusioner_rt.gpu.preprocess import CudaPreprocess
 from fusioner_rt.preprocess import RESAMPLINGS, Preprocessing
 
 ROOT = Path(__file__).parents[3]
@@ -80,8 +80,7 @@ def test_an_axis_that_stays_takes_no_launch_and_a_launch_allocates_and_copies_no
 )
 @settings(max_examples=100, deadline=None)
 def test_plans_keep_every_table_and_tap_inside(height: int, width: int, h: int, w: int, resample: str) -> None:
-    nothing_to_launch = SimpleNamespace(record=SimpleNamespace(names=KERNELS))
-    plan = CudaPreprocess(nothing_to_launch, Preprocessing(320, 1, 1024, resample)).plan(height, width, (h, w))
+    plan = CudaPreprocess(SimpleNamespace(), Preprocessing(320, 1, 1024, resample)).plan(height, width, (h, w))
     assert plan.tables.dtype == np.int32
     assert plan.passes[0].before == plan.before == (height, width)
     assert plan.passes[-1].after == plan.after == (h, w)
