@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -250,6 +251,12 @@ def test_what_can_be_segmented_can_be_encoded_and_what_cannot_is_named(
     folder = changed_bundle(profiles=sizes, preprocessing={"side": 64, "multiple": 32, "longest": 256})
     with Session(folder, cache=False) as narrow, pytest.raises(SizeOutsideProfile, match="--sizes 32,64,256 "):
         narrow.encode(scene(10, 200))
+
+
+def test_an_error_about_an_encoded_picture_does_not_keep_it(session: Session, picture: np.ndarray) -> None:
+    with pytest.raises(UsageError) as refused:
+        session.encode(picture).check("another", session.bundle.picture_sha256)
+    assert len(pickle.dumps(refused.value)) < 1000
 
 
 def test_weights_that_lie_apart_are_checked_with_the_graph_that_refers_to_them(

@@ -27,6 +27,7 @@ plans = st.builds(
         lambda number, later: f"{number[0]}.{number[1]}{later}", capabilities, st.sampled_from(["", "+"])
     ),
     version_compatible=st.booleans(),
+    precision=st.just("fp16"),
 )
 
 
@@ -41,7 +42,7 @@ def bundle_of(*held: Plan) -> Any:
 def plan(
     capability: str = "8.0+", version: str = VERSIONS[-1], compatible: bool = False, flavour: str = "tensorrt"
 ) -> Plan:
-    return Plan(Path(f"{capability}-{version}.plan"), "image_fusion", flavour, version, capability, compatible)
+    return Plan(Path(f"{capability}-{version}.plan"), "image_fusion", flavour, version, capability, compatible, "fp16")
 
 
 def outcome(held: list[Plan], flavour: str, version: str, capability: tuple[int, int]) -> Plan | FusionerError:
@@ -161,4 +162,4 @@ def test_a_manifest_with_a_capability_that_is_none_is_malformed(capability: str)
     with pytest.raises(ValueError, match="is no compute capability"):
         Plan.parse(Path(), entry)
     read = Plan.parse(Path("x"), {**entry, "compute_capability": "8.9"})
-    assert read == Plan(Path("x/a.plan"), "text", "tensorrt", "11", "8.9", False)
+    assert read == Plan(Path("x/a.plan"), "text", "tensorrt", "11", "8.9", False, "fp16")
