@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ from emulated_driver import EmulatedDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusioner_rt.errors import DeviceArrayInvalid, KernelsUnusable, PictureInvalid, UsageError
+from fusioner_rt.errors import DeviceArrayInvalid, PictureInvalid, UsageError
 from fusioner_rt.gpu.driver import Device, Driver
 from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.preprocess import CudaPreprocess
@@ -96,17 +94,6 @@ def test_plans_keep_every_table_and_tap_inside(height: int, width: int, h: int, 
 
 def test_by_default_the_size_is_that_of_preprocessing(compiled: Path) -> None:
     assert launcher(compiled)[0].plan(375, 500).after == PREPROCESSING.input_size(375, 500)
-
-
-def test_a_bundle_that_is_older_than_these_kernels_is_refused_with_what_to_do(compiled: Path, tmp_path: Path) -> None:
-    older = shutil.copytree(compiled, tmp_path / "kernels")
-    record = json.loads((older / "abi.json").read_text())
-    record["kernels"] = {name: entry for name, entry in record["kernels"].items() if not name.startswith("resize_")}
-    (older / "abi.json").write_text(json.dumps(record))
-    with pytest.raises(
-        KernelsUnusable, match=r"no kernel resize_rows.uint8, .*; build the bundle again, or preprocess on"
-    ):
-        launcher(older)
 
 
 @pytest.mark.parametrize(

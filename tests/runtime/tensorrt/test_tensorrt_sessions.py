@@ -262,7 +262,7 @@ def test_a_gpu_that_cannot_run_the_plan_is_passed_over_when_the_session_opens(pl
         assert session.backend.effective == "onnxruntime-cpu"
         assert "does not load it" in dict(session.backend.passed_over)["tensorrt-rtx"]
     assert not gpu.memory
-    with pytest.raises(KernelsUnusable, match=r"does not load it .*: update the driver, or choose another backend"):
+    with pytest.raises(KernelsUnusable, match=r"does not load it .*; update the driver, or choose another backend"):
         Session(planned, backend="tensorrt-rtx", cache=False)
 
 
