@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fusioner_rt.json_fields import Field
 from fusioner_rt.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Files:
         return [one for one, there in zip(precisions, made, strict=True) if not there]
 
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_manifest(self.facts()["preprocessing"])
+        return Preprocessing.from_manifest(Field(self.facts()["preprocessing"], "preprocessing"))
 
 
 def key(model: str) -> str:

@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         default="all",
         metavar="SM,...",
         help="GPUs to compile the kernels for: all, none, or some of them, such as sm_80,sm_90; no GPU is "
-        "needed, and a GPU newer than all of them compiles sm_80's portable form when it loads it. In the same list, kernels "
+        "needed. With sm_80 comes a portable form, which a GPU newer than all of them compiles when it loads it. In the same list, kernels "
         "that no session launches: float16 (features in half precision), masks, probabilities (default: all)",
     )
     add("--pictures", type=Path, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")

@@ -18,6 +18,7 @@ from .errors import (
     KernelsUnusable,
     ManifestInvalid,
     SizeOutsideProfile,
+    UsageError,
 )
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, FileEntry, Manifest
 
@@ -119,8 +120,10 @@ class Bundle(Manifest):
 
 
 def find_bundle(folder: str | os.PathLike[str] | None = None) -> Path:
-    """The bundle's folder: the one given, else $FUSIONER_ENGINE, else the first of PLACES. Raises BundleMissing."""
+    """The bundle's folder: the one given, else $FUSIONER_ENGINE, else the first of PLACES. Raises BundleMissing, UsageError."""
     if folder is not None:
+        if not isinstance(folder, (str, os.PathLike)):
+            raise UsageError(f"the bundle is given as {folder!r}", "give the path of its folder")
         return Path(folder)
     if from_environment := os.environ.get("FUSIONER_ENGINE"):
         return Path(from_environment)

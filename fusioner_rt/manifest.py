@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from .errors import FusionerError, ManifestInvalid
+from .errors import ManifestInvalid, TemplatesInvalid
+from .json_fields import Field
 from .plans import Plan
 from .preprocess import Preprocessing
 from .words.templates import check_templates
@@ -17,7 +18,8 @@ MANIFEST = "manifest.json"
 GRAPHS = (
     "text", "image_fusion", "image", "fusion", "mask_scores", "mask_labels", "mask_tiles", "mask_probabilities",
 )  # fmt: skip
-"""The graphs of every bundle. Models with a decoder have further ones for it."""
+"""The graphs of every bundle. Models with a decoder have those of `decoder_graphs` too."""
+PRECISIONS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
@@ -103,39 +105,36 @@ class Manifest:
 
     @classmethod
     def parse(cls, folder: Path, content: Mapping[str, Any]) -> "Manifest":
-        """folder: the bundle's. content: the JSON object. Raises ManifestInvalid."""
-        try:
-            return cls._parse(folder, content)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ManifestInvalid(f"a field is missing or malformed ({error!r})") from None
-        except FusionerError as error:
-            raise ManifestInvalid(str(error)) from None
-
-    @classmethod
-    def _parse(cls, folder: Path, content: Mapping[str, Any]) -> "Manifest":
-        graphs = {str(name): _graph(folder, entry) for name, entry in content["graphs"].items()}
-        if missing := set(GRAPHS) - graphs.keys():
-            raise KeyError(f"{sorted(missing)[0]} in graphs")
+        """folder: the bundle's. content: the JSON object. Raises ManifestInvalid, which names the entry."""
+        document = Field(dict(content))
+        graphs = {name: _graph(folder, entry) for name, entry in document["graphs"].entries().items()}
+        decoder = [entry.whole(1) for entry in document["model"]["decoder"].items()]
+        for name in (*GRAPHS, *decoder_graphs(len(decoder))):
+            if name not in graphs:
+                raise ManifestInvalid(f"graphs.{name} is missing")
+        kernels, answer = document.get("kernels"), document.get("known_answer")
         manifest = cls(
-            name=str(content["name"]),
-            created=str(content["created"]),
-            precision=str(content["precision"]),
-            temperature=float(content["temperature"]),
-            templates=check_templates(content["templates"]),
-            tokenizer=folder / content["tokenizer"]["file"],
-            max_tokens=int(content["tokenizer"]["max_tokens"]),
-            preprocessing=Preprocessing.from_manifest(content["preprocessing"]),
+            name=document["name"].text(),
+            created=document["created"].text(),
+            precision=document["precision"].one_of(PRECISIONS),
+            temperature=document["temperature"].positive(),
+            templates=_templates(document["templates"]),
+            tokenizer=folder / document["tokenizer"]["file"].text(),
+            max_tokens=document["tokenizer"]["max_tokens"].whole(1),
+            preprocessing=Preprocessing.from_manifest(document["preprocessing"]),
             graphs=graphs,
-            text_width=int(graphs["image_fusion"].inputs["words"].shape[-1]),
-            plans=tuple(Plan.parse(folder, entry) for entry in content["engines"]),
-            kernels=_kernels(folder, content["kernels"]) if "kernels" in content else None,
-            known_answer=_answer(folder, content["known_answer"]) if "known_answer" in content else None,
-            files={_inside(folder, name): _file(name, entry) for name, entry in content["files"].items()},
-            **{name: _profile(content["profiles"][name]) for name in ("words", "batch", "size")},
+            text_width=_text_width(document["graphs"]["image_fusion"]["inputs"]["words"]),
+            plans=tuple(_plan(folder, entry) for entry in document["engines"].items()),
+            kernels=_kernels(folder, kernels) if kernels else None,
+            known_answer=_answer(folder, answer) if answer else None,
+            files={_inside(folder, name): _file(name, entry) for name, entry in document["files"].entries().items()},
+            **{name: _profile(document["profiles"][name]) for name in ("words", "batch", "size")},
         )
         for file in manifest._used_files():
             if file not in manifest.files:
-                raise KeyError(f"{file.relative_to(folder).as_posix()} in files")
+                raise ManifestInvalid(
+                    f"there is no {file.relative_to(folder).as_posix()} in files, which another entry names"
+                )
         return manifest
 
     def _used_files(self) -> list[Path]:
@@ -148,49 +147,81 @@ class Manifest:
         ]
 
 
+def decoder_graphs(layers: int) -> list[str]:
+    """Names of the decoder's graphs, in the order they run. layers: number of its 3×3 convs; 0 is no decoder."""
+    return ["decoder_first", *(f"decoder_up_{index}" for index in range(1, layers)), "decoder_scores"] if layers else []
+
+
 def _inside(folder: Path, name: str) -> Path:
-    """The path of a listed file. Raises ManifestInvalid where it is outside the folder."""
+    """The path of a listed file. Raises ManifestInvalid where it is outside the folder, or no name of a file."""
     if ".." in Path(name).parts or "\\" in name or PureWindowsPath(name).anchor or os.path.isabs(name):
-        raise ManifestInvalid(f"names a file outside the bundle, {name!r}")
+        raise ManifestInvalid(f"files names one outside the bundle, {name!r}")
+    try:
+        if "\0" in name:
+            raise ValueError
+        os.fsencode(name)  # raises for what is no text
+    except ValueError:
+        raise ManifestInvalid(f"files holds {name!r}, which is no name of a file") from None
     return folder / name
 
 
-def _file(name: str, entry: Mapping[str, Any]) -> FileEntry:
+def _file(name: str, entry: Field) -> FileEntry:
+    return FileEntry(entry["sha256"].text(), entry["bytes"].whole())
+
+
+def _profile(entry: Field) -> Profile:
+    profile = Profile(*(entry[bound].whole(1) for bound in ("min", "opt", "max")))
+    if not profile.min <= profile.opt <= profile.max:
+        raise entry.wrong("min <= opt <= max")
+    return profile
+
+
+def _graph(folder: Path, entry: Field) -> GraphEntry:
+    weights = entry.get("weights")
+    return GraphEntry(
+        folder / entry["file"].text(), folder / weights.text() if weights else None,
+        _tensors(entry["inputs"]), _tensors(entry["outputs"]),
+    )  # fmt: skip
+
+
+def _tensors(entry: Field) -> dict[str, Tensor]:
+    tensors = {}
+    for name, described in entry.entries().items():
+        dtype, shape = described.items(2)
+        tensors[name] = Tensor(dtype.text(), tuple(edge.value for edge in shape.items()))
+    if not tensors:
+        raise entry.wrong("a tensor at least")
+    return tensors
+
+
+def _text_width(words: Field) -> int:
+    return words.items(2)[1].items(3)[-1].whole(1)
+
+
+def _templates(entry: Field) -> tuple[str, ...]:
     try:
-        if "\0" in name:
-            raise ValueError("embedded null byte")
-        os.fsencode(name)  # raises for what is no text
-        return FileEntry(str(entry["sha256"]), int(entry["bytes"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ManifestInvalid(f"files entry {name!r} is malformed ({error!r})") from None
+        return check_templates([template.text() for template in entry.items()])
+    except TemplatesInvalid as error:
+        raise ManifestInvalid(f"{entry.place}: {error.found}") from None
 
 
-def _profile(entry: Mapping[str, Any]) -> Profile:
-    return Profile(*(int(entry[bound]) for bound in ("min", "opt", "max")))
+def _plan(folder: Path, entry: Field) -> Plan:
+    try:
+        return Plan.parse(folder, entry)
+    except ValueError as error:
+        raise ManifestInvalid(f"{entry.place}: {error}") from None
 
 
-def _graph(folder: Path, entry: Mapping[str, Any]) -> GraphEntry:
-    weights = folder / entry["weights"] if "weights" in entry else None
-    return GraphEntry(folder / entry["file"], weights, _tensors(entry["inputs"]), _tensors(entry["outputs"]))
+def _kernels(folder: Path, entry: Field) -> KernelsEntry:
+    features, targets = (tuple(name.text() for name in entry[names].items()) for names in ("features", "targets"))
+    return KernelsEntry(folder / entry["abi"].text(), features, targets)
 
 
-def _tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {str(name): Tensor(str(dtype), tuple(shape)) for name, (dtype, shape) in entries.items()}
-
-
-def _kernels(folder: Path, entry: Mapping[str, Any]) -> KernelsEntry:
-    for names in (entry["features"], entry["targets"]):
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise TypeError("features or targets of kernels are no list of names")
-    return KernelsEntry(folder / entry["abi"], tuple(entry["features"]), tuple(entry["targets"]))
-
-
-def _answer(folder: Path, entry: Mapping[str, Any]) -> AnswerEntry:
-    height, width = (int(edge) for edge in entry["input_size"])
+def _answer(folder: Path, entry: Field) -> AnswerEntry:
+    height, width = (edge.whole(1) for edge in entry["input_size"].items(2))
     bounds = {
-        str(precision): {name: float(allowed[name]) for name in ("mean", "largest", "labels")}
-        for precision, allowed in entry["bounds"].items()
+        precision: {name: allowed[name].number() for name in ("mean", "largest", "labels")}
+        for precision, allowed in entry["bounds"].entries().items()
     }
-    return AnswerEntry(
-        folder / entry["file"], tuple(map(str, entry["words"])), (height, width), int(entry["step"]), bounds
-    )
+    words = tuple(word.text() for word in entry["words"].items())
+    return AnswerEntry(folder / entry["file"].text(), words, (height, width), entry["step"].whole(1), bounds)

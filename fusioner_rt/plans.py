@@ -1,10 +1,12 @@
 """The manifest's entries for TensorRT plans (docs/bundle.md, `engines`)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .json_fields import Field
 
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 """The flavours and their names for messages."""
@@ -32,14 +34,14 @@ class Plan:
     report: Path | None = None
 
     @classmethod
-    def parse(cls, folder: Path, entry: Mapping[str, Any]) -> "Plan":
-        """folder: the bundle's. Raises KeyError, TypeError, ValueError for a malformed entry."""
-        capability = str(entry["compute_capability"])
+    def parse(cls, folder: Path, entry: Field) -> "Plan":
+        """folder: the bundle's. Raises ManifestInvalid, ValueError for a capability that is none."""
+        capability, report = entry["compute_capability"].text(), entry.get("report")
         if not _CAPABILITY.fullmatch(capability):
             raise ValueError(f"{capability!r} is no compute capability")
         return cls(
-            folder / str(entry["file"]), str(entry["graph"]), str(entry["flavour"]), str(entry["version"]), capability,
-            bool(entry["version_compatible"]), str(entry["precision"]), folder / entry["report"] if "report" in entry else None,
+            folder / entry["file"].text(), entry["graph"].text(), entry["flavour"].text(), entry["version"].text(), capability,
+            entry["version_compatible"].true_or_false(), entry["precision"].text(), folder / report.text() if report else None,
         )  # fmt: skip
 
     @property

@@ -1,13 +1,13 @@
 """Picture to network input: size, resampling and normalisation, for training and serving."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from .errors import ManifestInvalid, PictureInvalid
+from .json_fields import Field
 
 RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
@@ -44,19 +44,11 @@ class Preprocessing:
             raise ManifestInvalid("preprocessing: mean and std must hold three numbers each, those of std positive")
 
     @classmethod
-    def from_manifest(cls, entry: Mapping[str, Any]) -> "Preprocessing":
+    def from_manifest(cls, entry: Field) -> "Preprocessing":
         """From the manifest's `preprocessing` object. Raises ManifestInvalid."""
-        try:
-            return cls(
-                side=int(entry["side"]),
-                multiple=int(entry["multiple"]),
-                longest=int(entry["longest"]),
-                resample=str(entry["resample"]),
-                mean=tuple(float(value) for value in entry["mean"]),  # type: ignore[arg-type]
-                std=tuple(float(value) for value in entry["std"]),  # type: ignore[arg-type]
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ManifestInvalid(f"preprocessing: {error!r} in {dict(entry)}", "see docs/bundle.md") from None
+        mean, std = (tuple(value.number() for value in entry[name].items(3)) for name in ("mean", "std"))
+        side, multiple, longest = (entry[name].whole(1) for name in ("side", "multiple", "longest"))
+        return cls(side, multiple, longest, entry["resample"].text(), mean, std)  # type: ignore[arg-type]
 
     def to_manifest(self) -> dict[str, Any]:
         """The manifest's `preprocessing` object; `from_manifest` reads it back."""

@@ -61,8 +61,8 @@ class Session:
         BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}", "give 1 or more, or leave it out for one per core")
+        if threads is not None and not (isinstance(threads, int) and threads >= 1):
+            raise UsageError(f"threads is {threads!r}", "give 1 or more, or leave it out for one per core")
         self.bundle = Bundle.open(find_bundle(bundle))
         folder = None if cache is False else Path(cache) if cache is not None else default_folder()
         self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)

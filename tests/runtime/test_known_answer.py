@@ -215,7 +215,7 @@ def test_what_is_no_known_answer_is_refused(folder: Path, monkeypatch: pytest.Mo
         path.write_bytes(b"no answer" if how == "text" else whole[: len(whole) // 2])
     write_manifest(folder, manifest)
     gpu = engines(monkeypatch, folder, "tensorrt-rtx", as_it_is)
-    says = "manifest.json: a field" if how == "bounds" else r"known_answer\.npz: is no known answer"
+    says = r"manifest\.json: known_answer\.bounds" if how == "bounds" else r"known_answer\.npz: is no known answer"
     with pytest.raises(ManifestInvalid, match=rf"{says} .*; rebuild it: "):
         Session(folder, "tensorrt-rtx", cache=False)
     assert not gpu.memory

@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fusioner_rt.errors import (
     BundleVersionUnknown,
     FusionerError,
     ManifestInvalid,
+    UsageError,
 )
 from fusioner_rt.manifest import GRAPHS, MANIFEST, KernelsEntry
 from fusioner_rt.preprocess import Preprocessing
@@ -145,6 +146,77 @@ def test_kernels_may_be_left_out(copy: Path) -> None:
 def test_manifests_with_a_field_missing_or_malformed(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit(copy, change)
     refused(copy, ManifestInvalid)
+
+
+READ_BY_NO_SESSION = {"format_version", "built_with", "gates", "kernels", "known_answer"}
+"""Records, and entries that bundles may be built without."""
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where a JSON document holds a value, inner ones too."""
+    for key, inner in value.items() if isinstance(value, dict) else []:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def test_whatever_a_session_reads_may_not_be_missing_or_of_another_kind(copy: Path) -> None:
+    """Every entry in turn is left out, and is put to null; the error names it."""
+    whole = json.loads((copy / MANIFEST).read_text())
+    read = [
+        path for path in places(whole)
+        if path[0] not in READ_BY_NO_SESSION | {"files"} and (path[0] != "model" or path[1:2] == ("decoder",) or not path[1:])
+        and path[-1] not in ("weights", "fp16_weight_share", "format") and (path[0] != "graphs" or len(path) < 4)
+    ]  # fmt: skip
+    assert len(read) > 60
+    for path in read:
+        for missing in (True, False):
+            changed = json.loads(json.dumps(whole))
+            holder = changed
+            for key in path[:-1]:
+                holder = holder[key]
+            if missing:
+                del holder[path[-1]]
+            else:
+                holder[path[-1]] = None
+            with pytest.raises(ManifestInvalid) as caught:
+                Bundle.of(copy, changed)
+            assert str(path[-1]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m["graphs"].pop("decoder_first"), "graphs.decoder_first is missing"),
+        (lambda m: m["graphs"].pop("decoder_up_1"), "graphs.decoder_up_1 is missing"),
+        (lambda m: m["graphs"].pop("decoder_scores"), "graphs.decoder_scores is missing"),
+        (lambda m: m["graphs"]["text"].update(inputs={}), "graphs.text.inputs is {}, a tensor at least was expected"),
+        (lambda m: m["model"].pop("decoder"), "model.decoder is missing"),
+        (lambda m: m.update(temperature=0), "temperature is 0, a number above 0 was expected"),
+        (lambda m: m.update(temperature=float("nan")), "temperature is nan, a number was expected"),
+        (lambda m: m.update(temperature="hot"), "temperature is 'hot', a number was expected"),
+        (lambda m: m.update(precision="fp8"), "precision is 'fp8', one of fp32, fp16 was expected"),
+        (lambda m: m.update(engines={}), "engines is {}, a list was expected"),
+        (lambda m: m.update(name=5), "name is 5, text was expected"),
+        (lambda m: m["tokenizer"].update(max_tokens=0), "tokenizer.max_tokens is 0, a whole number from 1 was expected"),
+        (lambda m: m["profiles"]["words"].update(max=-1), "profiles.words.max is -1, a whole number from 1"),
+        (lambda m: m["profiles"]["words"].update(min=70), "min <= opt <= max was expected"),
+        (lambda m: m["preprocessing"].pop("mean"), "preprocessing.mean is missing"),
+        (lambda m: m["preprocessing"].update(std=[1, 2]), "preprocessing.std is [1, 2], a list of 3 was expected"),
+        (lambda m: m.update(graphs=["x" * 900]), "graphs is ['" + "x" * 58 + "…, an object was expected"),
+        (lambda m: m.update(engines=[{}]), "engines[0].compute_capability is missing"),
+    ],
+)  # fmt: skip
+def test_a_manifests_error_names_the_entry_and_what_was_expected(
+    copy: Path, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    edit(copy, change)
+    refused(copy, ManifestInvalid, says)
+
+
+@pytest.mark.parametrize("arguments", [{"bundle": 5}, {"threads": "2"}, {"threads": 0}])
+def test_arguments_of_another_kind(tiny_bundle: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="; give "):
+        Session(**{"bundle": tiny_bundle, **arguments})
 
 
 def test_folders_without_a_bundle(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from made_pictures import scene
 
 from fusioner_rt.errors import ManifestInvalid, PictureInvalid
+from fusioner_rt.json_fields import Field
 from fusioner_rt.preprocess import Preprocessing
 
 edges = st.integers(1, 20_000)
@@ -72,7 +73,7 @@ def test_shrinking_filters_instead_of_picking_pixels() -> None:
 
 def test_the_manifest_entry_reads_back() -> None:
     pre = Preprocessing(320, 32, 1024, "lanczos", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert Preprocessing.from_manifest(json.loads(json.dumps(pre.to_manifest()))) == pre
+    assert Preprocessing.from_manifest(Field(json.loads(json.dumps(pre.to_manifest())))) == pre
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_the_manifest_entry_reads_back() -> None:
 )  # fmt: skip
 def test_entries_that_make_no_sense(change: dict[str, object]) -> None:
     with pytest.raises(ManifestInvalid):
-        Preprocessing.from_manifest({**Preprocessing(320, 32, 1024).to_manifest(), **change})
+        Preprocessing.from_manifest(Field({**Preprocessing(320, 32, 1024).to_manifest(), **change}))
 
 
 def test_no_pixels() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusioner_rt.errors import FusionerError, PlanForAnotherGpu, PlanForAnotherVersion, PlanMissing
+from fusioner_rt.json_fields import Field
 from fusioner_rt.plans import FLAVOURS, Plan
 from fusioner_rt.tensorrt.preflight import choose
 
@@ -160,6 +161,6 @@ def test_a_manifest_with_a_capability_that_is_none_is_malformed(capability: str)
         "precision": "fp16",
     }
     with pytest.raises(ValueError, match="is no compute capability"):
-        Plan.parse(Path(), entry)
-    read = Plan.parse(Path("x"), {**entry, "compute_capability": "8.9"})
+        Plan.parse(Path(), Field(entry))
+    read = Plan.parse(Path("x"), Field({**entry, "compute_capability": "8.9"}))
     assert read == Plan(Path("x/a.plan"), "text", "tensorrt", "11", "8.9", False, "fp16")
