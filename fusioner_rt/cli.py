@@ -36,6 +36,8 @@ examples:
       a folder and a picture; besides the overlays, label maps as PNG (pixel value n = word n)
   fusioner-rt segment photo.jpg --words "cat, dog" --mode independent --threshold 0.6
       judge every word alone, and only paint pixels above 60%
+  fusioner-rt segment photo.jpg --words "cat, sofa|couch" --background common
+      sofa and couch are one, called sofa; walls, sky and the like take their pixels and are not painted (docs/words.md)
 
 Where a GPU or a plan of the bundle goes unused, one line on stderr says so; --backend NAME makes that an error.
 
@@ -101,12 +103,26 @@ def _parser() -> argparse.ArgumentParser:
         "segment", help="find words in pictures", description="Find words in pictures.", epilog=_SEGMENT_EXAMPLES,
         formatter_class=raw,
     )  # fmt: skip
-    segment.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, or folders of them")
-    segment.add_argument("--words", required=True, metavar='"A, B"', help="what to look for, commas between the words")
+    segment.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files, or folders of them")
+    asked = segment.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        "--words", nargs="+", metavar="WORD",
+        help='what to look for: "cat, red sofa", "cat, sofa|couch" where two words mean one thing',
+    )  # fmt: skip
+    asked.add_argument("--words-file", type=Path, metavar="FILE", help="what to look for, a word per line")
+    segment.add_argument(
+        "--background", metavar='"A, B"',
+        help='words whose pixels belong to nothing, for example "wall, sky", or common for a list of them',
+    )  # fmt: skip
     segment.add_argument("--out", type=Path, default=Path("output"), metavar="DIR", help="folder for results (output)")
     segment.add_argument("--json", type=Path, metavar="FILE", help="also write all masks as one COCO file")
     segment.add_argument("--labels", action="store_true", help="also write each label map as PNG, value n = word n")
-    segment.add_argument("--threshold", type=float, default=0.5, metavar="P", help="least probability of a mask (0.5)")
+    segment.add_argument(
+        "--threshold",
+        default="0.5",
+        metavar="P",
+        help='least probability of a mask, or of some: "cat=0.7, sofa=0.4" (0.5)',
+    )
     segment.add_argument(
         "--mode", choices=("joint", "independent"), default="joint",
         help="words may influence each other, or each is judged alone, a pass per word (joint)",
@@ -168,10 +184,16 @@ def _open(options: argparse.Namespace) -> "Session":
 
 def _segment(options: argparse.Namespace) -> int:
     from .atomic_files import writable_folder, writable_place
+    from .words.arguments import join_words, parse_threshold, read_words, take_pictures
     from .words.parse import parse_words
 
-    size = _parse_size(options.size)
-    parse_words(options.words)
+    size, threshold = _parse_size(options.size), parse_threshold(options.threshold)
+    if options.words and not options.pictures:
+        options.words, options.pictures = take_pictures(options.words)
+    if not options.pictures:
+        raise UsageError("no pictures were given", "name files or folders of them before --words")
+    words = read_words(options.words_file) if options.words_file else join_words(options.words)
+    parse_words(words, options.background)
     if options.json and options.json.is_dir():
         raise UsageError(
             f"--json {options.json} is a folder", f"name a file in it, for example {options.json / 'masks.json'}"
@@ -183,14 +205,14 @@ def _segment(options: argparse.Namespace) -> int:
     report = _Report(out, options.labels, bool(options.json))
     failures: list[FusionerError] = []
     with _open(options) as session:
-        session.set_vocabulary(options.words)
+        session.set_vocabulary(words, background=options.background)
         for note in (session.backend.note, *session.notes):
             if note:
                 print(f"fusioner-rt: note: {' '.join(note.split())}", file=sys.stderr)
         bar = _Bar(len(pictures))
         for path in pictures:
             try:
-                result = session.segment(path, size=size, threshold=options.threshold, mode=options.mode)
+                result = session.segment(path, size=size, threshold=threshold, mode=options.mode)
                 line = report.add(path, result)
             except (OutputUnwritable, UsageError):
                 bar.clear()

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -21,7 +21,8 @@ from .ladder import Backend, open_executor
 from .results.segmentation import STAGES, Segmentation
 from .words.cache import TextCache, default_folder
 from .words.encoder import TextEncoder, Vocabulary
-from .words.parse import check_count, parse_words
+from .words.owners import Thresholds, labels_of_names, probabilities_of_names
+from .words.parse import Asked, Words, check_count, parse_words
 from .words.templates import check_templates
 
 if TYPE_CHECKING:
@@ -89,20 +90,28 @@ class Session:
     @property
     def notes(self) -> list[str]:
         """Problems that were worked around, one sentence each."""
-        return [note for note in (self._backend.unproved, self._text.cache.note, *self._executor.notes) if note]
+        return [
+            note
+            for note in (self._backend.unproved, self._alike(), self._text.cache.note, *self._executor.notes)
+            if note
+        ]
 
     @property
     def words(self) -> tuple[str, ...]:
         """The words of `set_vocabulary`; empty before its first call."""
-        return self._vocabulary.words if self._vocabulary else ()
+        return self._vocabulary.asked.names if self._vocabulary else ()
 
-    def set_vocabulary(self, words: str | Iterable[str], templates: Iterable[str] | None = None) -> None:
+    def set_vocabulary(
+        self, words: Words, templates: Iterable[str] | None = None, background: Words | None = None
+    ) -> None:
         """Set the default words of `segment`, and encode those that are not in the cache.
 
-        words: "cat, sofa" or a list. templates: prompts holding `{category}`, by default the bundle's.
+        words: "cat, sofa" or a list; a list within it is a group, which is called by its first word. background: words
+            whose pixels belong to nothing, or "common". Both as docs/words.md tells.
+        templates: prompts holding `{category}`, by default the bundle's.
         Raises WordsInvalid, TooManyWords, TemplatesInvalid.
         """
-        self._vocabulary = self._encode_words(words, templates)
+        self._vocabulary = self._encode_words(words, templates, background)
 
     @overload
     def encode(self, picture: Picture | EncodedPicture) -> EncodedPicture: ...
@@ -154,43 +163,48 @@ class Session:
     def segment(
         self,
         picture: Picture | EncodedPicture,
-        words: str | Iterable[str] | None = None,
+        words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float = 0.5,
+        threshold: float | Mapping[str, float] = 0.5,
         mode: Mode = "joint",
         probabilities: bool = False,
+        background: Words | None = None,
     ) -> Segmentation: ...
 
     @overload
     def segment(
         self,
         picture: Pictures,
-        words: str | Iterable[str] | None = None,
+        words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float = 0.5,
+        threshold: float | Mapping[str, float] = 0.5,
         mode: Mode = "joint",
         probabilities: bool = False,
+        background: Words | None = None,
     ) -> list[Segmentation]: ...
 
     def segment(
         self,
         picture: Any,
-        words: str | Iterable[str] | None = None,
+        words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float = 0.5,
+        threshold: float | Mapping[str, float] = 0.5,
         mode: Mode = "joint",
         probabilities: bool = False,
+        background: Words | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Masks of one picture, or of each picture of a list, in its order.
 
         picture: path, bytes, Pillow image, (H, W, 3) uint8 RGB array or EncodedPicture, or a list of them. Pictures of a
             list that share an input size run as one batch.
-        words: of this call, "cat, sofa" or a list; by default those of `set_vocabulary`.
+        words: of this call, "cat, sofa" or a list, groups as in `set_vocabulary`; by default those of `set_vocabulary`.
         size: (H, W) of the label map, by default the picture's own.
-        threshold: a pixel belongs to its best word where that word's probability exceeds this (paper 3.1.3).
+        threshold: a pixel belongs to its best word where that word's probability exceeds this (paper 3.1.3). A mapping
+            gives some words their own: {"cat": 0.7}; the others have 0.5.
         mode: "joint" fuses all words at once, so that they may influence each other. "independent" fuses each word
             alone and costs a pass per word.
-        probabilities: also return the (K, H, W) probabilities, at most 4 GB per call.
+        probabilities: also return the (K, H, W) probabilities, at most 4 GB per call. A group's is its best word's.
+        background: beside `words`, words whose pixels belong to nothing, or "common".
 
         Every result of a list holds its picture and maps; besides, at most 32 network inputs, or a batch, are in memory.
         Raises the errors of pictures and words, SizeOutsideProfile, GraphUnusable, UsageError.
@@ -202,9 +216,10 @@ class Session:
 
         watch = _Stopwatch(len(pictures))
         with watch("text"):
-            vocabulary = self._vocabulary_of(words)
-        request = Request(vocabulary.vectors, float(threshold), mode, probabilities)
-        call = _Call(self._executor, vocabulary.words, request, watch)
+            vocabulary = self._vocabulary_of(words, background)
+        thresholds = Thresholds(threshold, vocabulary.asked)
+        request = Request(vocabulary.vectors, thresholds.least, mode, probabilities)
+        call = _Call(self._executor, vocabulary.asked, thresholds, request, watch)
         for index, given in enumerate(pictures):
             rgb = self._pixels(given, index, watch)
             edges = size or _edges(rgb)
@@ -216,7 +231,7 @@ class Session:
     def segment_on_device(
         self,
         picture: Any,
-        words: str | Iterable[str] | None = None,
+        words: Words | None = None,
         size: tuple[int, int] | None = None,
         threshold: float = 0.5,
         stream: int = 0,
@@ -225,7 +240,7 @@ class Session:
         """Masks of pictures in GPU memory, without a copy to the host. GPU backends only.
 
         picture: (H, W, 3) or (B, H, W, 3) uint8 RGB, contiguous, with `__cuda_array_interface__` or `__dlpack__`.
-        words, size, threshold: as in `segment`; words are fused jointly.
+        words, size, threshold: as in `segment`, without groups and background words; words are fused jointly.
         stream: a CUDA stream's handle. The work is enqueued on it, and the call returns at once.
         out: arrays for the results, labels (H, W) or (B, H, W) uint16 and confidence of that shape, float32 or float16.
             With them a call allocates nothing. By default new arrays.
@@ -238,8 +253,14 @@ class Session:
         self._check_open()
         size = _check_options(size, threshold, "joint")
         vocabulary = self._vocabulary_of(words)
+        if not vocabulary.asked.is_plain or isinstance(threshold, Mapping):
+            raise UsageError(
+                "segment_on_device knows neither groups nor background words nor thresholds of words",
+                "give it every word by itself and one threshold, and change the labels by the confidence; or use segment",
+            )
         request = Request(vocabulary.vectors, float(threshold), "joint", False)
-        return segment_on_device(self._executor, self.bundle, picture, vocabulary.words, request, size, stream, out)
+        names = vocabulary.asked.names
+        return segment_on_device(self._executor, self.bundle, picture, names, request, size, stream, out)
 
     def close(self) -> None:
         """Free the engines' memory and end the threads. Closing twice is fine; using a closed session raises UsageError."""
@@ -277,29 +298,44 @@ class Session:
         input_size = self.bundle.input_size(*_edges(rgb), name)
         return Waiting(self._executor.prepare(rgb, input_size), input_size, size)
 
+    def _alike(self) -> str | None:
+        from . import known_answer
+
+        if self._vocabulary is None or self.bundle.known_answer is None:
+            return None
+        return self._vocabulary.alike(known_answer.read(self.bundle).vectors)
+
     def _check_encoded(self, picture: EncodedPicture) -> None:
         picture.check(self._backend.effective, self.bundle.picture_sha256)
 
-    def _vocabulary_of(self, words: str | Iterable[str] | None) -> Vocabulary:
-        """The vocabulary of a call: its words, else those of `set_vocabulary`. Raises UsageError where there are none."""
-        vocabulary = self._vocabulary if words is None else self._encode_words(words, None)
-        if vocabulary is None:
+    def _vocabulary_of(self, words: Words | None, background: Words | None = None) -> Vocabulary:
+        """The words of a call, or else those of `set_vocabulary`. Raises UsageError where there are none."""
+        if words is not None:
+            return self._encode_words(words, None, background)
+        if background is not None:
+            raise UsageError("background words were given without words", "pass words= beside background=")
+        if self._vocabulary is None:
             raise UsageError("no words were given", 'pass words="cat, sofa" or call set_vocabulary first')
-        return vocabulary
+        return self._vocabulary
 
-    def _encode_words(self, words: str | Iterable[str], templates: Iterable[str] | None) -> Vocabulary:
+    def _encode_words(
+        self, words: Words, templates: Iterable[str] | None, background: Words | None = None
+    ) -> Vocabulary:
         self._check_open()
-        parsed = parse_words(words)
-        check_count(parsed, self.bundle.words.max, self.bundle.folder)
+        asked = parse_words(words, background)
+        check_count(asked.words, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
-        return self._text.encode_words(parsed, chosen)
+        return self._text.encode_words(asked, chosen)
 
 
 class _Call:
     """One call of `segment`: runs its pictures in groups, and orders the results."""
 
-    def __init__(self, executor: Executor, words: tuple[str, ...], request: Request, watch: "_Stopwatch") -> None:
-        self._executor, self._words, self._request, self._watch = executor, words, request, watch
+    def __init__(
+        self, executor: Executor, asked: Asked, thresholds: Thresholds, request: Request, watch: "_Stopwatch"
+    ) -> None:
+        self._executor, self._asked, self._thresholds = executor, asked, thresholds
+        self._request, self._watch = request, watch
         self._groups = _Groups(executor, executor.max_group if request.mode == "joint" else 1)
         self._pictures: dict[int, np.ndarray] = {}
         self._results: dict[int, Segmentation] = {}
@@ -308,7 +344,7 @@ class _Call:
     def reserve(self, size: tuple[int, int]) -> None:
         """Count the probabilities of a label map of this size. Raises UsageError where the call exceeds KEPT_LIMIT."""
         if self._request.probabilities:
-            count, (height, width) = len(self._words), size
+            count, (height, width) = len(self._asked.words), size
             self._bytes += count * height * width * 4
             _check_kept(self._bytes, count, height, width)
 
@@ -323,20 +359,20 @@ class _Call:
         return [self._results[index] for index in sorted(self._results)]
 
     def _run(self, ready: Iterator[dict[int, Waiting]]) -> None:
-        request = self._request
+        asked, thresholds = self._asked, self._thresholds
         for group in ready:
             members = list(group)
-            answers = self._executor.run(list(group.values()), request, self._watch.of(members))
+            answers = self._executor.run(list(group.values()), self._request, self._watch.of(members))
             for index, answer in zip(members, answers, strict=True):
                 self._results[index] = Segmentation(
-                    words=self._words,
-                    labels=answer.labels,
+                    words=asked.names,
+                    labels=thresholds.apply(labels_of_names(answer.labels, asked), answer.confidence),
                     confidence=answer.confidence,
                     picture=self._pictures.pop(index),
                     timing=self._watch.milliseconds(index),
-                    threshold=request.threshold,
-                    mode=request.mode,
-                    probabilities=answer.probabilities,
+                    threshold=thresholds.given,
+                    mode=self._request.mode,
+                    probabilities=probabilities_of_names(answer.probabilities, asked),
                 )
 
 
@@ -412,8 +448,9 @@ def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | No
     """Check the options of a call. Returns the size as two ints. Raises UsageError."""
     if mode not in MODES:
         raise UsageError(f"mode is {mode!r}", f"choose {' or '.join(MODES)}")
-    if not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):  # NaN fails too
-        raise UsageError(f"the threshold is {threshold!r}", "give a probability within 0..1, 0.5 by default")
+    for given in threshold.values() if isinstance(threshold, Mapping) else [threshold]:
+        if not (isinstance(given, Real) and 0 <= float(given) <= 1):  # NaN fails too
+            raise UsageError(f"the threshold is {given!r}", "give a probability within 0..1, 0.5 by default")
     if size is None:
         return None
     if not (

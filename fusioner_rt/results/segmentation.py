@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +27,13 @@ _CHUNK = 1 << 20  # pixels summed at a time, to bound memory
 class Segmentation:
     """One picture and K words.
 
-    words: the K words, in the order given.
+    words: the K words, in the order given; of a group its first.
     labels: (H, W) uint16; 0 = background, n = words[n - 1].
-    confidence: (H, W) float32; the probability of the best word at each pixel, background pixels included.
+    confidence: (H, W) float32; the probability of the best word at each pixel, background pixels included. Where a
+        background word won, it is that word's.
     probabilities: (K, H, W) float32 with `segment(..., probabilities=True)`, else None.
     picture: (H', W', 3) uint8 RGB, as decoded, at its own size.
+    threshold: as given to `segment`.
     timing: milliseconds per stage: decode, preprocess, text, image, fusion, decoder, image_fusion, mask_head, and total,
         their sum. A backend runs either image, fusion and decoder, or image_fusion; the other times are 0. Work on
         several pictures at once is divided evenly among them. TensorRT backends prepare the picture, fuse and resolve the
@@ -42,7 +45,7 @@ class Segmentation:
     confidence: np.ndarray
     picture: np.ndarray
     timing: dict[str, float]
-    threshold: float
+    threshold: float | Mapping[str, float]
     mode: str
     probabilities: np.ndarray | None = None
 

@@ -1,6 +1,9 @@
 """Words to vectors (paper 3.1.1).
 
-parse      words as users give them, cleaned and checked
+spellings  texts split into words, and words freed from quotes, bullets and articles
+parse      words as users give them, cleaned and checked: words, groups, background words
+arguments  those of a command line
+owners     labels of words to labels of their groups, and thresholds of words
 templates  the sentences that a word is put into
 tokenizer  those sentences to token ids
 encoder    all of it: words to vectors

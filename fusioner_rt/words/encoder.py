@@ -13,19 +13,44 @@ from ..cures import build_command
 from ..errors import GraphUnusable, WordsInvalid
 from ..executor_interface import TextGraph
 from .cache import TextCache, cache_key
+from .parse import Asked
 from .templates import fill
 from .tokenizer import PromptTokenizer
 
 _KEYS_REMEMBERED = 8192
+_COMPARED = 2000  # words; time and memory grow with their square
+_ALIKE = (
+    0.2  # of the usual distance; MiniLM: cat and cats 0.08, sofa and couch 0.19, dog and puppy 0.28, cat and dog 0.7
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """words: K words. vectors: (K, t) float32, unit length, read-only."""
+    """asked: names, their words and background words. vectors: (F, t) float32, of all F words, unit length, read-only."""
 
-    words: tuple[str, ...]
+    asked: Asked
     templates: tuple[str, ...]
     vectors: np.ndarray
+
+    def alike(self, known: np.ndarray) -> str | None:
+        """A note of the two names that the encoder tells apart least, where it hardly does, with the cure; or None.
+
+        known: (K, t) float32, vectors of words that mean different things. How far those lie apart differs between encoders.
+        """
+        owners = np.array(self.asked.owners)
+        if len(owners) > _COMPARED:
+            return None
+        cosines = np.triu(self.vectors @ self.vectors.T, 1)
+        cosines[owners[:, None] == owners] = 0
+        one, other = np.unravel_index(int(cosines.argmax()), cosines.shape)
+        usual = 1 - np.median((known @ known.T)[np.triu_indices(len(known), 1)])
+        if 1 - cosines[one, other] > _ALIKE * usual:
+            return None
+        pair = self.asked.words[one], self.asked.words[other]
+        return (
+            f"{pair[0]!r} and {pair[1]!r} mean nearly the same to this text encoder (cosine {cosines[one, other]:.2f}) and share "
+            f"their pixels at random: make them a group, '{pair[0]}|{pair[1]}, ...' or [{list(pair)}, ...]"
+        )
 
 
 class TextEncoder:
@@ -39,15 +64,15 @@ class TextEncoder:
         self.calls = 0
         """Number of runs of the text graph."""
 
-    def encode_words(self, words: list[str], templates: tuple[str, ...]) -> Vocabulary:
-        """Encode words.
+    def encode_words(self, asked: Asked, templates: tuple[str, ...]) -> Vocabulary:
+        """Encode all words that are asked for.
 
         Raises WordsInvalid where two words have the same tokens: the first would take all pixels of both. Raises
         WordUnreadable where all tokens of a word are unknown, and GraphUnusable.
         """
         with self._lock:  # threads with the same new word encode it once
             words_by_key: dict[str, str] = {}
-            for word in words:
+            for word in asked.words:
                 other = words_by_key.setdefault(self._key(word, templates), word)
                 if other != word:
                     raise WordsInvalid(
@@ -55,9 +80,9 @@ class TextEncoder:
                         f"{self._bundle.folder}, which cannot tell them apart",
                         "leave one out, or describe it otherwise",
                     )
-            vectors = np.stack([self._vector(word, templates) for word in words])
+            vectors = np.stack([self._vector(word, templates) for word in asked.words])
         vectors.flags.writeable = False
-        return Vocabulary(tuple(words), templates, vectors)
+        return Vocabulary(asked, templates, vectors)
 
     def _vector(self, word: str, templates: tuple[str, ...]) -> np.ndarray:
         key = self._key(word, templates)
