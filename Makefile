@@ -15,7 +15,7 @@ demo: engines/demo/manifest.json  ## builds the demonstration engines and segmen
 engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors $(wildcard export/*.py export/*/*.py kernels/*.py training/*.py training/encoders/*.py) fusioner_rt/gpu/kernel_contract.py
 	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
 
-test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready  ## every check that needs no GPU
+test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready  ## every check that needs no GPU and takes less than minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 slow: lint $(VENV)/.ready-tensorrt  ## proofs that take minutes each, beside `make test`

@@ -74,7 +74,8 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     from fusioner_rt.manifest import MANIFEST
 
     if not (folder / MANIFEST).is_file():
-        raise BundleMissing("holds no engine bundle", "name a bundle's folder, such as engines/demo", subject=folder)
+        found = "holds no engine bundle" if folder.is_dir() else "is no folder"
+        raise BundleMissing(found, "name a bundle's folder, such as engines/demo", subject=folder)
     check_replaceable(folder)
     before = (folder / MANIFEST).read_bytes()
     bundle = Bundle.open(folder, plans=False)
@@ -234,7 +235,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="add_plans.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="BUNDLE", help="the bundle's folder, such as engines/demo")
-    parser.add_argument("--backend", choices=("tensorrt", "tensorrt-rtx"), required=True)
+    parser.add_argument("--backend", choices=("tensorrt", "tensorrt-rtx"), required=True, help="what runs the plans")
     plan_arguments.add_to(parser)
     parser.add_argument(
         "--pictures", type=Path, metavar="DIR", help="photographs to compare masks on (default: docs/pictures)"

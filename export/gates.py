@@ -377,8 +377,9 @@ def gate_pictures(folder: Path | None) -> list[np.ndarray]:
         return [textured(seed, size) for seed, size in enumerate(((240, 320), (333, 250), (200, 200)))]
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not files:
+        found = "holds no picture" if folder.is_dir() else "is no folder"
         raise NoPictures(
-            f"{folder} holds no picture, the gates need one or more", "name a folder of photographs with --pictures DIR"
+            f"{folder} {found}, the gates need one or more pictures", "name a folder of photographs with --pictures DIR"
         )
     return [decode(file) for file in files[:3]]
 

@@ -101,7 +101,7 @@ def _is_special(path: Path) -> bool:
 
 
 def unwritable(path: Path, error: OSError) -> OutputUnwritable:
-    reason = error.strerror or str(error)
+    reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
     return OutputUnwritable(
         f"cannot be written ({reason})", "choose a folder that exists and is writable", subject=path
     )

@@ -114,8 +114,16 @@ def _parser() -> argparse.ArgumentParser:
         "--background", metavar='"A, B"',
         help='words whose pixels belong to nothing, for example "wall, sky", or common for a list of them',
     )  # fmt: skip
-    segment.add_argument("--out", type=Path, default=Path("output"), metavar="DIR", help="folder for results (output)")
-    segment.add_argument("--json", type=Path, metavar="FILE", help="also write all masks as one COCO file")
+    segment.add_argument(
+        "--out",
+        type=Path,
+        default=Path("output"),
+        metavar="DIR",
+        help="folder for results, made where it is missing (output)",
+    )
+    segment.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
+    )
     segment.add_argument("--labels", action="store_true", help="also write each label map as PNG, value n = word n")
     segment.add_argument(
         "--threshold",

@@ -1,5 +1,6 @@
 """Fields of a JSON document, read with errors that name the field and what was expected of it."""
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -56,9 +57,12 @@ class Field:
 
     def number(self) -> float:
         value = self.value
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise self.wrong("a number")
-        return float(value)
+        try:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                return float(value)
+        except OverflowError:
+            pass
+        raise self.wrong("a number")
 
     def positive(self) -> float:
         value = self.number()
@@ -74,7 +78,7 @@ class Field:
 
     def wrong(self, expected: str) -> ManifestInvalid:
         """The error of a value that is not as expected."""
-        shown = repr(self.value)
+        shown = json.dumps(self.value, default=str, ensure_ascii=False)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         return ManifestInvalid(f"{self.place or 'it'} is {shown}, {expected} was expected")
 

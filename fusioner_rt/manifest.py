@@ -119,7 +119,7 @@ class Manifest:
             precision=document["precision"].one_of(PRECISIONS),
             temperature=document["temperature"].positive(),
             templates=_templates(document["templates"]),
-            tokenizer=folder / document["tokenizer"]["file"].text(),
+            tokenizer=_inside(folder, document["tokenizer"]["file"].text()),
             max_tokens=document["tokenizer"]["max_tokens"].whole(1),
             preprocessing=Preprocessing.from_manifest(document["preprocessing"]),
             graphs=graphs,
@@ -155,13 +155,13 @@ def decoder_graphs(layers: int) -> list[str]:
 def _inside(folder: Path, name: str) -> Path:
     """The path of a listed file. Raises ManifestInvalid where it is outside the folder, or no name of a file."""
     if ".." in Path(name).parts or "\\" in name or PureWindowsPath(name).anchor or os.path.isabs(name):
-        raise ManifestInvalid(f"files names one outside the bundle, {name!r}")
+        raise ManifestInvalid(f"a file is named that lies outside the bundle, {name!r}")
     try:
         if "\0" in name:
             raise ValueError
         os.fsencode(name)  # raises for what is no text
     except ValueError:
-        raise ManifestInvalid(f"files holds {name!r}, which is no name of a file") from None
+        raise ManifestInvalid(f"{name!r} is no name of a file") from None
     return folder / name
 
 
@@ -179,7 +179,7 @@ def _profile(entry: Field) -> Profile:
 def _graph(folder: Path, entry: Field) -> GraphEntry:
     weights = entry.get("weights")
     return GraphEntry(
-        folder / entry["file"].text(), folder / weights.text() if weights else None,
+        _inside(folder, entry["file"].text()), _inside(folder, weights.text()) if weights else None,
         _tensors(entry["inputs"]), _tensors(entry["outputs"]),
     )  # fmt: skip
 
@@ -207,6 +207,9 @@ def _templates(entry: Field) -> tuple[str, ...]:
 
 def _plan(folder: Path, entry: Field) -> Plan:
     try:
+        for name in ("file", "report"):
+            if (file := entry.get(name)) is not None:
+                _inside(folder, file.text())
         return Plan.parse(folder, entry)
     except ValueError as error:
         raise ManifestInvalid(f"{entry.place}: {error}") from None
@@ -214,7 +217,7 @@ def _plan(folder: Path, entry: Field) -> Plan:
 
 def _kernels(folder: Path, entry: Field) -> KernelsEntry:
     features, targets = (tuple(name.text() for name in entry[names].items()) for names in ("features", "targets"))
-    return KernelsEntry(folder / entry["abi"].text(), features, targets)
+    return KernelsEntry(_inside(folder, entry["abi"].text()), features, targets)
 
 
 def _answer(folder: Path, entry: Field) -> AnswerEntry:
@@ -224,4 +227,4 @@ def _answer(folder: Path, entry: Field) -> AnswerEntry:
         for precision, allowed in entry["bounds"].entries().items()
     }
     words = tuple(word.text() for word in entry["words"].items())
-    return AnswerEntry(folder / entry["file"].text(), words, (height, width), entry["step"].whole(1), bounds)
+    return AnswerEntry(_inside(folder, entry["file"].text()), words, (height, width), entry["step"].whole(1), bounds)

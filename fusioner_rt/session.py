@@ -15,7 +15,7 @@ import numpy as np
 from .bundle import Bundle, find_bundle
 from .decode_picture import PIXEL_LIMIT, Picture, decode, describe
 from .encoder_output import EncodedPicture
-from .errors import UsageError, session_closed
+from .errors import FusionerError, UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
 from .ladder import Backend, open_executor
 from .results.segmentation import STAGES, Segmentation
@@ -70,6 +70,7 @@ class Session:
         self._closing = threading.Lock()
         self._closed = False
         self._vocabulary: Vocabulary | None = None
+        self._noted: tuple[Vocabulary, str | None] | None = None
         self._text = TextEncoder(self.bundle, self._executor.text, TextCache(folder))
 
     @property
@@ -301,9 +302,15 @@ class Session:
     def _alike(self) -> str | None:
         from . import known_answer
 
-        if self._vocabulary is None or self.bundle.known_answer is None:
+        vocabulary = self._vocabulary
+        if vocabulary is None or self.bundle.known_answer is None:
             return None
-        return self._vocabulary.alike(known_answer.read(self.bundle).vectors)
+        if self._noted is None or self._noted[0] is not vocabulary:
+            try:
+                self._noted = vocabulary, vocabulary.alike(known_answer.read(self.bundle).vectors)
+            except FusionerError:  # a bundle that was changed under the session; a note raises nothing
+                return None
+        return self._noted[1]
 
     def _check_encoded(self, picture: EncodedPicture) -> None:
         picture.check(self._backend.effective, self.bundle.picture_sha256)

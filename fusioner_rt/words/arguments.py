@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ..errors import UsageError, WordsInvalid
 from .parse import Words
-from .spellings import separates
+from .spellings import clean, separates, split
 
+_NO_WORDS = ("a", "an", "the", "and", "or", "of", "with", "on", "in")
 _LONGEST_FILE = 1 << 20  # bytes; 65,535 words are half of it
 
 
@@ -23,11 +24,25 @@ def take_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def join_words(arguments: Sequence[str]) -> Words:
-    """The words of `--words`: "cat, sofa" in quotes, or without them `cat, red sofa`, or `cat sofa` for one word each."""
+    """The words of `--words`: "cat, sofa" in quotes, or without them `cat, red sofa`, or `cat sofa` for one word each.
+
+    Raises WordsInvalid where one of them is no word by itself, as of `--words a red car`.
+    """
     if len(arguments) == 1:
         return arguments[0]
+    if any(" " in argument.strip() for argument in arguments):  # in quotes each
+        return ", ".join(argument.strip().rstrip(",;") for argument in arguments)
     joined = " ".join(arguments)
-    return joined if separates(joined) else list(arguments)
+    if separates(joined):
+        return joined
+    if parts := [
+        argument for argument in arguments if argument.casefold() in _NO_WORDS or not any(map(str.isalpha, argument))
+    ]:
+        raise WordsInvalid(
+            f"{parts[0]!r} was given as a word of its own",
+            f'put quotes around words of several parts: --words "{joined}", with commas between the words',
+        )
+    return list(arguments)
 
 
 def read_words(path: Path) -> Words:
@@ -40,15 +55,15 @@ def read_words(path: Path) -> Words:
                 f"it has more than {_LONGEST_FILE} bytes", "name a text file with a word per line", subject=path
             )
         text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(
-            f"cannot be read ({error.strerror})", "name a text file with a word per line", subject=path
-        ) from None
     except UnicodeDecodeError:
         raise UsageError("is no text in UTF-8", "name a text file with a word per line", subject=path) from None
-    if not text.strip():
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot be read ({reason})", "name a text file with a word per line", subject=path) from None
+    text = text.strip()
+    if not text:
         raise WordsInvalid("holds no words", "write one per line", subject=path)
-    return text if separates(text) else [text]  # one line may be one group
+    return text if separates(text) or text[0] in "[({" else [text]  # one line may be one group
 
 
 def parse_threshold(text: str) -> float | dict[str, float]:
@@ -56,11 +71,17 @@ def parse_threshold(text: str) -> float | dict[str, float]:
     try:
         if "=" not in text:
             return float(text)
-        pairs = [part.rpartition("=") for part in text.split(",") if part.strip()]
-        return {" ".join(word.split()): float(least) for word, _, least in pairs}
-    except ValueError:
+        thresholds: dict[str, float] = {}
+        for part in split(f"{text},"):
+            word, _, least = part.rpartition("=")
+            word = clean(word)
+            if not word or "=" in word or word in thresholds:
+                raise ValueError
+            thresholds[word] = float(least)
+        return thresholds
+    except (ValueError, WordsInvalid):
         raise UsageError(
-            "expected a probability, or words with theirs",
+            "expected a probability, or words with theirs, each once",
             'give 0.6, or "cat=0.7, sofa=0.4"',
             subject=f"--threshold {text!r}",
         ) from None

@@ -33,12 +33,12 @@ class Vocabulary:
     vectors: np.ndarray
 
     def alike(self, known: np.ndarray) -> str | None:
-        """A note of the two names that the encoder tells apart least, where it hardly does, with the cure; or None.
+        """A note of the two words, of different names, that the encoder tells apart least, where it hardly does; or None.
 
         known: (K, t) float32, vectors of words that mean different things. How far those lie apart differs between encoders.
         """
         owners = np.array(self.asked.owners)
-        if len(owners) > _COMPARED:
+        if len(owners) > _COMPARED or len(known) < 2:
             return None
         cosines = np.triu(self.vectors @ self.vectors.T, 1)
         cosines[owners[:, None] == owners] = 0
@@ -46,10 +46,13 @@ class Vocabulary:
         usual = 1 - np.median((known @ known.T)[np.triu_indices(len(known), 1)])
         if 1 - cosines[one, other] > _ALIKE * usual:
             return None
-        pair = self.asked.words[one], self.asked.words[other]
+        pair = [self.asked.words[one], self.asked.words[other]]
+        cure = f"make them a group, {'|'.join(pair) + ', ...'!r} or [{pair}, ...]"
+        if not owners[other]:
+            cure = f"leave {pair[1]!r} out of the background words"
         return (
-            f"{pair[0]!r} and {pair[1]!r} mean nearly the same to this text encoder (cosine {cosines[one, other]:.2f}) and share "
-            f"their pixels at random: make them a group, '{pair[0]}|{pair[1]}, ...' or [{list(pair)}, ...]"
+            f"{pair[0]!r} and {pair[1]!r} mean nearly the same to this text encoder (cosine {cosines[one, other]:.2f}) and "
+            f"share their pixels at random: {cure}"
         )
 
 

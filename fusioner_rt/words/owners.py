@@ -5,7 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..errors import UsageError
-from .parse import Asked
+from .parse import Asked, word_key
+from .spellings import clean, shown
+
+_SHOWN = 10  # words in a message
 
 
 def labels_of_names(labels: np.ndarray, asked: Asked) -> np.ndarray:
@@ -27,20 +30,30 @@ class Thresholds:
     """The least probabilities of masks: one for all names, or some of their own."""
 
     def __init__(self, given: float | Mapping[str, float], asked: Asked) -> None:
-        """given: a probability, or those of names; names that it does not hold have 0.5. Raises UsageError."""
+        """given: a probability, or those of words, a group's by any of its words; the others have 0.5. Raises UsageError."""
         self.given = given
         self._of_names: np.ndarray | None = None
         if not isinstance(given, Mapping):
             self.least = float(given)
             return
-        if unknown := [name for name in given if name not in asked.names]:
-            raise UsageError(
-                f"threshold holds {unknown[0]!r}, which is none of the words ({', '.join(asked.names)})",
-                "give probabilities by the words that are asked for",
-            )
-        of_names = [float(given.get(name, 0.5)) for name in asked.names]
-        self.least = min(of_names)
-        self._of_names = np.array([0.0, *of_names], np.float32)
+        owners = {word_key(word): owner for word, owner in zip(asked.words, asked.owners, strict=True) if owner}
+        least = np.full(len(asked.names) + 1, 0.5, np.float32)
+        least[0] = 0
+        named: dict[int, str] = {}
+        for name, probability in given.items():
+            owner = owners.get(word_key(clean(str(name))))
+            if owner is None:
+                words = ", ".join(asked.names[:_SHOWN]) + (", …" if len(asked.names) > _SHOWN else "")
+                raise UsageError(
+                    f"threshold holds {shown(name)}, which is none of the words ({words})",
+                    "give probabilities by the words that are asked for",
+                )
+            if owner in named:
+                raise UsageError(f"threshold holds {named[owner]!r} and {name!r}, which are one", "give it once")
+            named[owner] = name
+            least[owner] = probability
+        self.least = float(least[1:].min())
+        self._of_names = least
 
     def apply(self, labels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
         """labels: (H, W) uint16 of names, made with `least`. Returns them, 0 where a name is not as sure as it has to be."""

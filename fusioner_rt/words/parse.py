@@ -1,5 +1,6 @@
 """Parses and checks the words that users give: words, groups of words, and hidden background words."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, TypeAlias
 
 from ..cures import build_command
 from ..errors import TooManyWords, WordsInvalid
-from .spellings import EXAMPLE, clean, split
+from .spellings import EXAMPLE, clean, shown, split
 
 Words: TypeAlias = str | Iterable[str | Iterable[str]] | Mapping[str, str | Iterable[str]]
 
@@ -21,6 +22,7 @@ COMMON = (
 )  # fmt: skip
 """The background words of `background="common"`: what surrounds things in photographs."""
 
+_SEPARATOR = re.compile(r"[|;\n\r]")  # that no word of a list holds; a comma it may
 _INVISIBLE = ("Cf", "Mn", "Me", "Zs")  # layout marks and combining accents
 
 
@@ -48,11 +50,12 @@ def parse_words(words: Words, background: Words | None = None) -> Asked:
 
     words: a text with commas between the words (`spellings.split` tells what else), a list, or a mapping from a name to
         further words of its group. A list within the list, or `|` between words, makes a group.
-    background: words that take pixels away from the others and then are none; "common" for those of COMMON.
+    background: words that take pixels away from the others and then are none; "common" stands for those of COMMON.
 
-    Words that differ in case alone count as repeated, since most text encoders ignore case. Background words that are
-    asked for are left out. Raises WordsInvalid where there is no word, or where one is empty, invisible, repeated, longer
-    than LONGEST, holds unprintable characters, or is the name of a file.
+    Words that differ in case alone count as repeated, since most text encoders ignore case; where all words are in capitals,
+    they become small ones. Background words that are asked for are left out.
+    Raises WordsInvalid where there is no word, or where one is empty, invisible, repeated, longer than LONGEST, no string, the
+    name of a file, or holds unprintable characters, separators in a list, or half of a pair of quotes or brackets.
     """
     groups = _groups(words)
     seen: dict[str, str] = {}
@@ -63,10 +66,12 @@ def parse_words(words: Words, background: Words | None = None) -> Asked:
         flat += checked
         owners += [number] * len(checked)
     for word in _background(background):
-        if _key(word) not in seen:
-            seen[_key(word)] = word
+        if word_key(word) not in seen:
+            seen[word_key(word)] = word
             flat.append(word)
             owners.append(0)
+    if all(map(str.isupper, names)):
+        names, flat = [[word.lower() if len(word) > 2 else word for word in part] for part in (names, flat)]
     return Asked(tuple(names), tuple(flat), tuple(owners))
 
 
@@ -80,59 +85,86 @@ def check_count(words: Iterable[str], max_words: int, bundle: Path) -> None:
         )
 
 
-def _groups(words: Any) -> list[list[str]]:
+def _groups(words: Any) -> list[list[Any]]:
     """The words of every name, neither cleaned nor checked. Raises WordsInvalid where there are none."""
     if isinstance(words, str) and words.strip():
         words = split(words)
-    if isinstance(words, (str, bytes, bytearray)) or not isinstance(words, Iterable):
+    try:
+        if isinstance(words, (str, bytes, bytearray)):
+            raise TypeError
+        entries = list(words.items() if isinstance(words, Mapping) else words)
+    except TypeError:
         found = "no words were given" if isinstance(words, str) else f"words were given as {type(words).__name__}"
-        raise WordsInvalid(found, EXAMPLE)
-    if isinstance(words, Mapping):
-        groups = [[name, *([] if more is None else _members(more))] for name, more in words.items()]
-    else:
-        groups = [_members(word) for word in words]
-    if not groups:
+        raise WordsInvalid(found, EXAMPLE) from None
+    if not entries:
         raise WordsInvalid("no words were given", EXAMPLE)
-    return groups
+    return (
+        [_members(*entry) for entry in entries]
+        if isinstance(words, Mapping)
+        else [_members(entry) for entry in entries]
+    )
 
 
-def _members(given: Any) -> list[Any]:
-    """The words of one group: a string with `|` between them, or a list."""
+def _members(given: Any, more: Any = None) -> list[Any]:
+    """The words of one group: a string with `|` between them, or a list. more: those that a mapping gives a name."""
+    if isinstance(more, str):
+        more = [member for part in (split(f"{more},") if more.strip() else []) for member in part.split("|")]
     if isinstance(given, str):
-        return given.split("|")
-    return list(given) if isinstance(given, Iterable) and not isinstance(given, (bytes, Mapping)) else [given]
+        given = given.split("|")
+    elif isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
+        given = [given]
+    return [*given, *([] if more is None else _members(more))]
 
 
 def _background(background: Any) -> list[str]:
-    if background is None:
+    if background is None or (isinstance(background, (str, list, tuple)) and not background):
         return []
-    if background == "common":
-        return list(COMMON)
-    groups = _groups(background)
-    return [_checked(word, number, len(groups), {}) for number, group in enumerate(groups, 1) for word in group]
+    try:
+        groups = _groups(background)
+        words = [_checked(word, number, len(groups), {}) for number, group in enumerate(groups, 1) for word in group]
+    except WordsInvalid as error:
+        raise WordsInvalid(f"background: {error.found}", error.cure) from None
+    return [word for given in words for word in (COMMON if given.casefold() == "common" else (given,))]
 
 
 def _checked(given: Any, position: int, count: int, seen: dict[str, str]) -> str:
     """A cleaned word. position, count: of its name, for messages. seen: words by key, to which it is added."""
     if not isinstance(given, str):
-        raise WordsInvalid(f"word {position} is {given!r}, a string was expected", EXAMPLE)
+        raise WordsInvalid(
+            f"word {position} is {shown(given)}, a string was expected",
+            "give strings; a group is a list of strings within the list",
+        )
     if any(unicodedata.category(character) in ("Cc", "Cs") and not character.isspace() for character in given):
-        raise WordsInvalid(f"word {position}, {given!r}, holds unprintable characters", "remove them")
+        raise WordsInvalid(f"word {position}, {shown(given)}, holds unprintable characters", "remove them")
+    if sign := _SEPARATOR.search(given.strip()):
+        raise WordsInvalid(
+            f"word {position}, {shown(given)}, holds {sign[0]!r}, which separates words",
+            "give its words one by one, or all words as one text",
+        )
+    if len(given) > 2 * LONGEST:
+        raise _too_long(given, position)
     word = clean(given)
     if not word:
         raise WordsInvalid(f"word {position} of {count} is empty", "remove it or its comma")
     if all(unicodedata.category(character) in _INVISIBLE for character in word):
         raise WordsInvalid(f"word {position}, {word!r}, holds no letter or sign that can be seen", "remove it")
+    if all(unicodedata.category(character)[0] in "PZ" for character in word):
+        raise WordsInvalid(f"word {position}, {word!r}, is punctuation alone", "remove it")
     if len(word) > LONGEST:
-        raise WordsInvalid(
-            f"word {position}, {word[:20]!r}…, has {len(word)} characters, at most {LONGEST} are read",
-            "shorten it, or put commas between its words",
-        )
-    if first := seen.get(_key(word)):
+        raise _too_long(word, position)
+    if first := seen.get(word_key(word)):
         raise WordsInvalid(f"word {position}, {word!r}, repeats word {first}", "give each word once")
-    seen[_key(word)] = f"{position}, {word!r}"
+    seen[word_key(word)] = f"{position}, {word!r}"
     return word
 
 
-def _key(word: str) -> str:
+def _too_long(word: str, position: int) -> WordsInvalid:
+    return WordsInvalid(
+        f"word {position}, {word[:20]!r}…, has {len(word)} characters, at most {LONGEST} are read",
+        "shorten it, or put commas between its words",
+    )
+
+
+def word_key(word: str) -> str:
+    """The same for spellings of one word that differ in case or form of their letters."""
     return unicodedata.normalize("NFKC", word).casefold()

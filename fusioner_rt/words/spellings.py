@@ -1,6 +1,7 @@
 """Words as people write them: how a text is split into words, and how a word is cleaned."""
 
 import ast
+import json
 import re
 from typing import Any
 
@@ -8,13 +9,29 @@ from ..errors import WordsInvalid
 
 EXAMPLE = 'give at least one, for example --words "cat, sofa"'
 _LISTS = {"[": "]", "(": ")", "{": "}"}
-_SEPARATORS = re.compile(r"\s*[,;，；、]\s*|\s*[\n\r]\s*")  # blank lines, and a comma at a line's end, separate once
-_FULL_STOPS = re.compile(r"\s+\.(?=\s|$)")  # "cat . sofa ." of GroundingDINO
-_SENTENCES = re.compile(r"\.(?:\s+|$)")  # "cat. sofa.", likewise
-_QUOTES = "\"'`“”„‘’«»"
-_BULLET = re.compile(r"^(?:[-*•#]\s*|\d+[.)]\s+)")  # of a list in a text
-_LEAD = re.compile(r"^(?:and|or|a|an|the)\s+(?=\S)", re.IGNORECASE)
-_FILE = re.compile(r"\.(?:txt|csv|tsv|json|ya?ml|md|jpe?g|png|webp|bmp|gif|tiff?|pdf)$", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[,;，；、。،؛\n\r\x85\u2028\u2029]")
+_LINES = re.compile(r"[\n\r\x85\u2028\u2029]+")
+_FULL_STOPS = re.compile(r"(?<=\s)\.(?=\s|$)")  # "cat . sofa ." of GroundingDINO
+_SENTENCES = re.compile(r"(?<![\w.])([^\W\d_]{3,})\.\s+")  # "cat. sofa.", likewise
+_ADJACENT = re.compile(r"(?<=\w)(['\"])\s*\1(?=\w)")  # strings without a comma, which Python joins
+_NUMBERED = re.compile(r"\s*(\d+)[.)]\s+")
+_CONJUNCTION = re.compile(r"\s*(?:and|or)\s+(?=\S)")
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "„": "“", "‘": "’", "«": "»"}
+_OPENING = '"“„«`'
+_BULLET = re.compile(r"^(?:[-*•–—·]\s+|•)(?=\S)")
+_ARTICLE = re.compile(r"^(?:(?:an?|the)\s+(?!la\b)(?=\S)|(?:An?|The)\s+(?=[a-z]))")
+_LAYOUT = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")  # marks that no one sees
+_FILE = re.compile(r"\.(?:txt|csv|tsv|json|ya?ml|md|jpe?g|png|webp|bmp|gif|tiff?|heic|svg|pdf)$", re.IGNORECASE)
+_SHOWN = 60  # characters of what was given, in messages
+
+
+def shown(given: Any) -> str:
+    """What was given, for a message: one line, not long."""
+    try:
+        text = " ".join(repr(given).split())
+    except ValueError:  # an int of thousands of digits
+        text = f"a {type(given).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def separates(text: str) -> bool:
@@ -23,64 +40,102 @@ def separates(text: str) -> bool:
 
 
 def split(text: str) -> Any:
-    """The words of a text: a list of strings, or what a Python or JSON list in it holds.
+    """The words of a text: a list of strings, or what a Python or JSON list or object in it holds.
 
-    Words are separated by commas, semicolons, line ends or full stops between spaces. Raises WordsInvalid for a broken
-    list, and for words that only `|` separates, which is for the words of one group.
+    Words are separated by commas (also those of Arabic and Chinese), semicolons, line ends, full stops between spaces, and
+    full stops after words in small letters. Numbers that count the words go, and so does "and" or "or" before the last.
+    Raises WordsInvalid for a list without commas, and for words that only `|` separates, which is for those of a group.
     """
     text = text.strip()
-    if text[:1] in _LISTS:
-        return _listed(text)
-    parts = [part for piece in _SEPARATORS.split(text) for part in _FULL_STOPS.split(piece)]
-    if len(parts) == 1 and text.endswith(".") and ". " in text:
-        parts = _SENTENCES.split(text)
+    if text[:1] in _LISTS and text.endswith(_LISTS[text[0]]) and (listed := _listed(text)) is not None:
+        return listed
+    if (inner := _unquoted(text)) != text:
+        return split(inner)
+    parts = _parts(_SENTENCES.sub(lambda found: f"{found[1]}\n" if found[1].islower() else found[0], text))
     if len(parts) == 1 and "|" in text:
         raise WordsInvalid(
-            f"{text[:40]!r} has `|` between its words alone, which makes them one group, as synonyms are",
+            f"{shown(text)} has `|` between its words alone, which makes them one group, as synonyms are",
             "put commas between words; give a group inside a list, [['cat', 'kitten'], 'sofa'], or beside other words, "
             "'cat|kitten, sofa'",
         )
-    if len(parts) > 1 and not parts[-1].strip():  # a trailing separator
-        parts.pop()
     return parts
 
 
+def _parts(text: str) -> list[str]:
+    parts: list[str] = []
+    for line in filter(str.strip, _LINES.split(text)):
+        pieces = [piece for part in _SEPARATORS.split(line) for piece in _FULL_STOPS.split(part)]
+        if len(pieces) > 1 and not pieces[-1].strip():  # a separator ends the line
+            pieces.pop()
+        parts += pieces
+    if len(parts) < 2:
+        return parts or [text]
+    numbers = [_NUMBERED.match(part) for part in parts]
+    counted = [int(number[1]) for number in numbers if number]
+    if counted == list(range(counted[0] if counted else 0, len(parts) + (counted[0] if counted else 0))):
+        parts = [_NUMBERED.sub("", part, count=1) for part in parts]
+    return [*parts[:-1], _CONJUNCTION.sub("", parts[-1], count=1)]
+
+
 def _listed(text: str) -> Any:
+    """What a list in a text holds, or None where it is no list."""
     inner = text[1:-1]
+    if _ADJACENT.search(text):
+        raise WordsInvalid(f"{shown(text)} has words without a comma between them", "put commas between the words")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
     try:
         listed = ast.literal_eval(text)
-        return (
-            listed if isinstance(listed, (list, tuple, dict)) else ast.literal_eval(f"[{inner}]")
-        )  # sets have no order
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        if text.endswith(_LISTS[text[0]]) and not re.search(r"[][(){}:]", inner):  # without quotes: [cat, sofa]
-            return split(inner)
-        raise WordsInvalid(
-            f"{text[:40]!r} begins like a list and is none",
-            f"close its brackets and quotes, or put commas between the words: {_LISTS[text[0]]!r} ends it",
-        ) from None
+        if isinstance(listed, (list, tuple, dict)):
+            return listed
+        if isinstance(listed, set):
+            return ast.literal_eval(f"[{inner}]")  # sets have no order
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    return None if re.search(r"[][(){}:]", inner) else split(inner)  # without quotes: [cat, sofa]
 
 
 def clean(word: str) -> str:
-    """A word without what surrounds it: quotes, bullets, articles, a full stop; with single spaces, in small letters where
-    all were capitals. "" where nothing is left. Raises WordsInvalid for a file's name.
+    """A word without what surrounds it: quotes, bullets, articles, a full stop, marks of layout; with single spaces.
+
+    "" where nothing is left. Raises WordsInvalid for a file's name, and where a quote or bracket is not closed.
     """
-    word = " ".join(word.replace("_", " ").split())
+    word = " ".join((_LAYOUT.sub("", word).strip() or word).replace("_", " ").split())
     while word != (stripped := _stripped(word)):
         word = stripped
     if _FILE.search(word):
         raise WordsInvalid(
-            f"{word!r} is the name of a file and not a word",
+            f"{shown(word)} is the name of a file and not a word",
             "give the words themselves; on the command line --words-file FILE reads them from a file, and pictures stand "
             "before --words",
         )
-    return word.lower() if word.isupper() and len(word) > 2 else word
+    if word[:1] in _OPENING and word and _QUOTES[word[0]] not in word[1:]:
+        raise WordsInvalid(
+            f"{shown(word)} begins with a quote that is not closed", "put quotes around each word, or none"
+        )
+    if any(word.count(opening) != word.count(closing) for opening, closing in _LISTS.items()) and len(word) > 2:
+        raise WordsInvalid(
+            f"{shown(word)} has a bracket without its other one",
+            "close the list that it begins, put quotes and commas into it, or leave the bracket out",
+        )
+    return word
 
 
 def _stripped(word: str) -> str:
-    word = _LEAD.sub("", _BULLET.sub("", word).strip())
-    if len(word) > 1 and word[0] in _QUOTES and word[-1] in _QUOTES:
-        word = word[1:-1].strip()
-    if word.endswith(".") and word.count(".") == 1 and len(word) > 1:
-        word = word[:-1].strip()
+    word = _unquoted(_ARTICLE.sub("", _BULLET.sub("", word)))
+    last = word.split()[-1] if word else ""
+    if last.endswith(".") and len(last) > 2 and last.count(".") == 1:
+        word = word[:-1]
     return word
+
+
+def _unquoted(text: str) -> str:
+    """A text without the quotes around all of it."""
+    closing = _QUOTES.get(text[:1])
+    if closing and len(text) > 1 and text[-1] in (closing, "”" if text[0] == "„" else closing):
+        inner = text[1:-1]
+        if text[0] not in inner and text[-1] not in inner:
+            return inner.strip()
+    return text

@@ -45,7 +45,7 @@ def test_absent_words_are_asked_alone_and_their_pixels_counted(tiny_bundle: Path
 
 
 def test_errors_are_one_line(tiny_bundle: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--classes", "dog"], ["--background", ""], ["--engine", str(shapes)]):
+    for arguments in (["--classes", "dog"], ["--background", "wall,, sky"], ["--engine", str(shapes)]):
         options = arguments if "--engine" in arguments else [*arguments, "--engine", str(tiny_bundle)]
         assert background_words.main(["--data", str(shapes), *options]) != 0
         (line,) = [part for part in capsys.readouterr().err.splitlines() if "background_words.py" in part]

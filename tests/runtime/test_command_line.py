@@ -212,7 +212,7 @@ def test_bad_bundles(fails: Fails, photo: Path, tiny_bundle: Path, tmp_path: Pat
 
 def test_outputs_that_cannot_be_written(fails: Fails, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "choose a folder" in fails(photo, 50, out=tmp_path / "file")
+    assert "cannot be written (it is a file); choose a folder" in fails(photo, 50, out=tmp_path / "file")
     assert "choose a folder" in fails(photo, 50, out=tmp_path / "file" / "below")
     assert "choose a folder" in fails(photo, 50, out=tmp_path, json=tmp_path / "file" / "all.json")
 

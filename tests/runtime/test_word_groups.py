@@ -64,6 +64,15 @@ def test_thresholds_of_words_take_away_the_pixels_below_them(session: Session, p
     assert (same.labels != one.labels).mean() < 0.01  # thresholds are rounded to float32
 
 
+def test_thresholds_are_found_by_any_spelling_of_a_word(session: Session, picture: np.ndarray) -> None:
+    found = [
+        session.segment(picture, "the cat|lamp, tree", threshold={name: LOW, "tree": 1}).labels
+        for name in ("cat", "Cat", "the cat", "lamp")
+    ]
+    for labels in found[1:]:
+        np.testing.assert_array_equal(labels, found[0])
+
+
 def test_words_without_a_threshold_have_half(session: Session, picture: np.ndarray) -> None:
     usual = session.segment(picture, WORDS)
     np.testing.assert_array_equal(session.segment(picture, WORDS, threshold={}).labels, usual.labels)
@@ -83,7 +92,7 @@ def test_set_words_keep_their_groups_and_background(session: Session, picture: n
     ("arguments", "says"),
     [
         ({"words": "cat, tree", "threshold": {"dog": 0.5}}, r"threshold holds 'dog', which is none of the words \(cat, tree\)"),
-        ({"words": "cat|lamp, tree", "threshold": {"lamp": 0.5}}, "threshold holds 'lamp'"),
+        ({"words": "cat|lamp, tree", "threshold": {"lamp": 0.5, "Cat": 0.5}}, "threshold holds 'lamp' and 'Cat', which are one"),
         ({"words": "cat", "threshold": {"cat": 1.5}}, r"the threshold is 1.5; give a probability within 0\.\.1"),
         ({"words": "cat", "threshold": {"cat": "high"}}, "the threshold is 'high'"),
         ({"background": "tree"}, "background words were given without words; pass words="),
