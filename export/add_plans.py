@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 
 import numpy as np  # noqa: E402
 
+from export.stages import hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
@@ -159,6 +159,7 @@ def _prove(folder: Path, manifest: Mapping[str, Any], backend: str, named: Path 
     """
     from fusioner_rt.bundle import write_manifest
     from fusioner_rt.gpu.driver import Device
+    from fusioner_rt.json_fields import Field
     from fusioner_rt.plans import Plan
 
     entries, records = manifest["engines"], {}
@@ -170,7 +171,7 @@ def _prove(folder: Path, manifest: Mapping[str, Any], backend: str, named: Path 
     gpu, capability = str(device), device.capability
     device.close()
     for entry in entries:
-        file, plan = entry["file"], Plan.parse(folder, entry)
+        file, plan = entry["file"], Plan.parse(folder, Field(entry))
         if file not in files:
             continue
         if plan.runs_on(capability):
@@ -246,7 +247,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parse(arguments))
     folder: Path = given.pop("folder")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as for Ctrl-C
+    hear_signals()
     start = time.perf_counter()
     try:
         manifest = add(folder, **given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
     sys.path[0] = str(ROOT)
 
 from export.options import Options, named  # noqa: E402
-from export.stages import TERMINATED, Stages  # noqa: E402
+from export.stages import Stages, hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
@@ -203,14 +202,8 @@ def _three(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _terminate(*_: object) -> None:
-    """Clean up as for Ctrl-C."""
-    TERMINATED.set()
-    sys.exit(143)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    signal.signal(signal.SIGTERM, _terminate)
+    hear_signals()
     start, options = time.perf_counter(), None
     try:
         options = parse(arguments)

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
-TERMINATED = threading.Event()
-"""Set by a signal to end. A library that swallows the exit, in a callback of its own, meets it at the stage's end."""
+_asked_to_end: list[int] = []
+"""Signals to end. A library that swallows the exception, in a callback of its own, meets it again at the stage's end."""
 
 Step = tuple[str, Callable[[], None]]
+
+
+def hear_signals() -> None:
+    """From now on Ctrl-C raises KeyboardInterrupt, a signal to end SystemExit, and a stage that went on raises it again."""
+
+    def hear(number: int, _: object) -> None:
+        _asked_to_end.append(number)
+        _end(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell leaves it for a job in the background
+            signal.signal(number, hear)
+
+
+def _end(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 class Stages:
@@ -40,8 +59,8 @@ class Stages:
         start = time.perf_counter()
         self._bar.set_description_str(name)
         yield
-        if TERMINATED.is_set():
-            sys.exit(143)
+        if _asked_to_end:
+            _end(_asked_to_end[0])
         self.seconds[name] = time.perf_counter() - start
         if self.shown:
             self._bar.write(f"  {name:<34} {self.seconds[name]:6.1f} s", file=sys.stderr)

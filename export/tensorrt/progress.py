@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+_BEGINS = 5.0  # seconds that a thread which was told to start takes at most
 _LOOK = "{desc:<34} {bar:24} {percentage:3.0f}% {elapsed}, {remaining} left"
 
 
@@ -104,23 +105,39 @@ def run(build: Callable[[], T], progress: Progress, title: str, shown: bool) -> 
     A KeyboardInterrupt or SystemExit that reaches the waiting caller stops the build at its next step, and is raised once
     the build has ended.
     """
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        try:
+            outcome.set_result(build())
+        except BaseException as failure:
+            outcome.set_exception(failure)
+
     interrupted: BaseException | None = None
-    with (
-        concurrent.futures.ThreadPoolExecutor(1, "tensorrt-build") as thread,
-        tqdm(total=1.0, desc=title, bar_format=_LOOK, disable=None if shown else True, leave=False, position=1) as bar,
-    ):
-        future = thread.submit(build)
-        while not future.done():
+    with tqdm(total=1.0, desc=title, bar_format=_LOOK, disable=None if shown else True, leave=False, position=1) as bar:
+        try:
             try:
-                while concurrent.futures.wait([future], timeout=0.2).not_done:
-                    bar.update(progress.done - bar.n)
-                    bar.refresh()
-            except BaseException as failure:
+                threading.Thread(target=work, name="tensorrt-build").start()
+            except BaseException as failure:  # an interrupt reaches `start` before or after the thread runs
                 interrupted, progress.cancelled = failure, True
-                bar.set_description_str("stopping")
+                if not begun.wait(_BEGINS):
+                    raise
+            while not outcome.done():
+                try:
+                    while concurrent.futures.wait([outcome], timeout=0.2).not_done:
+                        bar.update(progress.done - bar.n)
+                        bar.refresh()
+                except BaseException as failure:
+                    interrupted, progress.cancelled = failure, True
+                    bar.set_description_str("stopping")
+        except BaseException:  # an interrupt between these lines; the build must not go on for ever
+            progress.cancelled = True
+            raise
     if interrupted is not None:
         raise interrupted
-    result = future.result()
+    result = outcome.result()
     if progress.failure is not None:
         raise progress.failure
     return result

@@ -45,6 +45,8 @@ def without(folder: Path, *parts: str) -> None:
     assert lost
     for name in lost:
         (folder / manifest["graphs"].pop(name)["file"]).unlink()
+    if "decoder" in parts:
+        manifest["model"]["decoder"] = []
     write_manifest(folder, manifest)
 
 

@@ -97,7 +97,7 @@ def test_tensorrt_reports_its_phases_while_it_builds(trt, tiny_bundle):
     assert told[0][1] is None
     assert {parent for _, parent, *_ in told[1:]} <= {name for name, *_ in told}
     assert [done for *_, done, _ in told] == sorted(done for *_, done, _ in told)
-    assert {thread for *_, thread in told} == {"tensorrt-build_0"}
+    assert {thread for *_, thread in told} == {"tensorrt-build"}
 
 
 def test_what_fails_in_the_monitor_stops_the_build_and_is_raised_after_it(trt, tiny_bundle):
@@ -169,6 +169,33 @@ def test_the_bar_shows_what_is_left_where_somebody_watches(trt, capsys, monkeypa
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_an_interrupt_while_the_builds_thread_starts_stops_the_build(monkeypatch, runs):
+    """Of a thread whose start was interrupted nobody else knows that it runs."""
+    from export.tensorrt import progress as module
+
+    progress, ended, start = Progress(), threading.Event(), threading.Thread.start
+
+    def build():
+        while not progress.cancelled:
+            time.sleep(0.01)
+        ended.set()
+
+    def interrupted(thread):
+        if thread.name == "tensorrt-build":
+            if runs:
+                start(thread)
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(module, "_BEGINS", 0.2)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(build, progress, "text plan", shown=False)
+    assert progress.cancelled
+    assert ended.is_set() == runs
+
+
 def test_the_monitor_is_tensorrts_own_kind(trt):
     told = monitor(trt, Progress())
     assert isinstance(told, trt.IProgressMonitor)
@@ -215,7 +242,10 @@ def test_an_interrupted_plan_leaves_nothing_behind(
         line = process.stdout.readline()
         assert line == "building\n", process.stderr.read()
         process.send_signal(sent)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()  # one that hangs fails this test and does not hold up the others
     assert process.returncode == code, errors
     assert list(out.parent.iterdir()) == []
     assert "Traceback" not in errors
