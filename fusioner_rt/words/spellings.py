@@ -20,7 +20,6 @@ _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "„": "“", "‘": "’
 _OPENING = '"“„«`'
 _BULLET = re.compile(r"^(?:[-*•–—·]\s+|•)(?=\S)")
 _ARTICLE = re.compile(r"^(?:(?:an?|the)\s+(?!la\b)(?=\S)|(?:An?|The)\s+(?=[a-z]))")
-_LAYOUT = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")  # marks that no one sees
 _FILE = re.compile(r"\.(?:txt|csv|tsv|json|ya?ml|md|jpe?g|png|webp|bmp|gif|tiff?|heic|svg|pdf)$", re.IGNORECASE)
 _SHOWN = 60  # characters of what was given, in messages
 
@@ -98,11 +97,11 @@ def _listed(text: str) -> Any:
 
 
 def clean(word: str) -> str:
-    """A word without what surrounds it: quotes, bullets, articles, a full stop, marks of layout; with single spaces.
+    """A word without what surrounds it: quotes, bullets, articles, a full stop; with single spaces.
 
     "" where nothing is left. Raises WordsInvalid for a file's name, and where a quote or bracket is not closed.
     """
-    word = " ".join((_LAYOUT.sub("", word).strip() or word).replace("_", " ").split())
+    word = " ".join(word.replace("_", " ").split())
     while word != (stripped := _stripped(word)):
         word = stripped
     if _FILE.search(word):

@@ -42,7 +42,7 @@ def test_spellings_of_cat_and_sofa(words: Any) -> None:
         ("The Who, A Coruna, a la carte", ("The Who", "A Coruna", "a la carte")), ("cat, dog, and sofa", ("cat", "dog", "sofa")),
         ("USA, TV, person", ("USA", "TV", "person")), ("WHO, CAT", ("who", "cat")),
         ("(red) car, dog", ("(red) car", "dog")), ("12\" pizza, '90s car", ("12\" pizza", "'90s car")), ("rock'n'roll", ("rock'n'roll",)),
-        ("قط، كلب", ("قط", "كلب")), ("猫。狗", ("猫", "狗")), ("cat\u2028dog", ("cat", "dog")), ("ca\u200bt, \ufeffdog", ("cat", "dog")), ('"cat, dog"', ("cat", "dog")), ("(cat)", ("cat",)), ("('cat')", ("cat",)),
+        ("قط، كلب", ("قط", "كلب")), ("猫。狗", ("猫", "狗")), ("cat\u2028dog", ("cat", "dog")), ('"cat, dog"', ("cat", "dog")), ("(cat)", ("cat",)), ("('cat')", ("cat",)),
     ],
 )  # fmt: skip
 def test_what_belongs_to_a_word_stays(words: Any, names: tuple[str, ...]) -> None:
