@@ -11,15 +11,15 @@ background words. One Markdown table.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks import command
 from fusioner_rt import Session
-from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.errors import UsageError
 from training.data import PictureMasks, decode_as, present
 from training.datasets import open_dataset
 from training.metrics import ClassIoU
@@ -78,15 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--classes", metavar='"A, B"', help="classes to ask for (all)")
     parser.add_argument("--background", default="common", metavar='"A, B"', help="background words (common)")
     given = parser.parse_args(arguments)
-    try:
-        run(given)
-    except FusionerError as error:
-        print(f"benchmarks/background_words.py: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command.exit_status("background_words.py", lambda: run(given), "nothing was measured to its end")
 
 
-def run(given: argparse.Namespace) -> None:
+def run(given: argparse.Namespace) -> int:
     """Raises FusionerError."""
     data = open_dataset(given.dataset, given.data)
     wanted = given.classes.split(",") if given.classes else data.classes[1:]
@@ -96,6 +91,7 @@ def run(given: argparse.Namespace) -> None:
     with Session(given.engine) as session:
         found, lacking = measure(session, data, names, classes, given.background)
     print(table(found, classes, lacking, data.words))
+    return 0
 
 
 if __name__ == "__main__":

@@ -48,15 +48,15 @@ def fill(given: argparse.Namespace, suite: Mapping[str, Any]) -> None:
             setattr(given, option, value)
 
 
-def exit_status(script: str, run: Callable[[], int]) -> int:
-    """Runs a command. An error or an interrupt becomes one line and a status."""
+def exit_status(script: str, run: Callable[[], int], left: str = "the rows of the cells finished so far stand") -> int:
+    """Runs a command. An error or an interrupt becomes one line and a status. left: what an interrupt leaves."""
     try:
         return run()
     except FusionerError as error:
         print(f"benchmarks/{script}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"benchmarks/{script}: interrupted; the rows of the cells finished so far stand", file=sys.stderr)
+        print(f"benchmarks/{script}: interrupted; {left}", file=sys.stderr)
         return 130
 
 

@@ -119,7 +119,7 @@ class Manifest:
             precision=document["precision"].one_of(PRECISIONS),
             temperature=document["temperature"].positive(),
             templates=_templates(document["templates"]),
-            tokenizer=_inside(folder, document["tokenizer"]["file"].text()),
+            tokenizer=folder / document["tokenizer"]["file"].text(),
             max_tokens=document["tokenizer"]["max_tokens"].whole(1),
             preprocessing=Preprocessing.from_manifest(document["preprocessing"]),
             graphs=graphs,
@@ -132,9 +132,8 @@ class Manifest:
         )
         for file in manifest._used_files():
             if file not in manifest.files:
-                raise ManifestInvalid(
-                    f"there is no {file.relative_to(folder).as_posix()} in files, which another entry names"
-                )
+                place = file.relative_to(folder) if file.is_relative_to(folder) else file
+                raise ManifestInvalid(f"there is no {place.as_posix()} in files, which another entry names")
         return manifest
 
     def _used_files(self) -> list[Path]:
@@ -179,7 +178,7 @@ def _profile(entry: Field) -> Profile:
 def _graph(folder: Path, entry: Field) -> GraphEntry:
     weights = entry.get("weights")
     return GraphEntry(
-        _inside(folder, entry["file"].text()), _inside(folder, weights.text()) if weights else None,
+        folder / entry["file"].text(), folder / weights.text() if weights else None,
         _tensors(entry["inputs"]), _tensors(entry["outputs"]),
     )  # fmt: skip
 
@@ -207,9 +206,6 @@ def _templates(entry: Field) -> tuple[str, ...]:
 
 def _plan(folder: Path, entry: Field) -> Plan:
     try:
-        for name in ("file", "report"):
-            if (file := entry.get(name)) is not None:
-                _inside(folder, file.text())
         return Plan.parse(folder, entry)
     except ValueError as error:
         raise ManifestInvalid(f"{entry.place}: {error}") from None
@@ -217,7 +213,7 @@ def _plan(folder: Path, entry: Field) -> Plan:
 
 def _kernels(folder: Path, entry: Field) -> KernelsEntry:
     features, targets = (tuple(name.text() for name in entry[names].items()) for names in ("features", "targets"))
-    return KernelsEntry(_inside(folder, entry["abi"].text()), features, targets)
+    return KernelsEntry(folder / entry["abi"].text(), features, targets)
 
 
 def _answer(folder: Path, entry: Field) -> AnswerEntry:
@@ -227,4 +223,4 @@ def _answer(folder: Path, entry: Field) -> AnswerEntry:
         for precision, allowed in entry["bounds"].entries().items()
     }
     words = tuple(word.text() for word in entry["words"].items())
-    return AnswerEntry(_inside(folder, entry["file"].text()), words, (height, width), entry["step"].whole(1), bounds)
+    return AnswerEntry(folder / entry["file"].text(), words, (height, width), entry["step"].whole(1), bounds)

@@ -48,14 +48,20 @@ class CudaGraph:
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
     """Disable the garbage collector: it may free a GPU array, and a recording does not allow that."""
-    with _RECORDING:
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if enabled:
-                gc.enable()
+    with _RECORDING, uncollected():
+        yield
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Disable the garbage collector. Threads that do so at once must take turns."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 _RECORDING = threading.Lock()

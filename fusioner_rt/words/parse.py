@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -75,9 +75,9 @@ def parse_words(words: Words, background: Words | None = None) -> Asked:
     return Asked(tuple(names), tuple(flat), tuple(owners))
 
 
-def check_count(words: Iterable[str], max_words: int, bundle: Path) -> None:
+def check_count(words: Sequence[str], max_words: int, bundle: Path) -> None:
     """Raises TooManyWords. max_words: of the bundle's profile. bundle: its folder."""
-    count = len(list(words))
+    count = len(words)
     if count > max_words:
         raise TooManyWords(
             f"{count} words were given, the bundle in {bundle} was built for at most {max_words}",

@@ -69,9 +69,8 @@ def _parts(text: str) -> list[str]:
         parts += pieces
     if len(parts) < 2:
         return parts or [text]
-    numbers = [_NUMBERED.match(part) for part in parts]
-    counted = [int(number[1]) for number in numbers if number]
-    if counted == list(range(counted[0] if counted else 0, len(parts) + (counted[0] if counted else 0))):
+    numbers = [int(number[1]) for part in parts if (number := _NUMBERED.match(part))]
+    if len(numbers) == len(parts) and numbers == list(range(numbers[0], numbers[0] + len(parts))):
         parts = [_NUMBERED.sub("", part, count=1) for part in parts]
     return [*parts[:-1], _CONJUNCTION.sub("", parts[-1], count=1)]
 
@@ -110,7 +109,7 @@ def clean(word: str) -> str:
             "give the words themselves; on the command line --words-file FILE reads them from a file, and pictures stand "
             "before --words",
         )
-    if word[:1] in _OPENING and word and _QUOTES[word[0]] not in word[1:]:
+    if word and word[0] in _OPENING and _QUOTES[word[0]] not in word[1:]:
         raise WordsInvalid(
             f"{shown(word)} begins with a quote that is not closed", "put quotes around each word, or none"
         )

@@ -4,32 +4,19 @@ arguments, and what becomes of their errors. The kernels themselves can be run b
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from cuda.bindings import driver as real
 
+from fusioner_rt.gpu.cuda_graph import uncollected
 from fusioner_rt.hardware import driver_missing
 
 OK = real.CUresult.CUDA_SUCCESS
 NO_DRIVER = driver_missing() is not None
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """cuda-bindings holds a lock while it looks for the driver. A GPU array that is collected then would wait for it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class EmulatedDriver:
@@ -72,7 +59,7 @@ class EmulatedDriver:
             def noted(*arguments: Any) -> Any:
                 self.calls.append(name)
                 if NO_DRIVER:
-                    with _uncollected(), pytest.raises(RuntimeError):  # it takes these arguments, then finds no driver
+                    with uncollected(), pytest.raises(RuntimeError):  # it takes these arguments, then finds no driver
                         getattr(real, name)(*arguments)
                 if name == self.failing:
                     return (real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,)

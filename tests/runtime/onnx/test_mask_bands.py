@@ -74,6 +74,16 @@ def test_bands_of_any_height_give_what_one_band_gives(
         assert (ranked[-1] - ranked[-2])[different].max() <= 2 * ALLOWED
 
 
+def assert_best(labels: np.ndarray, confidence: np.ndarray, probabilities: np.ndarray, threshold: float) -> None:
+    """labels and confidence (H, W) are the best of probabilities (K, H, W), but for ties within rounding."""
+    np.testing.assert_allclose(confidence, probabilities.max(axis=0), atol=ALLOWED, rtol=0)
+    clear = np.diff(np.sort(probabilities, axis=0)[-2:], axis=0)[0] > 2 * ALLOWED
+    clear &= np.abs(confidence - threshold) > 2 * ALLOWED
+    expected = np.where(confidence > threshold, probabilities.argmax(axis=0) + 1, 0)
+    np.testing.assert_array_equal(labels[clear], expected[clear])
+    assert clear.mean() > 0.9
+
+
 def test_labels_and_confidence_are_the_best_of_the_probabilities(
     graphs: tuple[Graph, Graph, Graph], channels: int
 ) -> None:
@@ -84,12 +94,7 @@ def test_labels_and_confidence_are_the_best_of_the_probabilities(
     assert labels.dtype == np.uint16
     assert labels.shape == (123, 37)
     assert confidence.dtype == np.float32
-    np.testing.assert_allclose(confidence, probabilities.max(axis=0), atol=ALLOWED, rtol=0)
-    clear = np.diff(np.sort(probabilities, axis=0)[-2:], axis=0)[0] > 2 * ALLOWED
-    clear &= np.abs(confidence - 0.6) > 2 * ALLOWED
-    expected = np.where(confidence > 0.6, probabilities.argmax(axis=0) + 1, 0)
-    np.testing.assert_array_equal(labels[clear], expected[clear])
-    assert clear.mean() > 0.9
+    assert_best(labels, confidence, probabilities, 0.6)
     assert 0 < (labels > 0).mean() < 1
 
 
@@ -101,12 +106,7 @@ def test_independent_labels_are_the_best_of_probabilities_with_their_own_norms(
     labels, confidence = head.independent_labels(scores, gram, (31, 29), 0.5)
     probabilities = np.concatenate([head.probabilities(scores[k : k + 1], gram[k : k + 1], (31, 29)) for k in range(5)])
     probabilities = probabilities[:, 0]
-    np.testing.assert_allclose(confidence, probabilities.max(axis=0), atol=ALLOWED, rtol=0)
-    clear = np.diff(np.sort(probabilities, axis=0)[-2:], axis=0)[0] > 2 * ALLOWED
-    clear &= np.abs(confidence - 0.5) > 2 * ALLOWED
-    expected = np.where(confidence > 0.5, probabilities.argmax(axis=0) + 1, 0)
-    np.testing.assert_array_equal(labels[clear], expected[clear])
-    assert clear.mean() > 0.9
+    assert_best(labels, confidence, probabilities, 0.5)
 
 
 def test_independent_words_that_are_all_but_certain_do_not_tie(
