@@ -4,11 +4,16 @@ Wanted, at any output size: the cosine between the bilinearly upsampled feature 
 upsampling is linear, so the numerator is an upsampled score map; and the squared length of an upsampled feature is a
 quadratic form in its four neighbours, whose inner products are five low-resolution maps. Nothing of size H×W×d exists.
 
+A bundle names one of two scorings, which make probabilities of cosines. "sigmoid" (the paper) judges each word alone:
+sigmoid(cosine / temperature). "softmax" (training-free CLIP) compares all words of a picture:
+exp(cosine / temperature) over the sum of that over the words.
+
 Letters: B pictures, K words, H×W output, h×w features, d channels.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -16,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TINY = torch.finfo(torch.float32).tiny
-"""The least squared length a cosine is divided by; a zero feature therefore has cosine 0 and probability 0.5."""
+"""The least squared length a cosine is divided by; a zero feature therefore has cosine 0, hence
+probability 0.5, or 1/K of K words by softmax."""
 
 CANCELLED = 2.0**-22
 """Float32 cannot tell an upsampled feature shorter than sqrt(CANCELLED) of its neighbours from zero (their inner
@@ -123,32 +129,56 @@ def quadratic_matrices(size_in: int, size_out: int, dtype: torch.dtype) -> tuple
     return taps.matrix(size_in, torch.float64).square().to(dtype), pair.to(dtype)
 
 
-def probabilities(scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float) -> Tensor:
-    """One probability map per word: (B, K, H, W) float32 = sigmoid(cosine / temperature)."""
+def probabilities(
+    scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float, scoring: str = "sigmoid"
+) -> Tensor:
+    """One probability map per word: (B, K, H, W) float32, sigmoid(cosine / temperature) or its softmax over K."""
     length = squared_length(gram, size).sqrt()
-    return torch.sigmoid(upsample(scores / temperature, size) / length[:, None])
+    return scored(upsample(scores / temperature, size) / length[:, None], scoring)
+
+
+def scored(logits: Tensor, scoring: str) -> Tensor:
+    """Probabilities of cosines over the temperature, (B, K, ...) each. scoring: "sigmoid" or "softmax"."""
+    return {"sigmoid": torch.sigmoid, "softmax": functools.partial(torch.softmax, dim=1)}[scoring](logits)
 
 
 def resolve(
-    scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float, threshold: float
+    scores: Tensor,
+    gram: Tensor,
+    size: tuple[int, int],
+    temperature: float,
+    threshold: float,
+    scoring: str = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
     """Label map and confidence at output resolution, from the maps of `score_maps`.
 
     Returns labels (B, H, W) int64, n for word n counted from 1 where its probability is the largest and exceeds
     `threshold`, else 0 (background); a tie goes to the word named first. And confidence (B, H, W) float32, the
     probability of the best word, background or not. All words of a pixel share one length, so the best word is found
-    without it.
+    without it. The best word's softmax is 1 / Σ exp((score - best score) / (temperature · length)): no exponential
+    overflows, and of K words it is at least 1/K.
     """
     upsampled = upsample(scores, size)
-    best = upsampled.amax(dim=1)
-    confidence = torch.sigmoid(best / temperature / squared_length(gram, size).sqrt())
+    best, length = upsampled.amax(dim=1), squared_length(gram, size).sqrt()
+    if scoring == "softmax":
+        behind = (upsampled - best[:, None]) / temperature / length[:, None]
+        confidence = 1 / behind.exp().sum(dim=1)
+    else:
+        confidence = torch.sigmoid(best / temperature / length)
     # argmax, unlike max, promises the first index of a tie
     return torch.where(confidence > threshold, upsampled.argmax(dim=1) + 1, 0), confidence
 
 
-def masks(scores: Tensor, gram: Tensor, size: tuple[int, int], temperature: float, threshold: float) -> Tensor:
-    """(B, K, H, W) bool: where a word's probability exceeds the threshold, whatever other words do."""
-    return probabilities(scores, gram, size, temperature) > threshold
+def masks(
+    scores: Tensor,
+    gram: Tensor,
+    size: tuple[int, int],
+    temperature: float,
+    threshold: float,
+    scoring: str = "sigmoid",
+) -> Tensor:
+    """(B, K, H, W) bool: where a word's probability exceeds the threshold, be it the best word or not."""
+    return probabilities(scores, gram, size, temperature, scoring) > threshold
 
 
 def pack(masks: Tensor) -> Tensor:
@@ -165,13 +195,15 @@ def unpack(packed: Tensor, width: int) -> Tensor:
     return bits.flatten(-2)[..., :width].bool()
 
 
-def naive_probabilities(features: Tensor, words: Tensor, size: tuple[int, int], temperature: float) -> Tensor:
+def naive_probabilities(
+    features: Tensor, words: Tensor, size: tuple[int, int], temperature: float, scoring: str = "sigmoid"
+) -> Tensor:
     """For proof only: upsample all d channels, normalise, multiply. Runs in the dtype of `features`, whatever it costs.
 
     features (B, h, w, d), words (B, K, d), both of one floating dtype; returns (B, K, H, W) of that dtype.
     """
     upsampled = F.normalize(upsample(features.movedim(-1, 1), size), dim=1, eps=TINY)
-    return torch.sigmoid(torch.einsum("bdhw,bkd->bkhw", upsampled, unit(words)) / temperature)
+    return scored(torch.einsum("bdhw,bkd->bkhw", upsampled, unit(words)) / temperature, scoring)
 
 
 def unit(vectors: Tensor) -> Tensor:
