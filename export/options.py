@@ -10,13 +10,16 @@ from pathlib import Path
 class Options:
     """What the command line says; `build_engine.build` takes it from anywhere.
 
-    sizes: least, usual and longest input edge, pixels. kernels: as in `--kernels`. chosen: the user named the checkpoint,
+    model: of training.training_free.MODELS, in place of a checkpoint. weights: of that model: a file, a tag of open_clip's
+    or "random"; None is OpenAI's release. download: whether weights may be fetched. sizes: least, usual and longest input edge, pixels. kernels: as in `--kernels`. chosen: the user named the checkpoint,
     and may then replace a bundle of another model. bf16: of the TensorRT plans alone. profiles and what follows: as
     tensorrt.build_plans.PlanOptions.
     """
 
     checkpoint: Path
     out: Path
+    model: str | None = None
+    weights: str | None = None
     fp16: bool = False
     max_words: int = 256
     max_batch: int = 8
@@ -31,6 +34,7 @@ class Options:
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
+    download: bool = False
 
     @property
     def name(self) -> str:
