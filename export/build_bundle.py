@@ -186,7 +186,7 @@ class Build:
         self._record("batch", gates.batch(self._running, self.parity, self.preprocessing, self.pictures, limit))
 
     def prove_words(self) -> None:
-        found = gates.words(self._running, self.parity, self.preprocessing, self.pictures[0], self.model.config)
+        found = gates.words(self._running, self.parity, self.preprocessing, self.pictures[0])
         self._record("words", found)
 
     def compile_kernels(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,6 +99,7 @@ class Parity:
     mask_error:      largest error of the mask head, in probability.
     words:           (K, t) float32, the text graph's vectors of `gate_words`.
     plain_agreement: share of all pixels that plain PyTorch gives that label; for bf16 alone.
+    config:          the model's, whose scoring and threshold make the labels.
     """
 
     errors: dict[str, float]
@@ -108,6 +109,7 @@ class Parity:
     pictures: int
     words: np.ndarray
     plain_agreement: float | None = None
+    config: FusionerConfig = field(default_factory=FusionerConfig)
 
     def allowed(self, output: str) -> float:
         return 2 * self.plain[output] + ROUNDINGS
@@ -234,7 +236,9 @@ class _Comparison:
         pixels = max(1, self._pixels)
         agreements = {key: agreed / pixels for key, agreed in self._agreed.items()}
         plain_agreement = self._plain_agreed / pixels if self._precision == "bf16" else None
-        return Parity(self._errors, self._plain, agreements, self._mask_error, pictures, words, plain_agreement)
+        return Parity(
+            self._errors, self._plain, agreements, self._mask_error, pictures, words, plain_agreement, self._config
+        )
 
 
 def _judge(found: Parity, precision: str) -> None:
@@ -314,20 +318,16 @@ def _worst_of_batches(path: str, run: Run, found: Parity, single: Sequence[np.nd
     return worst
 
 
-def words(
-    graphs: Mapping[str, Run],
-    found: Parity,
-    preprocessing: Preprocessing,
-    picture: np.ndarray,
-    config: FusionerConfig,
-) -> Record:
+def words(graphs: Mapping[str, Run], found: Parity, preprocessing: Preprocessing, picture: np.ndarray) -> Record:
     """Gate (c). Raises WordsFailed."""
     pixels, order = preprocessing(picture)[None], np.random.default_rng(0).permutation(len(found.words))
-    head, size, agreements = _mask_head(graphs, config.scoring), _mask_size(picture), []
+    head, size, agreements = _mask_head(graphs, found.config.scoring), _mask_size(picture), []
     for path, run in _paths(graphs).items():
         plain, permuted = (_fused(run, pixels, vectors[None]) for vectors in (found.words, found.words[order]))
         _judge_permuted(path, found, plain, permuted, order)
-        before, after = (head.labels(*_maps(head, outputs), size, config.threshold)[0] for outputs in (plain, permuted))
+        before, after = (
+            head.labels(*_maps(head, outputs), size, found.config.threshold)[0] for outputs in (plain, permuted)
+        )
         named = np.concatenate([[0], order + 1])[after]
         agreement = float((named == before).mean())
         if not agreement >= LEAST_AGREEMENT:

@@ -18,8 +18,6 @@ class Options:
 
     checkpoint: Path
     out: Path
-    model: str | None = None
-    weights: str | None = None
     fp16: bool = False
     max_words: int = 256
     max_batch: int = 8
@@ -34,6 +32,8 @@ class Options:
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
+    model: str | None = None
+    weights: str | None = None
     download: bool = False
 
     @property

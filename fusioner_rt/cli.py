@@ -200,7 +200,7 @@ def _segment(options: argparse.Namespace) -> int:
     from .words.parse import parse_words
 
     size = _parse_size(options.size)
-    threshold = None if options.threshold is None else parse_threshold(options.threshold)
+    threshold = parse_threshold(options.threshold)
     if options.words and not options.pictures:
         options.words, options.pictures = take_pictures(options.words)
     if not options.pictures:

@@ -130,15 +130,15 @@ class Manifest:
             if name not in graphs:
                 raise ManifestInvalid(f"graphs.{name} is missing")
         kernels, answer = document.get("kernels"), document.get("known_answer")
-        scoring, threshold, windows = (document.get(name) for name in ("scoring", "threshold", "windows"))
+        windows = document.get("windows")
         preprocessing = Preprocessing.from_manifest(document["preprocessing"])
         manifest = cls(
             name=document["name"].text(),
             created=document["created"].text(),
             precision=document["precision"].one_of(PRECISIONS),
-            scoring=scoring.one_of(SCORINGS) if scoring else "sigmoid",
+            scoring=document["scoring"].one_of(SCORINGS),
             temperature=document["temperature"].positive(),
-            threshold=threshold.probability() if threshold else 0.5,
+            threshold=document["threshold"].probability(),
             templates=_templates(document["templates"]),
             tokenizer=folder / document["tokenizer"]["file"].text(),
             max_tokens=document["tokenizer"]["max_tokens"].whole(1),

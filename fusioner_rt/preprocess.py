@@ -52,9 +52,8 @@ class Preprocessing:
         """From the manifest's `preprocessing` object. Raises ManifestInvalid."""
         mean, std = (tuple(value.number() for value in entry[name].items(3)) for name in ("mean", "std"))
         side, multiple, longest = (entry[name].whole(1) for name in ("side", "multiple", "longest"))
-        fit = entry.get("fit")
-        which = fit.text() if fit else "area"
-        return cls(side, multiple, longest, entry["resample"].text(), mean, std, which)  # type: ignore[arg-type]
+        resample, fit = entry["resample"].text(), entry["fit"].text()
+        return cls(side, multiple, longest, resample, mean, std, fit)  # type: ignore[arg-type]
 
     def to_manifest(self) -> dict[str, Any]:
         """The manifest's `preprocessing` object; `from_manifest` reads it back."""

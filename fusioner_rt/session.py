@@ -33,6 +33,7 @@ Pictures: TypeAlias = (
     list[Picture | EncodedPicture] | list[Picture] | list[EncodedPicture] | tuple[Picture | EncodedPicture, ...]
 )
 MODES = ("joint", "independent")
+Default = Literal["default"]
 Window = Literal["whole", "sliding"]
 WINDOWS = ("whole", "sliding")
 KEPT_LIMIT = 4_000_000_000
@@ -183,7 +184,7 @@ class Session:
         picture: Picture | EncodedPicture,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float | Mapping[str, float] | None = None,
+        threshold: float | Mapping[str, float] | Default = "default",
         mode: Mode = "joint",
         probabilities: bool = False,
         background: Words | None = None,
@@ -196,7 +197,7 @@ class Session:
         picture: Pictures,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float | Mapping[str, float] | None = None,
+        threshold: float | Mapping[str, float] | Default = "default",
         mode: Mode = "joint",
         probabilities: bool = False,
         background: Words | None = None,
@@ -208,7 +209,7 @@ class Session:
         picture: Any,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float | Mapping[str, float] | None = None,
+        threshold: float | Mapping[str, float] | Default = "default",
         mode: Mode = "joint",
         probabilities: bool = False,
         background: Words | None = None,
@@ -259,7 +260,7 @@ class Session:
         picture: Any,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float | None = None,
+        threshold: float | Default = "default",
         stream: int = 0,
         out: tuple[Any, Any] | None = None,
     ) -> "DeviceSegmentation":
@@ -284,7 +285,7 @@ class Session:
                 "segment_on_device knows neither groups nor background words nor thresholds of words",
                 "give it every word by itself and one threshold, and change the labels by the confidence; or use segment",
             )
-        least = self.bundle.threshold if threshold is None else float(threshold)
+        least = self.bundle.threshold if threshold == "default" else float(threshold)
         request = Request(vocabulary.vectors, least, "joint", False)
         names = vocabulary.asked.names
         return segment_on_device(self._executor, self.bundle, picture, names, request, size, stream, out)
@@ -526,9 +527,8 @@ def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | No
     """Check the options of a call. Returns the size as two ints. Raises UsageError."""
     if mode not in MODES:
         raise UsageError(f"mode is {mode!r}", f"choose {' or '.join(MODES)}")
-    for given in threshold.values() if isinstance(threshold, Mapping) else [threshold]:
-        if threshold is None:
-            break
+    default = isinstance(threshold, str) and threshold == "default"
+    for given in threshold.values() if isinstance(threshold, Mapping) else [] if default else [threshold]:
         if not (isinstance(given, Real) and 0 <= float(given) <= 1):  # NaN fails too
             raise UsageError(f"the threshold is {given!r}", "give a probability within 0..1, or leave it out")
     if size is None:

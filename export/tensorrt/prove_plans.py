@@ -89,7 +89,7 @@ class _Proof:
         return {
             "run": True, "gpu": str(self.device), "parity": found.record(),
             "batch": self._batch(running, found),
-            "words": gates.words(running, found, self.preprocessing, self.pictures[0], self.model.config),
+            "words": gates.words(running, found, self.preprocessing, self.pictures[0]),
         }  # fmt: skip
 
     def _batch(self, running: Mapping[str, Run], found: gates.Parity) -> Record:

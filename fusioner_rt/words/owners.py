@@ -29,10 +29,10 @@ def probabilities_of_names(probabilities: np.ndarray | None, asked: Asked) -> np
 class Thresholds:
     """The least probabilities of masks: one for all names, or some of their own."""
 
-    def __init__(self, given: float | Mapping[str, float] | None, asked: Asked, default: float) -> None:
-        """given: a probability, or those of words, a group's by any of its words; the others, or all, have `default`.
+    def __init__(self, given: float | Mapping[str, float] | str, asked: Asked, default: float) -> None:
+        """given: a probability, or those of words, a group's by any of its words; the others, or all where it is "default", have `default`.
         Raises UsageError."""
-        self.given = default if given is None else given
+        self.given = default if isinstance(given, str) else given
         self._of_names: np.ndarray | None = None
         if not isinstance(given, Mapping):
             self.least = float(self.given)  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def test_tiling_threads_and_known_winners_change_no_bit(
     ours = head()
     scores, gram = ours.maps(*drawn(**case))
     labels, confidence = ours.labels(scores, gram, size, 0.1)
-    tiles = graph("tiles", 3, TEMPERATURE, "softmax")
+    tiles = graph("tiles", 1, TEMPERATURE, "softmax")
     with ThreadPoolExecutor(3) as pool:
         cut = mask_tiles.resolve(
             tiles, scores[0], gram[0], size, 0.1, lambda f, tasks: list(pool.map(f, tasks)) and None, edges,
