@@ -36,7 +36,7 @@ from fusioner_rt.onnx.runtime import OnnxRuntime
 from fusioner_rt.preprocess import Preprocessing
 from training import checkpoint, training_free
 from training.encoders import allow_download
-from training.model import LONGEST_EDGE, Fusioner, FusionerConfig
+from training.model import IDENTITY, LONGEST_EDGE, Fusioner, FusionerConfig
 
 MAX_WORDS = 65535  # a label map has 16 bits
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,7 +255,7 @@ class Build:
             "templates": list(config.templates),
             "tokenizer": {"file": "tokenizer.json", "max_tokens": self.model.text_encoder.max_tokens},
             "preprocessing": self.preprocessing.to_manifest(),
-            **({"windows": self._windows()} if config.fusion == "identity" else {}),
+            **({"windows": self._windows()} if config.fusion == IDENTITY else {}),
             "profiles": {
                 "words": {"min": 1, "opt": min(20, options.max_words), "max": options.max_words},
                 "batch": {"min": 1, "opt": 1, "max": options.max_batch},

@@ -328,7 +328,7 @@ def document(
         "protocol": {
             **asdict(protocol),
             "scale": scale if protocol.window == "sliding" else None,
-            "background": target.background,
+            **({"background": target.background} if target.background else {}),
         },
         "seconds": round(seconds, 1),
         **figures["model"],

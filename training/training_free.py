@@ -7,14 +7,12 @@ the 80 templates of its ImageNet evaluation. A picture's words share a pixel by 
 from __future__ import annotations
 
 from training.encoders.open_clip import import_open_clip
-from training.model import FusionerConfig
+from training.model import IDENTITY, FusionerConfig
 
 MODELS = {"clip-b16": ("ViT-B-16", 512), "clip-l14": ("ViT-L-14", 768)}
 """open_clip's architecture and the width of its joint space, by the name that `build_engine.py --model` takes."""
 
 TEMPERATURE = 1 / 40
-THRESHOLD = 0.1
-"""As in the published evaluations on VOC with its background: a winner below it is background."""
 WINDOW, STRIDE = 224, 112
 """Sliding windows, in pixels of the network's input: multiples of both models' patches."""
 
@@ -29,8 +27,7 @@ def clip(name: str, weights: str = "") -> FusionerConfig:
     return FusionerConfig(
         image_encoder=f"dense_clip:{architecture}{weights}",
         text_encoder=f"open_clip:{architecture}{weights}",
-        width=width, layers=0, fusion="identity", decoder=(), scoring="softmax", temperature=TEMPERATURE,
-        threshold=THRESHOLD, templates=imagenet_templates(),
+        width=width, layers=0, fusion=IDENTITY, decoder=(), temperature=TEMPERATURE, templates=imagenet_templates(),
     )  # fmt: skip
 
 
