@@ -20,6 +20,7 @@ GRAPHS = (
 )  # fmt: skip
 """The graphs of every bundle. Models with a decoder have those of `decoder_graphs` too."""
 PRECISIONS = ("fp32", "fp16")
+SCORINGS = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Manifest:
     created: str
     precision: str
     temperature: float
+    scoring: str
     templates: tuple[str, ...]
     tokenizer: Path
     max_tokens: int
@@ -112,12 +114,13 @@ class Manifest:
         for name in (*GRAPHS, *decoder_graphs(len(decoder))):
             if name not in graphs:
                 raise ManifestInvalid(f"graphs.{name} is missing")
-        kernels, answer = document.get("kernels"), document.get("known_answer")
+        kernels, answer, scoring = (document.get(name) for name in ("kernels", "known_answer", "scoring"))
         manifest = cls(
             name=document["name"].text(),
             created=document["created"].text(),
             precision=document["precision"].one_of(PRECISIONS),
             temperature=document["temperature"].positive(),
+            scoring=scoring.one_of(SCORINGS) if scoring else "sigmoid",
             templates=_templates(document["templates"]),
             tokenizer=folder / document["tokenizer"]["file"].text(),
             max_tokens=document["tokenizer"]["max_tokens"].whole(1),

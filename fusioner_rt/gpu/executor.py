@@ -63,8 +63,8 @@ class GpuExecutor:
             results = MemoryPool(device, Memory, _POOLED)
             stack.callback(results.close)
             self._machinery = Machinery(
-                device, engine, CudaPreprocess(kernels, bundle.preprocessing), CudaMaskHead(kernels, bundle.temperature),
-                bundle.text_width, pinned, results, ready,
+                device, engine, CudaPreprocess(kernels, bundle.preprocessing),
+                CudaMaskHead(kernels, bundle.temperature, bundle.scoring), bundle.text_width, pinned, results, ready,
             )  # fmt: skip
             self._pipelines = PipelinePool(self._pipeline)
             stack.callback(self._pipelines.close)

@@ -659,6 +659,12 @@ def test_other_arrays_are_refused(session: Session, gpu: EmulatedGpu, make: Call
         session.segment_on_device(make(gpu))
 
 
+def test_a_bundle_that_scores_by_softmax_has_its_kernels_asked_for(planned: Path, gpu: EmulatedGpu) -> None:
+    write_manifest(planned, {**json.loads((planned / "manifest.json").read_text()), "scoring": "softmax"})
+    with pytest.raises(KernelsUnusable, match=r"holds no kernel softmax_labels\.float32\.few, only"):
+        Session(planned, backend="tensorrt-rtx", cache=False)
+
+
 def test_results_of_another_shape_are_refused(session: Session, gpu: EmulatedGpu) -> None:
     out = OnGpu(gpu, np.zeros((61, 93), np.uint16)), OnGpu(gpu, np.zeros((61, 92), np.float32))
     with pytest.raises(
