@@ -197,6 +197,29 @@ def launched(kernels: Kernels, case: MaskCase, features: np.ndarray, words: np.n
         return {name: gpu.get(array) for name, array in out.items()}
 
 
+def names(kernels: Kernels) -> None:
+    """Labels of words become those of names as on the host, and nothing beyond them is written. Raises Wrong.
+
+    Several words of a name, a background word, a name of which nothing is sure; confidence that is a threshold or NaN.
+    """
+    owners, thresholds = np.array([0, 2, 1, 0, 1, 3], np.uint16), np.array([0, 0.25, 0.5, 1, 9, 9], np.float32)
+    head, random, guard = CudaMaskHead(kernels, TEMPERATURE), np.random.default_rng(0), 64
+    for shape in ((1, 1, 1), (3, 37, 43), (2, 5, 300)):
+        for dtype in CONFIDENCES:
+            labels = random.integers(0, len(owners), shape).astype(np.uint16)
+            confidence = random.choice(np.array([0, 0.2, 0.25, 0.4, 0.5, 0.75, 1, np.nan], dtype), shape)
+            with on_gpu(kernels.device) as gpu:
+                held = gpu.put(np.append(labels, np.full(guard, 1, np.uint16)), "uint16")
+                others = [gpu.put(array, array.dtype.name) for array in (confidence, owners, thresholds)]
+                head.names(DeviceArray(held.pointer, shape, "uint16"), *others, gpu.stream)
+                found = gpu.get(held)
+            expected = np.where(confidence > thresholds[owners[labels]], owners[labels], 0)
+            if not np.array_equal(found[:-guard].reshape(shape), expected):
+                raise Wrong(f"names of {shape} labels beside {dtype} confidence are not those of the host")
+            if not (found[-guard:] == 1).all():
+                raise Wrong(f"names of {shape} labels beside {dtype} confidence: bytes beyond them were written")
+
+
 def preprocess(kernels: Kernels, cases: list[ResizeCase], resample: str) -> None:
     """Bit for bit with Pillow, and no byte written beyond the outputs. Raises Wrong."""
     preprocessing = Preprocessing(320, 1, 4096, resample, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -192,6 +192,7 @@ def sanitized(where: Where) -> dict[str, Any]:
             for words in (3, 40):
                 case = MaskCase(dtype, words, 2, (5, 7), 64, (37, 123), _scoring(kernels))
                 gpu_proofs.launched(kernels, case, *case.inputs())
+        _names(kernels)
         gpu_proofs.preprocess(kernels, gpu_proofs.SMALL_RESIZES, "bicubic")
     return {}
 
@@ -406,6 +407,12 @@ def _scoring(kernels: Kernels) -> str:
     return next(name for name, prefix in SCORINGS.items() if f"{prefix}labels.float32.few" in kernels.record.names)
 
 
+def _names(kernels: Kernels) -> None:
+    """Bundles built earlier have no such kernel."""
+    if "names.float32" in kernels.record.names:
+        gpu_proofs.names(kernels)
+
+
 def _mask_heads(where: Where, chosen: Callable[[Kernels], Kernels]) -> dict[str, Any]:
     found = []
     with _kernels(where) as kernels:
@@ -426,6 +433,7 @@ def _mask_heads(where: Where, chosen: Callable[[Kernels], Kernels]) -> dict[str,
                         case = replace(case, pictures=2)
                     repeats = 2 if where.emulated else 50 if at == 0 else 3
                     found.append(gpu_proofs.mask_head(kernels, case, repeats))
+        _names(kernels)
         notes = kernels.notes
     worst = max(found, key=lambda one: one["error"] / one["allowed"])
     held = {base_name(name) for name in kernels.record.names}

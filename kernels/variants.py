@@ -15,6 +15,7 @@ from triton import knobs
 
 from fusioner_rt.gpu import kernel_contract
 from fusioner_rt.gpu.kernel_contract import EXTRAS, FEW_WORDS, SCORINGS, Grid, base_name
+from kernels.names import names_kernel
 from kernels.resize import resize_columns_kernel, resize_rows_kernel
 from kernels.resolve import labels_kernel, masks_kernel, probabilities_kernel, softmax_masks_kernel
 from kernels.score_maps import maps_kernel, measure_kernel
@@ -60,14 +61,15 @@ class Variant:
 
 
 def names(features: Sequence[str] = tuple(FEATURE_TYPES), scorings: Sequence[str] = tuple(SCORINGS)) -> list[str]:
-    """Every variant for features of the dtypes and for the scorings given: the mask head's, stage 1 first, then those of
-    preprocessing.
+    """Every variant for features of the dtypes and for the scorings given: the mask head's, stage 1 first, then that of
+    names and those of preprocessing.
     """
     first = [name for dtype in features for name in (f"measure.{dtype}", f"maps.{dtype}.few", f"maps.{dtype}.many")]
     labels = [f"labels.{dtype}.{many}" for dtype in OUTPUT_TYPES for many in ("few", "many")]
     second = [*labels, "probabilities.float16", "probabilities.float32", "masks"]
     scored = [SCORINGS[scoring] + name for scoring in scorings for name in second]
-    return [*first, *scored, *(f"resize_{axis}.{dtype}" for axis in RESIZES for dtype in PIXEL_TYPES)]
+    looked_up = [f"names.{dtype}" for dtype in OUTPUT_TYPES]
+    return [*first, *scored, *looked_up, *(f"resize_{axis}.{dtype}" for axis in RESIZES for dtype in PIXEL_TYPES)]
 
 
 def shipped(extras: Iterable[str] = (), scoring: str = "sigmoid") -> list[str]:
@@ -88,6 +90,8 @@ def variant(name: str, capability: int) -> Variant:
         return _measure(types[0])
     if kind == "maps":
         return _maps(types[0], few=types[1] == "few", capability=capability)
+    if kind == "names":
+        return _names(types[0])
     if kind.startswith("resize_"):
         return _resize(kind.removeprefix("resize_"), types[0])
     softmax, kind = kind != base_name(kind), base_name(kind)
@@ -179,6 +183,15 @@ def _masks(softmax: bool) -> Variant:
     scalars = ("inverse_temperature", "threshold") if softmax else ("least_cosine",)
     types, kernel = _resolved({"masks": "*i32"}, scalars), softmax_masks_kernel if softmax else masks_kernel
     return Variant(kernel, types, _tilings((128,)), multiples=("scores", "gram", "masks"))
+
+
+def _names(dtype: str) -> Variant:
+    return Variant(
+        names_kernel,
+        {"labels": "*u16", "confidence": OUTPUT_TYPES[dtype], "owners": "*u16", "thresholds": "*fp32", "N": "i32"},
+        [Tiling({"PIXELS": 1024}, ((("pixels", 1024),),), stages=1)],
+        multiples=("labels", "confidence", "owners", "thresholds"),
+    )
 
 
 def _resize(axis: str, dtype: str) -> Variant:

@@ -1,4 +1,5 @@
-"""The mask head on a GPU: arrays in device memory to labels, masks or probabilities, on a caller's stream.
+"""The mask head on a GPU: arrays in device memory to labels, masks or probabilities, on a caller's stream; and labels of
+words to those of names.
 
 It launches the bundle's kernels. Nothing is allocated: outputs and workspace are the caller's.
 """
@@ -128,6 +129,25 @@ class CudaMaskHead:
         self._resolve(
             f"{self._prefix}masks", scores, gram, (pictures, height, width), {"masks": out}, scalars, stream, words
         )
+
+    def names(self, labels: Any, confidence: Any, owners: Any, thresholds: Any, stream: int) -> None:
+        """In place, from the words of `labels` to the names of groups: label = owners[label], and 0 where the confidence does
+        not exceed thresholds[label].
+
+        labels, confidence: (B, H, W), of `labels`. owners: (K + 1,) uint16, of word n its name's number; 0 of background
+        words and of 0. thresholds: (K + 1,) float32, by numbers of names. Raises as `labels`.
+        """
+        labels = array_of(labels, "labels", "(B, H, W)", ("uint16",))
+        confidence = array_of(confidence, "confidence", "(B, H, W)", ("float16", "float32"))
+        confidence = array_as(confidence, "confidence", labels.shape, confidence.dtype)
+        owners = array_of(owners, "owners", "(K + 1)", ("uint16",))
+        thresholds = array_as(thresholds, "thresholds", owners.shape, "float32")
+        pictures, height, width = labels.shape
+        check_count(height * width, "labels")
+        arrays = {"labels": labels, "confidence": confidence, "owners": owners, "thresholds": thresholds}
+        self._check_device(**arrays)
+        arguments = {**{name: array.pointer for name, array in arrays.items()}, "N": height * width}
+        self._kernels.launch(f"names.{confidence.dtype}", pictures, {"pixels": height * width}, arguments, stream)
 
     def _resolve(
         self, name: str, scores: Any, gram: Any, output: Sequence[int], outputs: dict[str, DeviceArray],

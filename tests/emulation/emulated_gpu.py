@@ -518,6 +518,16 @@ class EmulatedGpu(EmulatedDriver):
         found = reference.masks(*maps, (height, width), 1 / inverse, threshold, "softmax")
         at(out, (pictures, count, height, -(-width // 32)), "int32")[:] = reference.pack(found)
 
+    def names_kernel(
+        self, pictures: int, labels: int, confidence: int, owners: int, thresholds: int, pixels: int
+    ) -> None:
+        found = at(labels, (pictures, pixels), "uint16")
+        count = int(found.max(initial=0)) + 1
+        found[:] = at(owners, (count,), "uint16")[found]
+        count = int(found.max(initial=0)) + 1
+        sure = at(confidence, (pictures, pixels), self.dtype) > at(thresholds, (count,), "float32")[found]
+        found[~sure] = 0
+
     def _maps(
         self, pictures: int, scores: int, gram: int, count: int, h: int, w: int
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -201,7 +201,7 @@ def test_a_kernel_too_large_for_the_registers_is_seen_to_spill() -> None:
 
 def test_every_variant_is_compiled_for_every_architecture_that_has_its_type() -> None:
     jobs = compiler.jobs(names())
-    assert len(set(jobs)) == len(jobs) == 27 * len(TARGETS) - 3
+    assert len(set(jobs)) == len(jobs) == 29 * len(TARGETS) - 3
     assert {name for name, target in jobs if target == 75} == set(names(("float16", "float32")))
 
 
@@ -209,6 +209,7 @@ def test_a_bundle_has_what_sessions_launch_and_each_extra_adds_kernels_of_its_ow
     forms = ("few", "many")
     launched = {"measure.float32", *(f"maps.float32.{form}" for form in forms)}
     launched |= {f"resize_{axis}.{dtype}" for axis in ("rows", "columns") for dtype in ("uint8", "float32")}
+    launched |= {"names.float32", "names.float16"}
     launched |= {f"labels.{dtype}.{form}" for dtype in ("float32", "float16") for form in forms}
     assert set(variants.shipped()) == launched
     for extra, kernels in EXTRAS.items():
@@ -247,6 +248,10 @@ def test_programs_cover_every_word_position_and_output_pixel(launch: Any) -> Non
             assert total % across == 0
             assert total // across * tile["ROWS"] >= size[0] > (total // across - 1) * tile["ROWS"]
             assert across * tile["VALUES"] >= 3 * size[1]
+            continue
+        if name.startswith("names."):
+            pixels, tile = size[0] * size[1], tiling.constants["PIXELS"]
+            assert programs(tiling.grid, {"pixels": pixels}) * tile >= pixels
             continue
         tile, total = tiling.constants, programs(tiling.grid, named)
         if name.startswith("measure."):

@@ -33,7 +33,7 @@ def test_kernels_keep_their_laws(group: str, tmp_path: Path) -> None:
     "name",
     [
         "measure.float32", "maps.float32.few", "labels.float16.few", "probabilities.float16", "masks",
-        "softmax_labels.float32.few", "softmax_probabilities.float32", "softmax_masks", "resize_rows.float32",
+        "softmax_labels.float32.few", "softmax_probabilities.float32", "softmax_masks", "names.float16", "resize_rows.float32",
         "resize_columns.uint8",
     ],
 )  # fmt: skip

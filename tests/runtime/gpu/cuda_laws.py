@@ -6,6 +6,7 @@ compiled kernels' folder in COMPILED_KERNELS.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -112,6 +113,27 @@ def test_launches_from_the_record_do_what_the_kernels_do_from_torch(dtype, pictu
             np.testing.assert_array_equal(gpu.get(bits), packed)
     gpu.kernels.close()
     assert gpu.driver.contexts == 0
+
+
+@pytest.mark.parametrize("wrong", ["", "labels", "thresholds"])
+def test_labels_of_words_become_those_of_names_as_on_the_host(wrong, monkeypatch):
+    """And the check finds a label that is left as it was, and a threshold that is not looked at."""
+    interpret = Gpu.interpret
+
+    def faulty(self, code, grid, values):
+        labels, _, _, thresholds, pixels = map(int, values)
+        first = int(self.view(labels, np.uint16)[pixels * grid[1] - 1])
+        if wrong == "thresholds":
+            self.view(thresholds, np.float32)[1] = 0
+        interpret(self, code, grid, values)
+        if wrong == "labels":
+            self.view(labels, np.uint16)[pixels * grid[1] - 1] = first
+
+    monkeypatch.setattr(Gpu, "interpret", faulty)
+    gpu = Gpu()
+    with pytest.raises(gpu_proofs.Wrong, match="not those of the host") if wrong else contextlib.nullcontext():
+        gpu_proofs.names(gpu.kernels)
+    gpu.kernels.close()
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)

@@ -333,6 +333,25 @@ def test_bad_arrays_of_stage_2_are_refused_before_any_launch(
     assert "cuLaunchKernel" not in driver.calls
 
 
+@pytest.mark.parametrize(
+    ("labels", "confidence", "owners", "thresholds", "says"),
+    [
+        (at((1, 9, 8), "int32"), at((1, 9, 8)), at((4,), "uint16"), at((4,)), "labels is int32; expected uint16"),
+        (at((1, 9, 8), "uint16"), at((1, 8, 9)), at((4,), "uint16"), at((4,)), "confidence is float32"),
+        (at((1, 9, 8), "uint16"), at((1, 9, 8)), at((4,)), at((4,)), "owners is float32; expected uint16"),
+        (at((1, 9, 8), "uint16"), at((1, 9, 8)), at((4,), "uint16"), at((5,)), r"thresholds is float32 \(5,\)"),
+        (at((1, 2**15, 2**15), "uint16"), at((1, 2**15, 2**15)), at((4,), "uint16"), at((4,)), "count to"),
+    ],
+)  # fmt: skip
+def test_bad_arrays_of_names_are_refused_before_any_launch(
+    compiled: Path, labels: object, confidence: object, owners: object, thresholds: object, says: str
+) -> None:
+    one, _, driver = head(compiled)
+    with pytest.raises(DeviceArrayInvalid, match=says):
+        one.names(labels, confidence, owners, thresholds, 0)
+    assert "cuLaunchKernel" not in driver.calls
+
+
 def test_an_array_of_another_gpu_or_of_none_is_refused(compiled: Path) -> None:
     one, _, driver = head(compiled)
     driver.owners[8192] = 1
