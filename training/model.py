@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusioner_rt.manifest import SCORINGS
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.words.templates import PAPER_TEMPLATES, check_templates, fill
 from training.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
 from training.encoders.attention import self_attention
 
 LONGEST_EDGE = 1024  # longest edge of a network input in pixels; a build may ask for more
-FUSIONS = ("early", "late", "none")
+FUSIONS = ("early", "late", "none", "identity")
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,28 @@ class FusionerConfig:
     width: int = 512  # d
     layers: int = 12
     heads: int = 8
-    fusion: str = "early"  # "early": joint attention; "late": separate MLPs (table 1); "none" (table 4)
+    fusion: str = "early"  # "early": joint attention; "late": separate MLPs (table 1); "none" (table 4);
+    # "identity": both encoders' vectors as they are, without a weight of ours (training.training_free)
     decoder: tuple[int, ...] = (512, 512, 512, 512)  # channels of each 3×3 conv; () = no decoder (table 4)
+    scoring: str = "sigmoid"  # "softmax": over the words of a picture, for models in which words do not meet
     temperature: float = 0.07
+    threshold: float = 0.5  # the probability that a mask's pixels exceed, where a call names none
     templates: tuple[str, ...] = PAPER_TEMPLATES
     encoder_sha256: dict[str, str] = field(default_factory=dict)  # hash of the frozen weights, by "image" and "text"
 
     def __post_init__(self) -> None:
         if self.fusion not in FUSIONS:
-            raise ValueError(f"fusion is {self.fusion!r}; expected 'early', 'late' or 'none'")
+            raise ValueError(f"fusion is {self.fusion!r}; expected {', '.join(map(repr, FUSIONS))}")
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"scoring is {self.scoring!r}; expected {' or '.join(map(repr, SCORINGS))}")
+        if (self.fusion == "identity") != (self.scoring == "softmax"):
+            raise ValueError(
+                f"fusion {self.fusion!r} with scoring {self.scoring!r}; 'identity' and 'softmax' go together"
+            )
+        if self.fusion == "identity" and (self.layers or self.decoder):
+            raise ValueError("fusion 'identity' has neither layers nor a decoder; expected layers 0 and decoder ()")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; expected a number from 0 to 1")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if not 0 < self.temperature <= 1:
@@ -67,6 +81,14 @@ class Fusioner(nn.Module):
         self.image_encoder = image_encoder.eval().requires_grad_(False)
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         d = config.width
+        self.decoder: Decoder | None = None
+        if config.fusion == "identity":
+            if not image_encoder.width == text_encoder.width == d:
+                raise ValueError(
+                    f"pixels have {image_encoder.width} channels and words {text_encoder.width}, the model {d}; without "
+                    "layers of ours all three are one space"
+                )
+            return
         self.project_pixels = nn.Sequential(nn.LayerNorm(image_encoder.width), nn.Linear(image_encoder.width, d))
         self.project_words = nn.Sequential(nn.LayerNorm(text_encoder.width), nn.Linear(text_encoder.width, d))
         if config.fusion == "early":
@@ -77,7 +99,8 @@ class Fusioner(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.out_pixels = nn.Linear(d, d)
         self.out_words = nn.Linear(d, d)
-        self.decoder = Decoder(d, config.decoder) if config.decoder else None
+        if config.decoder:
+            self.decoder = Decoder(d, config.decoder)
         if config.fusion != "none":
             for linear in (self.out_pixels, self.out_words):  # identity: training starts from the projections' cosine
                 nn.init.eye_(linear.weight)
@@ -95,12 +118,13 @@ class Fusioner(nn.Module):
     def preprocessing(self, side: int | None = None, longest: int | None = None) -> Preprocessing:
         """The preprocessing of pictures in training and, unless an export overrides it, in bundles.
 
-        side: square root of the input's area; longest: the longest edge; both in pixels.
+        side: square root of the input's area, of training-free CLIP its short edge; longest: the longest edge; in pixels.
         """
         encoder = self.image_encoder
         side = side or encoder.side
         longest = longest or max(side, LONGEST_EDGE // encoder.multiple * encoder.multiple)
-        return Preprocessing(side, encoder.multiple, longest, "bicubic", _rgb(encoder.mean), _rgb(encoder.std))
+        fit = "short" if self.config.fusion == "identity" else "area"
+        return Preprocessing(side, encoder.multiple, longest, "bicubic", _rgb(encoder.mean), _rgb(encoder.std), fit)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, H, W) normalised → tokens (B, h, w, c), unit length (paper equation 2)."""
@@ -117,6 +141,8 @@ class Fusioner(nn.Module):
         Tokens of one picture are expanded to the B vocabularies here, so that the encoder runs once.
         """
         tokens = tokens.expand(words.shape[0], -1, -1, -1)
+        if self.config.fusion == "identity":
+            return tokens, words
         h, w = tokens.shape[1], tokens.shape[2]
         pixels = self.project_pixels(tokens).flatten(1, 2)
         words = self.project_words(words)
