@@ -13,6 +13,7 @@ import numpy as np
 
 from fusioner_rt.device_array import DeviceArray
 from fusioner_rt.gpu.driver import Device, Memory, Stream
+from fusioner_rt.gpu.kernel_contract import SCORINGS
 from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from fusioner_rt.gpu.preprocess import CudaPreprocess
@@ -45,7 +46,7 @@ class Wrong(AssertionError):
 
 @dataclass(frozen=True)
 class MaskCase:
-    """features (pictures, *low, channels) and `words` words of `dtype`, to label maps of `size`."""
+    """features (pictures, *low, channels) and `words` words of `dtype`, to label maps of `size` by `scoring`."""
 
     dtype: str
     words: int
@@ -53,6 +54,7 @@ class MaskCase:
     low: tuple[int, int] = (61, 83)
     channels: int = 256
     size: tuple[int, int] = (517, 773)
+    scoring: str = "sigmoid"
 
     def inputs(self) -> tuple[np.ndarray, np.ndarray]:
         """float32, of values that the dtype has. Always the same ones for the same case."""
@@ -89,7 +91,7 @@ def score_maps(features: np.ndarray, words: np.ndarray, kind: type) -> tuple[np.
     return scores.reshape(pictures, -1, height, width), gram
 
 
-def probabilities(scores: np.ndarray, gram: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def probabilities(scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], scoring: str = "sigmoid") -> np.ndarray:
     """Stage 2 likewise: (B, K, H, W) in the dtype of the maps."""
     kind = scores.dtype.type
     (upper, lower, y), (left, right, x) = (
@@ -107,6 +109,9 @@ def probabilities(scores: np.ndarray, gram: np.ndarray, size: tuple[int, int]) -
     length = one_y**2 * along[:, upper] + y**2 * along[:, lower] + 2 * one_y * y * cross[:, upper]
     length = np.maximum(length, kind(CANCELLED) * between(itself))
     cosine = between(scores) / np.sqrt(length)[:, None]
+    if scoring == "softmax":
+        powers = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / kind(TEMPERATURE))
+        return powers / powers.sum(axis=1, keepdims=True)
     with np.errstate(over="ignore"):
         return kind(1) / (kind(1) + np.exp(-cosine / kind(TEMPERATURE)))
 
@@ -117,7 +122,7 @@ def mask_head(kernels: Kernels, case: MaskCase, repeats: int = 1) -> dict[str, f
     """
     features, words = case.inputs()
     exact, plain = (
-        probabilities(*score_maps(features, words, kind), case.size) for kind in (np.float64, np.float32)
+        probabilities(*score_maps(features, words, kind), case.size, case.scoring) for kind in (np.float64, np.float32)
     )  # at most twice what plain arithmetic errs in float32, as tests/kernels demand
     allowed = 2 * float(np.abs(plain - exact).max()) + float(np.finfo(np.float32).eps)
     found = launched(kernels, case, features, words)
@@ -166,7 +171,8 @@ def _compare(case: MaskCase, found: dict[str, np.ndarray], exact: np.ndarray, al
 
 def launched(kernels: Kernels, case: MaskCase, features: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
     """finite; labels.DTYPE and confidence.DTYPE; probabilities.DTYPE and masks where the bundle holds those kernels."""
-    device, head = kernels.device, CudaMaskHead(kernels, TEMPERATURE)
+    device, head = kernels.device, CudaMaskHead(kernels, TEMPERATURE, case.scoring)
+    held = {name.removeprefix(SCORINGS[case.scoring]) for name in kernels.record.names}
     with on_gpu(device) as gpu:
         seen = gpu.put(as_bytes(features, case.dtype), case.dtype, features.shape)
         vectors = gpu.put(as_bytes(words, case.dtype), case.dtype, words.shape)
@@ -181,14 +187,37 @@ def launched(kernels: Kernels, case: MaskCase, features: np.ndarray, words: np.n
             labels = out[f"labels.{dtype}"] = gpu.new((case.pictures, *case.size), "uint16")
             confidence = out[f"confidence.{dtype}"] = gpu.new((case.pictures, *case.size), dtype)
             head.labels(*maps, THRESHOLD, labels, confidence, gpu.stream)
-            if (name := f"probabilities.{dtype}") in kernels.record.names:
+            if (name := f"probabilities.{dtype}") in held:
                 out[name] = gpu.new((case.pictures, case.words, *case.size), dtype)
                 head.probabilities(*maps, out[name], gpu.stream)
-        if "masks" in kernels.record.names:
+        if "masks" in held:
             height, width = case.size
             out["masks"] = gpu.new((case.pictures, case.words, height, -(-width // 32)), "int32")
             head.masks(*maps, THRESHOLD, out["masks"], width, gpu.stream)
         return {name: gpu.get(array) for name, array in out.items()}
+
+
+def names(kernels: Kernels) -> None:
+    """Labels of words become those of names as on the host, and nothing beyond them is written. Raises Wrong.
+
+    Several words of a name, a background word, a name of which nothing is sure; confidence that is a threshold or NaN.
+    """
+    owners, thresholds = np.array([0, 2, 1, 0, 1, 3], np.uint16), np.array([0, 0.25, 0.5, 1, 9, 9], np.float32)
+    head, random, guard = CudaMaskHead(kernels, TEMPERATURE), np.random.default_rng(0), 64
+    for shape in ((1, 1, 1), (3, 37, 43), (2, 5, 300)):
+        for dtype in CONFIDENCES:
+            labels = random.integers(0, len(owners), shape).astype(np.uint16)
+            confidence = random.choice(np.array([0, 0.2, 0.25, 0.4, 0.5, 0.75, 1, np.nan], dtype), shape)
+            with on_gpu(kernels.device) as gpu:
+                held = gpu.put(np.append(labels, np.full(guard, 1, np.uint16)), "uint16")
+                others = [gpu.put(array, array.dtype.name) for array in (confidence, owners, thresholds)]
+                head.names(DeviceArray(held.pointer, shape, "uint16"), *others, gpu.stream)
+                found = gpu.get(held)
+            expected = np.where(confidence > thresholds[owners[labels]], owners[labels], 0)
+            if not np.array_equal(found[:-guard].reshape(shape), expected):
+                raise Wrong(f"names of {shape} labels beside {dtype} confidence are not those of the host")
+            if not (found[-guard:] == 1).all():
+                raise Wrong(f"names of {shape} labels beside {dtype} confidence: bytes beyond them were written")
 
 
 def preprocess(kernels: Kernels, cases: list[ResizeCase], resample: str) -> None:

@@ -40,7 +40,7 @@ from fusioner_rt.errors import (
 )
 from fusioner_rt.executor_interface import Waiting, untimed
 from fusioner_rt.gpu.driver import Device
-from fusioner_rt.gpu.kernel_contract import EXTRAS
+from fusioner_rt.gpu.kernel_contract import EXTRAS, SCORINGS, base_name
 from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from fusioner_rt.preprocess import RESAMPLINGS
@@ -190,8 +190,9 @@ def sanitized(where: Where) -> dict[str, Any]:
     with _kernels(where) as kernels:
         for dtype in _dtypes(kernels):
             for words in (3, 40):
-                case = MaskCase(dtype, words, 2, (5, 7), 64, (37, 123))
+                case = MaskCase(dtype, words, 2, (5, 7), 64, (37, 123), _scoring(kernels))
                 gpu_proofs.launched(kernels, case, *case.inputs())
+        _names(kernels)
         gpu_proofs.preprocess(kernels, gpu_proofs.SMALL_RESIZES, "bicubic")
     return {}
 
@@ -204,13 +205,14 @@ def mask_head(where: Where) -> dict[str, Any]:
         for size in ((480, 854), (1080, 1920), (2048, 2048), (4096, 4096)):
             for words in (1, 20, 150):
                 for kind in ("smooth", "random"):
-                    rows.append(timed_mask_head(kernels, MaskCase(dtype, words, 1, (128, 128), 256, size), kind))
+                    case = MaskCase(dtype, words, 1, (128, 128), 256, size, _scoring(kernels))
+                    rows.append(timed_mask_head(kernels, case, kind))
     return {"rows": rows}
 
 
 def timed_mask_head(kernels: Kernels, case: MaskCase, kind: str) -> dict[str, Any]:
     """One cell. kind: random, where every word may win anywhere, or smooth, where eight regions have a word each."""
-    device, head = kernels.device, CudaMaskHead(kernels, gpu_proofs.TEMPERATURE)
+    device, head = kernels.device, CudaMaskHead(kernels, gpu_proofs.TEMPERATURE, case.scoring)
     features, words = case.inputs()
     if kind == "smooth":
         random = np.random.default_rng(0)
@@ -281,7 +283,8 @@ def torch_head(where: Where) -> dict[str, Any]:
             taken.append(start.elapsed_time(end) * 1e3)
         rows[f"{name}_us"] = round(float(np.median(taken)), 1)
     with _kernels(where) as kernels:
-        ours = timed_mask_head(kernels, replace(case, dtype=_smallest_dtype(kernels)), "random")
+        case = replace(case, dtype=_smallest_dtype(kernels), scoring=_scoring(kernels))
+        ours = timed_mask_head(kernels, case, "random")
     return {**rows, "ours_us": round(ours["stage_1_us"] + ours["stage_2_us"], 1), "ours": ours}
 
 
@@ -399,6 +402,17 @@ def _smallest_dtype(kernels: Kernels) -> str:
     return min(_dtypes(kernels), key=DTYPES.__getitem__)
 
 
+def _scoring(kernels: Kernels) -> str:
+    """The bundle's."""
+    return next(name for name, prefix in SCORINGS.items() if f"{prefix}labels.float32.few" in kernels.record.names)
+
+
+def _names(kernels: Kernels) -> None:
+    """Bundles built earlier have no such kernel."""
+    if "names.float32" in kernels.record.names:
+        gpu_proofs.names(kernels)
+
+
 def _mask_heads(where: Where, chosen: Callable[[Kernels], Kernels]) -> dict[str, Any]:
     found = []
     with _kernels(where) as kernels:
@@ -412,16 +426,18 @@ def _mask_heads(where: Where, chosen: Callable[[Kernels], Kernels]) -> dict[str,
         for dtype in _dtypes(kernels):
             for words in (1, 20, 150):
                 for at, shape in enumerate(shapes):
-                    case = MaskCase(dtype, words, **shape)
+                    case = MaskCase(dtype, words, **shape, scoring=_scoring(kernels))
                     if words > 20:  # the definition takes seconds where it has tens of millions of values
                         case = replace(case, size=(min(case.size[0], 259), min(case.size[1], 387)))
                     elif at == 0:
                         case = replace(case, pictures=2)
                     repeats = 2 if where.emulated else 50 if at == 0 else 3
                     found.append(gpu_proofs.mask_head(kernels, case, repeats))
+        _names(kernels)
         notes = kernels.notes
     worst = max(found, key=lambda one: one["error"] / one["allowed"])
-    not_held = [extra for extra, names in EXTRAS.items() if not set(names) <= set(kernels.record.names)]
+    held = {base_name(name) for name in kernels.record.names}
+    not_held = [extra for extra, names in EXTRAS.items() if not set(names) <= held]
     return {"cases": len(found), **worst, "features": _dtypes(kernels), "bundle_holds_no": not_held, "notes": notes}
 
 

@@ -194,7 +194,9 @@ class Build:
             self.stages.say(f"kernels for GPUs {done}/{total}")
 
         if self.options.kernels != "none" and not self.no_kernels:
-            self.manifest["kernels"] = compile_kernels.add(self.folder, self.options.kernels, progress)
+            self.manifest["kernels"] = compile_kernels.add(
+                self.folder, self.options.kernels, progress, self.manifest["scoring"]
+            )
 
     def build_plans(self) -> None:
         with tempfile.TemporaryDirectory(dir=self.folder) as sources:

@@ -78,10 +78,15 @@ def unfit(width: int) -> str | None:
     return f"the model's width {width} is not a multiple of 16, which they need" if width % 16 else None
 
 
-def add(folder: Path, asked: str, progress: Callable[[int, int], None] = lambda _done, _all: None) -> dict[str, Any]:
+def add(
+    folder: Path,
+    asked: str,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    scoring: str = "sigmoid",
+) -> dict[str, Any]:
     """Compile into the bundle's `kernels/`; returns the manifest's entry.
 
-    progress: called with how many are done and of how many. Raises KernelsNotCompiled and OSError.
+    scoring: the bundle's. progress: called with how many are done and of how many. Raises KernelsNotCompiled and OSError.
     """
     from triton import knobs
     from triton.errors import TritonError
@@ -90,7 +95,7 @@ def add(folder: Path, asked: str, progress: Callable[[int, int], None] = lambda 
     from kernels import variants
 
     chosen = choice(asked)
-    kernels = variants.shipped(chosen.extras)
+    kernels = variants.shipped(chosen.extras, scoring)
     total = len(compiler.jobs(kernels, chosen.targets))
     done = -1
 

@@ -260,35 +260,32 @@ class Session:
         picture: Any,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float | Default = "default",
+        threshold: float | Mapping[str, float] | Default = "default",
         stream: int = 0,
         out: tuple[Any, Any] | None = None,
+        background: Words | None = None,
     ) -> "DeviceSegmentation":
         """Masks of pictures in GPU memory, without a copy to the host. GPU backends only.
 
         picture: (H, W, 3) or (B, H, W, 3) uint8 RGB, contiguous, with `__cuda_array_interface__` or `__dlpack__`.
-        words, size, threshold: as in `segment`, without groups and background words; words are fused jointly.
+        words, size, threshold, background: as in `segment`; words are fused jointly. Beside confidence in half precision, a
+            word's own threshold is compared with the rounded value.
         stream: a CUDA stream's handle. The work is enqueued on it, and the call returns at once.
         out: arrays for the results, labels (H, W) or (B, H, W) uint16 and confidence of that shape, float32 or float16.
             With them a call allocates nothing. By default new arrays.
 
         `picture` and `out` must live until the stream is done. NaN features give NaN confidence. Raises
-        DeviceArrayInvalid, BackendUnavailable, CudaFailed and as `segment`.
+        DeviceArrayInvalid, BackendUnavailable, CudaFailed, KernelsUnusable and as `segment`.
         """
         from .gpu.device_segmentation import segment_on_device
 
         self._check_open()
         size = _check_options(size, threshold, "joint")
-        vocabulary = self._vocabulary_of(words)
-        if not vocabulary.asked.is_plain or isinstance(threshold, Mapping):
-            raise UsageError(
-                "segment_on_device knows neither groups nor background words nor thresholds of words",
-                "give it every word by itself and one threshold, and change the labels by the confidence; or use segment",
-            )
-        least = self.bundle.threshold if threshold == "default" else float(threshold)
-        request = Request(vocabulary.vectors, least, "joint", False)
-        names = vocabulary.asked.names
-        return segment_on_device(self._executor, self.bundle, picture, names, request, size, stream, out)
+        vocabulary = self._vocabulary_of(words, background)
+        thresholds = Thresholds(threshold, vocabulary.asked, self.bundle.threshold)
+        request = Request(vocabulary.vectors, thresholds.least, "joint", False)
+        names, tables = vocabulary.asked.names, thresholds.tables(vocabulary.asked)
+        return segment_on_device(self._executor, self.bundle, picture, names, request, size, stream, out, tables)
 
     def close(self) -> None:
         """Free the engines' memory and end the threads. Closing twice is fine; using a closed session raises UsageError."""

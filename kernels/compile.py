@@ -278,14 +278,16 @@ def resource_rows(compiled: Sequence[Compiled]) -> list[dict[str, Any]]:
 
 
 def instruction_rows(compiled: Sequence[Compiled]) -> list[str]:
-    """What the label kernel executes for a pixel, before and after, one line an architecture."""
+    """What the label kernels execute for a pixel, one line an architecture; of the sigmoid's also before."""
     lines = []
     for one in compiled:
-        if one.name == "labels.float32.few" and one.capability in instruction_count.BEFORE:
+        before = instruction_count.BEFORE.get(one.capability)
+        if before and one.name in ("labels.float32.few", "softmax_labels.float32.few"):
             count = instruction_count.of_labels(machine_code(one.cubin), one.tiling.constants, 32 * one.tiling.warps)
             lines.append(
-                f"{one.name} sm_{one.capability}: {instruction_count.BEFORE[one.capability]} instructions a pixel before, "
-                f"{count.pixel:.1f} now, {count.candidate:.1f} more for every further candidate "
+                f"{one.name} sm_{one.capability}: {count.pixel:.1f} instructions a pixel"
+                f"{'' if count.word else f' ({before} before)'}, {count.candidate:.1f} more for every further candidate"
+                f"{f', {count.word:.1f} more for every word' if count.word else ''} "
                 f"({instruction_count.HIGH} from {instruction_count.LOW})"
             )
     return lines
@@ -293,11 +295,11 @@ def instruction_rows(compiled: Sequence[Compiled]) -> list[str]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line a kernel and architecture, of `resource_rows`."""
-    lines = [f"{'kernel':<22} {'GPU':<7} {'registers':>9} {'spilled':>8} {'shared':>8} {'warps/SM':>8} {'tensor core':>11}  tile"]  # fmt: skip
+    lines = [f"{'kernel':<29} {'GPU':<7} {'registers':>9} {'spilled':>8} {'shared':>8} {'warps/SM':>8} {'tensor core':>11}  tile"]  # fmt: skip
     for row in rows:
         tile = ", ".join(f"{name.lower()} {edge}" for name, edge in row["tile"].items())
         lines.append(
-            f"{row['kernel']:<22} sm_{row['capability']:<4} {row['registers']:>9} {row['spilled']:>8} "
+            f"{row['kernel']:<29} sm_{row['capability']:<4} {row['registers']:>9} {row['spilled']:>8} "
             f"{row['shared']:>8} {row['warps']:>8} {row['tensor_core'] or '-':>11}  {tile}"
         )
     return "\n".join(lines)
@@ -326,7 +328,7 @@ def main() -> int:
     add("--json", type=Path, metavar="FILE", help="write the table as JSON lines")
     printed = parser.add_mutually_exclusive_group()
     printed.add_argument(
-        "--table", action="store_true", help="print the table and the label kernel's instructions a pixel (the default)"
+        "--table", action="store_true", help="print the table and the label kernels' instructions a pixel (the default)"
     )
     printed.add_argument("--markdown", action="store_true", help="print the table of docs/bundle.md instead")
     given = parser.parse_args()

@@ -25,6 +25,7 @@ from fusioner_rt.gpu.kernel_contract import (
     MAX_VALUES,
     MAX_WORDS,
     MIN_TEMPERATURE,
+    SCORINGS,
     few_or_many,
     least_cosine,
     mask_sizes,
@@ -78,52 +79,69 @@ def resolve(
     temperature: float,
     threshold: float,
     confidence: torch.dtype = torch.float32,
+    scoring: str = "sigmoid",
 ) -> tuple[Tensor, Tensor]:
     """Label map and winner's probability at any size (`kernels.reference.resolve`), K costing no memory.
 
     scores (B, K, h, w) and gram (B, 5, h, w) of `score_maps`. size: H, W. Returns labels (B, H, W) uint16, 0 where no
     word's probability exceeds `threshold`, and confidence (B, H, W) in the dtype asked for, float16 or float32; the
-    threshold is compared before rounding to it. Raises TypeError and ValueError.
+    threshold is compared before rounding to it. scoring: "sigmoid" or "softmax". Raises TypeError and ValueError.
     """
     size, temperature = _check_maps(scores, gram, size, temperature)
-    threshold = _check_threshold(threshold)
+    threshold, prefix = _check_threshold(threshold), _check_scoring(scoring)
     if confidence not in (torch.float16, torch.float32):
         raise TypeError(f"confidence is {confidence}, expected torch.float16 or torch.float32")
     if scores.shape[1] > MAX_WORDS:
         raise ValueError(f"{scores.shape[1]} words: a label map numbers them with 16 bits, {MAX_WORDS} at most")
     if not _by_kernels(scores):
-        labels, values = reference.resolve(scores, gram, size, temperature, threshold)
+        labels, values = reference.resolve(scores, gram, size, temperature, threshold, scoring)
         return labels.to(torch.uint16), values.to(confidence)
     new = functools.partial(torch.empty, device=scores.device)
     labels, values = new(len(scores), *size, dtype=torch.uint16), new(len(scores), *size, dtype=confidence)
-    name = f"labels.{_name(confidence)}.{few_or_many(scores.shape[1])}"
+    name = f"{prefix}labels.{_name(confidence)}.{few_or_many(scores.shape[1])}"
     _resolve(name, scores, gram, size, (labels, values), (1 / temperature, threshold))
     return labels, values
 
 
 def probabilities(
-    scores: Tensor, gram: Tensor, size: Sequence[int], temperature: float, dtype: torch.dtype = torch.float32
+    scores: Tensor,
+    gram: Tensor,
+    size: Sequence[int],
+    temperature: float,
+    dtype: torch.dtype = torch.float32,
+    scoring: str = "sigmoid",
 ) -> Tensor:
     """One probability map per word (`kernels.reference.probabilities`): (B, K, H, W) float16 or float32."""
     size, temperature = _check_maps(scores, gram, size, temperature)
+    prefix = _check_scoring(scoring)
     if dtype not in (torch.float16, torch.float32):
         raise TypeError(f"dtype is {dtype}, expected torch.float16 or torch.float32")
     if not _by_kernels(scores):
-        return reference.probabilities(scores, gram, size, temperature).to(dtype)
+        return reference.probabilities(scores, gram, size, temperature, scoring).to(dtype)
     out = torch.empty(*scores.shape[:2], *size, dtype=dtype, device=scores.device)
-    _resolve(f"probabilities.{_name(dtype)}", scores, gram, size, (out,), (1 / temperature,))
+    _resolve(f"{prefix}probabilities.{_name(dtype)}", scores, gram, size, (out,), (1 / temperature,))
     return out
 
 
-def masks(scores: Tensor, gram: Tensor, size: Sequence[int], temperature: float, threshold: float) -> Tensor:
-    """Bit-packed masks, every word judged alone: (B, K, H, ⌈W/32⌉) int32 (`kernels.reference.masks`, `pack`)."""
+def masks(
+    scores: Tensor,
+    gram: Tensor,
+    size: Sequence[int],
+    temperature: float,
+    threshold: float,
+    scoring: str = "sigmoid",
+) -> Tensor:
+    """Bit-packed masks, every word whose probability is over the threshold: (B, K, H, ⌈W/32⌉) int32
+    (`kernels.reference.masks`, `pack`).
+    """
     size, temperature = _check_maps(scores, gram, size, temperature)
-    threshold = _check_threshold(threshold)
+    threshold, prefix = _check_threshold(threshold), _check_scoring(scoring)
     if not _by_kernels(scores):
-        return reference.pack(reference.masks(scores, gram, size, temperature, threshold))
+        return reference.pack(reference.masks(scores, gram, size, temperature, threshold, scoring))
     height, width = size
     out = torch.empty(*scores.shape[:2], height, -(-width // 32), dtype=torch.int32, device=scores.device)
-    _resolve("masks", scores, gram, size, (out,), (least_cosine(temperature, threshold),))
+    scalars = (1 / temperature, threshold) if scoring == "softmax" else (least_cosine(temperature, threshold),)
+    _resolve(f"{prefix}masks", scores, gram, size, (out,), scalars)
     return out
 
 
@@ -261,6 +279,13 @@ def _check_threshold(threshold: float) -> float:
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, expected 0 to 1")
     return threshold
+
+
+def _check_scoring(scoring: str) -> str:
+    """Returns what the names of its kernels begin with."""
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring is {scoring!r}, expected {' or '.join(SCORINGS)}")
+    return SCORINGS[scoring]
 
 
 def _number(name: str, value: float) -> float:

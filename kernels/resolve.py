@@ -221,6 +221,36 @@ def best_of(
 
 
 @triton.jit
+def power_of(plane, best, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse):
+    """2^((score - best) · inverse) of one word at a tile's pixels, (ROWS, COLUMNS): 1 of the best word, less of others.
+
+    plane: the word's offset. No exponent is positive, however the compiler rounds a score here and where it was best.
+    """
+    upper, lower = along_rows(upper_map, lower_map, plane, left, right, at_left, at_right)
+    behind = between_rows(upper, lower, at_above, at_below) - best
+    return tl.exp2(tl.minimum(behind, 0.0, propagate_nan=tl.PropagateNan.ALL) * inverse)
+
+
+@triton.jit
+def softmax_of_best(K, N, best, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse):
+    """1 / Σ 2^((score - best) · inverse) over all K words, (ROWS, COLUMNS): the softmax of the best word.
+
+    Words are added in their order, so that tiles do not change the sum. A reciprocal square root, squared, and a step of
+    Newton's take fewer instructions than a division. The step squares an error of 2^-21, so that the reciprocal of a
+    power of two is exact: a word alone has probability 1, and each of two equal words 1/2.
+    """
+    total = tl.zeros_like(best)
+    for word in range(0, K):
+        total += power_of(
+            word * N, best, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse
+        )
+    total = tl.maximum(total, 1.0, propagate_nan=tl.PropagateNan.ALL)  # the best word's alone, but for rounding
+    root = tl.rsqrt(total)
+    inverse_total = root * root
+    return tl.fma(tl.fma(-total, inverse_total, 1.0), inverse_total, inverse_total)
+
+
+@triton.jit
 def labels_kernel(
     scores,  # (B, K, h, w) float32, contiguous
     gram,  # (B, 5, h, w) float32, contiguous
@@ -235,6 +265,7 @@ def labels_kernel(
     inverse_temperature,
     threshold,
     FEW: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     ROWS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -247,6 +278,10 @@ def labels_kernel(
     tile is below it at every pixel of the tile, and is not interpolated. The other words are the tile's *candidates*. Any
     word may be the one compared with; the word whose lowest of six points is highest leaves few candidates. NaN is below
     nothing: a word with NaN under the tile is a candidate, and NaN neighbours give NaN pixels.
+
+    SOFTMAX: the probability is that of all K words, the sigmoid's otherwise. The winner is found alike, then a loop over
+    all words sums their powers, candidates or not. Where the threshold is below 1/K the labels alone need no sum, as the
+    winner has at least 1/K; but confidence is always written, so nothing is skipped.
 
     A tile has TILE_ROWS rows, taken ROWS at a time. Words are looked at WORDS at a time, 32 at most, points POINTS at a
     time. FEW: K is at most WORDS, so that candidates are found once for the whole tile.
@@ -315,7 +350,12 @@ def labels_kernel(
                     scaled_below,
                 )  # fmt: skip
         inverse = inverse_lengths(along_above, along_below, across, least_above, least_below, at_above, at_below)
-        probability = sigmoid(best * inverse, -1.0)
+        if SOFTMAX:
+            probability = softmax_of_best(
+                K, N, best, upper_map, lower_map, left, right, at_left, at_right, scaled_above, scaled_below, inverse
+            )
+        else:
+            probability = sigmoid(best * inverse, -1.0)
         label = tl.where(probability > threshold, winner, 0).to(tl.uint16)
         probability = probability.to(confidence.dtype.element_ty)
         first_out = tl.cast(from_row, tl.int64) * W + first_column + tl.arange(0, ROWS) * W
@@ -351,6 +391,21 @@ def maps_of_band(scores, band, h, w):
 
 
 @triton.jit
+def softmax_terms(K, N, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse):
+    """The best score and its softmax, (ROWS, COLUMNS) each: that of a word is its `power_of` times the best one's."""
+    upper, lower = along_rows(upper_map, lower_map, 0, left, right, at_left, at_right)
+    best = between_rows(upper, lower, at_above, at_below)
+    for word in range(1, K):
+        upper, lower = along_rows(upper_map, lower_map, word * N, left, right, at_left, at_right)
+        value = between_rows(upper, lower, at_above, at_below)
+        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+    share = softmax_of_best(
+        K, N, best, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse
+    )
+    return best, share
+
+
+@triton.jit
 def cosine_of(plane, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse):
     """One word's cosine at a tile's pixels, (ROWS, COLUMNS). plane: the word's offset."""
     upper, lower = along_rows(upper_map, lower_map, plane, left, right, at_left, at_right)
@@ -369,10 +424,11 @@ def probabilities_kernel(
     W,
     band_rows,  # rows of the tallest band
     inverse_temperature,
+    SOFTMAX: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One probability map per word."""
+    """One probability map per word. SOFTMAX: what all words of a pixel share is summed first, then each is written."""
     N = h * w
     picture = tl.program_id(1).to(tl.int64)
     band, first_row, end_row, first_column = tile_of(h, H, W, band_rows, ROWS, COLUMNS)
@@ -388,11 +444,39 @@ def probabilities_kernel(
     plane = tl.cast(H, tl.int64) * W  # a size of 1 is a constant to the compiler, and has no method `to`
     out = probabilities + picture * K * plane + row.to(tl.int64)[:, None] * W + column[None, :]
     inside = (row < end_row)[:, None] & (column < W)[None, :]
+    if SOFTMAX:
+        inverse *= -scale
+        best, share = softmax_terms(
+            K, N, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse
+        )
     for word in range(0, K):
-        cosine = cosine_of(word * N, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse)
-        probability = sigmoid(cosine, scale)
+        if SOFTMAX:
+            probability = share * power_of(
+                word * N, best, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse
+            )
+        else:
+            cosine = cosine_of(
+                word * N, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse
+            )
+            probability = sigmoid(cosine, scale)
         tl.store(out, probability.to(probabilities.dtype.element_ty), inside)
         out += plane
+
+
+@triton.jit
+def bits_of(masks, picture, row, end_row, first_column, K, H, W, COLUMNS: tl.constexpr):
+    """Where the bits of a tile lie in the first word's mask, which of them lie inside, and the step to the next word."""
+    pitch = tl.cdiv(W, 32)
+    element = first_column // 32 + tl.arange(0, COLUMNS // 32)
+    out = masks + (picture * K * H + row.to(tl.int64)[:, None]) * pitch + element[None, :]
+    return out, (row < end_row)[:, None] & (element < pitch)[None, :], H * pitch
+
+
+@triton.jit
+def packed(over, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(ROWS, COLUMNS) of yes and no to (ROWS, COLUMNS / 32) int32."""
+    bits = tl.reshape(over.to(tl.int32), [ROWS, COLUMNS // 32, 32]) << tl.arange(0, 32)[None, None, :]
+    return tl.sum(bits, axis=2)
 
 
 @triton.jit
@@ -422,14 +506,47 @@ def masks_kernel(
         gram + picture * 5 * N, band, row, end_row, column, h, w, H, W
     )
     upper_map, lower_map = maps_of_band(scores + picture * K * N, band, h, w)
-    pitch = tl.cdiv(W, 32)
-    element = first_column // 32 + tl.arange(0, COLUMNS // 32)
-    out = masks + (picture * K * H + row.to(tl.int64)[:, None]) * pitch + element[None, :]
-    inside = (row < end_row)[:, None] & (element < pitch)[None, :]
-    bit = tl.arange(0, 32)[None, None, :]
+    out, inside, step = bits_of(masks, picture, row, end_row, first_column, K, H, W, COLUMNS)
     for word in range(0, K):
         cosine = cosine_of(word * N, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse)
-        over = (cosine > least_cosine) & (column < W)[None, :]
-        bits = tl.reshape(over.to(tl.int32), [ROWS, COLUMNS // 32, 32]) << bit
-        tl.store(out, tl.sum(bits, axis=2), inside)
-        out += H * pitch
+        tl.store(out, packed((cosine > least_cosine) & (column < W)[None, :], ROWS, COLUMNS), inside)
+        out += step
+
+
+@triton.jit
+def softmax_masks_kernel(
+    scores,  # (B, K, h, w) float32, contiguous
+    gram,  # (B, 5, h, w) float32, contiguous
+    masks,  # (B, K, H, ⌈W / 32⌉) int32 out, as of masks_kernel
+    h,
+    w,
+    K,
+    H,
+    W,
+    band_rows,  # rows of the tallest band
+    inverse_temperature,
+    threshold,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """One bit per word and pixel: whether the word's softmax exceeds the threshold, be it the best word or not."""
+    N = h * w
+    picture = tl.program_id(1).to(tl.int64)
+    band, first_row, end_row, first_column = tile_of(h, H, W, band_rows, ROWS, COLUMNS)
+    if first_row >= end_row:
+        return
+    row = first_row + tl.arange(0, ROWS)
+    column = first_column + tl.arange(0, COLUMNS)
+    left, right, at_left, at_right, at_above, at_below, inverse = taps_and_lengths(
+        gram + picture * 5 * N, band, row, end_row, column, h, w, H, W
+    )
+    inverse *= inverse_temperature * _LOG2_E
+    upper_map, lower_map = maps_of_band(scores + picture * K * N, band, h, w)
+    out, inside, step = bits_of(masks, picture, row, end_row, first_column, K, H, W, COLUMNS)
+    best, share = softmax_terms(K, N, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse)
+    for word in range(0, K):
+        probability = share * power_of(
+            word * N, best, upper_map, lower_map, left, right, at_left, at_right, at_above, at_below, inverse
+        )
+        tl.store(out, packed((probability > threshold) & (column < W)[None, :], ROWS, COLUMNS), inside)
+        out += step

@@ -6,7 +6,7 @@ A *variant* is a kernel with its pointer types, say "maps.float16.few". For ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,10 @@ import triton.language as tl
 from triton import knobs
 
 from fusioner_rt.gpu import kernel_contract
-from fusioner_rt.gpu.kernel_contract import EXTRAS, FEW_WORDS, Grid
+from fusioner_rt.gpu.kernel_contract import EXTRAS, FEW_WORDS, SCORINGS, Grid, base_name
+from kernels.names import names_kernel
 from kernels.resize import resize_columns_kernel, resize_rows_kernel
-from kernels.resolve import labels_kernel, masks_kernel, probabilities_kernel
+from kernels.resolve import labels_kernel, masks_kernel, probabilities_kernel, softmax_masks_kernel
 from kernels.score_maps import maps_kernel, measure_kernel
 
 TARGETS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
@@ -59,18 +60,22 @@ class Variant:
     fused: bool = True
 
 
-def names(features: Sequence[str] = tuple(FEATURE_TYPES)) -> list[str]:
-    """Every variant for features of the dtypes given: the mask head's, stage 1 first, then those of preprocessing."""
+def names(features: Sequence[str] = tuple(FEATURE_TYPES), scorings: Sequence[str] = tuple(SCORINGS)) -> list[str]:
+    """Every variant for features of the dtypes and for the scorings given: the mask head's, stage 1 first, then that of
+    names and those of preprocessing.
+    """
     first = [name for dtype in features for name in (f"measure.{dtype}", f"maps.{dtype}.few", f"maps.{dtype}.many")]
     labels = [f"labels.{dtype}.{many}" for dtype in OUTPUT_TYPES for many in ("few", "many")]
     second = [*labels, "probabilities.float16", "probabilities.float32", "masks"]
-    return [*first, *second, *(f"resize_{axis}.{dtype}" for axis in RESIZES for dtype in PIXEL_TYPES)]
+    scored = [SCORINGS[scoring] + name for scoring in scorings for name in second]
+    looked_up = [f"names.{dtype}" for dtype in OUTPUT_TYPES]
+    return [*first, *scored, *looked_up, *(f"resize_{axis}.{dtype}" for axis in RESIZES for dtype in PIXEL_TYPES)]
 
 
-def shipped(extras: Iterable[str] = ()) -> list[str]:
-    """The variants of a bundle: what sessions launch, and what the names in EXTRAS bring."""
+def shipped(extras: Iterable[str] = (), scoring: str = "sigmoid") -> list[str]:
+    """The variants of a bundle: what sessions launch, and what the names in EXTRAS bring. scoring: the bundle's."""
     left_out = {name for extra in EXTRAS.keys() - set(extras) for name in EXTRAS[extra]}
-    return [name for name in names(("float16", "float32")) if name not in left_out]
+    return [name for name in names(("float16", "float32"), (scoring,)) if base_name(name) not in left_out]
 
 
 def exists(name: str, capability: int) -> bool:
@@ -85,12 +90,14 @@ def variant(name: str, capability: int) -> Variant:
         return _measure(types[0])
     if kind == "maps":
         return _maps(types[0], few=types[1] == "few", capability=capability)
+    if kind == "names":
+        return _names(types[0])
     if kind.startswith("resize_"):
         return _resize(kind.removeprefix("resize_"), types[0])
+    softmax, kind = kind != base_name(kind), base_name(kind)
     if kind == "labels":
-        return _labels(types[0], few=types[1] == "few")
-    resolving: dict[str, Callable[..., Variant]] = {"probabilities": _probabilities, "masks": _masks}
-    return resolving[kind](*types)
+        return _labels(types[0], types[1] == "few", softmax)
+    return _probabilities(types[0], softmax) if kind == "probabilities" else _masks(softmax)
 
 
 def _measure(dtype: str) -> Variant:
@@ -148,7 +155,7 @@ def _tilings(columns: Sequence[int], **constants: int) -> list[Tiling]:
     ]
 
 
-def _labels(dtype: str, few: bool) -> Variant:
+def _labels(dtype: str, few: bool, softmax: bool) -> Variant:
     """Of few words a tile is sixteen rows tall, as bands of 2048 pixels from maps of 128 are: candidates are found once
     for all of them. Four rows at a time fill the registers.
     """
@@ -161,17 +168,30 @@ def _labels(dtype: str, few: bool) -> Variant:
         )
         for wide in (512, 256)
     ]  # fmt: skip
-    return Variant(labels_kernel, types, tilings, {"FEW": few}, ("scores", "gram", "labels", "confidence"))
+    return Variant(
+        labels_kernel, types, tilings, {"FEW": few, "SOFTMAX": softmax}, ("scores", "gram", "labels", "confidence")
+    )
 
 
-def _probabilities(dtype: str) -> Variant:
+def _probabilities(dtype: str, softmax: bool) -> Variant:
     types = _resolved({"probabilities": OUTPUT_TYPES[dtype]}, ("inverse_temperature",))
-    return Variant(probabilities_kernel, types, _tilings((128,)), multiples=("scores", "gram", "probabilities"))
+    multiples = ("scores", "gram", "probabilities")
+    return Variant(probabilities_kernel, types, _tilings((128,)), {"SOFTMAX": softmax}, multiples)
 
 
-def _masks() -> Variant:
-    types = _resolved({"masks": "*i32"}, ("least_cosine",))
-    return Variant(masks_kernel, types, _tilings((128,)), multiples=("scores", "gram", "masks"))
+def _masks(softmax: bool) -> Variant:
+    scalars = ("inverse_temperature", "threshold") if softmax else ("least_cosine",)
+    types, kernel = _resolved({"masks": "*i32"}, scalars), softmax_masks_kernel if softmax else masks_kernel
+    return Variant(kernel, types, _tilings((128,)), multiples=("scores", "gram", "masks"))
+
+
+def _names(dtype: str) -> Variant:
+    return Variant(
+        names_kernel,
+        {"labels": "*u16", "confidence": OUTPUT_TYPES[dtype], "owners": "*u16", "thresholds": "*fp32", "N": "i32"},
+        [Tiling({"PIXELS": 1024}, ((("pixels", 1024),),), stages=1)],
+        multiples=("labels", "confidence", "owners", "thresholds"),
+    )
 
 
 def _resize(axis: str, dtype: str) -> Variant:

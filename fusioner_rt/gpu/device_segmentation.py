@@ -8,13 +8,14 @@ from ..cures import build_command
 from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, DeviceArrayInvalid
 from ..executor_interface import Executor, Request
+from ..words.owners import NameTables
 from .executor import GpuExecutor
 from .foreign_arrays import GpuArray, view
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceSegmentation:
-    """words: the K words. labels: (H, W) or (B, H, W) uint16, 0 = background, n = words[n - 1]. confidence: of that
+    """words: the K names. labels: (H, W) or (B, H, W) uint16, 0 = background, n = words[n - 1]. confidence: of that
     shape, float32, or float16 where `out` is. Both are `GpuArray`s, or the objects of `out`, and are filled in the order
     of `stream`.
     """
@@ -27,7 +28,7 @@ class DeviceSegmentation:
 
 def segment_on_device(
     executor: Executor, bundle: Bundle, picture: Any, words: tuple[str, ...], request: Request,
-    size: tuple[int, int] | None, stream: int, out: tuple[Any, Any] | None,
+    size: tuple[int, int] | None, stream: int, out: tuple[Any, Any] | None, names: NameTables | None = None,
 ) -> DeviceSegmentation:  # fmt: skip
     """See `Session.segment_on_device`, which has checked the options."""
     if not isinstance(executor, GpuExecutor):
@@ -64,7 +65,7 @@ def segment_on_device(
                 f"{name} of out is {array.dtype} {array.shape}", f"give {' or '.join(dtypes)} {shape}"
             )
         arrays.append(DeviceArray(array.pointer, edges, array.dtype))
-    executor.run_on(stream, batch, input_size, request, arrays[0], arrays[1])
+    executor.run_on(stream, batch, input_size, request, arrays[0], arrays[1], names)
     for result in results:
         if isinstance(result, GpuArray):
             result.filled()

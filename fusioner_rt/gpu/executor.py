@@ -10,9 +10,11 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..check_finite import check_finite, not_finite
+from ..cures import build_command
 from ..device_array import DeviceArray
-from ..errors import CudaFailed, FusionerError, GpuMemoryShort, session_closed
+from ..errors import CudaFailed, FusionerError, GpuMemoryShort, KernelsUnusable, session_closed
 from ..executor_interface import Answer, Clock, CpuSide, Request, TextGraph, Waiting
+from ..words.owners import NameTables
 from .driver import Device, Memory, PinnedArray
 from .engine_interface import Engine
 from .foreign_arrays import GpuArray
@@ -63,8 +65,8 @@ class GpuExecutor:
             results = MemoryPool(device, Memory, _POOLED)
             stack.callback(results.close)
             self._machinery = Machinery(
-                device, engine, CudaPreprocess(kernels, bundle.preprocessing), CudaMaskHead(kernels, bundle.temperature),
-                bundle.text_width, pinned, results, ready,
+                device, engine, CudaPreprocess(kernels, bundle.preprocessing),
+                CudaMaskHead(kernels, bundle.temperature, bundle.scoring), bundle.text_width, pinned, results, ready,
             )  # fmt: skip
             self._pipelines = PipelinePool(self._pipeline)
             stack.callback(self._pipelines.close)
@@ -150,18 +152,26 @@ class GpuExecutor:
 
     def run_on(
         self, stream: int, picture: DeviceArray, input_size: tuple[int, int], request: Request,
-        labels: DeviceArray, confidence: DeviceArray,
+        labels: DeviceArray, confidence: DeviceArray, names: NameTables | None = None,
     ) -> None:  # fmt: skip
         """Enqueue on a caller's stream: picture (P, H, W, 3) uint8 to labels (P, H', W') uint16 and confidence
-        (P, H', W') float32 or float16. NaN features give NaN confidence.
+        (P, H', W') float32 or float16. names: those that the labels are to number, where they are not the words.
+        NaN features give NaN confidence. Raises KernelsUnusable where the bundle has no kernel for names.
         """
+        if names is not None and f"names.{confidence.dtype}" not in self._kernels.record.names:
+            raise KernelsUnusable(
+                "the bundle was built before groups, background words and thresholds of words were known in GPU memory",
+                f"build it again: {build_command(self._bundle.folder)}; or use segment",
+                subject=self._bundle.kernels_folder,
+            )
         pictures, height, width = picture.shape[:3]
         words = len(request.vectors)
         size = labels.shape[1], labels.shape[2]
         shape = Shape(pictures, pictures, words, (height, width), input_size, size, host=False)
         with self._pipelines.pipeline(shape) as pipeline:
             vectors = request.vectors if pictures == 1 else self._repeated(request.vectors, pictures)
-            pipeline.run_on(stream, picture, vectors, request.threshold, {"labels": labels, "confidence": confidence})
+            out = {"labels": labels, "confidence": confidence}
+            pipeline.run_on(stream, picture, vectors, request.threshold, out, names)
 
     def new(self, shape: tuple[int, ...], dtype: str, stream: int) -> GpuArray:
         """An array to be filled on a stream. Raises GpuMemoryShort, CudaFailed."""

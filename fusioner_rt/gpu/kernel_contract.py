@@ -34,10 +34,18 @@ EXTRAS = {
 }
 """Kernels that no session launches, by the name under which `build_engine.py --kernels` adds them to a bundle."""
 
+SCORINGS = {"sigmoid": "", "softmax": "softmax_"}
+"""Before the names of stage 2's kernels, by scoring. A bundle holds those of its own."""
+
+
+def base_name(kernel: str) -> str:
+    """The kernel's name without its scoring, as in EXTRAS."""
+    return kernel.removeprefix(SCORINGS["softmax"])
+
 
 def extra_of(kernel: str) -> str | None:
     """The name in EXTRAS that brings a kernel, or None."""
-    return next((extra for extra, kernels in EXTRAS.items() if kernel in kernels), None)
+    return next((extra for extra, kernels in EXTRAS.items() if base_name(kernel) in kernels), None)
 
 
 def few_or_many(words: int) -> str:

@@ -87,7 +87,7 @@ class Record:
             extra = extra_of(name)
             raise KernelsUnusable(
                 f"holds no kernel {name}, only {', '.join(self._kernels) or 'none'}",
-                f"build the bundle again with --kernels all,{extra}" if extra else "",
+                "build the bundle again" + (f" with --kernels all,{extra}" if extra else ""),
                 subject=self._path,
             )
         here = major, minor = capability[0], capability[1]

@@ -1,4 +1,5 @@
-"""The mask head on a GPU: arrays in device memory to labels, masks or probabilities, on a caller's stream.
+"""The mask head on a GPU: arrays in device memory to labels, masks or probabilities, on a caller's stream; and labels of
+words to those of names.
 
 It launches the bundle's kernels. Nothing is allocated: outputs and workspace are the caller's.
 """
@@ -10,7 +11,16 @@ from typing import Any
 from ..device_array import DeviceArray
 from ..errors import DeviceArrayInvalid, UsageError
 from .argument_checks import array_as, array_of, check_count
-from .kernel_contract import MAX_EDGE, MAX_WORDS, MIN_TEMPERATURE, PARTS, few_or_many, least_cosine, mask_sizes
+from .kernel_contract import (
+    MAX_EDGE,
+    MAX_WORDS,
+    MIN_TEMPERATURE,
+    PARTS,
+    SCORINGS,
+    few_or_many,
+    least_cosine,
+    mask_sizes,
+)
 from .kernel_launcher import Kernels
 
 _ALIGNMENT = 256  # of the workspace's parts
@@ -19,13 +29,17 @@ _ALIGNMENT = 256  # of the workspace's parts
 class CudaMaskHead:
     """Both stages on one GPU. Threads may share it, each with its own stream, workspace and outputs."""
 
-    def __init__(self, kernels: Kernels, temperature: float) -> None:
-        """temperature: the bundle's, what a cosine is divided by. Raises UsageError."""
+    def __init__(self, kernels: Kernels, temperature: float, scoring: str = "sigmoid") -> None:
+        """temperature: the bundle's, what a cosine is divided by. scoring: the bundle's, "sigmoid" or "softmax", which
+        makes probabilities of that. Raises UsageError.
+        """
         if not MIN_TEMPERATURE <= temperature < math.inf:
             raise UsageError(
                 f"temperature is {temperature}; expected a number from {MIN_TEMPERATURE}, 0.07 in the paper"
             )
-        self._kernels, self._temperature = kernels, temperature
+        if scoring not in SCORINGS:
+            raise UsageError(f"scoring is {scoring!r}; expected {' or '.join(SCORINGS)}")
+        self._kernels, self._temperature, self._prefix = kernels, temperature, SCORINGS[scoring]
 
     @staticmethod
     def workspace_bytes(features: Sequence[int], words: int) -> int:
@@ -85,7 +99,7 @@ class CudaMaskHead:
         outputs = {"labels": labels, "confidence": confidence}
         scalars = {"inverse_temperature": 1 / self._temperature, "threshold": _threshold(threshold)}
         scores = array_of(scores, "scores", "(B, K, h, w)", ("float32",))
-        name = f"labels.{confidence.dtype}.{few_or_many(scores.shape[1])}"
+        name = f"{self._prefix}labels.{confidence.dtype}.{few_or_many(scores.shape[1])}"
         self._resolve(name, scores, gram, labels.shape, outputs, scalars, stream)
 
     def probabilities(self, scores: Any, gram: Any, probabilities: Any, stream: int) -> None:
@@ -94,12 +108,12 @@ class CudaMaskHead:
         pictures, words, height, width = out.shape
         scalars = {"inverse_temperature": 1 / self._temperature}
         self._resolve(
-            f"probabilities.{out.dtype}", scores, gram, (pictures, height, width), {"probabilities": out}, scalars, stream,
+            f"{self._prefix}probabilities.{out.dtype}", scores, gram, (pictures, height, width), {"probabilities": out}, scalars, stream,
             words,
         )  # fmt: skip
 
     def masks(self, scores: Any, gram: Any, threshold: float, masks: Any, width: int, stream: int) -> None:
-        """One bit per word and pixel: whether the word's probability exceeds the threshold, whatever other words do.
+        """One bit per word and pixel: whether the word's probability exceeds the threshold, be it the best word or not.
 
         masks: (B, K, H, ⌈width / 32⌉) int32 out; bit x % 32 of element x // 32 is pixel x. Raises as `labels`.
         """
@@ -107,8 +121,33 @@ class CudaMaskHead:
         pictures, words, height, pitch = out.shape
         if pitch != -(-width // 32):
             raise DeviceArrayInvalid(f"masks have rows of {pitch} elements; {width} pixels need {-(-width // 32)}")
-        scalars = {"least_cosine": least_cosine(self._temperature, _threshold(threshold))}
-        self._resolve("masks", scores, gram, (pictures, height, width), {"masks": out}, scalars, stream, words)
+        threshold = _threshold(threshold)
+        if self._prefix:
+            scalars = {"inverse_temperature": 1 / self._temperature, "threshold": threshold}
+        else:
+            scalars = {"least_cosine": least_cosine(self._temperature, threshold)}
+        self._resolve(
+            f"{self._prefix}masks", scores, gram, (pictures, height, width), {"masks": out}, scalars, stream, words
+        )
+
+    def names(self, labels: Any, confidence: Any, owners: Any, thresholds: Any, stream: int) -> None:
+        """In place, from the words of `labels` to the names of groups: label = owners[label], and 0 where the confidence does
+        not exceed thresholds[label].
+
+        labels, confidence: (B, H, W), of `labels`. owners: (K + 1,) uint16, of word n its name's number; 0 of background
+        words and of 0. thresholds: (K + 1,) float32, by numbers of names. Raises as `labels`.
+        """
+        labels = array_of(labels, "labels", "(B, H, W)", ("uint16",))
+        confidence = array_of(confidence, "confidence", "(B, H, W)", ("float16", "float32"))
+        confidence = array_as(confidence, "confidence", labels.shape, confidence.dtype)
+        owners = array_of(owners, "owners", "(K + 1)", ("uint16",))
+        thresholds = array_as(thresholds, "thresholds", owners.shape, "float32")
+        pictures, height, width = labels.shape
+        check_count(height * width, "labels")
+        arrays = {"labels": labels, "confidence": confidence, "owners": owners, "thresholds": thresholds}
+        self._check_device(**arrays)
+        arguments = {**{name: array.pointer for name, array in arrays.items()}, "N": height * width}
+        self._kernels.launch(f"names.{confidence.dtype}", pictures, {"pixels": height * width}, arguments, stream)
 
     def _resolve(
         self, name: str, scores: Any, gram: Any, output: Sequence[int], outputs: dict[str, DeviceArray],

@@ -1,6 +1,6 @@
 """Pictures to labels on a GPU, with one set of buffers and one CUDA graph per combination of shapes.
 
-    picture uint8 ─ resize, normalise ─► pixels ─ engine ─► features, refined ─ measure, maps ─► scores, gram ─ labels
+    picture uint8 ─ resize, normalise ─► pixels ─ engine ─► features, refined ─ measure, maps ─► scores, gram ─ labels, names
     └─ recorded for pictures in host memory ─┘└──────────────── recorded ──────────────────────────────┘
 
 The first call of a pipeline runs every step by itself; the engine may compile kernels then. The second call records the
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..device_array import DeviceArray
 from ..errors import CudaFailed, FusionerError, GpuMemoryShort
+from ..words.owners import NameTables
 from .cuda_graph import CudaGraph
 from .driver import Device, Event, Memory, PinnedArray, Stream
 from .engine_interface import Engine, EngineContext
@@ -75,6 +76,7 @@ class Pipeline:
         self.shape, self.note = shape, ""
         self._machinery, self._device = machinery, machinery.device
         self._vectors: np.ndarray | None = None
+        self._names: NameTables | None = None
         with contextlib.ExitStack() as stack:  # frees everything where a later step fails
             self._stream = stack.enter_context(Stream(self._device))
             self._plan = machinery.preprocess.plan(*shape.picture, shape.input)
@@ -138,9 +140,11 @@ class Pipeline:
         return results
 
     def run_on(
-        self, stream: int, picture: DeviceArray, vectors: np.ndarray, threshold: float, out: dict[str, DeviceArray]
-    ) -> None:
-        """picture: (P, H, W, 3) uint8 on this GPU. out: labels and confidence, as `run` returns them, on this GPU.
+        self, stream: int, picture: DeviceArray, vectors: np.ndarray, threshold: float, out: dict[str, DeviceArray],
+        names: NameTables | None = None,
+    ) -> None:  # fmt: skip
+        """picture: (P, H, W, 3) uint8 on this GPU. out: labels and confidence, as `run` returns them, on this GPU. names:
+        those that the labels are to number, or None where they are the words.
 
         Enqueues the work on `stream`. Picture and results are used in place, or through a copy where an address is not a
         multiple of 16.
@@ -156,6 +160,10 @@ class Pipeline:
                 results = {name: self._aligned(array, stream, stack) for name, array in out.items()}
                 maps = self.arrays["scores"], self.arrays["gram"]
                 self._machinery.mask_head.labels(*maps, threshold, results["labels"], results["confidence"], stream)
+                if names is not None:
+                    self._set_names(names, stream)
+                    tables = self.arrays["owners"], self.arrays["thresholds"]
+                    self._machinery.mask_head.names(results["labels"], results["confidence"], *tables, stream)
                 for name, array in out.items():
                     if results[name] is not array:
                         self._copy(array, results[name], stream)
@@ -189,6 +197,8 @@ class Pipeline:
         ]
         if shape.host:
             buffers.append(("picture", (shape.pictures, *shape.picture, 3), "uint8"))
+        else:
+            buffers += [("owners", (words + 1,), "uint16"), ("thresholds", (words + 1,), "float32")]
         if shape.host and shape.size is not None:
             buffers += [
                 ("labels", (shape.batch, *shape.size), "uint16"),
@@ -303,6 +313,13 @@ class Pipeline:
         if vectors is not self._vectors:
             self._upload(self.arrays["words"], vectors, stream)
             self._vectors = vectors
+
+    def _set_names(self, names: NameTables, stream: int) -> None:
+        if self._names is None or not self._names.same(names):
+            self._names = None  # neither, where the second upload fails
+            self._upload(self.arrays["owners"], names.owners, stream)
+            self._upload(self.arrays["thresholds"], names.thresholds, stream)
+            self._names = names
 
     def _upload(self, to: DeviceArray, array: np.ndarray, stream: int | None = None) -> None:
         array = np.ascontiguousarray(array, to.dtype)

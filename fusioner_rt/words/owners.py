@@ -1,6 +1,7 @@
 """From the words that the mask head knows to the names that were asked for: groups and background words."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +25,22 @@ def probabilities_of_names(probabilities: np.ndarray | None, asked: Asked) -> np
         return probabilities
     owners = np.array(asked.owners)
     return np.stack([probabilities[owners == number].max(axis=0) for number in range(1, len(asked.names) + 1)])
+
+
+@dataclass(frozen=True, eq=False)
+class NameTables:
+    """What a GPU makes labels of names with, as `labels_of_names` and `Thresholds.apply` do.
+
+    owners: (F + 1,) uint16, of word n its name's number; 0 of background words and of 0. thresholds: (F + 1,) float32, of
+    name n what its confidence must exceed.
+    """
+
+    owners: np.ndarray
+    thresholds: np.ndarray
+
+    def same(self, other: "NameTables") -> bool:
+        """Whether the numbers are."""
+        return np.array_equal(self.owners, other.owners) and np.array_equal(self.thresholds, other.thresholds)
 
 
 class Thresholds:
@@ -61,3 +78,14 @@ class Thresholds:
         if self._of_names is None:
             return labels
         return np.where(confidence > self._of_names[labels], labels, np.uint16(0))
+
+    def tables(self, asked: Asked) -> NameTables | None:
+        """For labels made with `least`; None where those are the names' as they are."""
+        if asked.is_plain and self._of_names is None:
+            return None
+        owners = np.array([0, *asked.owners], np.uint16)
+        thresholds = np.full(len(owners), -1, np.float32)  # `least`, where it is all there is, was compared with
+        thresholds[0] = 0
+        if self._of_names is not None:
+            thresholds[: len(self._of_names)] = self._of_names
+        return NameTables(owners, thresholds)

@@ -168,7 +168,8 @@ def test_the_list_tells_what_every_step_answers(capsys: pytest.CaptureFixture[st
     assert all(line.endswith("?") or "what is here" in line for line in lines)
 
 
-def test_the_definition_in_numpy_is_the_one_in_torch() -> None:
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
+def test_the_definition_in_numpy_is_the_one_in_torch(scoring: str) -> None:
     import torch
 
     from kernels import reference
@@ -176,10 +177,10 @@ def test_the_definition_in_numpy_is_the_one_in_torch() -> None:
     case = gpu_proofs.MaskCase("float32", 5, 2, (5, 7), 16, (37, 123))
     features, words = case.inputs()
     maps = gpu_proofs.score_maps(features, words, np.float64)
-    ours = gpu_proofs.probabilities(*maps, case.size)
+    ours = gpu_proofs.probabilities(*maps, case.size, scoring)
     theirs = reference.probabilities(
         *reference.score_maps(torch.from_numpy(features).double(), torch.from_numpy(words).double()), case.size,
-        gpu_proofs.TEMPERATURE,
+        gpu_proofs.TEMPERATURE, scoring,
     )  # fmt: skip
     np.testing.assert_allclose(ours, theirs, atol=1e-5)  # of which the first stage is in float32
 

@@ -44,6 +44,8 @@ class EmulatedDriver:
             "labels_kernel": [8] * 4 + [4] * 8 + [8] * 2,
             "probabilities_kernel": [8] * 3 + [4] * 7 + [8] * 2,
             "masks_kernel": [8] * 3 + [4] * 7 + [8] * 2,
+            "softmax_masks_kernel": [8] * 3 + [4] * 8 + [8] * 2,
+            "names_kernel": [8] * 4 + [4] + [8] * 2,
             "resize_rows_kernel": [8] * 4 + [4] * 10 + [8] * 2,
             "resize_columns_kernel": [8] * 4 + [4] * 10 + [8] * 2,
         }

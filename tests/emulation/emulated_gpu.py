@@ -119,6 +119,7 @@ class EmulatedGpu(EmulatedDriver):
         self.serialized: Callable[[int], Any] = lambda contexts: b"compiled" * contexts
         self._made = 0
         self.dtype = ""  # in the name of the kernel that runs: of the features, the confidence or the resized pixels
+        self.scoring = "sigmoid"  # likewise
 
     def expect_nothing_left(self) -> None:
         """As after a session was closed."""
@@ -470,6 +471,7 @@ class EmulatedGpu(EmulatedDriver):
     def compute(self, code: bytes, grid: tuple[int, int], values: tuple) -> None:
         symbol = next(symbol for symbol, loaded in self.kernels if loaded == code)
         self.dtype = next(iter(self.names[code].split(".")[1:]), "")
+        self.scoring = "softmax" if self.names[code].startswith("softmax_") else "sigmoid"
         getattr(self, symbol)(grid[1], *values)
 
     def contexts_of(self, work: Work) -> list[Any]:
@@ -494,13 +496,14 @@ class EmulatedGpu(EmulatedDriver):
     def labels_kernel(self, pictures: int, scores: int, gram: int, labels: int, confidence: int, *rest: Any) -> None:
         h, w, count, height, width, _, inverse, threshold = rest
         maps = self._maps(pictures, scores, gram, count, h, w)
-        found = reference.resolve(*maps, (height, width), 1 / inverse, threshold)
+        found = reference.resolve(*maps, (height, width), 1 / inverse, threshold, self.scoring)
         at(labels, (pictures, height, width), "uint16")[:] = found[0]
         at(confidence, (pictures, height, width), self.dtype)[:] = found[1]
 
     def probabilities_kernel(self, pictures: int, scores: int, gram: int, out: int, *rest: Any) -> None:
         h, w, count, height, width, _, inverse = rest
-        found = reference.probabilities(*self._maps(pictures, scores, gram, count, h, w), (height, width), 1 / inverse)
+        maps = self._maps(pictures, scores, gram, count, h, w)
+        found = reference.probabilities(*maps, (height, width), 1 / inverse, self.scoring)
         at(out, (pictures, count, height, width), self.dtype)[:] = found
 
     def masks_kernel(self, pictures: int, scores: int, gram: int, out: int, *rest: Any) -> None:
@@ -508,6 +511,22 @@ class EmulatedGpu(EmulatedDriver):
         maps = self._maps(pictures, scores, gram, count, h, w)
         found = reference.masks(*maps, (height, width), 1.0, 1 / (1 + math.exp(-least)))  # that cosine's probability
         at(out, (pictures, count, height, -(-width // 32)), "int32")[:] = reference.pack(found)
+
+    def softmax_masks_kernel(self, pictures: int, scores: int, gram: int, out: int, *rest: Any) -> None:
+        h, w, count, height, width, _, inverse, threshold = rest
+        maps = self._maps(pictures, scores, gram, count, h, w)
+        found = reference.masks(*maps, (height, width), 1 / inverse, threshold, "softmax")
+        at(out, (pictures, count, height, -(-width // 32)), "int32")[:] = reference.pack(found)
+
+    def names_kernel(
+        self, pictures: int, labels: int, confidence: int, owners: int, thresholds: int, pixels: int
+    ) -> None:
+        found = at(labels, (pictures, pixels), "uint16")
+        count = int(found.max(initial=0)) + 1
+        found[:] = at(owners, (count,), "uint16")[found]
+        count = int(found.max(initial=0)) + 1
+        sure = at(confidence, (pictures, pixels), self.dtype) > at(thresholds, (count,), "float32")[found]
+        found[~sure] = 0
 
     def _maps(
         self, pictures: int, scores: int, gram: int, count: int, h: int, w: int

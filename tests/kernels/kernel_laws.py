@@ -12,7 +12,9 @@ import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from fusioner_rt.gpu.kernel_contract import FEW_WORDS
 from kernels import mask_head, reference
+from kernels.variants import variant
 
 # interpreted, a case takes a second, and shrinking one that fails would take many minutes
 settings.register_profile("laws", deadline=None, phases=(Phase.explicit, Phase.generate))
@@ -24,6 +26,7 @@ EPS = float(np.finfo(np.float32).eps)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 HUGE = {torch.float16: 1e4, torch.bfloat16: 1e30, torch.float32: 1e30}
 TINY = {torch.float16: 1e-5, torch.bfloat16: 1e-30, torch.float32: 1e-30}
+SCORINGS = ["sigmoid", "softmax"]
 KINDS = ["random", "zeros", "huge", "tiny", "constant", "opposite", "alike"]
 
 
@@ -47,17 +50,19 @@ def case(seed, pictures, words, low, channels, dtype, kind="random"):
     return features.to(dtype).to(DEVICE), vectors.to(dtype).to(DEVICE)
 
 
-def exactly(features, words, size):
+def exactly(features, words, size, scoring="sigmoid", temperature=TEMPERATURE):
     """Probabilities in float64, and what rounding a squared length of float32 terms may cost at every pixel."""
     features, words = features.double().cpu(), words.double().cpu()
-    exact = reference.naive_probabilities(features, words, size, TEMPERATURE)
+    exact = reference.naive_probabilities(features, words, size, temperature, scoring)
     features = features / features.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-300)
     upsampled = reference.upsample(features.movedim(-1, 1), size).square().sum(1)
     itself = reference.upsample(features.square().sum(-1)[:, None], size)[:, 0]
     # Products and sums of d terms err by some roundings each; where neighbours cancel, the length is a small difference
     # of large terms, and its relative error grows as they exceed it. sigmoid(·/τ) passes on at most 1/(4τ) of it.
     excess = itself / upsampled.clamp(min=1e-300)
-    allowed = (8 + features.shape[-1] ** 0.5) * EPS / (4 * TEMPERATURE) * excess.clamp(min=1)
+    allowed = (8 + features.shape[-1] ** 0.5) * EPS / (4 * temperature) * excess.clamp(min=1)
+    if scoring == "softmax":  # passes on twice as much; and sums K powers, each rounded, as each sum is
+        allowed = 2 * allowed + words.shape[1] * EPS
     return exact, allowed.clamp(max=1)[:, None]
 
 
@@ -92,22 +97,26 @@ def laws(examples):
     return wrap
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @laws(14)
-def test_probabilities_are_those_of_upsample_normalise_multiply(shape, size):
+def test_probabilities_are_those_of_upsample_normalise_multiply(scoring, shape, size):
     features, words = case(**shape)
-    exact, allowed = exactly(features, words, size)
-    ours = mask_head.probabilities(*mask_head.score_maps(features, words), size, TEMPERATURE).cpu()
+    exact, allowed = exactly(features, words, size, scoring)
+    maps = mask_head.score_maps(features, words)
+    ours = mask_head.probabilities(*maps, size, TEMPERATURE, scoring=scoring).cpu()
     assert ours.shape == exact.shape
     assert ((ours - exact).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @laws(14)
-def test_labels_are_the_best_word_over_the_threshold_wherever_float32_can_tell(shape, size):
+def test_labels_are_the_best_word_over_the_threshold_wherever_float32_can_tell(scoring, shape, size):
     features, words = case(**shape)
-    exact, allowed = exactly(features, words, size)
+    exact, allowed = exactly(features, words, size, scoring)
     allowed = allowed[:, 0]
     threshold = 0.5 + (shape["seed"] % 5) / 10
-    labels, confidence = mask_head.resolve(*mask_head.score_maps(features, words), size, TEMPERATURE, threshold)
+    maps = mask_head.score_maps(features, words)
+    labels, confidence = mask_head.resolve(*maps, size, TEMPERATURE, threshold, scoring=scoring)
     labels, confidence = labels.cpu().long(), confidence.cpu()
     best = exact.amax(dim=1)
     own = exact.gather(1, (labels - 1).clamp(min=0)[:, None])[:, 0]
@@ -119,12 +128,14 @@ def test_labels_are_the_best_word_over_the_threshold_wherever_float32_can_tell(s
     assert (best[~found] <= (threshold + allowed)[~found]).all()
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @laws(8)
-def test_packed_masks_are_the_probabilities_over_the_threshold(shape, size):
+def test_packed_masks_are_the_probabilities_over_the_threshold(scoring, shape, size):
     features, words = case(**shape)
-    exact, allowed = exactly(features, words, size)
+    exact, allowed = exactly(features, words, size, scoring)
     threshold = 0.3 + (shape["seed"] % 5) / 10
-    packed = mask_head.masks(*mask_head.score_maps(features, words), size, TEMPERATURE, threshold).cpu()
+    maps = mask_head.score_maps(features, words)
+    packed = mask_head.masks(*maps, size, TEMPERATURE, threshold, scoring=scoring).cpu()
     clear = (exact - threshold).abs() > 2 * allowed
     assert torch.equal(reference.unpack(packed, size[1])[clear], (exact > threshold)[clear])
     assert not reference.unpack(packed, 32 * packed.shape[-1])[..., size[1] :].any()
@@ -142,6 +153,90 @@ def test_words_that_are_nowhere_ahead_change_nothing(shape, size, more):
     assert torch.equal(alone[1], crowd[1])
 
 
+@given(cases, sizes, st.integers(1, 40))
+@settings(max_examples=6)
+def test_words_that_are_nowhere_ahead_change_the_softmax_as_their_exponentials_say_and_no_label(shape, size, more):
+    features, words = case(**{**shape, "kind": "random"})
+    scores, gram = mask_head.score_maps(features, words)
+    behind = scores[:, torch.arange(more) % scores.shape[1]] - 0.1 * scores.abs().amax()
+    alone = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.0, scoring="softmax")
+    crowd = mask_head.resolve(torch.cat([scores, behind], dim=1), gram, size, TEMPERATURE, 0.0, scoring="softmax")
+    assert torch.equal(alone[0].cpu(), crowd[0].cpu())
+    _, allowed = exactly(features, torch.cat([words, words[:, :1].expand(-1, more, -1)], dim=1), size, "softmax")
+    behind, best = (reference.upsample(maps.double().cpu(), size) for maps in (behind, scores))
+    length = reference.squared_length(gram.double().cpu(), size).sqrt()[:, None]
+    added = ((behind - best.amax(dim=1, keepdim=True)) / TEMPERATURE / length).exp().sum(dim=1)
+    expected = 1 / (1 / alone[1].double().cpu() + added)
+    assert ((crowd[1].cpu() - expected).abs() <= 2 * allowed[:, 0]).all()  # both confidences are rounded
+
+
+@given(cases, sizes)
+@settings(max_examples=6)
+def test_the_softmax_of_a_pixel_sums_to_one_and_confidence_is_the_winners(shape, size):
+    features, words = case(**shape)
+    maps = mask_head.score_maps(features, words)
+    every = mask_head.probabilities(*maps, size, TEMPERATURE, scoring="softmax").cpu()
+    labels, confidence = mask_head.resolve(*maps, size, TEMPERATURE, 0.0, scoring="softmax")
+    # K sums, a reciprocal and a product are rounded; the exponentials are the same in the sum and out of it
+    assert ((every.double().sum(dim=1) - 1).abs() <= shape["words"] * EPS).all()
+    own = every.gather(1, labels.cpu().long()[:, None] - 1)[:, 0]
+    allowed = 2 * exactly(features, words, size, "softmax")[1][:, 0]  # two kernels round, each in its way
+    assert ((confidence.cpu() - own).abs() <= allowed).all()
+    assert (own >= every.amax(dim=1) - allowed).all()
+
+
+def test_the_softmax_of_a_word_alone_is_one_everywhere():
+    for kind in KINDS:
+        maps = mask_head.score_maps(*case(3, 2, 1, (3, 7), 33, torch.float32, kind))
+        labels, confidence = mask_head.resolve(*maps, (11, 37), TEMPERATURE, 0.999, scoring="softmax")
+        assert (confidence == 1).all()
+        assert (labels.cpu().long() == 1).all()
+        assert (mask_head.probabilities(*maps, (11, 37), TEMPERATURE, scoring="softmax") == 1).all()
+        packed = mask_head.masks(*maps, (11, 37), TEMPERATURE, 0.999, scoring="softmax").cpu()
+        assert reference.unpack(packed, 37).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["random", "huge", "opposite"])
+def test_no_softmax_overflows_at_a_temperature_of_a_hundredth(dtype, kind):
+    features, words = case(11, 1, 40, (3, 7), 64, dtype, kind)
+    exact, allowed = exactly(features, words, (11, 37), "softmax", 0.01)
+    maps = mask_head.score_maps(features, words)
+    labels, confidence = mask_head.resolve(*maps, (11, 37), 0.01, 0.0, scoring="softmax")
+    every = mask_head.probabilities(*maps, (11, 37), 0.01, scoring="softmax").cpu()
+    assert ((every - exact).abs() <= allowed).all()
+    assert ((confidence.cpu() - exact.amax(dim=1)).abs() <= allowed[:, 0]).all()
+    assert (labels.cpu().long() > 0).all()
+
+
+@given(cases, sizes)
+@settings(max_examples=4)
+def test_tiles_do_not_change_a_softmax(shape, size):
+    """Bit for bit: many words' tiles are four rows tall and few words' sixteen, of 512 or 256 columns."""
+    maps = mask_head.score_maps(*case(**shape))
+    expected = mask_head.resolve(*maps, size, TEMPERATURE, 0.3, scoring="softmax")
+    for form, index in [("many", 0), ("many", 1), ("few", 1)]:
+        if form == "few" and shape["words"] > FEW_WORDS:
+            continue
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(mask_head, "few_or_many", lambda _, form=form: form)
+            patched.setattr(mask_head, "_tiling", lambda name, _, i=index: (80, variant(name, 80).tilings[i]))
+            labels, confidence = mask_head.resolve(*maps, size, TEMPERATURE, 0.3, scoring="softmax")
+        assert torch.equal(labels.cpu(), expected[0].cpu())
+        np.testing.assert_array_equal(confidence.cpu(), expected[1].cpu())
+
+
+@given(cases, sizes)
+@settings(max_examples=5)
+def test_reversed_words_give_reversed_labels_by_softmax(shape, size):
+    """Of every winner, and sums of the same terms in another order."""
+    scores, gram = mask_head.score_maps(*case(**{**shape, "kind": "random"}))
+    forth = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.0, scoring="softmax")
+    back = mask_head.resolve(scores.flip(1), gram, size, TEMPERATURE, 0.0, scoring="softmax")
+    assert torch.equal(back[0].cpu().long(), scores.shape[1] + 1 - forth[0].cpu().long())
+    assert ((forth[1] - back[1]).abs() <= shape["words"] * EPS).all()
+
+
 @given(cases, sizes)
 @settings(max_examples=5)
 def test_reversed_words_give_reversed_labels(shape, size):
@@ -153,17 +248,18 @@ def test_reversed_words_give_reversed_labels(shape, size):
     assert torch.equal(forth[1], back[1])
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @given(cases, sizes)
 @settings(max_examples=5)
-def test_a_picture_is_resolved_alike_in_any_batch(shape, size):
+def test_a_picture_is_resolved_alike_in_any_batch(scoring, shape, size):
     features, words = case(**{**shape, "pictures": 2})
     scores, gram = mask_head.score_maps(features, words)
-    together = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.5)
+    together = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.5, scoring=scoring)
     for index in range(2):
         apart = mask_head.score_maps(features[index : index + 1], words[index : index + 1])
         assert torch.equal(apart[0][0], scores[index])
         assert torch.equal(apart[1][0], gram[index])
-        labels, confidence = mask_head.resolve(*apart, size, TEMPERATURE, 0.5)
+        labels, confidence = mask_head.resolve(*apart, size, TEMPERATURE, 0.5, scoring=scoring)
         assert torch.equal(labels[0].cpu(), together[0][index].cpu())
         assert torch.equal(confidence[0], together[1][index])
 
@@ -181,12 +277,13 @@ def test_a_word_ahead_at_one_point_only_is_found_wherever_the_point_lies():
     assert torch.equal(labels.cpu().long(), expected)
 
 
-def test_a_probability_that_is_the_threshold_does_not_exceed_it():
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_a_probability_that_is_the_threshold_does_not_exceed_it(scoring):
     maps = mask_head.score_maps(*(torch.zeros_like(one) for one in case(13, 1, 2, (2, 3), 16, torch.float32)))
-    labels, confidence = mask_head.resolve(*maps, (5, 7), TEMPERATURE, 0.5)
+    labels, confidence = mask_head.resolve(*maps, (5, 7), TEMPERATURE, 0.5, scoring=scoring)
     assert (confidence == 0.5).all()
     assert (labels.cpu().long() == 0).all()
-    assert not mask_head.masks(*maps, (5, 7), TEMPERATURE, 0.5).any()
+    assert not mask_head.masks(*maps, (5, 7), TEMPERATURE, 0.5, scoring=scoring).any()
 
 
 def test_neighbours_that_cancel_fade_to_one_half_as_the_definition_does():
@@ -210,24 +307,37 @@ def test_a_thousand_words_are_all_considered():
     assert (own >= exact.amax(1) - allowed[:, 0]).all()
 
 
-def test_confidence_in_half_precision_is_that_of_float32_rounded_and_labels_do_not_change():
+def test_hundreds_of_words_all_enter_a_softmax():
+    features, words = case(5, 1, 300, (1, 5), 64, torch.float16)
+    exact, allowed = exactly(features, words, (1, 21), "softmax")
+    maps = mask_head.score_maps(features, words)
+    labels, confidence = mask_head.resolve(*maps, (1, 21), TEMPERATURE, 0.0, scoring="softmax")
+    own = exact.gather(1, labels.cpu().long()[:, None] - 1)[:, 0]
+    assert ((confidence.cpu() - exact.amax(1)).abs() <= allowed[:, 0]).all()
+    assert (own >= exact.amax(1) - allowed[:, 0]).all()
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_confidence_in_half_precision_is_that_of_float32_rounded_and_labels_do_not_change(scoring):
     maps = mask_head.score_maps(*case(6, 1, 4, (4, 6), 32, torch.float16))
-    labels, confidence = mask_head.resolve(*maps, (21, 33), TEMPERATURE, 0.7)
-    again, half = mask_head.resolve(*maps, (21, 33), TEMPERATURE, 0.7, confidence=torch.float16)
+    labels, confidence = mask_head.resolve(*maps, (21, 33), TEMPERATURE, 0.7, scoring=scoring)
+    again, half = mask_head.resolve(*maps, (21, 33), TEMPERATURE, 0.7, torch.float16, scoring)
     assert torch.equal(labels.cpu(), again.cpu())
     assert torch.equal(confidence.half(), half)
-    full = mask_head.probabilities(*maps, (21, 33), TEMPERATURE)
-    assert torch.equal(full.half(), mask_head.probabilities(*maps, (21, 33), TEMPERATURE, torch.float16))
+    full = mask_head.probabilities(*maps, (21, 33), TEMPERATURE, scoring=scoring)
+    assert torch.equal(full.half(), mask_head.probabilities(*maps, (21, 33), TEMPERATURE, torch.float16, scoring))
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_a_feature_that_is_no_number_enters_is_background_without_confidence(dtype, value):
+def test_what_a_feature_that_is_no_number_enters_is_background_without_confidence(scoring, dtype, value):
+    ask = {"size": (15, 28), "temperature": TEMPERATURE, "threshold": 0.0, "scoring": scoring}
     features, words = case(7, 2, 3, (5, 7), 32, dtype)
-    clean = mask_head.resolve(*mask_head.score_maps(features, words), (15, 28), TEMPERATURE, 0.0)
+    clean = mask_head.resolve(*mask_head.score_maps(features, words), **ask)
     assert (clean[0].cpu().long() > 0).all()
     features[0, 2, 3, 11] = value
-    labels, confidence = mask_head.resolve(*mask_head.score_maps(features, words), (15, 28), TEMPERATURE, 0.0)
+    labels, confidence = mask_head.resolve(*mask_head.score_maps(features, words), **ask)
     labels, confidence = labels.cpu().long(), confidence.cpu()
     # a pixel's four neighbours enter it, those of weight zero too; what is not float16 is scaled by the largest feature
     touched = neighbours_of((2, 3), (5, 7), (15, 28)) if dtype == torch.float16 else torch.ones(15, 28).bool()
@@ -248,20 +358,21 @@ def neighbours_of(point, low, size):
     return near[0][:, None] & near[1]
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_scores_that_are_no_numbers_touch_only_the_pixels_between_them(value):
+def test_scores_that_are_no_numbers_touch_only_the_pixels_between_them(value, scoring):
     scores, gram = mask_head.score_maps(*case(12, 1, 3, (5, 7), 32, torch.float16))
-    clean = mask_head.resolve(scores, gram, (15, 28), TEMPERATURE, 0.0)
+    clean = mask_head.resolve(scores, gram, (15, 28), TEMPERATURE, 0.0, scoring=scoring)
     scores[:, :, 2, 3] = value
-    labels, confidence = mask_head.resolve(scores, gram, (15, 28), TEMPERATURE, 0.0)
+    labels, confidence = mask_head.resolve(scores, gram, (15, 28), TEMPERATURE, 0.0, scoring=scoring)
     labels, confidence = labels.cpu().long(), confidence.cpu()
     touched = neighbours_of((2, 3), (5, 7), (15, 28))
     assert torch.equal(labels[0][~touched], clean[0][0].cpu().long()[~touched])
     assert torch.equal(confidence[0][~touched], clean[1][0].cpu()[~touched])
     assert labels.max() <= 3
-    if value != float("inf"):  # a word infinitely sure has its mask
+    if value != float("inf") or scoring == "softmax":  # a word infinitely sure has its mask, among others none has
         assert (labels[0][touched] == 0).all()
-    if value != value:
+    if value != value or scoring == "softmax":
         assert confidence[0][touched].isnan().all()
 
 
@@ -292,34 +403,37 @@ def test_a_word_that_is_no_number_leaves_its_picture_without_masks(dtype):
     assert every[0, 0].isfinite().all()
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: races show where programs run at once")
-def test_two_hundred_repeats_are_equal_bit_for_bit():
+def test_two_hundred_repeats_are_equal_bit_for_bit(scoring):
     features, words = case(9, 2, 20, (61, 83), 256, torch.float16)
     maps = mask_head.score_maps(features, words)
-    first = mask_head.resolve(*maps, (517, 773), TEMPERATURE, 0.5)
-    packed = mask_head.masks(*maps, (517, 773), TEMPERATURE, 0.5)
+    first = mask_head.resolve(*maps, (517, 773), TEMPERATURE, 0.5, scoring=scoring)
+    packed = mask_head.masks(*maps, (517, 773), TEMPERATURE, 0.5, scoring=scoring)
     for _ in range(200):
         again = mask_head.score_maps(features, words)
         assert torch.equal(maps[0], again[0])
         assert torch.equal(maps[1], again[1])
-        labels, confidence = mask_head.resolve(*again, (517, 773), TEMPERATURE, 0.5)
+        labels, confidence = mask_head.resolve(*again, (517, 773), TEMPERATURE, 0.5, scoring=scoring)
         assert torch.equal(labels.int(), first[0].int())
         assert torch.equal(confidence, first[1])
-        assert torch.equal(mask_head.masks(*again, (517, 773), TEMPERATURE, 0.5), packed)
+        assert torch.equal(mask_head.masks(*again, (517, 773), TEMPERATURE, 0.5, scoring=scoring), packed)
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter's products are float32 whatever the dtype")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [256, 512, 768])
-def test_at_real_sizes_errors_are_at_most_twice_those_of_pytorch_in_the_same_precision(dtype, channels):
+def test_at_real_sizes_errors_are_at_most_twice_those_of_pytorch_in_the_same_precision(scoring, dtype, channels):
     features, words = case(10, 1, 150, (40, 57), channels, dtype)
     size = (256, 300)
-    exact = reference.naive_probabilities(features.double().cpu(), words.double().cpu(), size, TEMPERATURE).cuda()
+    doubles = features.double().cpu(), words.double().cpu()
+    exact = reference.naive_probabilities(*doubles, size, TEMPERATURE, scoring).cuda()
     up = torch.nn.functional.interpolate(features.movedim(-1, 1), size=size, mode="bilinear", align_corners=False)
     up, unit = torch.nn.functional.normalize(up, dim=1), torch.nn.functional.normalize(words, dim=-1)
-    theirs = torch.sigmoid(torch.einsum("bdhw,bkd->bkhw", up, unit) / TEMPERATURE)
+    theirs = reference.scored(torch.einsum("bdhw,bkd->bkhw", up, unit) / TEMPERATURE, scoring)
     allowed = 2 * (theirs - exact).abs().max() + EPS
-    ours = mask_head.probabilities(*mask_head.score_maps(features, words), size, TEMPERATURE)
+    ours = mask_head.probabilities(*mask_head.score_maps(features, words), size, TEMPERATURE, scoring=scoring)
     assert (ours - exact).abs().max() <= allowed
 
 

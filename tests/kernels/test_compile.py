@@ -137,12 +137,27 @@ def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_pa
 @pytest.mark.parametrize("capability", [89, 90])
 @pytest.mark.parametrize("name", ["labels.float32.few", "labels.float16.few"])
 def test_the_label_kernel_executes_at_most_45_instructions_a_pixel(name: str, capability: int) -> None:
+    count = _counted(name, capability)
+    assert count.pixel <= 45
+    assert count.candidate <= 10
+    assert count.word == 0
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("name", ["softmax_labels.float32.few", "softmax_labels.float16.few"])
+def test_a_softmax_takes_at_most_11_instructions_a_word_and_5_more_a_pixel(name: str, capability: int) -> None:
+    count, sigmoid = _counted(name, capability), _counted(name.removeprefix("softmax_"), capability)
+    assert count.pixel <= sigmoid.pixel + 5
+    assert count.candidate <= 10
+    assert 0 < count.word <= 11
+
+
+def _counted(name: str, capability: int) -> instruction_count.Count:
     one = choose(name, capability)
     code = compiler.machine_code(one.cubin)
     count = instruction_count.of_labels(code, one.tiling.constants, 32 * one.tiling.warps)
     print(count)
-    assert count.pixel <= 45
-    assert count.candidate <= 10
+    return count
 
 
 def test_instructions_count_as_often_as_they_are_executed() -> None:
@@ -155,9 +170,18 @@ def test_instructions_count_as_often_as_they_are_executed() -> None:
     ]  # fmt: skip
     code = [(16 * index, line) for index, line in enumerate(lines)]
     # once: MOV, EXIT, the last BRA; 2 x 2 of the points; of the rows' 10 the candidates' 2 and the masked 2 apart
-    assert instruction_count.of_labels(code, tile, 2048) == (3 + 2 * 2 + 2 * 6, 2 * 2)
+    assert instruction_count.of_labels(code, tile, 2048) == (3 + 2 * 2 + 2 * 6, 2 * 2, 0)
+    # by softmax the rows hold a loop of three over the words too, here the first in them
+    lines = [
+        *lines[:3], "MUFU.EX2 R1, R2", "FADD R1, R1, R1", "@P6 BRA 0x30", "FADD R1, R1, R1", "@!P1 BRA 0x60", "@P5 BRA 0x30",
+        "EXIT",
+    ]  # fmt: skip
+    summing = [(16 * index, line) for index, line in enumerate(lines)]
+    assert instruction_count.of_labels(summing, tile, 2048) == (2 + 2 * 2 + 2 * 1, 2 * 2, 2 * 3)
     with pytest.raises(ValueError, match="2 loops"):
         instruction_count.of_labels(code[:2] + code[3:], tile, 2048)
+    with pytest.raises(ValueError, match="4 loops"):
+        instruction_count.of_labels([(at, line.replace("FADD", "MUFU.EX2")) for at, line in summing], tile, 2048)
 
 
 def test_the_documents_table_is_the_record() -> None:
@@ -177,7 +201,7 @@ def test_a_kernel_too_large_for_the_registers_is_seen_to_spill() -> None:
 
 def test_every_variant_is_compiled_for_every_architecture_that_has_its_type() -> None:
     jobs = compiler.jobs(names())
-    assert len(set(jobs)) == len(jobs) == 20 * len(TARGETS) - 3
+    assert len(set(jobs)) == len(jobs) == 29 * len(TARGETS) - 3
     assert {name for name, target in jobs if target == 75} == set(names(("float16", "float32")))
 
 
@@ -185,12 +209,21 @@ def test_a_bundle_has_what_sessions_launch_and_each_extra_adds_kernels_of_its_ow
     forms = ("few", "many")
     launched = {"measure.float32", *(f"maps.float32.{form}" for form in forms)}
     launched |= {f"resize_{axis}.{dtype}" for axis in ("rows", "columns") for dtype in ("uint8", "float32")}
+    launched |= {"names.float32", "names.float16"}
     launched |= {f"labels.{dtype}.{form}" for dtype in ("float32", "float16") for form in forms}
     assert set(variants.shipped()) == launched
     for extra, kernels in EXTRAS.items():
         assert set(variants.shipped([extra])) == launched | set(kernels)
         assert launched.isdisjoint(kernels)
-    assert variants.shipped(EXTRAS) == names(("float16", "float32"))
+    assert variants.shipped(EXTRAS) == names(("float16", "float32"), ("sigmoid",))
+
+
+@pytest.mark.parametrize("extras", [(), ("masks",), tuple(EXTRAS)])
+def test_a_bundle_that_scores_by_softmax_has_the_same_kernels_in_that_form(extras: tuple[str, ...]) -> None:
+    stage_2 = ("labels", "probabilities", "masks")
+    expected = [f"softmax_{name}" if name.startswith(stage_2) else name for name in variants.shipped(extras)]
+    assert variants.shipped(extras, "softmax") == expected
+    assert set(names()) == {*variants.shipped(EXTRAS), *variants.shipped(EXTRAS, "softmax"), *names(("bfloat16",))}
 
 
 launches = st.tuples(
@@ -215,6 +248,10 @@ def test_programs_cover_every_word_position_and_output_pixel(launch: Any) -> Non
             assert total % across == 0
             assert total // across * tile["ROWS"] >= size[0] > (total // across - 1) * tile["ROWS"]
             assert across * tile["VALUES"] >= 3 * size[1]
+            continue
+        if name.startswith("names."):
+            pixels, tile = size[0] * size[1], tiling.constants["PIXELS"]
+            assert programs(tiling.grid, {"pixels": pixels}) * tile >= pixels
             continue
         tile, total = tiling.constants, programs(tiling.grid, named)
         if name.startswith("measure."):
@@ -270,11 +307,12 @@ def test_grids_and_arguments_by_the_record_are_those_of_a_launch_from_torch(
     ):
         features, vectors = torch.zeros(pictures, *low, 32), torch.zeros(pictures, words, 32)
         maps = mask_head.score_maps(features.to(getattr(torch, dtype)), vectors.to(getattr(torch, dtype)))
-        for output in (torch.float16, torch.float32):
-            mask_head.resolve(*maps, size, 0.07, 0.5, output)
-            mask_head.probabilities(*maps, size, 0.07, output)
-        mask_head.masks(*maps, size, 0.07, 0.5)
-        assert len(launched) == 7
+        for scoring in ("sigmoid", "softmax"):
+            for output in (torch.float16, torch.float32):
+                mask_head.resolve(*maps, size, 0.07, 0.5, output, scoring)
+                mask_head.probabilities(*maps, size, 0.07, output, scoring)
+            mask_head.masks(*maps, size, 0.07, 0.5, scoring)
+        assert len({name for name, *_ in launched}) == len(launched) == 2 + 2 * 5
         for name, grid, arguments, constants in launched:
             known = record[name]
             by_record = known["targets"]["sm_80"]

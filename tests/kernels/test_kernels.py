@@ -14,7 +14,8 @@ from triton.compiler import ASTSource
 from kernels.variants import variant
 
 LAWS = Path(__file__).with_name("kernel_laws.py")
-GROUPS = ["probabilities", "labels", "masks or batch", "not (probabilities or labels or masks or batch)"]
+LAWS_OF = ["probabilities", "labels", "masks or batch", "not (probabilities or labels or masks or batch)"]
+GROUPS = [f"({laws}) and {scoring}" for scoring in ("not softmax", "softmax") for laws in LAWS_OF]
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -31,7 +32,8 @@ def test_kernels_keep_their_laws(group: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "measure.float32", "maps.float32.few", "labels.float16.few", "probabilities.float16", "masks", "resize_rows.float32",
+        "measure.float32", "maps.float32.few", "labels.float16.few", "probabilities.float16", "masks",
+        "softmax_labels.float32.few", "softmax_probabilities.float32", "softmax_masks", "names.float16", "resize_rows.float32",
         "resize_columns.uint8",
     ],
 )  # fmt: skip

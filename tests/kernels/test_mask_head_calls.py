@@ -217,3 +217,20 @@ def test_thresholds_of_zero_and_one_keep_everything_and_nothing(threshold, all_o
     bits = reference.unpack(mask_head.masks(SCORES, GRAM, (6, 7), TAU, threshold), 7)
     assert bits.all() if all_of_them else not bits.any()
     assert mask_head.least_cosine(TAU, threshold) in (float("inf"), -float("inf"))
+
+
+@pytest.mark.parametrize("scoring", ["Softmax", "", None, 1])
+def test_a_scoring_that_is_none_of_the_two_is_refused(scoring):
+    refused(ValueError, "scoring is", mask_head.resolve, SCORES, GRAM, (6, 7), TAU, 0.5, scoring=scoring)
+    refused(ValueError, "scoring is", mask_head.probabilities, SCORES, GRAM, (6, 7), TAU, scoring=scoring)
+    refused(ValueError, "scoring is", mask_head.masks, SCORES, GRAM, (6, 7), TAU, 0.5, scoring=scoring)
+
+
+def test_the_scoring_asked_for_is_the_definitions():
+    every = mask_head.probabilities(SCORES, GRAM, (6, 7), TAU, scoring="softmax")
+    labels, confidence = mask_head.resolve(SCORES, GRAM, (6, 7), TAU, 0.4, scoring="softmax")
+    bits = reference.unpack(mask_head.masks(SCORES, GRAM, (6, 7), TAU, 0.4, scoring="softmax"), 7)
+    assert torch.allclose(every.sum(dim=1), torch.ones(1))
+    assert torch.allclose(every.amax(dim=1), confidence)
+    assert torch.equal(labels.long(), torch.where(confidence > 0.4, every.argmax(dim=1) + 1, 0))
+    assert torch.equal(bits, every > 0.4)

@@ -195,6 +195,7 @@ def test_whatever_a_session_reads_may_not_be_missing_or_of_another_kind(copy: Pa
         (lambda m: m.update(temperature=float("nan")), "temperature is NaN, a number was expected"),
         (lambda m: m.update(temperature="hot"), "temperature is \"hot\", a number was expected"),
         (lambda m: m.update(precision="fp8"), "precision is \"fp8\", one of fp32, fp16 was expected"),
+        (lambda m: m.update(scoring="max"), "scoring is \"max\", one of sigmoid, softmax was expected"),
         (lambda m: m.update(engines={}), "engines is {}, a list was expected"),
         (lambda m: m.update(name=5), "name is 5, text was expected"),
         (lambda m: m["tokenizer"].update(max_tokens=0), "tokenizer.max_tokens is 0, a whole number from 1 was expected"),

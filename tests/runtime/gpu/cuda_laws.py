@@ -6,6 +6,7 @@ compiled kernels' folder in COMPILED_KERNELS.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from emulated_driver import EmulatedDriver
 from benchmarks import gpu_proofs
 from fusioner_rt.device_array import DeviceArray
 from fusioner_rt.gpu.driver import Device, Driver, Memory, Stream
-from fusioner_rt.gpu.kernel_contract import PARTS
+from fusioner_rt.gpu.kernel_contract import PARTS, SCORINGS
 from fusioner_rt.gpu.kernel_launcher import Kernels
 from fusioner_rt.gpu.mask_head import CudaMaskHead
 from kernels import mask_head
@@ -35,7 +36,7 @@ class Gpu:
         self.driver = EmulatedDriver(execute=self.interpret)
         self.device = Device(0, Driver(self.driver))
         self.kernels = Kernels(FOLDER, self.device)
-        self.head = CudaMaskHead(self.kernels, TEMPERATURE)
+        self.heads = {scoring: CudaMaskHead(self.kernels, TEMPERATURE, scoring) for scoring in SCORINGS}
         self.arrays: dict[int, tuple[Memory, DeviceArray]] = {}
 
     def interpret(self, code: bytes, grid: tuple[int, int], values: tuple) -> None:
@@ -83,40 +84,63 @@ def test_launches_from_the_record_do_what_the_kernels_do_from_torch(dtype, pictu
     features = random.standard_normal((pictures, *low, channels)).astype(dtype)
     vectors = random.standard_normal((pictures, words, channels)).astype(dtype)
     scores, gram = mask_head.score_maps(torch.from_numpy(features), torch.from_numpy(vectors))
-    labels, confidence = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.6)
-    every = mask_head.probabilities(scores, gram, size, TEMPERATURE, torch.float16)
-    packed = mask_head.masks(scores, gram, size, TEMPERATURE, 0.6)
 
     gpu = Gpu()
     with Stream(gpu.device) as stream:
         workspace = gpu.new((CudaMaskHead.workspace_bytes(features.shape, words),), "uint8")
         maps = gpu.new(tuple(scores.shape), "float32"), gpu.new(tuple(gram.shape), "float32")
         finite = gpu.new((pictures,), "int32")
-        gpu.head.maps(gpu.put(features), gpu.put(vectors), workspace, *maps, finite, stream.handle)
+        gpu.heads["sigmoid"].maps(gpu.put(features), gpu.put(vectors), workspace, *maps, finite, stream.handle)
         assert (gpu.get(finite) == 1).all()
         np.testing.assert_array_equal(gpu.get(maps[0]), scores)
         np.testing.assert_array_equal(gpu.get(maps[1]), gram)
 
-        out = gpu.new((pictures, *size), "uint16"), gpu.new((pictures, *size), "float32")
-        gpu.head.labels(*maps, 0.6, *out, stream.handle)
-        np.testing.assert_array_equal(gpu.get(out[0]), labels)
-        np.testing.assert_array_equal(gpu.get(out[1]), confidence)
+        for scoring, head in gpu.heads.items():
+            labels, confidence = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.6, scoring=scoring)
+            out = gpu.new((pictures, *size), "uint16"), gpu.new((pictures, *size), "float32")
+            head.labels(*maps, 0.6, *out, stream.handle)
+            np.testing.assert_array_equal(gpu.get(out[0]), labels)
+            np.testing.assert_array_equal(gpu.get(out[1]), confidence)
 
-        probabilities = gpu.new((pictures, words, *size), "float16")
-        gpu.head.probabilities(*maps, probabilities, stream.handle)
-        np.testing.assert_array_equal(gpu.get(probabilities), every)
+            probabilities = gpu.new((pictures, words, *size), "float16")
+            head.probabilities(*maps, probabilities, stream.handle)
+            every = mask_head.probabilities(scores, gram, size, TEMPERATURE, torch.float16, scoring)
+            np.testing.assert_array_equal(gpu.get(probabilities), every)
 
-        bits = gpu.new((pictures, words, size[0], -(-size[1] // 32)), "int32")
-        gpu.head.masks(*maps, 0.6, bits, size[1], stream.handle)
-        np.testing.assert_array_equal(gpu.get(bits), packed)
+            bits = gpu.new((pictures, words, size[0], -(-size[1] // 32)), "int32")
+            head.masks(*maps, 0.6, bits, size[1], stream.handle)
+            packed = mask_head.masks(scores, gram, size, TEMPERATURE, 0.6, scoring)
+            np.testing.assert_array_equal(gpu.get(bits), packed)
     gpu.kernels.close()
     assert gpu.driver.contexts == 0
 
 
-@pytest.mark.parametrize("words", [3, 40])
-def test_the_check_of_a_gpu_proves_every_kernel_that_the_bundle_holds(words):
+@pytest.mark.parametrize("wrong", ["", "labels", "thresholds"])
+def test_labels_of_words_become_those_of_names_as_on_the_host(wrong, monkeypatch):
+    """And the check finds a label that is left as it was, and a threshold that is not looked at."""
+    interpret = Gpu.interpret
+
+    def faulty(self, code, grid, values):
+        labels, _, _, thresholds, pixels = map(int, values)
+        first = int(self.view(labels, np.uint16)[pixels * grid[1] - 1])
+        if wrong == "thresholds":
+            self.view(thresholds, np.float32)[1] = 0
+        interpret(self, code, grid, values)
+        if wrong == "labels":
+            self.view(labels, np.uint16)[pixels * grid[1] - 1] = first
+
+    monkeypatch.setattr(Gpu, "interpret", faulty)
     gpu = Gpu()
-    case = gpu_proofs.MaskCase("float16", words, 2, (3, 4), 16, (5, 37))
+    with pytest.raises(gpu_proofs.Wrong, match="not those of the host") if wrong else contextlib.nullcontext():
+        gpu_proofs.names(gpu.kernels)
+    gpu.kernels.close()
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("words", [3, 40])
+def test_the_check_of_a_gpu_proves_every_kernel_that_the_bundle_holds(words, scoring):
+    gpu = Gpu()
+    case = gpu_proofs.MaskCase("float16", words, 2, (3, 4), 16, (5, 37), scoring)
     features, vectors = case.inputs()
     names = {
         name for stage in ("labels", "confidence", "probabilities") for name in (f"{stage}.float16", f"{stage}.float32")
@@ -126,13 +150,14 @@ def test_the_check_of_a_gpu_proves_every_kernel_that_the_bundle_holds(words):
     gpu.kernels.close()
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.parametrize("kernel", ["probabilities.float16", "probabilities.float32", "masks"])
-def test_the_check_of_a_gpu_finds_a_fault_in_a_kernel_that_no_session_launches(kernel, monkeypatch):
+def test_the_check_of_a_gpu_finds_a_fault_in_a_kernel_that_no_session_launches(kernel, scoring, monkeypatch):
     interpret = Gpu.interpret
 
     def faulty(self, code, grid, values):
         interpret(self, code, grid, values)
-        launch = self.kernels.record.launches(kernel, (8, 0))[0]
+        launch = self.kernels.record.launches(SCORINGS[scoring] + kernel, (8, 0))[0]
         if launch.file.read_bytes() + b"\0" == code:
             at, kind = next((at, kind) for at, (name, kind) in enumerate(launch.arguments) if name in kernel)
             self.view(int(values[at]), VIEWS[kind])[:] = 0
@@ -140,5 +165,5 @@ def test_the_check_of_a_gpu_finds_a_fault_in_a_kernel_that_no_session_launches(k
     monkeypatch.setattr(Gpu, "interpret", faulty)
     gpu = Gpu()
     with pytest.raises(gpu_proofs.Wrong, match=kernel.partition(".")[0]):
-        gpu_proofs.mask_head(gpu.kernels, gpu_proofs.MaskCase("float16", 3, 1, (3, 4), 16, (5, 37)))
+        gpu_proofs.mask_head(gpu.kernels, gpu_proofs.MaskCase("float16", 3, 1, (3, 4), 16, (5, 37), scoring))
     gpu.kernels.close()

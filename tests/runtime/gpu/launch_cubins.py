@@ -17,7 +17,7 @@ from fusioner_rt.gpu.mask_head import CudaMaskHead
 def main(folder: Path, dtype: str) -> None:
     device = Device()
     kernels = Kernels(folder / "kernels", device)
-    head = CudaMaskHead(kernels, 0.07)
+    heads = {scoring: CudaMaskHead(kernels, 0.07, scoring) for scoring in ("sigmoid", "softmax")}
     memories: dict[int, Memory] = {}
 
     def new(shape: tuple[int, ...], kind: str) -> DeviceArray:
@@ -36,17 +36,18 @@ def main(folder: Path, dtype: str) -> None:
             "scores": new((pictures, words, height, width), "float32"),
             "gram": new((pictures, 5, height, width), "float32"),
             "finite": new((pictures,), "int32"),
-            "labels": new((pictures, 517, 773), "uint16"),
-            "confidence": new((pictures, 517, 773), "float16"),
-            "probabilities": new((pictures, words, 117, 73), "float32"),
-            "masks": new((pictures, words, 517, 25), "int32"),
         }
         maps = out["scores"], out["gram"]
         workspace = new((CudaMaskHead.workspace_bytes(features.shape, words),), "uint8")
-        head.maps(features, vectors, workspace, *maps, out["finite"], stream.handle)
-        head.labels(*maps, 0.5, out["labels"], out["confidence"], stream.handle)
-        head.probabilities(*maps, out["probabilities"], stream.handle)
-        head.masks(*maps, 0.6, out["masks"], 773, stream.handle)
+        heads["sigmoid"].maps(features, vectors, workspace, *maps, out["finite"], stream.handle)
+        for scoring, head in heads.items():
+            labels = out[f"{scoring}_labels"] = new((pictures, 517, 773), "uint16")
+            confidence = out[f"{scoring}_confidence"] = new((pictures, 517, 773), "float16")
+            every = out[f"{scoring}_probabilities"] = new((pictures, words, 117, 73), "float32")
+            bits = out[f"{scoring}_masks"] = new((pictures, words, 517, 25), "int32")
+            head.labels(*maps, 0.5, labels, confidence, stream.handle)
+            head.probabilities(*maps, every, stream.handle)
+            head.masks(*maps, 0.6, bits, 773, stream.handle)
         results = {
             name: memories[array.pointer].download(np.empty(array.shape, array.dtype), stream.handle)
             for name, array in out.items()

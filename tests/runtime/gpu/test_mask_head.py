@@ -36,19 +36,21 @@ GPU = torch.cuda.is_available()
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kernels of two architectures and PTX, as in a bundle with every extra."""
+    """Kernels of two architectures and PTX, as in a bundle with every extra, of either scoring."""
     from kernels.compile import write
-    from kernels.variants import EXTRAS, shipped
+    from kernels.variants import names
 
     folder = tmp_path_factory.mktemp("kernels")
-    write(folder, shipped(EXTRAS), (80, 90))
+    write(folder, names(("float16", "float32")), (80, 90))
     return folder
 
 
-def head(folder: Path, driver: EmulatedDriver | None = None) -> tuple[CudaMaskHead, Kernels, EmulatedDriver]:
+def head(
+    folder: Path, driver: EmulatedDriver | None = None, scoring: str = "sigmoid"
+) -> tuple[CudaMaskHead, Kernels, EmulatedDriver]:
     driver = driver or EmulatedDriver()
     kernels = Kernels(folder, Device(0, Driver(driver)))
-    return CudaMaskHead(kernels, 0.07), kernels, driver
+    return CudaMaskHead(kernels, 0.07, scoring), kernels, driver
 
 
 def at(shape: tuple[int, ...], dtype: str = "float32", pointer: int = 4096) -> DeviceArray:
@@ -190,14 +192,15 @@ def test_records_that_cannot_be_launched_by_say_why(compiled: Path, tmp_path: Pa
         Record(altered(json.dumps(record))).launches("masks", (8, 0))
 
 
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("extra", ["float16", "masks", "probabilities"])
 def test_a_kernel_that_the_bundle_was_built_without_is_named_with_the_option_that_adds_it(
-    compiled: Path, tmp_path: Path, extra: str
+    compiled: Path, tmp_path: Path, extra: str, scoring: str
 ) -> None:
     record = json.loads((compiled / "abi.json").read_text())
     record["kernels"] = {name: entry for name, entry in record["kernels"].items() if extra_of(name) is None}
     (tmp_path / "abi.json").write_text(json.dumps(record))
-    one, _, driver = head(tmp_path)
+    one, _, driver = head(tmp_path, scoring=scoring)
     ask = {
         "float16": lambda: one.maps(
             at(F, "float16"), at(T, "float16"), at((10**6,), "uint8"), at(S), at(G), at((1,), "int32"), 0
@@ -330,6 +333,25 @@ def test_bad_arrays_of_stage_2_are_refused_before_any_launch(
     assert "cuLaunchKernel" not in driver.calls
 
 
+@pytest.mark.parametrize(
+    ("labels", "confidence", "owners", "thresholds", "says"),
+    [
+        (at((1, 9, 8), "int32"), at((1, 9, 8)), at((4,), "uint16"), at((4,)), "labels is int32; expected uint16"),
+        (at((1, 9, 8), "uint16"), at((1, 8, 9)), at((4,), "uint16"), at((4,)), "confidence is float32"),
+        (at((1, 9, 8), "uint16"), at((1, 9, 8)), at((4,)), at((4,)), "owners is float32; expected uint16"),
+        (at((1, 9, 8), "uint16"), at((1, 9, 8)), at((4,), "uint16"), at((5,)), r"thresholds is float32 \(5,\)"),
+        (at((1, 2**15, 2**15), "uint16"), at((1, 2**15, 2**15)), at((4,), "uint16"), at((4,)), "count to"),
+    ],
+)  # fmt: skip
+def test_bad_arrays_of_names_are_refused_before_any_launch(
+    compiled: Path, labels: object, confidence: object, owners: object, thresholds: object, says: str
+) -> None:
+    one, _, driver = head(compiled)
+    with pytest.raises(DeviceArrayInvalid, match=says):
+        one.names(labels, confidence, owners, thresholds, 0)
+    assert "cuLaunchKernel" not in driver.calls
+
+
 def test_an_array_of_another_gpu_or_of_none_is_refused(compiled: Path) -> None:
     one, _, driver = head(compiled)
     driver.owners[8192] = 1
@@ -346,6 +368,11 @@ def test_an_array_of_another_gpu_or_of_none_is_refused(compiled: Path) -> None:
 def test_a_temperature_that_divides_nothing_is_refused(compiled: Path, temperature: float) -> None:
     with pytest.raises(UsageError, match="temperature is"):
         CudaMaskHead(head(compiled)[1], temperature)
+
+
+def test_a_scoring_that_is_none_of_the_two_is_refused(compiled: Path) -> None:
+    with pytest.raises(UsageError, match="scoring is 'Softmax'; expected sigmoid or softmax"):
+        CudaMaskHead(head(compiled)[1], 0.07, "Softmax")
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
@@ -406,12 +433,14 @@ def test_on_a_gpu_cubins_launched_without_torch_give_tritons_masks_bit_for_bit(
     assert done.returncode == 0, done.stdout + done.stderr
 
     scores, gram = mask_head.score_maps(features, vectors)
-    labels, confidence = mask_head.resolve(scores, gram, (517, 773), 0.07, 0.5, torch.float16)
-    expected = {
-        "scores": scores, "gram": gram, "labels": labels, "confidence": confidence,
-        "probabilities": mask_head.probabilities(scores, gram, (117, 73), 0.07),
-        "masks": mask_head.masks(scores, gram, (517, 773), 0.07, 0.6),
-    }  # fmt: skip
+    expected = {"scores": scores, "gram": gram}
+    for scoring in ("sigmoid", "softmax"):
+        labels, confidence = mask_head.resolve(scores, gram, (517, 773), 0.07, 0.5, torch.float16, scoring)
+        expected |= {
+            f"{scoring}_labels": labels, f"{scoring}_confidence": confidence,
+            f"{scoring}_probabilities": mask_head.probabilities(scores, gram, (117, 73), 0.07, scoring=scoring),
+            f"{scoring}_masks": mask_head.masks(scores, gram, (517, 773), 0.07, 0.6, scoring),
+        }  # fmt: skip
     with np.load(tmp_path / "outputs.npz") as found:
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value.cpu().numpy(), err_msg=name)

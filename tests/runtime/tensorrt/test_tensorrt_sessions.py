@@ -639,6 +639,94 @@ def test_arrays_at_odd_addresses_go_through_a_copy(session: Session, gpu: Emulat
     np.testing.assert_array_equal(out[1].array(), host.confidence)
 
 
+NAMED: list[dict[str, Any]] = [
+    {"words": [["cat", "tree"], "red car"], "threshold": 0.3},
+    {"words": "cat, tree", "background": "red car, sky", "threshold": 0.0},
+    {"words": [["cat", "tree"], "red car"], "threshold": {"tree": 0.45, "red car": 0.0}, "background": "common"},
+    {"words": WORDS, "threshold": {"tree": 0.2, "cat": 0.4}},
+]
+"""Words that are not the names, or names with thresholds of their own."""
+
+
+@pytest.mark.parametrize("asked", NAMED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_groups_background_words_and_thresholds_of_words_are_those_of_segment(
+    session: Session, gpu: EmulatedGpu, asked: dict[str, Any], dtype: type
+) -> None:
+    """The first call runs step by step, the second records, the third launches the recording."""
+    for seed in range(3):
+        frames = np.stack([scene(61, 93, seed), scene(61, 93, seed + 10)])
+        out = OnGpu(gpu, np.zeros((2, 61, 93), np.uint16)), OnGpu(gpu, np.zeros((2, 61, 93), dtype))
+        found = session.segment_on_device(OnGpu(gpu, frames), stream=55, out=out, **asked)
+        gpu.finish(55)
+        for index, host in enumerate(session.segment(list(frames), **asked)):
+            assert found.words == host.words
+            np.testing.assert_array_equal(out[1].array()[index], host.confidence.astype(dtype))
+            same = out[0].array()[index] == host.labels
+            # rounding to half precision makes a confidence the threshold, or carries it over
+            near = [host.confidence.astype(np.float16) == np.float16(t) for t in (0.2, 0.4, 0.45, 0.5)]
+            assert (same | (np.any(near, axis=0) & (dtype == np.float16))).all()
+            assert len(np.unique(host.labels)) > 1
+
+
+def test_names_change_between_calls_on_one_recording_and_nothing_is_allocated(
+    session: Session, gpu: EmulatedGpu
+) -> None:
+    frame = OnGpu(gpu, scene(61, 93))
+    out = OnGpu(gpu, np.zeros((61, 93), np.uint16)), OnGpu(gpu, np.zeros((61, 93), np.float32))
+    asked: list[dict[str, Any]] = [
+        {"words": WORDS, "threshold": 0.3}, {"words": ["cat|tree", "red car"], "threshold": 0.3},
+        {"words": ["cat", "tree|red car"], "threshold": 0.3}, {"words": "cat, tree", "background": "red car"},
+        {"words": WORDS, "threshold": {"cat": 0.35}}, {"words": WORDS, "threshold": {"cat": 0.25}},
+    ]  # fmt: skip
+    for one in asked[:2] * 2:
+        session.segment_on_device(frame, stream=55, out=out, **one)
+    gpu.finish(55)
+    for one in [*asked, *asked[::-1]]:
+        host = session.segment(scene(61, 93), **one)
+        gpu.calls.clear()
+        session.segment_on_device(frame, stream=55, out=out, **one)
+        assert not {"cuMemAlloc", "cuMemAllocAsync", "cuMemHostAlloc", "cuStreamSynchronize"} & set(gpu.calls)
+        gpu.finish(55)
+        np.testing.assert_array_equal(out[0].array(), host.labels)
+    gpu.calls.clear()
+    session.segment_on_device(frame, stream=55, out=out, **asked[0])
+    plain = [call for call in gpu.calls if call.startswith("cuMemcpy")]
+    session.segment_on_device(frame, stream=55, out=out, **asked[1])
+    gpu.calls.clear()
+    session.segment_on_device(frame, stream=55, out=out, **asked[1])
+    assert [call for call in gpu.calls if call.startswith("cuMemcpy")] == plain  # tables are copied when they change
+
+
+def test_results_of_names_at_addresses_no_kernel_takes_go_through_a_copy(session: Session, gpu: EmulatedGpu) -> None:
+    whole = OnGpu(gpu, np.zeros(61 * 93 + 1, np.uint16)), OnGpu(gpu, np.zeros(61 * 93 + 1, np.float32))
+    for array in whole:
+        array.__cuda_array_interface__ |= {"shape": (61, 93), "data": (array.pointer + array.dtype.itemsize, False)}
+    session.segment_on_device(OnGpu(gpu, scene(61, 93)), stream=55, out=whole, **NAMED[0])
+    gpu.finish(55)
+    np.testing.assert_array_equal(
+        whole[0].array()[1:].reshape(61, 93), session.segment(scene(61, 93), **NAMED[0]).labels
+    )
+
+
+def test_a_bundle_built_before_names_were_known_says_how_to_build_it_again(planned: Path, gpu: EmulatedGpu) -> None:
+    record = json.loads((planned / "kernels/abi.json").read_text())
+    record["kernels"] = {name: entry for name, entry in record["kernels"].items() if not name.startswith("names.")}
+    (planned / "kernels/abi.json").write_text(json.dumps(record))
+    write_manifest(planned, json.loads((planned / "manifest.json").read_text()))
+    with Session(planned, backend="tensorrt-rtx", cache=False) as session:
+        assert not session.notes
+        for asked in NAMED:
+            gpu.calls.clear()
+            with pytest.raises(
+                KernelsUnusable, match=r"built before groups, .*: python export/build_engine\.py .*segment"
+            ):
+                session.segment_on_device(OnGpu(gpu, scene(61, 93)), stream=55, **asked)
+            assert "cuLaunchKernel" not in gpu.calls
+        found = session.segment_on_device(OnGpu(gpu, scene(61, 93)), WORDS, stream=55)
+        np.testing.assert_array_equal(found.labels.numpy(), session.segment(scene(61, 93), WORDS).labels)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -657,6 +745,12 @@ def test_other_arrays_are_refused(session: Session, gpu: EmulatedGpu, make: Call
     session.set_vocabulary(WORDS)
     with pytest.raises(DeviceArrayInvalid, match=says):
         session.segment_on_device(make(gpu))
+
+
+def test_a_bundle_that_scores_by_softmax_has_its_kernels_asked_for(planned: Path, gpu: EmulatedGpu) -> None:
+    write_manifest(planned, {**json.loads((planned / "manifest.json").read_text()), "scoring": "softmax"})
+    with pytest.raises(KernelsUnusable, match=r"holds no kernel softmax_labels\.float32\.few, only"):
+        Session(planned, backend="tensorrt-rtx", cache=False)
 
 
 def test_results_of_another_shape_are_refused(session: Session, gpu: EmulatedGpu) -> None:
