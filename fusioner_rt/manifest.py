@@ -20,6 +20,7 @@ GRAPHS = (
 )  # fmt: skip
 """The graphs of every bundle. Models with a decoder have those of `decoder_graphs` too."""
 PRECISIONS = ("fp32", "fp16")
+ENCODERS = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ class AnswerEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`. Files are paths in the bundle's folder; `files` lists them all."""
+    """The content of `manifest.json`. Files are paths in the bundle's folder; `files` lists them all.
+
+    random_weights: the encoders without trained weights, "image" or "text".
+    """
 
     name: str
     created: str
@@ -101,6 +105,7 @@ class Manifest:
     plans: tuple[Plan, ...]
     kernels: KernelsEntry | None
     known_answer: AnswerEntry | None
+    random_weights: tuple[str, ...]
     files: Mapping[Path, FileEntry]
 
     @classmethod
@@ -112,7 +117,7 @@ class Manifest:
         for name in (*GRAPHS, *decoder_graphs(len(decoder))):
             if name not in graphs:
                 raise ManifestInvalid(f"graphs.{name} is missing")
-        kernels, answer = document.get("kernels"), document.get("known_answer")
+        kernels, answer, random = (document.get(name) for name in ("kernels", "known_answer", "random_weights"))
         manifest = cls(
             name=document["name"].text(),
             created=document["created"].text(),
@@ -127,6 +132,7 @@ class Manifest:
             plans=tuple(_plan(folder, entry) for entry in document["engines"].items()),
             kernels=_kernels(folder, kernels) if kernels else None,
             known_answer=_answer(folder, answer) if answer else None,
+            random_weights=tuple(kind.one_of(ENCODERS) for kind in random.items()) if random else (),
             files={_inside(folder, name): _file(name, entry) for name, entry in document["files"].entries().items()},
             **{name: _profile(document["profiles"][name]) for name in ("words", "batch", "size")},
         )
@@ -135,6 +141,15 @@ class Manifest:
                 place = file.relative_to(folder) if file.is_relative_to(folder) else file
                 raise ManifestInvalid(f"there is no {place.as_posix()} in files, which another entry names")
         return manifest
+
+    @property
+    def note(self) -> str | None:
+        """What makes the bundle's masks meaningless, or None."""
+        if not self.random_weights:
+            return None
+        one = len(self.random_weights) == 1
+        encoders = f"{' and '.join(self.random_weights)} {'encoder' if one else 'encoders'}"
+        return f"the {encoders} of this bundle {'has' if one else 'have'} random weights: its masks mean nothing"
 
     def _used_files(self) -> list[Path]:
         return [

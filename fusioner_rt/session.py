@@ -90,10 +90,16 @@ class Session:
 
     @property
     def notes(self) -> list[str]:
-        """Problems that were worked around, one sentence each."""
+        """Problems that were worked around, and what makes masks meaningless, one sentence each."""
         return [
             note
-            for note in (self._backend.unproved, self._alike(), self._text.cache.note, *self._executor.notes)
+            for note in (
+                self.bundle.note,
+                self._backend.unproved,
+                self._alike(),
+                self._text.cache.note,
+                *self._executor.notes,
+            )
             if note
         ]
 
