@@ -112,7 +112,9 @@ class Build:
         self.pictures = gates.gate_pictures(options.pictures or _own_pictures())
 
     def load_model(self) -> None:
-        self.model = checkpoint.load(self.options.checkpoint)
+        options = self.options
+        moved = checkpoint.Moved(options.image_weights, options.text_weights, options.command)
+        self.model = checkpoint.load(options.checkpoint, moved)
         _refuse_another_model(self.options, self.model.config.to_dict())
         image = self.model.image_encoder
         self.sizes = _sizes(self.options.sizes, image.multiple, image.side)
@@ -235,6 +237,7 @@ class Build:
             "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "built_with": _versions(),
             "model": config.to_dict(),
+            "random_weights": self.model.random_weights,
             "precision": "fp16" if options.fp16 else "fp32",
             "temperature": config.temperature,
             "templates": list(config.templates),

@@ -12,7 +12,7 @@ class Options:
 
     sizes: least, usual and longest input edge, pixels. kernels: as in `--kernels`. chosen: the user named the checkpoint,
     and may then replace a bundle of another model. bf16: of the TensorRT plans alone. profiles and what follows: as
-    tensorrt.build_plans.PlanOptions.
+    tensorrt.build_plans.PlanOptions. image_weights, text_weights, command: as training.checkpoint.Moved.
     """
 
     checkpoint: Path
@@ -31,6 +31,9 @@ class Options:
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
+    image_weights: Path | None = None
+    text_weights: Path | None = None
+    command: str = "python export/build_engine.py --checkpoint CHECKPOINT"
 
     @property
     def name(self) -> str:

@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -68,12 +69,14 @@ PACKAGES = ("fusioner-rt", "numpy", "torch", "onnxruntime", "onnxruntime-gpu", "
 class Target:
     """The scored model: a checkpoint's or a bundle's, behind one predictor. A context manager."""
 
-    def __init__(self, folder: Path, data: PictureMasks, cache_folder: Path) -> None:
-        """Raises CheckpointError, WeightsNotFound, and the errors of opening a bundle."""
+    def __init__(
+        self, folder: Path, data: PictureMasks, cache_folder: Path, moved: checkpoint.Moved | None = None
+    ) -> None:
+        """moved: of a checkpoint. Raises CheckpointError, WeightsNotFound, and the errors of opening a bundle."""
         self.folder, self.data, self.cache_folder = folder, data, cache_folder
         self.kind = kind(folder)
         self._session = Session(folder) if self.kind == "bundle" else None
-        self._model = checkpoint.load(folder) if self.kind == "checkpoint" else None
+        self._model = checkpoint.load(folder, moved) if self.kind == "checkpoint" else None
         self._vectors: tuple[Tensor, set[int]] | None = None
 
     def __enter__(self) -> Target:
@@ -193,11 +196,13 @@ def check_baselines(target: Target) -> None:
 
 
 def kind(folder: Path) -> str:
-    """ "checkpoint" or "bundle". Raises DataError."""
+    """ "checkpoint" or "bundle". Raises CheckpointError, DataError."""
     if (folder / MANIFEST).is_file():
         return "bundle"
     if (folder / "config.json").is_file():
         return "checkpoint"
+    if other := checkpoint.other_than_checkpoint(folder):
+        raise other
     raise DataError(
         f"{folder} holds neither config.json nor {MANIFEST}; expected a checkpoint folder or an engine bundle",
         "name the folder that holds one of the two files",
@@ -331,7 +336,7 @@ def run(given: argparse.Namespace) -> None:
     names = data.names(given.split)
     sheet.check(data, given.sheet_pictures, names)
     title, caption = f"{display(given.target)}: {selected.description}", _caption(protocol, given.scale)
-    with Target(given.target, data, given.cache) as target:
+    with Target(given.target, data, given.cache, _moved(given)) as target:
         selected = _readable(target, selected)
         scored_words = ", ".join(data.words[index] for index in selected.classes)
         print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {caption}.")
@@ -353,6 +358,16 @@ def run(given: argparse.Namespace) -> None:
             )
         if given.sheet:
             _write_sheet(given, target, names, selected.classes, protocol, caption)
+
+
+def _moved(given: argparse.Namespace) -> checkpoint.Moved | None:
+    """Raises UsageError for a bundle, which holds its weights."""
+    if kind(given.target) == "bundle" and (given.image_weights or given.text_weights):
+        raise UsageError(
+            f"{given.target} is an engine bundle, which holds its encoders' weights",
+            "leave --image-weights and --text-weights out",
+        )
+    return checkpoint.Moved(given.image_weights, given.text_weights, given.again)
 
 
 def _check_outputs(given: argparse.Namespace) -> None:
@@ -415,6 +430,7 @@ def parser() -> argparse.ArgumentParser:
         "target", type=Path, help="a checkpoint folder, or an engine bundle (then nothing of PyTorch computes)"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    checkpoint.Moved.add_flags(parser)
     _add_selection(parser.add_argument_group("what is scored (defaults: what the checkpoint's training record says)"))
     _add_protocol(parser.add_argument_group("protocol"))
     _add_outputs(parser.add_argument_group("output (a Markdown table is printed)"))
@@ -476,7 +492,9 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     given = parser().parse_args(arguments)
+    given.again = f"python -m training.evaluate {shlex.join(arguments)}"
     try:
         run(given)
     except FusionerError as error:

@@ -314,6 +314,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
             "recipe": chosen.name,
             "seed": chosen.training.seed,
             "templates": progress.settings["model"]["templates"],
+            "random_weights": task.model.random_weights,
             "pictures": len(task.batches.names),
             "classes": [task.data.words[index] for index in task.seen],
             "held_out": [task.data.words[index] for index in task.held_out],
