@@ -25,7 +25,7 @@ from training.encoders import (
     with_weights,
 )
 from training.encoders.recognition import described, looks_like, no_weights
-from training.encoders.released import read_state, weight_files
+from training.encoders.released import DOWNLOAD, read_state, weight_files
 from training.model import Fusioner, FusionerConfig
 
 FORMAT = "fusioner-rt checkpoint"
@@ -117,6 +117,8 @@ def _encoder(find: Any, kind: str, config: FusionerConfig, moved: Moved | None) 
     except WeightsNotThere as error:
         if not cure:
             raise
+        if DOWNLOAD in error.cure:  # not asked for yet; every command has the variable
+            cure += f", or allow the download: {DOWNLOAD}=1 in the environment"
         raise WeightsNotThere(error.found, cure, error.subject or f"the {kind} encoder {name}") from None
     except WeightsUnfit as error:
         if not cure:
@@ -251,7 +253,7 @@ def _of_weights(path: Path, file: Path, expected: str, another: str) -> Checkpoi
         return CheckpointError(f"is {kind} without tensors that can be read, {expected}", another, path)
     likeness = looks_like(state)
     command = likeness.command(file) if likeness else ""
-    cure = (
-        f"{'build an engine from it' if '--model' in command else 'train with it'}: {command}" if command else another
-    )
+    cure = likeness.instead or another if likeness else another
+    if command:
+        cure = f"{'build an engine from it' if '--model' in command else 'train with it'}: {command}"
     return CheckpointError(f"is {kind} of encoder weights ({described(state)}), {expected}", cure, path)

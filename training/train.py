@@ -71,7 +71,7 @@ def train(chosen: Recipe, data: PictureMasks, out: Path, cache: Path, processes:
     total = plan.steps or plan.epochs * epoch_steps
     warmup = max(1, min(int(plan.warmup * epoch_steps), total // 2))
     optimiser = Optimiser(model, plan, task.aligned, total, warmup, processes.device)
-    if progress.resume(optimiser):
+    if progress.resume(optimiser, model.config.encoder_sha256):
         _say(processes, f"resuming after epoch {progress.epoch}")
     _say(processes, _summary(task, optimiser, processes, total, epoch_steps))
     forward = _Forward(model, optimiser, processes)

