@@ -26,9 +26,14 @@ from importlib.util import find_spec
 
 from fusioner_rt.cures import INSTALL_TRAINING
 
+
+def lacks(package: str | None) -> str:
+    """What a command prints where a package is not installed."""
+    return f"the Python package {package} is not installed, which training needs; {INSTALL_TRAINING}"
+
+
 for _package in ("torch", "safetensors", "tqdm"):  # the runtime installs without: say so here, not deep in an import
     if find_spec(_package) is None:
-        _lacks = f"the Python package {_package} is not installed, which training needs; {INSTALL_TRAINING}"
         if sys.argv[:1] == ["-m"]:  # `python -m training.train`, whose module is still looked for
-            raise SystemExit(f"training: {_lacks}")
-        raise ModuleNotFoundError(_lacks, name=_package)
+            raise SystemExit(f"training: {lacks(_package)}")
+        raise ModuleNotFoundError(lacks(_package), name=_package)

@@ -50,7 +50,7 @@ from fusioner_rt.bundle import read_manifest
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
 from fusioner_rt.session import Mode
-from training import alignment, checkpoint, scorecard, scoring, sheet
+from training import alignment, checkpoint, lacks, scorecard, scoring, sheet
 from training.batches import feature_cache
 from training.data import DataError, PictureMasks
 from training.datasets import KINDS, open_dataset
@@ -500,6 +500,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FusionerError as error:
         print(f"training.evaluate: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"training.evaluate: {lacks(error.name)}", file=sys.stderr)
+        return 1
     return 0
 
 

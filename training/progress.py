@@ -16,7 +16,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -162,6 +161,8 @@ class Progress:
 
 def curve(steps: list[tuple[int, float, float]], history: list[dict[str, Any]]) -> bytes:
     """A PNG: loss per step, raw and smoothed, beside the validation score per epoch, and the learning rate below."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     numbers, losses, rates = ([row[column] for row in steps] for column in range(3))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import fusioner_rt
 from fusioner_rt.atomic_files import writable_folder
 from fusioner_rt.errors import FusionerError, UsageError
-from training import alignment, arguments, checkpoint, encoders, recipe, scoring
+from training import alignment, arguments, checkpoint, encoders, lacks, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
 from training.data import DataError, PictureMasks
 from training.datasets import open_dataset
@@ -380,6 +380,8 @@ def main(given: Sequence[str] | None = None) -> int:
         if options.recipe is None or options.data is None:
             raise UsageError("a recipe and --data DIR are needed", "without arguments, this command explains both")
         chosen = recipe.read(options.recipe, arguments.overrides(options))
+        import matplotlib  # noqa: F401  # draws the curve: its lack is known before an epoch is trained
+
         if options.download:
             encoders.allow_download()
         out = options.out or arguments.default_out(chosen, seeded=getattr(options, "training.seed") is not None)
@@ -391,6 +393,9 @@ def main(given: Sequence[str] | None = None) -> int:
     except FusionerError as error:
         print(f"training.train: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"training.train: {lacks(error.name)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("training.train: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
         return 130

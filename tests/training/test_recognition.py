@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save, save_file
 
 from export import build_engine
-from training import evaluate
+from training import evaluate, train
 from training.encoders import WeightsNotFound, WeightsUnfit, image_encoder
 from training.encoders.bert import Bert
 from training.encoders.open_clip import _load, import_open_clip
@@ -282,6 +282,17 @@ def test_a_missing_library_is_one_line_with_the_projects_pip_command(
     assert f"the Python package {lacking} is not installed" in said[-1]
     assert "pip install -c constraints.txt -e '.[cpu,export,train]'" in said[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_library_that_draws_is_missed_before_anything_is_trained(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert train.main(["tiny", "--data", str(shapes), "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("training.train: the Python package matplotlib is not installed")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("lacking", ["open_clip", "torchvision"])

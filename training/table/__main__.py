@@ -27,6 +27,7 @@ from pathlib import Path
 
 from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.errors import FusionerError, UsageError
+from training import lacks
 from training.checkpoint import Moved
 from training.recipe import Recipe
 from training.table import cells, layout, markdown, plot, runs, scores
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FusionerError as error:
         print(f"training.table: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"training.table: {lacks(error.name)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("training.table: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
