@@ -345,7 +345,7 @@ class TestDownloads:
         import huggingface_hub.constants
 
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(WeightsNotFound, match="allow the download: --download"):
+        with pytest.raises(WeightsNotFound, match=r"allow the download: --download.*, and unset HF_HUB_OFFLINE"):
             text_encoder("bert:bert-base-uncased")
         allow_download()
         with pytest.raises(

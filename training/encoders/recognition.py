@@ -136,7 +136,7 @@ def _vit(shapes: Mapping[str, tuple[int, ...]]) -> Likeness | None:
         return Likeness(f"DINOv2 {shown}'s", f"dinov2-{short}" if short else "")
     if "base_encoder" in prefix or "momentum_encoder" in prefix:
         return Likeness(f"MoCo v3 {shown}'s", f"mocov3-{short}" if short else "")
-    whose = f"{shown}'s (DINO's, MoCo v3's or timm's)"
+    whose = f"{shown}'s of DINO, MoCo v3 or timm"
     return Likeness(whose, f"dino-{short}" if short and patch == 16 else "")
 
 

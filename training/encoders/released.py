@@ -76,7 +76,7 @@ def hub_file(repository: str, filename: str, encoder: str) -> Path:
             f"unset HF_HUB_OFFLINE, or {_INSTEAD}",
             subject=encoder,
         )
-    raise _missing(encoder, source, None)
+    raise _missing(encoder, source, None, ", and unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "")
 
 
 def url_file(url: str, encoder: str) -> Path:
@@ -96,11 +96,12 @@ def url_file(url: str, encoder: str) -> Path:
     return file
 
 
-def _missing(encoder: str, source: str, error: Exception | None) -> WeightsNotFound:
+def _missing(encoder: str, source: str, error: Exception | None, also: str = "") -> WeightsNotFound:
+    """also: what a download needs beside the permission."""
     if error is None or not downloads_allowed():
         return WeightsNotThere(
             f"{source} is not on this machine",
-            f"name a local file or folder in its place, or allow the download: --download, or {DOWNLOAD}=1",
+            f"name a local file or folder in its place, or allow the download: --download, or {DOWNLOAD}=1{also}",
             subject=encoder,
         )
     return WeightsNotThere(

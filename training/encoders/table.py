@@ -70,7 +70,7 @@ class Table(nn.Module):
                 with safe_open(file, "pt") as opened:
                     metadata = opened.metadata() or {}
             if "names" not in metadata or "vectors" not in state:
-                raise ValueError(f"it holds weights {described(state)}")
+                raise ValueError(f"its weights are {described(state)}")
             names, vectors = json.loads(metadata["names"]), state["vectors"]
             if vectors.ndim != 2 or not names or sorted(set(names.values())) != list(range(len(vectors))):
                 raise ValueError(f"{len(names)} names do not fit vectors of shape {tuple(vectors.shape)}")
