@@ -17,7 +17,7 @@ from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
 from fusioner_rt.words.templates import PAPER_TEMPLATES
 from training.encoders import (
-    WeightsNotThere,
+    WeightsNotFound,
     WeightsUnfit,
     image_encoder,
     text_encoder,
@@ -25,7 +25,7 @@ from training.encoders import (
     with_weights,
 )
 from training.encoders.recognition import described, looks_like, no_weights
-from training.encoders.released import DOWNLOAD, read_state, weight_files
+from training.encoders.released import DOWNLOAD, not_there, read_state, weight_files
 from training.model import Fusioner, FusionerConfig
 
 FORMAT = "fusioner-rt checkpoint"
@@ -61,7 +61,7 @@ class Moved:
     def of(self, config: FusionerConfig) -> FusionerConfig:
         """The configuration with the encoders by their weights' new places. Raises UsageError, CheckpointError and others."""
         hashes, places = config.encoder_sha256, {"image": self.image, "text": self.text}
-        if hashes.get("image") == hashes.get("text"):  # one file is both towers
+        if hashes and hashes.get("image") == hashes.get("text"):  # one file is both towers
             places = {"image": self.image or self.text, "text": self.text or self.image}
         for kind, place in places.items():
             if place is not None:
@@ -111,15 +111,15 @@ def build(config: FusionerConfig, moved: Moved | None = None) -> Fusioner:
 def _encoder(find: Any, kind: str, config: FusionerConfig, moved: Moved | None) -> Any:
     """`find` for a checkpoint's encoder, with errors that tell how to name its weights' new place."""
     name, expected = getattr(config, f"{kind}_encoder"), config.encoder_sha256.get(kind)
-    cure = moved.cure(kind) if moved and with_weights(name, Path()) else ""
+    cure = moved.cure(kind) if moved and not getattr(moved, kind) and with_weights(name, Path()) else ""
     try:
         encoder, found = find(name)
-    except WeightsNotThere as error:
-        if not cure:
+    except WeightsNotFound as error:
+        if not cure or not error.may_lie_elsewhere:
             raise
         if DOWNLOAD in error.cure:  # not asked for yet; every command has the variable
             cure += f", or allow the download: {DOWNLOAD}=1 in the environment"
-        raise WeightsNotThere(error.found, cure, error.subject or f"the {kind} encoder {name}") from None
+        raise not_there(error.found, cure, error.subject or f"the {kind} encoder {name}") from None
     except WeightsUnfit as error:
         if not cure:
             raise

@@ -24,7 +24,6 @@ from training import checkpoint, evaluate, train
 from training.checkpoint import CheckpointError, Moved
 from training.encoders import (
     WeightsNotFound,
-    WeightsNotThere,
     WeightsUnfit,
     has_random_weights,
     image_encoder,
@@ -104,7 +103,7 @@ def test_both_towers_of_a_moved_clip_are_found_by_one_flag(small_clip: Path, tmp
     folder = saved(tmp_path / "one", f"open_clip:moved-vit:{file}", f"open_clip:moved-vit:{file}")
     before, model = (folder / "config.json").read_bytes(), checkpoint.load(folder)
     new = move(file)
-    with pytest.raises(WeightsNotThere, match=rf"{file} is not a file.*--checkpoint {folder} --image-weights FILE$"):
+    with pytest.raises(WeightsNotFound, match=rf"{file} is not a file.*--checkpoint {folder} --image-weights FILE$"):
         checkpoint.load(folder)
     for moved in (Moved(image=new), Moved(text=new), Moved(new, new), Moved(new.parent)):
         again = checkpoint.load(folder, moved)
@@ -124,9 +123,9 @@ def test_every_encoder_with_a_file_is_found_by_its_content(
     folder = saved(tmp_path / "one", image_name, f"{text}{old}{pooling}")
     model, new, new_dino = checkpoint.load(folder), move(old), move(dino) if image.endswith(":") else None
     if new_dino:
-        with pytest.raises(WeightsNotThere, match=r"dino\.pth is not a file.* --image-weights FILE"):
+        with pytest.raises(WeightsNotFound, match=r"dino\.pth is not a file.* --image-weights FILE"):
             checkpoint.load(folder)
-    with pytest.raises(WeightsNotThere, match=r" --text-weights FILE"):
+    with pytest.raises(WeightsNotFound, match=r" --text-weights FILE"):
         checkpoint.load(folder, Moved(new_dino))
     again = checkpoint.load(folder, Moved(new_dino, new))
     assert same(again, model)
@@ -175,6 +174,19 @@ def test_a_place_without_weights_and_an_encoder_without_a_file_are_said(
             (tmp_path / place / name).write_text("")
         with pytest.raises(FusionerError, match=says):
             checkpoint.load(folder, Moved(tmp_path / place))
+
+
+def test_a_flag_that_was_given_is_not_advised(bert: Path, tmp_path: Path) -> None:
+    folder, new = saved(tmp_path / "one", "tiny", f"bert:{bert}"), move(bert)
+    (new / "tokenizer.json").unlink()
+    with pytest.raises(WeightsNotFound, match=r"it lacks tokenizer\.json") as refused:
+        checkpoint.load(folder, Moved(text=new))
+    assert "--text-weights" not in str(refused.value)
+
+
+def test_without_hashes_a_flag_is_of_its_own_encoder_alone(dino: Path, bert: Path) -> None:
+    config = Moved(image=dino).of(FusionerConfig("dino-vits16:/old.pth", f"bert:{bert}", **SMALL))
+    assert (config.image_encoder, config.text_encoder) == (f"dino-vits16:{dino}", f"bert:{bert}")
 
 
 @pytest.mark.parametrize("program", ["build", "evaluate"])

@@ -26,16 +26,16 @@ from training.encoders.interface import ImageEncoder, TextEncoder
 from training.encoders.random_weights import has_random_weights, mark_random, warn_random
 from training.encoders.released import (
     WeightsNotFound,
-    WeightsNotThere,
     WeightsUnfit,
     allow_download,
     hub_file,
+    not_there,
     url_file,
     weight_files,
 )
 
 __all__ = [
-    "ImageEncoder", "TextEncoder", "WeightsNotFound", "WeightsNotThere", "WeightsUnfit", "allow_download",
+    "ImageEncoder", "TextEncoder", "WeightsNotFound", "WeightsUnfit", "allow_download",
     "classifier_rows", "has_random_weights", "image_encoder", "readable_words", "text_encoder", "weights_file",
     "with_weights",
 ]  # fmt: skip
@@ -134,7 +134,7 @@ def _bert(name: str) -> tuple[TextEncoder, str]:
         lacking = [file for file in BERT_FILES if not (folder / file).is_file()]
         if lacking:
             found = f"it lacks {', '.join(lacking)}" if folder.is_dir() else "it is no folder"
-            raise WeightsNotThere(
+            raise not_there(
                 f"{folder} does not hold a text encoder: {found}; expected a folder with {', '.join(BERT_FILES)}",
                 f"name its folder: {folder.parent}" if folder.name in BERT_FILES else "name another folder",
             )
@@ -165,10 +165,10 @@ def with_weights(name: str, place: Path) -> str | None:
 
 
 def weights_file(place: Path) -> Path:
-    """The file of weights at a place: itself, or the one in a folder. Raises WeightsNotThere, WeightsUnfit."""
+    """The file of weights at a place: itself, or the one in a folder. Raises WeightsNotFound, WeightsUnfit."""
     if not place.is_dir():
         if not place.is_file():
-            raise WeightsNotThere("there is no such file or folder", "name where the weights lie now", subject=place)
+            raise not_there("there is no such file or folder", "name where the weights lie now", subject=place)
         return place
     inside = [place / BERT_FILES[1]] if (place / BERT_FILES[1]).is_file() else weight_files(place)
     if len(inside) != 1:

@@ -29,16 +29,20 @@ class WeightsNotFound(FusionerError):
     """The frozen weights an encoder needs are not on this machine."""
 
     exit_code = 70
-
-
-class WeightsNotThere(WeightsNotFound):
-    """The file, folder or release that an encoder's name stands for is not on this machine; it may lie elsewhere."""
+    may_lie_elsewhere = False  # the file, folder or release that an encoder's name stands for
 
 
 class WeightsUnfit(FusionerError):
     """A weight file cannot be read, or belongs to another model."""
 
     exit_code = 78
+
+
+def not_there(found: str, cure: str, subject: str | Path | None = None) -> WeightsNotFound:
+    """The error of weights that may lie elsewhere."""
+    error = WeightsNotFound(found, cure, subject)
+    error.may_lie_elsewhere = True
+    return error
 
 
 def allow_download() -> None:
@@ -71,7 +75,7 @@ def hub_file(repository: str, filename: str, encoder: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     if downloads_allowed():
-        raise WeightsNotThere(
+        raise not_there(
             f"{source} is not on this machine, and HF_HUB_OFFLINE is set, which forbids the download",
             f"unset HF_HUB_OFFLINE, or {_INSTEAD}",
             subject=encoder,
@@ -99,12 +103,12 @@ def url_file(url: str, encoder: str) -> Path:
 def _missing(encoder: str, source: str, error: Exception | None, also: str = "") -> WeightsNotFound:
     """also: what a download needs beside the permission."""
     if error is None or not downloads_allowed():
-        return WeightsNotThere(
+        return not_there(
             f"{source} is not on this machine",
             f"name a local file or folder in its place, or allow the download: --download, or {DOWNLOAD}=1{also}",
             subject=encoder,
         )
-    return WeightsNotThere(
+    return not_there(
         f"{source} is not on this machine, and the download failed: {_reason(error)}", _INSTEAD, subject=encoder
     )
 
@@ -146,12 +150,12 @@ def read_state(file: Path, device: str = "cpu") -> dict[str, Any]:
     expected = "expected weights as .safetensors, .pth or .pt"
     if file.is_dir():
         inside = weight_files(file)
-        raise WeightsNotThere(
+        raise not_there(
             f"{file} is a folder, not a file; {expected}",
             f"name the file in it: {inside[0]}" if inside else "name a file",
         )
     if not file.is_file():
-        raise WeightsNotThere(f"{file} is not a file; {expected}", "name the weights' file")
+        raise not_there(f"{file} is not a file; {expected}", "name the weights' file")
     try:
         if other := no_weights(file):
             raise WeightsUnfit(f"{file} {other[0]}; {expected}", other[1])

@@ -27,7 +27,7 @@ from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.errors import FusionerError, one_line
 from fusioner_rt.words.templates import PLACE
 from training.encoders.recognition import described, is_safetensors
-from training.encoders.released import WeightsNotThere, WeightsUnfit, read_state
+from training.encoders.released import WeightsNotFound, WeightsUnfit, not_there, read_state
 from training.encoders.tokenizer_file import keep_tokenizer
 
 UNKNOWN = "[UNK]"  # never a name: names are lower case
@@ -62,8 +62,9 @@ class Table(nn.Module):
         build = "build a table: python -m training.encoders.table --help"
         try:
             state = read_state(file)
-        except (WeightsNotThere, WeightsUnfit) as error:
-            raise type(error)(error.found, f"{error.cure}, or {build}", error.subject) from None
+        except (WeightsNotFound, WeightsUnfit) as error:
+            kind = not_there if isinstance(error, WeightsNotFound) else WeightsUnfit
+            raise kind(error.found, f"{error.cure}, or {build}", error.subject) from None
         try:
             metadata: dict[str, str] = {}
             if is_safetensors(file):
