@@ -34,8 +34,9 @@ from fusioner_rt.manifest import MANIFEST
 from fusioner_rt.onnx.decoder_in_strips import of_strips
 from fusioner_rt.onnx.runtime import OnnxRuntime
 from fusioner_rt.preprocess import Preprocessing
-from training import checkpoint
-from training.model import LONGEST_EDGE, Fusioner
+from training import checkpoint, training_free
+from training.encoders import allow_download
+from training.model import IDENTITY, LONGEST_EDGE, Fusioner, FusionerConfig
 
 MAX_WORDS = 65535  # a label map has 16 bits
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,9 +114,14 @@ class Build:
 
     def load_model(self) -> None:
         options = self.options
-        moved = checkpoint.Moved(options.image_weights, options.text_weights, options.command)
-        self.model = checkpoint.load(options.checkpoint, moved)
-        _refuse_another_model(self.options, self.model.config.to_dict())
+        if options.download:
+            allow_download()
+        if options.model:
+            self.model = checkpoint.build(training_free.clip(options.model, options.weights or "")).eval()
+        else:
+            moved = checkpoint.Moved(options.image_weights, options.text_weights, options.command)
+            self.model = checkpoint.load(options.checkpoint, moved)
+        _refuse_another_model(options, self.model.config)
         image = self.model.image_encoder
         self.sizes = _sizes(self.options.sizes, image.multiple, image.side)
         self.preprocessing = self.model.preprocessing(*self.sizes[1:])
@@ -136,11 +142,12 @@ class Build:
                 half_precision.prove_half(name, graph)
 
     def export_mask_head(self) -> None:
-        temperature = self.model.config.temperature
-        self.graphs["mask_scores"] = mask_head_graphs.scores_graph(self.model.config.width)
-        self.graphs["mask_labels"] = mask_head_graphs.labels_graph(temperature)
-        self.graphs["mask_tiles"] = mask_head_graphs.tiles_graph(temperature)
-        self.graphs["mask_probabilities"] = mask_head_graphs.probabilities_graph(temperature)
+        config = self.model.config
+        scoring = config.temperature, config.scoring
+        self.graphs["mask_scores"] = mask_head_graphs.scores_graph(config.width)
+        self.graphs["mask_labels"] = mask_head_graphs.labels_graph(*scoring)
+        self.graphs["mask_tiles"] = mask_head_graphs.tiles_graph(*scoring)
+        self.graphs["mask_probabilities"] = mask_head_graphs.probabilities_graph(*scoring)
 
     def write_graphs(self) -> None:
         """To the folder, and loaded from there."""
@@ -180,7 +187,8 @@ class Build:
         self._record("batch", gates.batch(self._running, self.parity, self.preprocessing, self.pictures, limit))
 
     def prove_words(self) -> None:
-        self._record("words", gates.words(self._running, self.parity, self.preprocessing, self.pictures[0]))
+        found = gates.words(self._running, self.parity, self.preprocessing, self.pictures[0])
+        self._record("words", found)
 
     def compile_kernels(self) -> None:
         def progress(done: int, total: int) -> None:
@@ -225,6 +233,10 @@ class Build:
         """The bundle as far as it is made."""
         return Bundle.of(self.folder, complete(self.folder, self.manifest))
 
+    def _windows(self) -> dict[str, int]:
+        step = self.model.image_encoder.multiple
+        return {"side": training_free.WINDOW // step * step, "stride": training_free.STRIDE // step * step}
+
     def _record(self, gate: str, found: Any) -> None:
         self.manifest["gates"][gate] = found
 
@@ -239,10 +251,13 @@ class Build:
             "model": config.to_dict(),
             "random_weights": self.model.random_weights,
             "precision": "fp16" if options.fp16 else "fp32",
+            "scoring": config.scoring,
             "temperature": config.temperature,
+            "threshold": config.threshold,
             "templates": list(config.templates),
             "tokenizer": {"file": "tokenizer.json", "max_tokens": self.model.text_encoder.max_tokens},
             "preprocessing": self.preprocessing.to_manifest(),
+            **({"windows": self._windows()} if config.fusion == IDENTITY else {}),
             "profiles": {
                 "words": {"min": 1, "opt": min(20, options.max_words), "max": options.max_words},
                 "batch": {"min": 1, "opt": 1, "max": options.max_batch},
@@ -254,13 +269,13 @@ class Build:
         }
 
 
-def _refuse_another_model(options: Options, config: dict[str, Any]) -> None:
+def _refuse_another_model(options: Options, config: FusionerConfig) -> None:
     """A forgotten --checkpoint must not put the demonstration model in place of a user's own."""
     if options.chosen or not (options.out / MANIFEST).is_file():
         return
     try:
-        other = json.loads((options.out / MANIFEST).read_text()).get("model") != json.loads(json.dumps(config))
-    except ValueError:  # a broken manifest says nothing of its model
+        other = FusionerConfig.from_dict(json.loads((options.out / MANIFEST).read_text())["model"]) != config
+    except (ValueError, TypeError, KeyError):  # a broken manifest says nothing of its model
         other = True
     if other:
         raise UsageError(

@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from export.summary_table import Row
 
 NOT_OFFERED = ("fp8", "int8")
+MODELS = ("clip-b16", "clip-l14")
 EXAMPLES = """
 examples:
   python export/build_engine.py --fp16
       the demonstration checkpoint, in half precision, to engines/demo
   python export/build_engine.py --checkpoint runs/mine/checkpoint --out engines/mine --pictures photos/
       your own, proved on your own pictures
+  python export/build_engine.py --model clip-b16 --download --fp16
+      CLIP ViT-B/16 without a checkpoint or training, OpenAI's weights downloaded once, to engines/clip-b16
+  python export/build_engine.py --model clip-b16 --weights ViT-B-16.pt --fp16
+      the same from a file; a tag of open_clip's works too, and "random" to try the way without weights
   python export/build_engine.py --fp16 --max-words 1000 --sizes 256,512,1536 --max-batch 1
       up to 1000 words, inputs of about 512 x 512 pixels, no edge longer than 1536
   python export/build_engine.py --fp16 --backend tensorrt-rtx
@@ -137,6 +142,18 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint says; known again by their sha256. Of an encoder pair in one file, one flag is enough",
     )
     add("--text-weights", type=Path, metavar="FILE_OR_FOLDER", help="likewise, the text encoder's")
+    add(
+        "--model",
+        choices=MODELS,
+        help="instead of a checkpoint: CLIP's own patches and words, without training (docs/clip.md)",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="of --model: a file of CLIP's weights, a tag of open_clip's, or random (default: OpenAI's release, from the "
+        "cache of downloads)",
+    )
+    add("--download", action="store_true", help="fetch weights that are not on this machine")
     half = parser.add_mutually_exclusive_group()
     half.add_argument("--fp16", action="store_true", help="half precision, put into the graphs and proved")
     half.add_argument(
@@ -191,11 +208,20 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
                 "use --fp16 or --bf16",
                 subject=f"--{name} is not offered",
             )
-    chosen = found.checkpoint is not None
+    if found.model and found.checkpoint:
+        raise UsageError("a bundle is of one model", "give --model or --checkpoint", subject="--model and --checkpoint")
+    if found.weights and not found.model:
+        raise UsageError(
+            "a checkpoint names the weights of its encoders",
+            f"give --weights with --model {' or '.join(MODELS)}",
+            subject=f"--weights {found.weights}",
+        )
+    chosen = found.checkpoint is not None or found.model is not None
     found.checkpoint = found.checkpoint or ROOT / "models/demo/checkpoint"
     if found.out is None:
-        checkpoint = found.checkpoint
-        found.out = Path("engines") / named(checkpoint, "checkpoint")
+        found.out = Path("engines") / (found.model or named(found.checkpoint, "checkpoint"))
+    if found.model and (found.image_weights or found.text_weights):
+        raise UsageError("--image-weights and --text-weights are of a checkpoint", "give --weights", subject="--model")
     again = shlex.join(sys.argv[1:] if arguments is None else arguments)
     return Options(**vars(found), chosen=chosen, command=f"python export/build_engine.py {again}".strip())
 

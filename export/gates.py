@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +34,7 @@ from fusioner_rt.words.templates import fill
 from fusioner_rt.words.tokenizer import PromptTokenizer
 from kernels import reference
 from training.encoders import TextEncoder, readable_words
-from training.model import Fusioner
+from training.model import Fusioner, FusionerConfig
 
 Values = dict[str, np.ndarray]
 Run = Callable[[Mapping[str, np.ndarray]], Values]
@@ -99,6 +99,7 @@ class Parity:
     mask_error:      largest error of the mask head, in probability.
     words:           (K, t) float32, the text graph's vectors of `gate_words`.
     plain_agreement: share of all pixels that plain PyTorch gives that label; for bf16 alone.
+    config:          the model's, whose scoring and threshold make the labels.
     """
 
     errors: dict[str, float]
@@ -108,6 +109,7 @@ class Parity:
     pictures: int
     words: np.ndarray
     plain_agreement: float | None = None
+    config: FusionerConfig = field(default_factory=FusionerConfig)
 
     def allowed(self, output: str) -> float:
         return 2 * self.plain[output] + ROUNDINGS
@@ -155,7 +157,7 @@ def parity(
     words, plain_words, true_words = (_word_vectors(values, len(asked)) for values in embeddings)
     words = words.astype(np.float32)
 
-    comparison = _Comparison(graphs, model.config.temperature, precision)
+    comparison = _Comparison(graphs, model.config, precision)
     comparison.add_output("embeddings", *embeddings)
     for picture in pictures:
         pixels = preprocessing(picture)[None]
@@ -176,14 +178,14 @@ def in_pytorch(model: Fusioner, precision: str) -> tuple[Fusioner | Halved, Fusi
 class _Comparison:
     """What the parity gate has seen so far: the graphs beside plain PyTorch and the truth, picture by picture."""
 
-    def __init__(self, graphs: Mapping[str, Run], temperature: float, precision: str) -> None:
+    def __init__(self, graphs: Mapping[str, Run], config: FusionerConfig, precision: str) -> None:
         self.paths = _paths(graphs)
-        self._temperature, self._precision = temperature, precision
-        self._head = _mask_head(graphs)
+        self._config, self._precision = config, precision
+        self._head = _mask_head(graphs, config.scoring)
         # Sessions run mask_tiles; mask_labels is in the bundle for other servers.
         self._labels_by: dict[str, Callable[[Maps, Size], Labels]] = {
-            "mask_tiles": lambda maps, size: self._head.labels(*maps, size, 0.5),
-            "mask_labels": lambda maps, size: _labels_by_graph(graphs["mask_labels"], maps, size),
+            "mask_tiles": lambda maps, size: self._head.labels(*maps, size, config.threshold),
+            "mask_labels": lambda maps, size: _labels_by_graph(graphs["mask_labels"], maps, size, config.threshold),
         }
         self._errors: dict[str, float] = {}
         self._plain: dict[str, float] = {}
@@ -206,11 +208,11 @@ class _Comparison:
         values = [*true, *(value for outputs in ours.values() for value in outputs.values())]
         if not all(np.isfinite(value).all() for value in values):
             return  # such values give no masks, and `_judge` refuses their errors
-        labels, confidence, probabilities = reference_masks(true, size, self._temperature)
+        labels, confidence, probabilities = reference_masks(true, size, self._config)
         self._pixels += labels.size
         self._add_masks(ours, labels)
         if self._precision == "bf16":
-            by_plain_labels = reference_masks(plain, size, self._temperature)[0]
+            by_plain_labels = reference_masks(plain, size, self._config)[0]
             self._plain_agreed += int((by_plain_labels == labels).sum())
         self._add_mask_head(true, confidence, probabilities)
 
@@ -234,7 +236,9 @@ class _Comparison:
         pixels = max(1, self._pixels)
         agreements = {key: agreed / pixels for key, agreed in self._agreed.items()}
         plain_agreement = self._plain_agreed / pixels if self._precision == "bf16" else None
-        return Parity(self._errors, self._plain, agreements, self._mask_error, pictures, words, plain_agreement)
+        return Parity(
+            self._errors, self._plain, agreements, self._mask_error, pictures, words, plain_agreement, self._config
+        )
 
 
 def _judge(found: Parity, precision: str) -> None:
@@ -317,11 +321,13 @@ def _worst_of_batches(path: str, run: Run, found: Parity, single: Sequence[np.nd
 def words(graphs: Mapping[str, Run], found: Parity, preprocessing: Preprocessing, picture: np.ndarray) -> Record:
     """Gate (c). Raises WordsFailed."""
     pixels, order = preprocessing(picture)[None], np.random.default_rng(0).permutation(len(found.words))
-    head, size, agreements = _mask_head(graphs), _mask_size(picture), []
+    head, size, agreements = _mask_head(graphs, found.config.scoring), _mask_size(picture), []
     for path, run in _paths(graphs).items():
         plain, permuted = (_fused(run, pixels, vectors[None]) for vectors in (found.words, found.words[order]))
         _judge_permuted(path, found, plain, permuted, order)
-        before, after = (head.labels(*_maps(head, outputs), size, 0.5)[0] for outputs in (plain, permuted))
+        before, after = (
+            head.labels(*_maps(head, outputs), size, found.config.threshold)[0] for outputs in (plain, permuted)
+        )
         named = np.concatenate([[0], order + 1])[after]
         agreement = float((named == before).mean())
         if not agreement >= LEAST_AGREEMENT:
@@ -477,16 +483,16 @@ def _torch(model: Fusioner | Halved, run: Callable[[Fusioner], Any]) -> list[np.
     return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
 
 
-def _mask_head(graphs: Mapping[str, Run]) -> MaskHead:
-    return MaskHead(graphs["mask_scores"], graphs["mask_tiles"], graphs["mask_probabilities"])
+def _mask_head(graphs: Mapping[str, Run], scoring: str) -> MaskHead:
+    return MaskHead(graphs["mask_scores"], graphs["mask_tiles"], graphs["mask_probabilities"], scoring=scoring)
 
 
-def _labels_by_graph(graph: Run, maps: Maps, size: Size) -> Labels:
-    """Labels and confidence (H, W) by the graph mask_labels, all rows at once, at the threshold 0.5."""
+def _labels_by_graph(graph: Run, maps: Maps, size: Size, threshold: float) -> Labels:
+    """Labels and confidence (H, W) by the graph mask_labels, all rows at once."""
     scores, gram = maps
     found = graph({
         "scores": scores, "gram": gram, "size": np.array(size, np.int64), "rows": np.array((0, size[0]), np.int64),
-        "threshold": np.asarray(0.5, np.float32),
+        "threshold": np.asarray(threshold, np.float32),
     })  # fmt: skip
     return found["labels"][0], found["confidence"][0]
 
@@ -556,9 +562,11 @@ def _mask_size(picture: np.ndarray) -> tuple[int, int]:
 
 
 def reference_masks(
-    true: Sequence[np.ndarray], size: tuple[int, int], temperature: float
+    true: Sequence[np.ndarray], size: tuple[int, int], config: FusionerConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels and confidence (H, W), and probabilities (K, H, W), by the mask head's definition."""
     scores, gram = reference.score_maps(*(torch.from_numpy(value) for value in true))
-    labels, confidence = reference.resolve(scores, gram, size, temperature, 0.5)
-    return labels[0].numpy(), confidence[0].numpy(), reference.probabilities(scores, gram, size, temperature)[0].numpy()
+    temperature, scoring = config.temperature, config.scoring
+    labels, confidence = reference.resolve(scores, gram, size, temperature, config.threshold, scoring)
+    probabilities = reference.probabilities(scores, gram, size, temperature, scoring)
+    return labels[0].numpy(), confidence[0].numpy(), probabilities[0].numpy()

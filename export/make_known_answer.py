@@ -16,10 +16,11 @@ import torch
 from export import gates
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.executor_interface import untimed
+from fusioner_rt.gpu.kernel_contract import least_cosine
 from fusioner_rt.known_answer import KnownAnswer, cosines, errors
 from fusioner_rt.onnx.executor import OnnxRuntimeExecutor
 from kernels import reference
-from training.model import Fusioner
+from training.model import Fusioner, FusionerConfig
 
 FILE = "known_answer.npz"
 PICTURES = 3
@@ -41,7 +42,7 @@ def add(
     """
     words, vectors = words[: bundle.words.max], vectors[: bundle.words.max]
     size, pictures = _input_size(bundle), np.stack([picture(seed) for seed in range(PICTURES)])
-    answer = KnownAnswer(pictures, size, tuple(words), vectors, 1, np.empty(0), np.empty(0), {})
+    answer = KnownAnswer(pictures, size, tuple(words), vectors, 1, np.empty(0), np.empty(0), {}, bundle.threshold)
     with contextlib.closing(OnnxRuntimeExecutor(bundle, "onnxruntime-cpu", None)) as cpu:
         # one by one: the gates prove that a batch gives the same
         maps = [cpu.maps([waiting], answer.request)[0] for waiting in answer.waiting(cpu)]
@@ -71,12 +72,12 @@ def bounds(
     label, and the share so near a tie that cosines off by `mean` may change their label.
     """
     truth, plain = gates.in_pytorch(model, precision)
-    size, temperature = (labels.shape[1], labels.shape[2]), model.config.temperature
+    size = labels.shape[1], labels.shape[2]
     worst = {side: dict.fromkeys(("mean", "largest", "labels"), 0.0) for side in ("pytorch", "own")}
     margins = []
     for index, picture_pixels in enumerate(pixels):
         true, by_plain = (gates.image(side, picture_pixels[None], vectors) for side in (truth, plain))
-        true_labels, plain_labels = (gates.reference_masks(fused, size, temperature)[0] for fused in (true, by_plain))
+        true_labels, plain_labels = (gates.reference_masks(fused, size, model.config)[0] for fused in (true, by_plain))
         for side, found, found_labels in (
             ("pytorch", _cosines(*by_plain), plain_labels),
             ("own", stored[index], labels[index]),
@@ -84,7 +85,7 @@ def bounds(
             off = {name: float(of_words.max()) for name, of_words in errors(found, _cosines(*true)).items()}
             off["labels"] = float((found_labels != true_labels).mean())
             worst[side] = {name: max(off[name], before) for name, before in worst[side].items()}
-        margins.append(_margins(true, size))
+        margins.append(_margins(true, size, model.config))
     allowed = {name: 2 * worst["pytorch"][name] + gates.ROUNDINGS + worst["own"][name] for name in worst["own"]}
     allowed |= {name: max(allowed[name], FAST_CONVOLUTIONS) for name in ("mean", "largest")}
     allowed["labels"] += max(float((margin <= allowed["mean"]).mean()) for margin in margins)
@@ -147,12 +148,20 @@ def _cosines(features: np.ndarray, refined: np.ndarray) -> np.ndarray:
     return np.einsum("hwd,kd->khw", *unit)
 
 
-def _margins(true: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+def _margins(true: Sequence[np.ndarray], size: tuple[int, int], config: FusionerConfig) -> np.ndarray:
     """(H, W): how far all cosines may be off before a pixel's label can change: half the distance between the two best, or
-    the distance between the best and the threshold, where that is less.
+    how far they may be off before the best one's probability meets the threshold, where that is less.
+
+    By softmax, of the best word against all others (which is log(1/(p⁻¹ - 1)) times the temperature as a cosine), and as
+    those may rise while the best one falls, half of it.
     """
     scores, gram = reference.score_maps(*(torch.from_numpy(value) for value in true))
     found = reference.upsample(scores, size) / reference.squared_length(gram, size).sqrt()[:, None]
     best = found[0].topk(min(2, found.shape[1]), dim=0).values.numpy()
-    from_threshold = np.abs(best[0])  # a probability of 0.5 is a cosine of 0
+    ahead = best[0]
+    if config.scoring == "softmax":
+        others = (found[0] - found[0].amax(dim=0)).div(config.temperature).exp().sum(dim=0).numpy() - 1
+        ahead = -np.log(np.maximum(others, 1e-30)) * config.temperature / 2
+    least = least_cosine(config.temperature, config.threshold) / (2 if config.scoring == "softmax" else 1)
+    from_threshold = np.abs(ahead - least)
     return np.minimum(from_threshold, (best[0] - best[-1]) / 2) if len(best) > 1 else from_threshold

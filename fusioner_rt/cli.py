@@ -127,13 +127,17 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--labels", action="store_true", help="also write each label map as PNG, value n = word n")
     segment.add_argument(
         "--threshold",
-        default="0.5",
         metavar="P",
-        help='least probability of a mask, or of some: "cat=0.7, sofa=0.4" (0.5)',
+        help='least probability of a mask, or of some: "cat=0.7, sofa=0.4" (the bundle\'s)',
     )
     segment.add_argument(
         "--mode", choices=("joint", "independent"), default="joint",
         help="words may influence each other, or each is judged alone, a pass per word (joint)",
+    )  # fmt: skip
+    segment.add_argument(
+        "--window", choices=("whole", "sliding"), default="whole",
+        help="show the network the whole picture, or overlapping windows, for small things, a pass per window; of "
+        "bundles that have windows, such as CLIP's (whole)",
     )  # fmt: skip
     segment.add_argument("--size", metavar="HxW", help="size of the masks (each picture's own)")
     _add_session_options(segment)
@@ -195,7 +199,8 @@ def _segment(options: argparse.Namespace) -> int:
     from .words.arguments import join_words, parse_threshold, read_words, take_pictures
     from .words.parse import parse_words
 
-    size, threshold = _parse_size(options.size), parse_threshold(options.threshold)
+    size = _parse_size(options.size)
+    threshold = parse_threshold(options.threshold)
     if options.words and not options.pictures:
         options.words, options.pictures = take_pictures(options.words)
     if not options.pictures:
@@ -220,7 +225,7 @@ def _segment(options: argparse.Namespace) -> int:
         bar = _Bar(len(pictures))
         for path in pictures:
             try:
-                result = session.segment(path, size=size, threshold=threshold, mode=options.mode)
+                result = session.segment(path, size=size, threshold=threshold, mode=options.mode, window=options.window)
                 line = report.add(path, result)
             except (OutputUnwritable, UsageError):
                 bar.clear()

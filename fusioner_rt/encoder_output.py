@@ -13,6 +13,7 @@ class EncodedPicture:
 
     picture: (H, W, 3) uint8 RGB, as decoded. input_size: (h, w) of the network's input, pixels.
     encoded: tokens (h', w', c) float32, or the prepared picture where the backend runs image encoder and fusion as one.
+    window: "whole", or "sliding" where they are those of sliding windows.
     backend: `Backend.effective` of its session. picture_sha256: `Bundle.picture_sha256` of its bundle.
 
     The arrays are read-only. Threads, and sessions of the same bundle and backend, may share one.
@@ -23,6 +24,7 @@ class EncodedPicture:
     encoded: np.ndarray
     backend: str
     picture_sha256: str
+    window: str = "whole"
 
     def __post_init__(self) -> None:
         for array in (self.picture, self.encoded):

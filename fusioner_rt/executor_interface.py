@@ -32,7 +32,8 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A picture of a call, ready to run. prepared: the result of `Executor.prepare`, or of `encode_pictures` if `encoded`.
+    """A picture of a call, ready to run. prepared: the result of `Executor.prepare`, or of `encode_pictures` if `encoded`,
+    or features (h', w', d) float32 that words are compared with as they are if `joined`, those of sliding windows.
 
     input_size: (h, w) of the network's input. size: (H, W) of its label map.
     """
@@ -41,6 +42,7 @@ class Waiting:
     input_size: tuple[int, int]
     size: tuple[int, int]
     encoded: bool = False
+    joined: bool = False
 
 
 class Clock(Protocol):
@@ -71,6 +73,9 @@ class CpuSide(Protocol):
     def text(self) -> TextGraph:
         """The text graph, loaded on first use."""
 
+    def maps(self, features: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (B, K, h, w) and gram (B, 5, h, w) of features (B, h, w, d) and words (B, K, d), all float32."""
+
     def answer(self, maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int], request: Request) -> Answer:
         """Resolve one picture. maps: as of `Executor.maps`, or (K, 1, h, w) and (K, 5, h, w) of words fused alone.
 
@@ -100,6 +105,9 @@ class Executor(Protocol):
 
     def encode_pictures(self, group: Sequence[Waiting]) -> list[np.ndarray]:
         """The part of each picture's work that needs no words, in order: a new array, or the result of `prepare`."""
+
+    def encode_windows(self, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Features (h', w', d) float32 of windows (h, w, 3) uint8 of one size. Of a bundle that has windows."""
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
         """One answer per picture, in order. Encoded pictures are allowed."""

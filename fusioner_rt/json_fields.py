@@ -70,6 +70,12 @@ class Field:
             raise self.wrong("a number above 0")
         return value
 
+    def probability(self) -> float:
+        value = self.number()
+        if not 0 <= value <= 1:
+            raise self.wrong("a number from 0 to 1")
+        return value
+
     def one_of(self, choices: Iterable[str]) -> str:
         text = self.text()
         if text not in choices:

@@ -16,15 +16,13 @@ from .cures import plans_command, rebuild
 from .errors import AnswerWrong, ManifestInvalid
 from .executor_interface import Executor, Request, Waiting, untimed
 
-THRESHOLD = 0.5
-
 
 @dataclass(frozen=True, eq=False)
 class KnownAnswer:
     """pictures: (B, H, W, 3) uint8. input_size: (h', w') of the network. words: K names. vectors: (K, t) float32.
 
     cosines: (B, K, h, w) float32, between words and every `step`-th low-resolution feature of a row and column.
-    labels: (B, H, W) uint16, at THRESHOLD.
+    labels: (B, H, W) uint16, at the bundle's threshold.
     bounds: by precision: `mean` and `largest`, the mean and maximum error of a word's cosines in a picture; `labels`, the
     share of a picture's pixels that may differ.
     """
@@ -37,6 +35,7 @@ class KnownAnswer:
     cosines: np.ndarray
     labels: np.ndarray
     bounds: Mapping[str, Mapping[str, float]]
+    threshold: float
 
     def check(self) -> None:
         """Raises ValueError where the arrays do not fit each other."""
@@ -50,7 +49,7 @@ class KnownAnswer:
 
     @property
     def request(self) -> Request:
-        return Request(self.vectors, THRESHOLD, "joint", False)
+        return Request(self.vectors, self.threshold, "joint", False)
 
     def waiting(self, executor: Executor) -> list[Waiting]:
         """The pictures, prepared."""
@@ -68,8 +67,9 @@ def read(bundle: Bundle) -> KnownAnswer:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("pictures", "vectors", "cosines", "labels")}
         answer = KnownAnswer(
-            words=entry.words, input_size=entry.input_size, step=entry.step, bounds=entry.bounds, **arrays
-        )
+            words=entry.words, input_size=entry.input_size, step=entry.step, bounds=entry.bounds,
+            threshold=bundle.threshold, **arrays,
+        )  # fmt: skip
         answer.check()
         return answer
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:

@@ -21,6 +21,8 @@ GRAPHS = (
 """The graphs of every bundle. Models with a decoder have those of `decoder_graphs` too."""
 PRECISIONS = ("fp32", "fp16")
 ENCODERS = ("image", "text")
+SCORINGS = ("sigmoid", "softmax")
+"""How the mask head makes probabilities of cosines: of each word alone (the paper), or among all words of a picture."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class Profile:
     min: int
     opt: int
     max: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Sliding windows over the network's input. side, stride: in pixels of the input, multiples of its step."""
+
+    side: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -86,17 +96,22 @@ class AnswerEntry:
 class Manifest:
     """The content of `manifest.json`. Files are paths in the bundle's folder; `files` lists them all.
 
+    scoring, temperature: of the mask head. threshold: a mask's least probability where a call names none.
+    windows: None where the bundle has no sliding windows.
     random_weights: the encoders without trained weights, "image" or "text".
     """
 
     name: str
     created: str
     precision: str
+    scoring: str
     temperature: float
+    threshold: float
     templates: tuple[str, ...]
     tokenizer: Path
     max_tokens: int
     preprocessing: Preprocessing
+    windows: Windows | None
     words: Profile
     batch: Profile
     size: Profile
@@ -118,15 +133,20 @@ class Manifest:
             if name not in graphs:
                 raise ManifestInvalid(f"graphs.{name} is missing")
         kernels, answer, random = (document.get(name) for name in ("kernels", "known_answer", "random_weights"))
+        windows = document.get("windows")
+        preprocessing = Preprocessing.from_manifest(document["preprocessing"])
         manifest = cls(
             name=document["name"].text(),
             created=document["created"].text(),
             precision=document["precision"].one_of(PRECISIONS),
+            scoring=document["scoring"].one_of(SCORINGS),
             temperature=document["temperature"].positive(),
+            threshold=document["threshold"].probability(),
             templates=_templates(document["templates"]),
             tokenizer=folder / document["tokenizer"]["file"].text(),
             max_tokens=document["tokenizer"]["max_tokens"].whole(1),
-            preprocessing=Preprocessing.from_manifest(document["preprocessing"]),
+            preprocessing=preprocessing,
+            windows=_windows(windows, preprocessing.multiple) if windows else None,
             graphs=graphs,
             text_width=_text_width(document["graphs"]["image_fusion"]["inputs"]["words"]),
             plans=tuple(_plan(folder, entry) for entry in document["engines"].items()),
@@ -188,6 +208,13 @@ def _profile(entry: Field) -> Profile:
     if not profile.min <= profile.opt <= profile.max:
         raise entry.wrong("min <= opt <= max")
     return profile
+
+
+def _windows(entry: Field, multiple: int) -> Windows:
+    windows = Windows(entry["side"].whole(1), entry["stride"].whole(1))
+    if windows.side % multiple or windows.stride % multiple or windows.stride > windows.side:
+        raise entry.wrong(f"multiples of {multiple}, the stride no longer than the side")
+    return windows
 
 
 def _graph(folder: Path, entry: Field) -> GraphEntry:

@@ -9,6 +9,7 @@ import numpy as np
 from .errors import ManifestInvalid, PictureInvalid
 from .json_fields import Field
 
+FITS = ("area", "short")
 RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -16,7 +17,7 @@ RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 class Preprocessing:
     """The manifest's `preprocessing`.
 
-    side: square root of the input's area, in pixels.
+    side: square root of the input's area, or its short edge, in pixels; `fit` says which: "area" or "short".
     multiple: the edges of the input are positive multiples of it.
     longest: maximum of an edge (rounded down to a multiple).
     resample: one of RESAMPLINGS; Pillow antialiases when it shrinks.
@@ -29,6 +30,7 @@ class Preprocessing:
     resample: str = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fit: str = "area"
 
     def __post_init__(self) -> None:
         if not 1 <= self.multiple <= self.longest or self.side < 1:
@@ -36,6 +38,8 @@ class Preprocessing:
                 f"preprocessing: side {self.side}, multiple {self.multiple} and longest {self.longest} do not fit; "
                 "side must be positive and multiple within 1..longest",
             )
+        if self.fit not in FITS:
+            raise ManifestInvalid(f"preprocessing: fit {self.fit!r} is unknown; it must be one of {', '.join(FITS)}")
         if self.resample not in RESAMPLINGS:
             raise ManifestInvalid(
                 f"preprocessing: resample {self.resample!r} is unknown; it must be one of {', '.join(RESAMPLINGS)}"
@@ -48,17 +52,18 @@ class Preprocessing:
         """From the manifest's `preprocessing` object. Raises ManifestInvalid."""
         mean, std = (tuple(value.number() for value in entry[name].items(3)) for name in ("mean", "std"))
         side, multiple, longest = (entry[name].whole(1) for name in ("side", "multiple", "longest"))
-        return cls(side, multiple, longest, entry["resample"].text(), mean, std)  # type: ignore[arg-type]
+        resample, fit = entry["resample"].text(), entry["fit"].text()
+        return cls(side, multiple, longest, resample, mean, std, fit)  # type: ignore[arg-type]
 
     def to_manifest(self) -> dict[str, Any]:
         """The manifest's `preprocessing` object; `from_manifest` reads it back."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Network input (h, w) of a picture of height x width pixels: same aspect, area about side²."""
+        """Network input (h, w) of a picture of height x width pixels: same aspect, area about side² or short edge `side`."""
         if height < 1 or width < 1:
             raise PictureInvalid(f"a picture of {width}x{height} has no pixels; both edges must be at least 1")
-        scale = self.side / math.sqrt(height * width)
+        scale = self.side / (min(height, width) if self.fit == "short" else math.sqrt(height * width))
         return self._edge(height * scale), self._edge(width * scale)
 
     def _edge(self, length: float) -> int:
@@ -70,20 +75,25 @@ class Preprocessing:
         std = np.asarray(self.std, np.float32)
         return 1 / (255 * std), np.asarray(self.mean, np.float32) / std
 
+    def resized(self, rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """rgb: (H, W, 3) uint8. size: (h, w). Returns (h, w, 3) uint8, the picture itself where it has that size."""
+        from PIL import Image
+
+        height, width = size
+        image = Image.fromarray(rgb)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling[self.resample.upper()])
+        return np.asarray(image)
+
     def __call__(self, rgb: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
         """Resize and normalise.
 
         rgb: (H, W, 3) uint8. size: (h, w) of the result, by default `input_size(H, W)`.
         Returns (3, h, w) float32, C-contiguous.
         """
-        from PIL import Image
-
-        height, width = self.input_size(*rgb.shape[:2]) if size is None else size
-        image = Image.fromarray(rgb)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling[self.resample.upper()])
+        resized = self.resized(rgb, self.input_size(*rgb.shape[:2]) if size is None else size)
         gain, shift = self.gain_and_shift()
-        planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32)
+        planes = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
         planes *= gain[:, None, None]
         planes -= shift[:, None, None]
         return planes

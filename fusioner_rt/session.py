@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 
+from . import sliding_windows
 from .bundle import Bundle, find_bundle
 from .decode_picture import PIXEL_LIMIT, Picture, decode, describe
 from .encoder_output import EncodedPicture
@@ -32,6 +33,9 @@ Pictures: TypeAlias = (
     list[Picture | EncodedPicture] | list[Picture] | list[EncodedPicture] | tuple[Picture | EncodedPicture, ...]
 )
 MODES = ("joint", "independent")
+Default = Literal["default"]
+Window = Literal["whole", "sliding"]
+WINDOWS = ("whole", "sliding")
 KEPT_LIMIT = 4_000_000_000
 """Maximum bytes of probabilities of one `segment` call."""
 
@@ -97,6 +101,7 @@ class Session:
                 self.bundle.note,
                 self._backend.unproved,
                 self._alike(),
+                self._unshared(),
                 self._text.cache.note,
                 *self._executor.notes,
             )
@@ -121,15 +126,15 @@ class Session:
         self._vocabulary = self._encode_words(words, templates, background)
 
     @overload
-    def encode(self, picture: Picture | EncodedPicture) -> EncodedPicture: ...
+    def encode(self, picture: Picture | EncodedPicture, window: Window = "whole") -> EncodedPicture: ...
 
     @overload
-    def encode(self, picture: Pictures) -> list[EncodedPicture]: ...
+    def encode(self, picture: Pictures, window: Window = "whole") -> list[EncodedPicture]: ...
 
-    def encode(self, picture: Any) -> EncodedPicture | list[EncodedPicture]:
+    def encode(self, picture: Any, window: Window = "whole") -> EncodedPicture | list[EncodedPicture]:
         """Run the part of `segment` that needs no words, and keep the result for calls with different words.
 
-        picture: as for `segment`. Returns an EncodedPicture, or a list for a list. `segment` takes it like a picture, with
+        picture, window: as for `segment`. Returns an EncodedPicture, or a list for a list. `segment` takes it like a picture, with
         the same results. It is valid for this bundle and backend, also after the session is closed.
 
         onnxruntime-cpu keeps the image encoder's tokens. GPU backends run encoder and fusion as one and keep the prepared
@@ -137,6 +142,7 @@ class Session:
         Raises the errors of pictures, SizeOutsideProfile, GraphUnusable, UsageError.
         """
         self._check_open()
+        self._check_window(window)
         many = isinstance(picture, (list, tuple))
         pictures: Sequence[Picture | EncodedPicture] = picture if many else [picture]
         results: dict[int, EncodedPicture] = {}
@@ -160,7 +166,14 @@ class Session:
                 self._check_encoded(given)
                 results[index] = given
                 continue
-            decoded[index] = rgb = _decode(given)
+            rgb = _decode(given)
+            if window == "sliding":
+                features, input_size = self._joined_windows(rgb, describe(given))
+                results[index] = EncodedPicture(
+                    rgb, input_size, features, self._backend.effective, self.bundle.picture_sha256, window
+                )
+                continue
+            decoded[index] = rgb
             run(groups.add(index, self._prepare(rgb, _edges(rgb), describe(given))))
         run(groups.rest())
         ordered = [results[index] for index in range(len(pictures))]
@@ -172,10 +185,11 @@ class Session:
         picture: Picture | EncodedPicture,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float | Mapping[str, float] = 0.5,
+        threshold: float | Mapping[str, float] | Default = "default",
         mode: Mode = "joint",
         probabilities: bool = False,
         background: Words | None = None,
+        window: Window = "whole",
     ) -> Segmentation: ...
 
     @overload
@@ -184,10 +198,11 @@ class Session:
         picture: Pictures,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float | Mapping[str, float] = 0.5,
+        threshold: float | Mapping[str, float] | Default = "default",
         mode: Mode = "joint",
         probabilities: bool = False,
         background: Words | None = None,
+        window: Window = "whole",
     ) -> list[Segmentation]: ...
 
     def segment(
@@ -195,10 +210,11 @@ class Session:
         picture: Any,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float | Mapping[str, float] = 0.5,
+        threshold: float | Mapping[str, float] | Default = "default",
         mode: Mode = "joint",
         probabilities: bool = False,
         background: Words | None = None,
+        window: Window = "whole",
     ) -> Segmentation | list[Segmentation]:
         """Masks of one picture, or of each picture of a list, in its order.
 
@@ -207,31 +223,36 @@ class Session:
         words: of this call, "cat, sofa" or a list, groups as in `set_vocabulary`; by default those of `set_vocabulary`.
         size: (H, W) of the label map, by default the picture's own.
         threshold: a pixel belongs to its best word where that word's probability exceeds this (paper 3.1.3). A mapping
-            gives some words their own: {"cat": 0.7}; the others have 0.5.
+            gives some words their own: {"cat": 0.7}. By default, and for the others, the bundle's: 0.5 in the paper.
         mode: "joint" fuses all words at once, so that they may influence each other. "independent" fuses each word
-            alone and costs a pass per word.
+            alone and costs a pass per word; in a bundle that scores by softmax words do not meet before it, and both
+            modes are one.
         probabilities: also return the (K, H, W) probabilities, at most 4 GB per call. A group's is its best word's.
         background: beside `words`, words whose pixels belong to nothing, or "common".
+        window: "whole" shows the network the picture; "sliding" shows it overlapping windows and joins their features,
+            which finds smaller things and costs a pass per window. Of bundles with `windows`.
 
         Every result of a list holds its picture and maps; besides, at most 32 network inputs, or a batch, are in memory.
         Raises the errors of pictures and words, SizeOutsideProfile, GraphUnusable, UsageError.
         """
         self._check_open()
         size = _check_options(size, threshold, mode)
+        self._check_window(window)
         many = isinstance(picture, (list, tuple))
         pictures: Sequence[Picture | EncodedPicture] = picture if many else [picture]
 
         watch = _Stopwatch(len(pictures))
         with watch("text"):
             vocabulary = self._vocabulary_of(words, background)
-        thresholds = Thresholds(threshold, vocabulary.asked)
-        request = Request(vocabulary.vectors, thresholds.least, mode, probabilities)
-        call = _Call(self._executor, vocabulary.asked, thresholds, request, watch)
+        thresholds = Thresholds(threshold, vocabulary.asked, self.bundle.threshold)
+        alone = mode == "independent" and self.bundle.scoring != "softmax"
+        request = Request(vocabulary.vectors, thresholds.least, "independent" if alone else "joint", probabilities)
+        call = _Call(self._executor, vocabulary.asked, thresholds, request, mode, watch)
         for index, given in enumerate(pictures):
             rgb = self._pixels(given, index, watch)
             edges = size or _edges(rgb)
             call.reserve(edges)
-            call.add(index, rgb, self._waiting(given, rgb, edges, index, watch))
+            call.add(index, rgb, self._waiting(given, rgb, edges, index, watch, window))
         results = call.finish()
         return results if many else results[0]
 
@@ -240,7 +261,7 @@ class Session:
         picture: Any,
         words: Words | None = None,
         size: tuple[int, int] | None = None,
-        threshold: float = 0.5,
+        threshold: float | Default = "default",
         stream: int = 0,
         out: tuple[Any, Any] | None = None,
     ) -> "DeviceSegmentation":
@@ -265,7 +286,8 @@ class Session:
                 "segment_on_device knows neither groups nor background words nor thresholds of words",
                 "give it every word by itself and one threshold, and change the labels by the confidence; or use segment",
             )
-        request = Request(vocabulary.vectors, float(threshold), "joint", False)
+        least = self.bundle.threshold if threshold == "default" else float(threshold)
+        request = Request(vocabulary.vectors, least, "joint", False)
         names = vocabulary.asked.names
         return segment_on_device(self._executor, self.bundle, picture, names, request, size, stream, out)
 
@@ -293,12 +315,42 @@ class Session:
         with watch("decode", index):
             return _decode(given)
 
-    def _waiting(self, given: Any, rgb: np.ndarray, size: tuple[int, int], index: int, watch: "_Stopwatch") -> Waiting:
+    def _waiting(
+        self, given: Any, rgb: np.ndarray, size: tuple[int, int], index: int, watch: "_Stopwatch", window: Window
+    ) -> Waiting:
         """A picture of a call, ready to run. size: of its label map."""
         if isinstance(given, EncodedPicture):
-            return Waiting(given.encoded, given.input_size, size, encoded=True)
+            if given.window != window:
+                raise UsageError(
+                    f"was encoded with window={given.window!r}, this call says {window!r}",
+                    f"pass window={given.window!r}, or encode the picture again",
+                    subject=str(given),
+                )
+            return Waiting(given.encoded, given.input_size, size, encoded=True, joined=window == "sliding")
+        if window == "sliding":
+            with watch("image", index):
+                features, input_size = self._joined_windows(rgb, describe(given))
+            return Waiting(features, input_size, size, encoded=True, joined=True)
         with watch("preprocess", index):
             return self._prepare(rgb, size, describe(given))
+
+    def _joined_windows(self, rgb: np.ndarray, name: str) -> tuple[np.ndarray, tuple[int, int]]:
+        """The features of a picture's sliding windows (h', w', d) float32, and its input size."""
+        bundle = self.bundle
+        assert bundle.windows is not None
+        input_size = bundle.input_size(*_edges(rgb), name)
+        resized = bundle.preprocessing.resized(rgb, input_size)
+        features = self._executor.encode_windows(sliding_windows.crops(resized, bundle.windows))
+        return sliding_windows.joined(features, input_size, bundle.windows, bundle.preprocessing.multiple), input_size
+
+    def _check_window(self, window: str) -> None:
+        if window not in WINDOWS:
+            raise UsageError(f"window is {window!r}", f"choose {' or '.join(WINDOWS)}")
+        if window == "sliding" and self.bundle.windows is None:
+            raise UsageError(
+                f"the bundle in {self.bundle.folder} has no sliding windows: its features depend on the words",
+                "leave window out; bundles of training-free CLIP have windows",
+            )
 
     def _prepare(self, rgb: np.ndarray, size: tuple[int, int], name: str) -> Waiting:
         """A decoded picture, ready to run. size: of its label map. name: for messages."""
@@ -317,6 +369,14 @@ class Session:
             except FusionerError:  # a bundle that was changed under the session; a note raises nothing
                 return None
         return self._noted[1]
+
+    def _unshared(self) -> str | None:
+        if self.bundle.scoring != "softmax" or self._vocabulary is None or 0 in self._vocabulary.asked.owners:
+            return None
+        return (
+            "every pixel goes to one of the words, as this bundle compares them with each other alone: name what else may "
+            "be in the picture as background words, or take background='common'"
+        )
 
     def _check_encoded(self, picture: EncodedPicture) -> None:
         picture.check(self._backend.effective, self.bundle.picture_sha256)
@@ -345,10 +405,17 @@ class _Call:
     """One call of `segment`: runs its pictures in groups, and orders the results."""
 
     def __init__(
-        self, executor: Executor, asked: Asked, thresholds: Thresholds, request: Request, watch: "_Stopwatch"
+        self,
+        executor: Executor,
+        asked: Asked,
+        thresholds: Thresholds,
+        request: Request,
+        mode: Mode,
+        watch: "_Stopwatch",
     ) -> None:
+        """mode: as asked for."""
         self._executor, self._asked, self._thresholds = executor, asked, thresholds
-        self._request, self._watch = request, watch
+        self._request, self._mode, self._watch = request, mode, watch
         self._groups = _Groups(executor, executor.max_group if request.mode == "joint" else 1)
         self._pictures: dict[int, np.ndarray] = {}
         self._results: dict[int, Segmentation] = {}
@@ -384,7 +451,7 @@ class _Call:
                     picture=self._pictures.pop(index),
                     timing=self._watch.milliseconds(index),
                     threshold=thresholds.given,
-                    mode=self._request.mode,
+                    mode=self._mode,
                     probabilities=probabilities_of_names(answer.probabilities, asked),
                 )
 
@@ -461,9 +528,10 @@ def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | No
     """Check the options of a call. Returns the size as two ints. Raises UsageError."""
     if mode not in MODES:
         raise UsageError(f"mode is {mode!r}", f"choose {' or '.join(MODES)}")
-    for given in threshold.values() if isinstance(threshold, Mapping) else [threshold]:
+    default = isinstance(threshold, str) and threshold == "default"
+    for given in threshold.values() if isinstance(threshold, Mapping) else [] if default else [threshold]:
         if not (isinstance(given, Real) and 0 <= float(given) <= 1):  # NaN fails too
-            raise UsageError(f"the threshold is {given!r}", "give a probability within 0..1, 0.5 by default")
+            raise UsageError(f"the threshold is {given!r}", "give a probability within 0..1, or leave it out")
     if size is None:
         return None
     if not (

@@ -13,7 +13,6 @@ Letters: B pictures, K words, H×W output, h×w features, d channels.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -139,7 +138,7 @@ def probabilities(
 
 def scored(logits: Tensor, scoring: str) -> Tensor:
     """Probabilities of cosines over the temperature, (B, K, ...) each. scoring: "sigmoid" or "softmax"."""
-    return {"sigmoid": torch.sigmoid, "softmax": functools.partial(torch.softmax, dim=1)}[scoring](logits)
+    return torch.softmax(logits, dim=1) if scoring == "softmax" else torch.sigmoid(logits)
 
 
 def resolve(

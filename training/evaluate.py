@@ -5,6 +5,8 @@ examples:
       every class; a picture is asked for the classes that it shows
   python -m training.evaluate models/demo/bundle --data DIR
       the same for the deployed bundle, through fusioner_rt.Session
+  python -m training.evaluate engines/clip-b16 --data VOC --dataset pascal-5i --classes all --words all --background common
+      training-free CLIP on PASCAL VOC, every picture asked for all 20 classes
   python -m training.evaluate runs/fold1/checkpoint --data DIR --baselines --json scores.json --sheet sheet.png
       a fold's model on the classes that its training held out, beside baselines that need no training
   python -m training.evaluate runs/fold1/checkpoint --data DIR --classes seen --words all
@@ -20,6 +22,7 @@ protocols (the paper's: --words known --masks classwise --mode joint --window wh
   --mode          joint: one pass for all words of a picture; independent: one pass per word.
   --window        whole: the picture as one input; sliding: overlapping windows of 1/SCALE of its edges, each enlarged
                   to the network's input, probabilities averaged where they overlap. Costs about (2 SCALE - 1)² passes.
+                  A bundle with windows of its own, such as CLIP's, takes those.
 
 figures, in percent; pixels marked "ignore" do not count:
   IoU        of a class, over the pixels of all pictures asked for it; mIoU: its mean over classes
@@ -49,7 +52,7 @@ from fusioner_rt.atomic_files import writable_folder, writable_place, write_resu
 from fusioner_rt.bundle import read_manifest
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
-from fusioner_rt.session import Mode
+from fusioner_rt.session import Mode, Window
 from training import alignment, checkpoint, lacks, scorecard, scoring, sheet
 from training.batches import feature_cache
 from training.data import DataError, PictureMasks
@@ -70,11 +73,24 @@ class Target:
     """The scored model: a checkpoint's or a bundle's, behind one predictor. A context manager."""
 
     def __init__(
-        self, folder: Path, data: PictureMasks, cache_folder: Path, moved: checkpoint.Moved | None = None
+        self,
+        folder: Path,
+        data: PictureMasks,
+        cache_folder: Path,
+        background: str | None = None,
+        moved: checkpoint.Moved | None = None,
     ) -> None:
-        """moved: of a checkpoint. Raises CheckpointError, WeightsNotFound, and the errors of opening a bundle."""
-        self.folder, self.data, self.cache_folder = folder, data, cache_folder
+        """background: of every question to a bundle, as `Session.segment` takes it. moved: of a checkpoint.
+
+        Raises CheckpointError, WeightsNotFound, UsageError, and the errors of opening a bundle.
+        """
+        self.folder, self.data, self.cache_folder, self.background = folder, data, cache_folder, background
         self.kind = kind(folder)
+        if background and self.kind == "checkpoint":
+            raise UsageError(
+                f"{folder} is a checkpoint, and background words are a session's",
+                "leave --background out, or build a bundle and score that",
+            )
         self._session = Session(folder) if self.kind == "bundle" else None
         self._model = checkpoint.load(folder, moved) if self.kind == "checkpoint" else None
         self._vectors: tuple[Tensor, set[int]] | None = None
@@ -93,10 +109,11 @@ class Target:
         if classwise and protocol.window == "sliding":
             raise UsageError("--masks classwise is not offered with --window sliding", "choose one of the two")
         if self._session is not None:
-            if protocol.window == "whole":
+            window = cast(Window, protocol.window)
+            if window == "whole" or self._session.bundle.windows:
                 predictor = scoring.deployed_classwise if classwise else scoring.deployed
-                return predictor(self._session, self.data, protocol.threshold, mode)
-            crops = scoring.deployed_crops(self._session, self.data, mode)
+                return predictor(self._session, self.data, protocol.threshold, mode, self.background, window)
+            crops = scoring.deployed_crops(self._session, self.data, mode, self.background)
         else:
             if protocol.window == "whole":
                 cache = self.features(names)
@@ -104,6 +121,11 @@ class Target:
                 return of_features(self.model, cache, self.vectors, protocol.threshold, mode)
             crops = scoring.fusioner_crops(self.model, self.vectors, mode)
         return scoring.sliding(crops, self.data, protocol.threshold, scale)
+
+    @property
+    def threshold(self) -> float:
+        """The model's own."""
+        return self._session.bundle.threshold if self._session else self.model.config.threshold
 
     @property
     def model(self) -> Fusioner:
@@ -313,7 +335,11 @@ def document(
         "folds": chosen.folds or None,
         "fold": chosen.fold,
         "split": split,
-        "protocol": {**asdict(protocol), "scale": scale if protocol.window == "sliding" else None},
+        "protocol": {
+            **asdict(protocol),
+            "scale": scale if protocol.window == "sliding" else None,
+            **({"background": target.background} if target.background else {}),
+        },
         "seconds": round(seconds, 1),
         **figures["model"],
         "confusion": (
@@ -331,12 +357,16 @@ def run(given: argparse.Namespace) -> None:
     chosen = choice(recorded, given.dataset, given.folds, given.fold)
     data = open_dataset(chosen.dataset, given.data)
     selected = scored(data, chosen, given.classes.strip())
-    protocol = Protocol(given.words, given.masks, given.mode, given.window, given.least, given.threshold)
+    protocol = Protocol(given.words, given.masks, given.mode, given.window, given.least, given.threshold or 0.0)
     _check_outputs(given)
     names = data.names(given.split)
     sheet.check(data, given.sheet_pictures, names)
     title, caption = f"{display(given.target)}: {selected.description}", _caption(protocol, given.scale)
-    with Target(given.target, data, given.cache, _moved(given)) as target:
+    if given.background:
+        caption += f", beside background words ({given.background})"
+    with Target(given.target, data, given.cache, given.background, _moved(given)) as target:
+        if given.threshold is None:
+            protocol = replace(protocol, threshold=target.threshold)
         selected = _readable(target, selected)
         scored_words = ", ".join(data.words[index] for index in selected.classes)
         print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {caption}.")
@@ -461,8 +491,12 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
         "--scale", type=_scale, default=2.0, help="of sliding windows: how much larger they see (default: %(default)s)"
     )
     group.add_argument(
-        "--threshold", type=_probability, default=0.5, metavar="P", help="on the probability (default: %(default)s)"
+        "--threshold", type=_probability, metavar="P", help="on the probability (default: the model's own)"
     )
+    group.add_argument(
+        "--background", metavar='"A, B"',
+        help="of a bundle: hidden words asked beside the others, whose pixels are background, or common",
+    )  # fmt: skip
     group.add_argument(
         "--least", type=int, default=15, metavar="N",
         help="pictures a class needs to count in mIoU (default: %(default)s)",

@@ -16,6 +16,8 @@ from training.encoders.attention import self_attention
 
 LONGEST_EDGE = 1024  # longest edge of a network input in pixels; a build may ask for more
 FUSIONS = ("early", "late", "none")
+IDENTITY = "identity"
+"""A fusion that is not trained: both encoders' vectors as they are (`training.training_free`)."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,35 @@ class FusionerConfig:
     width: int = 512  # d
     layers: int = 12
     heads: int = 8
-    fusion: str = "early"  # "early": joint attention; "late": separate MLPs (table 1); "none" (table 4)
+    fusion: str = "early"  # "early": joint attention; "late": separate MLPs (table 1); "none" (table 4);
     decoder: tuple[int, ...] = (512, 512, 512, 512)  # channels of each 3×3 conv; () = no decoder (table 4)
     temperature: float = 0.07
     templates: tuple[str, ...] = PAPER_TEMPLATES
     encoder_sha256: dict[str, str] = field(default_factory=dict)  # hash of the frozen weights, by "image" and "text"
 
     def __post_init__(self) -> None:
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"fusion is {self.fusion!r}; expected 'early', 'late' or 'none'")
+        if self.fusion not in (*FUSIONS, IDENTITY):
+            raise ValueError(
+                f"fusion is {self.fusion!r}; expected 'early', 'late' or 'none', or {IDENTITY!r} untrained"
+            )
+        if self.fusion == IDENTITY and (self.layers or self.decoder):
+            raise ValueError(f"fusion {IDENTITY!r} has neither layers nor a decoder; expected layers 0 and decoder ()")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if not 0 < self.temperature <= 1:
             raise ValueError(f"temperature is {self.temperature}; expected a number in (0, 1], the paper's is 0.07")
         check_templates(self.templates)
+
+    @property
+    def scoring(self) -> str:
+        """Of the mask head: where nothing was trained to judge a word alone, words are compared with each other."""
+        return "softmax" if self.fusion == IDENTITY else "sigmoid"
+
+    @property
+    def threshold(self) -> float:
+        """The probability that a mask's pixels exceed where a call names none. Of softmax as in the published evaluations
+        of training-free CLIP on VOC with its background."""
+        return 0.1 if self.scoring == "softmax" else 0.5
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,6 +84,14 @@ class Fusioner(nn.Module):
         self.image_encoder = image_encoder.eval().requires_grad_(False)
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         d = config.width
+        self.decoder: Decoder | None = None
+        if config.fusion == IDENTITY:
+            if not image_encoder.width == text_encoder.width == d:
+                raise ValueError(
+                    f"pixels have {image_encoder.width} channels and words {text_encoder.width}, the model {d}; without "
+                    "layers of ours all three are one space"
+                )
+            return
         self.project_pixels = nn.Sequential(nn.LayerNorm(image_encoder.width), nn.Linear(image_encoder.width, d))
         self.project_words = nn.Sequential(nn.LayerNorm(text_encoder.width), nn.Linear(text_encoder.width, d))
         if config.fusion == "early":
@@ -77,7 +102,8 @@ class Fusioner(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.out_pixels = nn.Linear(d, d)
         self.out_words = nn.Linear(d, d)
-        self.decoder = Decoder(d, config.decoder) if config.decoder else None
+        if config.decoder:
+            self.decoder = Decoder(d, config.decoder)
         if config.fusion != "none":
             for linear in (self.out_pixels, self.out_words):  # identity: training starts from the projections' cosine
                 nn.init.eye_(linear.weight)
@@ -101,12 +127,13 @@ class Fusioner(nn.Module):
     def preprocessing(self, side: int | None = None, longest: int | None = None) -> Preprocessing:
         """The preprocessing of pictures in training and, unless an export overrides it, in bundles.
 
-        side: square root of the input's area; longest: the longest edge; both in pixels.
+        side: square root of the input's area, of training-free CLIP its short edge; longest: the longest edge; in pixels.
         """
         encoder = self.image_encoder
         side = side or encoder.side
         longest = longest or max(side, LONGEST_EDGE // encoder.multiple * encoder.multiple)
-        return Preprocessing(side, encoder.multiple, longest, "bicubic", _rgb(encoder.mean), _rgb(encoder.std))
+        fit = "short" if self.config.fusion == IDENTITY else "area"
+        return Preprocessing(side, encoder.multiple, longest, "bicubic", _rgb(encoder.mean), _rgb(encoder.std), fit)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, H, W) normalised → tokens (B, h, w, c), unit length (paper equation 2)."""
@@ -123,6 +150,8 @@ class Fusioner(nn.Module):
         Tokens of one picture are expanded to the B vocabularies here, so that the encoder runs once.
         """
         tokens = tokens.expand(words.shape[0], -1, -1, -1)
+        if self.config.fusion == IDENTITY:
+            return tokens, words
         h, w = tokens.shape[1], tokens.shape[2]
         pixels = self.project_pixels(tokens).flatten(1, 2)
         words = self.project_words(words)

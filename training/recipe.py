@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from fusioner_rt.errors import FusionerError
-from training.model import FUSIONS, FusionerConfig
+from training.model import FUSIONS, IDENTITY, FusionerConfig
 
 SECTIONS = ("model", "training", "data", "evaluation", "table", "paper")
 MINIMUM = {"width": 1, "layers": 0, "heads": 1, "decoder": 1}  # of model fields
@@ -242,6 +242,11 @@ def _section(kind: Any, values: dict[str, Any], recipe: str, section: str) -> An
         value = checked.get(key, minimum)
         if min(value if isinstance(value, tuple) else (value,), default=minimum) < minimum:
             raise RecipeError(f"recipe {recipe}: {section}.{key} is {value!r}; expected {minimum} or more")
+    if checked.get("fusion") == IDENTITY:
+        raise RecipeError(
+            f"recipe {recipe}: fusion {IDENTITY!r} has no weights to train",
+            "build it as it is: python export/build_engine.py --model clip-b16",
+        )
     return kind(**checked)
 
 

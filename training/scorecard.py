@@ -4,7 +4,7 @@
  "target": its folder's name, with the parent's for "checkpoint" and "bundle" ("fold1/checkpoint"), "kind": "checkpoint" or "bundle",
  "training": {"recipe", "seed", "dataset", "folds", "fold", "holdout", "pictures"}    as far as recorded
  "dataset", "folds", "fold", "split": what was scored; null without folds
- "protocol": {"words", "masks", "mode", "window", "scale", "least", "threshold"}
+ "protocol": {"words", "masks", "mode", "window", "scale", "least", "threshold"}, and "background" where asked beside
  "seconds": duration of the evaluation
  "classes": {word: {"iou", "precision", "recall", "pictures"}}       percent; number of pictures that show the class
  "counted": [word]       classes that `least` pictures show

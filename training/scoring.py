@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fusioner_rt import Session
-from fusioner_rt.session import Mode
+from fusioner_rt.session import Mode, Window
 from kernels import mask_head, reference
 from training import windows
 from training.alignment import Alignment
@@ -133,33 +133,57 @@ def fusioner_crops(model: Fusioner, vectors: Tensor, mode: Mode = "joint") -> Cr
     return torch.no_grad()(predict)
 
 
-def deployed(session: Session, data: PictureMasks, threshold: float = 0.5, mode: Mode = "joint") -> Predictor:
-    """An engine bundle through the runtime; it shares no code with training from the picture's file on."""
+def deployed(
+    session: Session,
+    data: PictureMasks,
+    threshold: float = 0.5,
+    mode: Mode = "joint",
+    background: str | None = None,
+    window: Window = "whole",
+) -> Predictor:
+    """An engine bundle through the runtime; it shares no code with training from the picture's file on.
+
+    background, window: as of `Session.segment`.
+    """
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         words = [data.words[i] for i in asked]
-        return session.segment(data.picture(name), words, size=size, threshold=threshold, mode=mode).labels
+        return session.segment(
+            data.picture(name), words, size=size, threshold=threshold, mode=mode, background=background, window=window
+        ).labels
 
     return predict
 
 
-def deployed_classwise(session: Session, data: PictureMasks, threshold: float = 0.5, mode: Mode = "joint") -> Predictor:
+def deployed_classwise(
+    session: Session,
+    data: PictureMasks,
+    threshold: float = 0.5,
+    mode: Mode = "joint",
+    background: str | None = None,
+    window: Window = "whole",
+) -> Predictor:
     """`deployed` with one mask per word: (K, H, W), may overlap."""
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         words = [data.words[i] for i in asked]
-        result = session.segment(data.picture(name), words, size=size, mode=mode, probabilities=True)
+        result = session.segment(
+            data.picture(name), words, size=size, mode=mode, probabilities=True, background=background, window=window
+        )
         assert result.probabilities is not None
         return result.probabilities > threshold
 
     return predict
 
 
-def deployed_crops(session: Session, data: PictureMasks, mode: Mode = "joint") -> CropPredictor:
+def deployed_crops(
+    session: Session, data: PictureMasks, mode: Mode = "joint", background: str | None = None
+) -> CropPredictor:
     """An engine bundle on crops."""
 
     def predict(rgb: np.ndarray, asked: list[int]) -> np.ndarray:
-        result = session.segment(rgb, [data.words[i] for i in asked], mode=mode, probabilities=True)
+        words = [data.words[i] for i in asked]
+        result = session.segment(rgb, words, mode=mode, probabilities=True, background=background)
         assert result.probabilities is not None
         return result.probabilities
 

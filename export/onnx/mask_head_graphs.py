@@ -127,7 +127,7 @@ def add_gram(graph: Graph, features: str, row_axis: int, sized: str) -> None:
     graph.Concat(*[graph.Unsqueeze(product, integer([row])) for product in products], axis=row, name="gram")
 
 
-def labels_graph(temperature: float) -> onnx.ModelProto:
+def labels_graph(temperature: float, scoring: str = "sigmoid") -> onnx.ModelProto:
     """mask_labels: `kernels.reference.resolve` for the output rows asked for.
 
     The words become the last axis before anything grows to output size: the best of K neighbours in memory is found faster
@@ -146,19 +146,41 @@ def labels_graph(temperature: float) -> onnx.ModelProto:
 
     best = graph.ReduceMax(scores, integer([3]), keepdims=0)
     word = graph.ArgMax(scores, axis=3, keepdims=0)
-    cosine = graph.Div(best, lengths(graph, rows, columns, first, last))
-    graph.Sigmoid(graph.Mul(cosine, real(1 / temperature)), name="confidence")
+    length = lengths(graph, rows, columns, first, last)
+    if scoring == "softmax":
+        length = graph.Mul(length, real(temperature))
+        best, length = (graph.Unsqueeze(value, integer([3])) for value in (best, length))
+        winners_softmax(graph, scores, best, length, axis=3)
+    else:
+        graph.Sigmoid(graph.Mul(graph.Div(best, length), real(1 / temperature)), name="confidence")
     found = graph.Where(graph.Greater("confidence", "threshold"), graph.Add(word, integer(1)), integer(0))
     graph.Cast(found, to=UINT16, name="labels")
     return graph.model({"labels": (UINT16, ["B", "R", "W"]), "confidence": (FLOAT, ["B", "R", "W"])})
 
 
-def tiles_graph(temperature: float) -> onnx.ModelProto:
+def behind_the_best(graph: Graph, scores: str, best: str, length: str) -> str:
+    """exp((score - best score) / length), 1 of the best word and less of others: nothing overflows.
+
+    best: the highest of the words' scores. length: by which scores are divided. Both have one element along words' axis.
+    """
+    return graph.Exp(graph.Div(graph.Sub(scores, best), length))
+
+
+def winners_softmax(graph: Graph, scores: str, best: str, length: str, axis: int) -> None:
+    """The output "confidence": the best word's softmax, as `kernels.reference.resolve` has it. axis: of the words."""
+    behind = behind_the_best(graph, scores, best, length)
+    graph.Reciprocal(graph.ReduceSum(behind, integer([axis]), keepdims=0), name="confidence")
+
+
+def tiles_graph(temperature: float, scoring: str = "sigmoid") -> onnx.ModelProto:
     """mask_tiles: T tiles of P×Q output pixels, each over its own S×V window of the maps and its own K words.
 
     Two products interpolate, columns first. Each output is a sum of two products among zeros, so the order in which ONNX
     Runtime adds makes no difference: a word's score at a pixel is the same number in every tile and beside any words. The
     words stay the middle axis, where the first product leaves them. One word alone needs no search for the best.
+
+    By softmax K is all words of the picture, in order. `words` is then their numbers, or the winner's alone where it is
+    known, (T, 1): no search then either.
     """
     graph = Graph("mask_tiles", {
         "scores": (FLOAT, ["T", "S", "K", "V"]),
@@ -175,6 +197,24 @@ def tiles_graph(temperature: float) -> onnx.ModelProto:
     scores = graph.MatMul(scores, "across")  # (T, S·K, Q)
     scores = graph.Reshape(scores, graph.Concat(integer([0]), taps_down, integer([-1]), axis=0))
     scores = graph.MatMul("down", scores)  # (T, P, K·Q)
+    outputs: dict[str, tuple[int, list[Any]]] = {
+        "word": (UINT16, ["T", None, None]), "confidence": (FLOAT, ["T", "P", "Q"])
+    }  # fmt: skip
+    if scoring == "softmax":
+        each = graph.Reshape(scores, graph.Concat(integer([0, 0]), count, integer([-1]), axis=0))  # (T, P, K, Q)
+        known, sought = Graph("known", {}, "known_"), Graph("sought", {}, "sought_")
+        known.Reshape("words", integer([0, 1, 1]), name="known_word")
+        place = sought.ArgMax(each, axis=2, keepdims=0)
+        sought.Cast(sought.Add(place, integer(1)), to=UINT16, name="sought_word")
+        given = graph.Squeeze(graph.Shape("words", start=1, end=2))
+        branches = {
+            f"{name}_branch": branch.graph({f"{branch.name}_word": (UINT16, ["T", None, None])})
+            for name, branch in (("then", known), ("else", sought))
+        }
+        graph.nodes.append(helper.make_node("If", [graph.Equal(given, integer(1))], ["word"], **branches))
+        length = graph.Unsqueeze(tile_lengths(graph), integer([2]))
+        winners_softmax(graph, each, graph.ReduceMax(each, integer([2]), keepdims=1), length, axis=2)
+        return graph.model(outputs)
 
     one, several = Graph("one", {}, "one_"), Graph("several", {}, "several_")
     one.Identity(scores, name="one_best")
@@ -194,7 +234,7 @@ def tiles_graph(temperature: float) -> onnx.ModelProto:
         helper.make_node("If", [graph.Equal(graph.Squeeze(count), integer(1))], ["best", "word"], **branches)
     )
     graph.Sigmoid(graph.Div("best", tile_lengths(graph)), name="confidence")
-    return graph.model({"word": (UINT16, ["T", None, None]), "confidence": (FLOAT, ["T", "P", "Q"])})
+    return graph.model(outputs)
 
 
 def tile_lengths(graph: Graph) -> str:
@@ -205,7 +245,7 @@ def tile_lengths(graph: Graph) -> str:
     return graph.Sqrt(graph.Max(squared, graph.MatMul("down", graph.MatMul(floor, "across"))))
 
 
-def probabilities_graph(temperature: float) -> onnx.ModelProto:
+def probabilities_graph(temperature: float, scoring: str = "sigmoid") -> onnx.ModelProto:
     """mask_probabilities: `kernels.reference.probabilities` for the output rows asked for."""
     graph = resolution_graph("mask_probabilities", {})
     rows, columns, first, last = tap_matrices(graph)
@@ -215,7 +255,11 @@ def probabilities_graph(temperature: float) -> onnx.ModelProto:
     down = graph.Slice(rows, integer([0]), integer([-1]), integer([1]))
     scores = graph.MatMul(down, graph.MatMul(scores, across))
     length = graph.Unsqueeze(lengths(graph, rows, columns, first, last), integer([1]))
-    graph.Sigmoid(graph.Div(scores, length), name="probabilities")
+    if scoring == "softmax":
+        behind = behind_the_best(graph, scores, graph.ReduceMax(scores, integer([1]), keepdims=1), length)
+        graph.Div(behind, graph.ReduceSum(behind, integer([1]), keepdims=1), name="probabilities")
+    else:
+        graph.Sigmoid(graph.Div(scores, length), name="probabilities")
     return graph.model({"probabilities": (FLOAT, ["B", "K", "R", "W"])})
 
 

@@ -93,14 +93,34 @@ class GpuExecutor:
         return rgb
 
     def group(self, waiting: Waiting) -> Hashable:
-        return waiting.prepared.shape, waiting.size
+        return waiting.prepared.shape, waiting.size, waiting.joined
 
     def encode_pictures(self, group: Sequence[Waiting]) -> list[np.ndarray]:
         """The pictures themselves: the engine runs image encoder and fusion as one."""
         return [waiting.prepared for waiting in group]
 
+    def encode_windows(self, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """A window is a picture of the network's size. Any words do: the features do not depend on them."""
+        height, width = crops[0].shape[:2]
+        words = np.zeros((1, self._bundle.text_width), np.float32)
+        features: list[np.ndarray] = []
+        for start in range(0, len(crops), self.max_group):
+            some = crops[start : start + self.max_group]
+            shape = Shape(len(some), len(some), 1, (height, width), (height, width), None, host=True)
+            with self._pipelines.pipeline(shape) as pipeline:
+                features += list(pipeline.run(some, self._repeated(words, len(some)), 0.0, ("features",))["features"])
+        return features
+
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
-        """The time of the GPU counts as image_fusion."""
+        """The time of the GPU counts as image_fusion. The features of joined windows are compared with words on the CPU."""
+        if group[0].joined:
+            answers = []
+            for index, waiting in enumerate(group):
+                with clock("mask_head", index):
+                    maps = self._cpu().maps(waiting.prepared[None], request.vectors[None])
+                    check_finite(self._bundle, *maps)
+                    answers.append(self._cpu().answer(maps, waiting.size, request))
+            return answers
         if request.mode == "joint" and not request.probabilities:
             with clock("image_fusion"):
                 results = self._run(group, request, group[0].size)

@@ -19,6 +19,9 @@ class OnnxCpuSide:
     def text(self) -> TextGraph:
         return self._graphs("text")
 
+    def maps(self, features: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._mask_head.maps(features, refined)
+
     def answer(self, maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int], request: Request) -> Answer:
         return self._mask_head.answer(*maps, size, request)
 

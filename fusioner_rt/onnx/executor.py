@@ -43,7 +43,7 @@ class OnnxRuntimeExecutor:
         return self._bundle.preprocessing(rgb, input_size)
 
     def group(self, waiting: Waiting) -> Hashable:
-        return waiting.input_size
+        return waiting.input_size, waiting.joined
 
     def text(self) -> TextGraph:
         return self._graphs("text")
@@ -54,7 +54,20 @@ class OnnxRuntimeExecutor:
             return [waiting.prepared for waiting in group]
         return [tokens.copy() for tokens in self._tokens(group, untimed)]  # a copy does not hold the whole batch
 
+    def encode_windows(self, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
+        features: list[np.ndarray] = []
+        for start in range(0, len(crops), self.max_group):
+            pixels = np.stack([self.prepare(crop, crop.shape[:2]) for crop in crops[start : start + self.max_group]])
+            if self._in_parts:
+                features += list(self._graphs("image")({"pixels": pixels})["tokens"])
+            else:  # any words: the features do not depend on them
+                words = np.zeros((len(pixels), 1, self._bundle.text_width), np.float32)
+                features += list(self._graphs("image_fusion")({"pixels": pixels, "words": words})["features"])
+        return features
+
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
+        if group[0].joined:
+            return [self._answer_joined(index, waiting, request, clock) for index, waiting in enumerate(group)]
         inputs = self._inputs(group, clock)
         fuse = self._fuse_jointly if request.mode == "joint" else self._fuse_independently
         answers = []
@@ -62,6 +75,11 @@ class OnnxRuntimeExecutor:
             with clock("mask_head", index):
                 answers.append(self._mask_head.answer(*maps, group[index].size, request))
         return answers
+
+    def _answer_joined(self, index: int, waiting: Waiting, request: Request, clock: Clock) -> Answer:
+        with clock("mask_head", index):
+            maps = self._score(waiting.prepared[None], request.vectors[None])
+            return self._mask_head.answer(*maps, waiting.size, request)
 
     def maps(self, group: Sequence[Waiting], request: Request) -> list[_Maps]:
         return self._fuse_jointly(self._inputs(group, untimed), request.vectors, untimed)

@@ -42,7 +42,7 @@ class LoadedGraphs:
     def mask_head(self, threads: int | None) -> MaskHead:
         """The mask head over these graphs."""
         scores, tiles, probabilities = (self.later(f"mask_{name}") for name in ("scores", "tiles", "probabilities"))
-        return MaskHead(scores, tiles, probabilities, threads or cores())
+        return MaskHead(scores, tiles, probabilities, threads or cores(), scoring=self.bundle.scoring)
 
     def close(self) -> None:
         with self._loading:

@@ -59,13 +59,15 @@ class MaskHead:
         probabilities: Run,
         threads: int = 1,
         budget: int = BAND_BYTES,
+        scoring: str = "sigmoid",
     ) -> None:
         """The graphs of a bundle: mask_scores, mask_tiles and mask_probabilities.
 
         threads: how many run mask_tiles at once, all callers together; load it with one thread of its own.
+        scoring: the bundle's, "sigmoid" or "softmax".
         """
         self._scores, self._tiles, self._probabilities = scores, tiles, probabilities
-        self._budget = budget
+        self._budget, self._scoring = budget, scoring
         self.workers = Workers(threads, "mask-head")
 
     def maps(self, features: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,13 +92,14 @@ class MaskHead:
 
         scores: (1, K, h, w) float32. gram: (1, 5, h, w) float32. size: H, W of the output.
         Returns labels (H, W) uint16, 0 = background, n = word n, and confidence (H, W) float32, the best word's
-        probability. A tie goes to the word named first; a pixel without direction has the confidence 0.5.
+        probability. A tie goes to the word named first; a pixel without direction has the confidence 0.5, by softmax 1/K.
         """
         size = _checked(scores, gram, size, pictures=1)
         _check_threshold(threshold)
         return mask_tiles.resolve(
-            self._tiles, scores[0], gram[0], size, threshold, self.workers.run_all, threads=self.workers.threads
-        )
+            self._tiles, scores[0], gram[0], size, threshold, self.workers.run_all, threads=self.workers.threads,
+            scoring=self._scoring,
+        )  # fmt: skip
 
     def probabilities(self, scores: np.ndarray, gram: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """scores: (B, K, h, w). gram: (B, 5, h, w). Returns (B, K, H, W) float32."""

@@ -6,6 +6,8 @@ left, whatever K, and most tiles have one winner, whose probability alone is to 
 
 The graph `mask_tiles` gives a word the same number at a pixel whatever the tile and whatever the other words, so labels
 and confidence do not depend on the tiling, on what was left out, or on the threads, bit for bit.
+
+By softmax every word counts at every pixel, and none is left out. Where a tile has one winner, no other is looked for.
 """
 
 import functools
@@ -110,19 +112,21 @@ def resolve(
     competing: tuple[int, int] | None = None,
     prune: bool = True,
     threads: int = 1,
+    scoring: str = "sigmoid",
 ) -> tuple[np.ndarray, np.ndarray]:
     """One picture's labels (H, W) uint16 and confidence (H, W) float32, as `MaskHead.labels` describes them.
 
     graph: mask_tiles. scores: (K, h, w) float32, finite. gram: (5, h, w) float32. competing: the edges of the tiles
     whose words compete, shorter where LONGEST asks for it; prune: whether words that cannot win are left out; threads:
-    how many `run_all` has; none of them changes a bit of the result.
+    how many `run_all` has; none of them changes a bit of the result. scoring: of the graph, "sigmoid" or "softmax".
     """
     task = _Task(graph, scores, gram, size, threshold, competing, prune)
-    if task.settled.any():
+    softmax = scoring == "softmax"
+    if task.settled.any() and not softmax:
         run_all(task.settle, list(range(len(task.broad[0].starts))))
-    rows, columns = np.nonzero(task.settled == 0)
+    rows, columns = np.nonzero((task.settled == 0) | softmax)
     blocks = max(1, -(-len(rows) // TILES), min(threads, len(rows) // FEW_TILES))
-    run_all(task.compete, [block for block in zip(
+    run_all(task.weigh if softmax else task.compete, [block for block in zip(
         np.array_split(rows, blocks), np.array_split(columns, blocks), strict=True) if len(block[0])
     ])  # fmt: skip
     if min(size) > 1:
@@ -185,22 +189,41 @@ class _Task:
 
     def compete(self, tiles: tuple[np.ndarray, np.ndarray]) -> None:
         """Narrow tiles, their rows and columns: the best of the words that can win in each."""
-        down, across = self.narrow
         counts, words = self._candidates(*tiles)
         order = np.argsort(counts, kind="stable")
         counts = counts[order]
-        labels, confidence = (_tiles_of(whole, down, across) for whole in (self.labels, self.confidence))
-        every = self.scores.reshape(-1)
-        area = max(down.edge * across.edge, down.points.shape[1] * across.points.shape[1])
-        for first, last in _runs(counts, area):
-            rows, columns = (index[order[first:last]] for index in tiles)
+        for first, last in _runs(counts, self._area()):
             chosen = words[order[first:last], : counts[last - 1]]
-            points = self._points(rows, columns, down, across)
-            scores = every.take(chosen[:, None, :, None] * self.scores.shape[1] + points[:, :, None])
-            made = self._run(rows, columns, down, across, points, scores, chosen + 1)
-            where = down.starts[rows], across.starts[columns]
-            confidence[where] = made["confidence"]
-            labels[where] = made["word"] * (made["confidence"] > self.threshold)
+            rows, columns = (index[order[first:last]] for index in tiles)
+            self._fill(rows, columns, chosen, chosen + 1)
+
+    def weigh(self, tiles: tuple[np.ndarray, np.ndarray]) -> None:
+        """Narrow tiles, their rows and columns: the softmax of the best word, to which all words add."""
+        count = len(self.scores)
+        some = max(1, ELEMENTS // (count * self._area()))
+        winner = self.settled[tiles]
+        for found in (True, False):
+            rows, columns = (index[(winner > 0) == found] for index in tiles)
+            for start in range(0, len(rows), some):
+                down, across = rows[start : start + some], columns[start : start + some]
+                numbers = self.settled[down, across][:, None] if found else np.arange(1, count + 1)
+                self._fill(down, across, np.broadcast_to(np.arange(count), (len(down), count)), numbers)
+
+    def _area(self) -> int:
+        """Values of a word in a narrow tile, before or after it is interpolated."""
+        down, across = self.narrow
+        return max(down.edge * across.edge, down.points.shape[1] * across.points.shape[1])
+
+    def _fill(self, rows: np.ndarray, columns: np.ndarray, chosen: np.ndarray, numbers: np.ndarray) -> None:
+        """T narrow tiles, resolved among K words each. chosen: (T, K), their places. numbers: what the graph is to call them."""
+        down, across = self.narrow
+        points = self._points(rows, columns, down, across)
+        scores = self.scores.reshape(-1).take(chosen[:, None, :, None] * self.scores.shape[1] + points[:, :, None])
+        made = self._run(rows, columns, down, across, points, scores, numbers)
+        where = down.starts[rows], across.starts[columns]
+        _tiles_of(self.confidence, down, across)[where] = made["confidence"]
+        found = made["word"] * (made["confidence"] > self.threshold)
+        _tiles_of(self.labels, down, across)[where] = found
 
     def _points(self, rows: np.ndarray, columns: np.ndarray, down: Axis, across: Axis) -> np.ndarray:
         """(T, S, V): where in a flat low-resolution map the windows of T tiles lie."""
@@ -220,7 +243,7 @@ class _Task:
         return self.graph({
             "scores": scores,
             "gram": self.gram.take(points[:, None] + (np.arange(5) * positions)[:, None, None]),
-            "words": np.broadcast_to(words, (len(rows), scores.shape[2])).astype(np.uint16),
+            "words": np.broadcast_to(words, (len(rows), np.shape(words)[-1])).astype(np.uint16),
             "down": down.taps.take(rows, axis=0),
             "across": across.across.take(columns, axis=0),
             "down_squares": down.squares.take(rows, axis=0),

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ..errors import UsageError, WordsInvalid
 from .parse import Words
@@ -66,8 +67,10 @@ def read_words(path: Path) -> Words:
     return text if separates(text) or text[0] in "[({" else [text]  # one line may be one group
 
 
-def parse_threshold(text: str) -> float | dict[str, float]:
-    """The argument of `--threshold`: "0.6", or "cat=0.7, sofa=0.4". Raises UsageError."""
+def parse_threshold(text: str | None) -> float | dict[str, float] | Literal["default"]:
+    """The argument of `--threshold`: "0.6", or "cat=0.7, sofa=0.4"; without one, "default". Raises UsageError."""
+    if text is None:
+        return "default"
     try:
         if "=" not in text:
             return float(text)

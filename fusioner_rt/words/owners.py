@@ -29,15 +29,16 @@ def probabilities_of_names(probabilities: np.ndarray | None, asked: Asked) -> np
 class Thresholds:
     """The least probabilities of masks: one for all names, or some of their own."""
 
-    def __init__(self, given: float | Mapping[str, float], asked: Asked) -> None:
-        """given: a probability, or those of words, a group's by any of its words; the others have 0.5. Raises UsageError."""
-        self.given = given
+    def __init__(self, given: float | Mapping[str, float] | str, asked: Asked, default: float) -> None:
+        """given: a probability, or those of words, a group's by any of its words; the others, or all where it is "default", have `default`.
+        Raises UsageError."""
+        self.given = default if isinstance(given, str) else given
         self._of_names: np.ndarray | None = None
         if not isinstance(given, Mapping):
-            self.least = float(given)
+            self.least = float(self.given)  # type: ignore[arg-type]
             return
         owners = {word_key(word): owner for word, owner in zip(asked.words, asked.owners, strict=True) if owner}
-        least = np.full(len(asked.names) + 1, 0.5, np.float32)
+        least = np.full(len(asked.names) + 1, default, np.float32)
         least[0] = 0
         named: dict[int, str] = {}
         for name, probability in given.items():

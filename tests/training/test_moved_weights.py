@@ -216,7 +216,7 @@ def test_a_bundle_has_no_weights_to_move(tiny_bundle: Path, shapes: Path, tmp_pa
 
 
 NAMES = [
-    "open_clip:ViT-B-16", "open_clip:ViT-B-16:laion2b_s34b_b88k", "open_clip:RN101:/old/a.pt", "dino-vits16",
+    "open_clip:ViT-B-16", "dense_clip:ViT-B-16:/old/e.pt", "open_clip:ViT-B-16:laion2b_s34b_b88k", "open_clip:RN101:/old/a.pt", "dino-vits16",
     "dinov2-vitb14:/old/b.pth", "mocov3-vitb16:c.tar", "bert:org/name:cls", "bert:/old/folder", "table:/old/d.safetensors",
 ]  # fmt: skip
 
@@ -256,12 +256,18 @@ def test_random_weights_are_known_from_the_encoder(small_clip: Path, dino: Path)
         warnings.simplefilter("ignore")
         random = [
             image_encoder(name)[0]
-            for name in ("tiny", "dino-vits16:random", "open_clip:moved-vit:random", "open_clip:RN50:random")
+            for name in (
+                "tiny",
+                "dino-vits16:random",
+                "open_clip:moved-vit:random",
+                "dense_clip:moved-vit:random",
+                "open_clip:RN50:random",
+            )
         ]
         random += [text_encoder(name)[0] for name in ("tiny", "open_clip:moved-vit:random")]  # type: ignore[misc]
     named = shutil.copy(dino, dino.with_name("random"))  # a file of that name holds no random weights
     read = [image_encoder(f"open_clip:moved-vit:{small_clip}")[0], image_encoder(f"dino-vits16:{named}")[0]]
-    assert [has_random_weights(encoder) for encoder in random] == [True] * 6
+    assert [has_random_weights(encoder) for encoder in random] == [True] * 7
     assert [has_random_weights(encoder) for encoder in read] == [False] * 2
 
 

@@ -1,7 +1,8 @@
 """Frozen image and text encoders, each behind one small interface: `image_encoder(name)` and `text_encoder(name)`.
 
 Pictures: `efficientnet-lite0|1|2`, `dino-vits16|vitb16`, `dinov2-vits14|vitb14|vitl14`, `mocov3-vits16|vitb16`,
-          `open_clip:MODEL`, such as open_clip:ViT-B-16, open_clip:ViT-L-14, open_clip:RN101
+          `open_clip:MODEL`, such as open_clip:ViT-B-16, open_clip:ViT-L-14, open_clip:RN101; `dense_clip:MODEL` for
+          patches in the space of CLIP's words, without training
 Words:    `minilm-l6`, `bert:NAME_OR_FOLDER[:cls|mean]`, `table:FILE.safetensors`, `open_clip:MODEL`
 
 DINO, DINOv2, MoCo v3 and open_clip take `:WEIGHTS` after the name: a local file, `random` (with a warning: it segments
@@ -42,7 +43,7 @@ __all__ = [
 
 IMAGE_NAMES = (
     "efficientnet-lite0, -lite1, -lite2, dino-vits16, -vitb16, dinov2-vits14, -vitb14, -vitl14, mocov3-vits16, -vitb16, "
-    "open_clip:MODEL[:WEIGHTS]"
+    "open_clip:MODEL[:WEIGHTS], dense_clip:MODEL[:WEIGHTS]"
 )
 TEXT_NAMES = "minilm-l6, bert:NAME_OR_FOLDER[:cls|mean], table:FILE.safetensors, open_clip:MODEL[:WEIGHTS]"
 BERT_FILES = ("config.json", "model.safetensors", "tokenizer.json")  # Hugging Face's layout
@@ -69,6 +70,10 @@ def image_encoder(name: str) -> tuple[ImageEncoder, str]:
         from training.encoders.open_clip import image_tower
 
         return image_tower(name)
+    if name.startswith("dense_clip:"):
+        from training.encoders.open_clip import dense_tower
+
+        return dense_tower(name)
     if name.startswith(("dino-", "dinov2-", "mocov3-")):
         return _vision_transformer(name)
     raise WeightsNotFound(f"no image encoder is called {name!r}", f"known: {IMAGE_NAMES}")
@@ -149,11 +154,11 @@ def _bert(name: str) -> tuple[TextEncoder, str]:
 def with_weights(name: str, place: Path) -> str | None:
     """The same encoder by the weights at another place, a file or a folder that holds one; None where it takes none."""
     kind, *rest = name.split(":")
-    if kind == "open_clip" and rest[1:] != ["random"]:
+    if kind in ("open_clip", "dense_clip") and rest[1:] != ["random"]:
         from training.encoders.open_clip import tag_and_file
 
         tag, _ = tag_and_file(":".join(rest[1:]))
-        return f"open_clip:{rest[0]}:{tag}:{place}" if tag else f"open_clip:{rest[0]}:{place}"
+        return f"{kind}:{rest[0]}:{tag}:{place}" if tag else f"{kind}:{rest[0]}:{place}"
     if kind.startswith(("dino-", "dinov2-", "mocov3-")) and rest != ["random"]:
         return f"{kind}:{place}"
     if kind == "table":

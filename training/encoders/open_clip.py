@@ -55,14 +55,65 @@ class OpenClipImage(nn.Module):
         class_position, grid = visual.positional_embedding[:1], visual.positional_embedding[1:]
         x = (x + interpolate_positions(grid, visual.grid_size, (h, w))).flatten(2).transpose(1, 2)
         first = (visual.class_embedding + class_position).expand(x.shape[0], -1, -1)
-        x = visual.ln_post(visual.transformer(visual.ln_pre(torch.cat([first, x], dim=1))))
+        x = self.after_blocks(visual.ln_pre(torch.cat([first, x], dim=1)), (h, w))
         return [x[:, 1:].transpose(1, 2).unflatten(2, (h, w))]
+
+    def after_blocks(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The transformer and what follows it: x (B, 1 + h·w, c), grid (h, w) → (B, 1 + h·w, width)."""
+        return cast(Tensor, self.visual.ln_post(self.visual.transformer(x)))
 
     def assemble(self, levels: list[Tensor]) -> Tensor:
         return F.normalize(levels[0], dim=1).permute(0, 2, 3, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.assemble(self.extract(pixels))
+
+
+class DenseClipImage(OpenClipImage):
+    """A CLIP ViT whose patch tokens lie in the space of its words, without training: `dense_clip:MODEL[:WEIGHTS]`.
+
+    After NACLIP (Hajimiri et al., WACV 2025), with its equation 5: in the last block each patch attends to those whose
+    keys are like its own and that lie near it, and the block's residual and feed-forward are left out, which make the
+    tokens of a picture alike:
+        x = W_o · softmax(K Kᵀ / √d + G) · V,  G_ij = exp(-‖p_i - p_j‖² / 2σ²)
+    p being a patch's row and column, and G 0 for the class token. CLIP's own norm and projection follow.
+    """
+
+    SIGMA = 5.0  # in patches
+    SIDE = 336
+
+    def __init__(self, visual: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
+        super().__init__(visual, mean, std)
+        self.side = self.SIDE
+        self.width = visual.proj.shape[1]
+
+    def after_blocks(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        *blocks, last = self.visual.transformer.resblocks
+        for block in blocks:
+            x = block(x)
+        return cast(Tensor, self.visual.ln_post(self._last_attention(last, x, grid)) @ self.visual.proj)
+
+    def _last_attention(self, block: Any, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """x (B, 1 + h·w, width), grid (h, w) → the same shape."""
+        attention = block.attn
+        _, key, value = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+        key, value = (y.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for y in (key, value))
+        alike = key @ key.transpose(2, 3) * key.shape[-1] ** -0.5  # (B, heads, 1 + h·w, 1 + h·w)
+        near = F.pad(nearness(grid, self.SIGMA, x), (1, 0, 1, 0))
+        attended = torch.softmax(alike + near, dim=-1) @ value
+        return cast(Tensor, attention.out_proj(attended.transpose(1, 2).flatten(2)))
+
+
+def nearness(grid: tuple[int, int], sigma: float, like: Tensor) -> Tensor:
+    """(h·w, h·w): exp(-‖p_i - p_j‖² / 2σ²) of a grid's positions, which is the product of that of rows and columns.
+
+    like: a tensor of the dtype and on the device wanted.
+    """
+    rows, columns = (
+        torch.exp((steps[:, None] - steps).square() / (-2 * sigma**2))
+        for steps in (torch.arange(edge, dtype=like.dtype, device=like.device) for edge in grid)
+    )
+    return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 class OpenClipResNet(nn.Module):
@@ -149,6 +200,19 @@ def image_tower(name: str) -> tuple[ImageEncoder, str]:
             subject=name,
         )
     return cast(ImageEncoder, OpenClipImage(visual, loaded.mean, loaded.std)), loaded.sha256
+
+
+def dense_tower(name: str) -> tuple[ImageEncoder, str]:
+    """`dense_clip:MODEL[:WEIGHTS]`, with the weights that `open_clip:MODEL[:WEIGHTS]` has."""
+    loaded = _load(f"open_clip:{name.removeprefix('dense_clip:')}")
+    visual = loaded.model.visual
+    if not (hasattr(visual, "conv1") and isinstance(getattr(visual, "proj", None), nn.Parameter)):
+        raise FusionerError(
+            "only CLIP's ViTs with a plain projection give dense features without training",
+            "name one, for example dense_clip:ViT-B-16",
+            subject=name,
+        )
+    return cast(ImageEncoder, DenseClipImage(visual, loaded.mean, loaded.std)), loaded.sha256
 
 
 def text_tower(name: str) -> tuple[TextEncoder, str]:

@@ -1,0 +1,39 @@
+"""Training-free dense CLIP: the paper's model without fusion and decoder (table 4), and without any layer of ours.
+
+Pixels are CLIP's own patches, with the last block of `training.encoders.open_clip.DenseClipImage`; words are CLIP's, in
+the 80 templates of its ImageNet evaluation. A picture's words share a pixel by softmax(40 · cosine).
+"""
+
+from __future__ import annotations
+
+from training.encoders.open_clip import import_open_clip
+from training.model import IDENTITY, FusionerConfig
+
+MODELS = {"clip-b16": ("ViT-B-16", 512), "clip-l14": ("ViT-L-14", 768)}
+"""open_clip's architecture and the width of its joint space, by the name that `build_engine.py --model` takes."""
+
+TEMPERATURE = 1 / 40
+WINDOW, STRIDE = 224, 112
+"""Sliding windows, in pixels of the network's input: multiples of both models' patches."""
+
+
+def clip(name: str, weights: str = "") -> FusionerConfig:
+    """The configuration of one of MODELS. weights: a file, a tag of open_clip's, "random", or "" for OpenAI's release.
+
+    Raises WeightsNotFound without open_clip.
+    """
+    architecture, width = MODELS[name]
+    weights = f":{weights}" if weights else ""
+    return FusionerConfig(
+        image_encoder=f"dense_clip:{architecture}{weights}",
+        text_encoder=f"open_clip:{architecture}{weights}",
+        width=width, layers=0, fusion=IDENTITY, decoder=(), temperature=TEMPERATURE, templates=imagenet_templates(),
+    )  # fmt: skip
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """The 80 prompts of CLIP's ImageNet evaluation, as open_clip has them."""
+    import_open_clip()
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{category}") for template in OPENAI_IMAGENET_TEMPLATES)
