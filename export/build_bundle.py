@@ -119,7 +119,8 @@ class Build:
         if options.model:
             self.model = checkpoint.build(training_free.clip(options.model, options.weights or "")).eval()
         else:
-            self.model = checkpoint.load(options.checkpoint)
+            moved = checkpoint.Moved(options.image_weights, options.text_weights, options.command)
+            self.model = checkpoint.load(options.checkpoint, moved)
         _refuse_another_model(options, self.model.config)
         image = self.model.image_encoder
         self.sizes = _sizes(self.options.sizes, image.multiple, image.side)
@@ -250,6 +251,7 @@ class Build:
             "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "built_with": _versions(),
             "model": config.to_dict(),
+            "random_weights": self.model.random_weights,
             "precision": "fp16" if options.fp16 else "fp32",
             "scoring": config.scoring,
             "temperature": config.temperature,

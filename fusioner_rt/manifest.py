@@ -20,6 +20,7 @@ GRAPHS = (
 )  # fmt: skip
 """The graphs of every bundle. Models with a decoder have those of `decoder_graphs` too."""
 PRECISIONS = ("fp32", "fp16")
+ENCODERS = ("image", "text")
 SCORINGS = ("sigmoid", "softmax")
 """How the mask head makes probabilities of cosines: of each word alone (the paper), or among all words of a picture."""
 
@@ -97,6 +98,7 @@ class Manifest:
 
     scoring, temperature: of the mask head. threshold: a mask's least probability where a call names none.
     windows: None where the bundle has no sliding windows.
+    random_weights: the encoders without trained weights, "image" or "text".
     """
 
     name: str
@@ -118,6 +120,7 @@ class Manifest:
     plans: tuple[Plan, ...]
     kernels: KernelsEntry | None
     known_answer: AnswerEntry | None
+    random_weights: tuple[str, ...]
     files: Mapping[Path, FileEntry]
 
     @classmethod
@@ -129,7 +132,7 @@ class Manifest:
         for name in (*GRAPHS, *decoder_graphs(len(decoder))):
             if name not in graphs:
                 raise ManifestInvalid(f"graphs.{name} is missing")
-        kernels, answer = document.get("kernels"), document.get("known_answer")
+        kernels, answer, random = (document.get(name) for name in ("kernels", "known_answer", "random_weights"))
         windows = document.get("windows")
         preprocessing = Preprocessing.from_manifest(document["preprocessing"])
         manifest = cls(
@@ -149,6 +152,7 @@ class Manifest:
             plans=tuple(_plan(folder, entry) for entry in document["engines"].items()),
             kernels=_kernels(folder, kernels) if kernels else None,
             known_answer=_answer(folder, answer) if answer else None,
+            random_weights=tuple(kind.one_of(ENCODERS) for kind in random.items()) if random else (),
             files={_inside(folder, name): _file(name, entry) for name, entry in document["files"].entries().items()},
             **{name: _profile(document["profiles"][name]) for name in ("words", "batch", "size")},
         )
@@ -157,6 +161,15 @@ class Manifest:
                 place = file.relative_to(folder) if file.is_relative_to(folder) else file
                 raise ManifestInvalid(f"there is no {place.as_posix()} in files, which another entry names")
         return manifest
+
+    @property
+    def note(self) -> str | None:
+        """What makes the bundle's masks meaningless, or None."""
+        if not self.random_weights:
+            return None
+        one = len(self.random_weights) == 1
+        encoders = f"{' and '.join(self.random_weights)} {'encoder' if one else 'encoders'}"
+        return f"the {encoders} of this bundle {'has' if one else 'have'} random weights: its masks mean nothing"
 
     def _used_files(self) -> list[Path]:
         return [

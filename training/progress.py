@@ -16,7 +16,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from fusioner_rt.atomic_files import write_result
 from fusioner_rt.errors import OutputUnwritable, UsageError, one_line
 from training.checkpoint import CheckpointError
+from training.encoders import with_weights
 from training.optimisation import Optimiser
 
 EPOCH_COLUMNS = ("epoch", "steps", "loss", "miou", "rate", "seconds")
@@ -39,6 +39,7 @@ class Progress:
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         self.out, self.folder = out, out / "state"
         self.settings = json.loads(json.dumps(settings))
+        self.encoder_sha256: dict[str, str] = {}
         self.history: list[dict[str, Any]] = []  # a dict of EPOCH_COLUMNS for each epoch
         self.steps: list[tuple[int, float, float]] = []  # STEP_COLUMNS
         self.best: dict[str, Tensor] = {}  # trained weights of the best epoch, for runs that may stop early
@@ -71,12 +72,17 @@ class Progress:
             }
         )
 
-    def resume(self, optimiser: Optimiser) -> bool:
-        """Restores OUT/state; False without one. Raises UsageError for other settings, CheckpointError for a damaged state."""
+    def resume(self, optimiser: Optimiser, encoder_sha256: dict[str, str] | None = None) -> bool:
+        """Restores OUT/state; False without one. encoder_sha256: of the weights of "image" and "text", which `save` keeps.
+
+        Raises UsageError for other settings, CheckpointError for a damaged state or other weights.
+        """
+        self.encoder_sha256 = encoder_sha256 or {}
         if not (self.folder / "state.json").is_file():
             return False
         try:
             state = json.loads((self.folder / "state.json").read_text())
+            self._check_encoders(state["settings"]["model"], state.get("encoder_sha256", {}))
             self._check_settings(state["settings"], "an unfinished run")
             tensors = load_file(self.folder / state["tensors"])
             optimiser.restore(tensors, state)
@@ -89,6 +95,20 @@ class Progress:
                 "remove it to start again",
             ) from None
         return True
+
+    def _check_encoders(self, model: dict[str, Any], recorded: dict[str, str]) -> None:
+        """Puts the given place of an encoder's weights into the settings of a state where the same weights lie there."""
+        for kind, digest in recorded.items():
+            name, before = (str(settings.get(f"{kind}_encoder")) for settings in (self.settings["model"], model))
+            same_kind = name == before or with_weights(name, Path("w")) == with_weights(before, Path("w")) is not None
+            found = self.encoder_sha256.get(kind, digest)
+            if same_kind and found != digest:
+                raise UsageError(
+                    f"{self.out} holds a run on {kind} encoder weights with sha256 {digest[:12]}…, but {name} has {found[:12]}…",
+                    f"name the file that it was begun with: --{kind}-encoder NAME:FILE, another --out, or remove it",
+                )
+            if same_kind:
+                model[f"{kind}_encoder"] = name
 
     def check_finished(self, record: dict[str, Any]) -> None:
         """Raises UsageError where a finished run in OUT has other settings."""
@@ -122,7 +142,8 @@ class Progress:
                 "free its disk and run the same command again: it resumes from the last epoch",
                 subject=file,
             ) from None
-        state = {"tensors": file.name, "settings": self.settings, "history": self.history, **values}
+        state = {"tensors": file.name, "settings": self.settings, "encoder_sha256": self.encoder_sha256}
+        state |= {"history": self.history, **values}
         _write(self.folder / "state.json", json.dumps(state, indent=1).encode())
         for saved in self.folder.glob("*.safetensors"):
             if saved != file:
@@ -140,6 +161,8 @@ class Progress:
 
 def curve(steps: list[tuple[int, float, float]], history: list[dict[str, Any]]) -> bytes:
     """A PNG: loss per step, raw and smoothed, beside the validation score per epoch, and the learning rate below."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     numbers, losses, rates = ([row[column] for row in steps] for column in range(3))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import fusioner_rt
 from fusioner_rt.atomic_files import writable_folder
 from fusioner_rt.errors import FusionerError, UsageError
-from training import alignment, arguments, checkpoint, encoders, recipe, scoring
+from training import alignment, arguments, checkpoint, encoders, lacks, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
 from training.data import DataError, PictureMasks
 from training.datasets import open_dataset
@@ -71,7 +71,7 @@ def train(chosen: Recipe, data: PictureMasks, out: Path, cache: Path, processes:
     total = plan.steps or plan.epochs * epoch_steps
     warmup = max(1, min(int(plan.warmup * epoch_steps), total // 2))
     optimiser = Optimiser(model, plan, task.aligned, total, warmup, processes.device)
-    if progress.resume(optimiser):
+    if progress.resume(optimiser, model.config.encoder_sha256):
         _say(processes, f"resuming after epoch {progress.epoch}")
     _say(processes, _summary(task, optimiser, processes, total, epoch_steps))
     forward = _Forward(model, optimiser, processes)
@@ -314,6 +314,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
             "recipe": chosen.name,
             "seed": chosen.training.seed,
             "templates": progress.settings["model"]["templates"],
+            "random_weights": task.model.random_weights,
             "pictures": len(task.batches.names),
             "classes": [task.data.words[index] for index in task.seen],
             "held_out": [task.data.words[index] for index in task.held_out],
@@ -379,6 +380,8 @@ def main(given: Sequence[str] | None = None) -> int:
         if options.recipe is None or options.data is None:
             raise UsageError("a recipe and --data DIR are needed", "without arguments, this command explains both")
         chosen = recipe.read(options.recipe, arguments.overrides(options))
+        import matplotlib  # noqa: F401  # draws the curve: its lack is known before an epoch is trained
+
         if options.download:
             encoders.allow_download()
         out = options.out or arguments.default_out(chosen, seeded=getattr(options, "training.seed") is not None)
@@ -390,6 +393,9 @@ def main(given: Sequence[str] | None = None) -> int:
     except FusionerError as error:
         print(f"training.train: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"training.train: {lacks(error.name)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("training.train: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
         return 130

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import socket
+import time
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import pytest
 import torch
@@ -240,6 +244,7 @@ class TestDownloads:
             self.tried.append(arguments)  # recorded: the caller turns the error into WeightsNotFound
             raise OSError("no network")
 
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's client tries again for 20 s
         monkeypatch.setattr(socket.socket, "connect", refused)
         monkeypatch.setattr(socket, "getaddrinfo", refused)
 
@@ -273,6 +278,89 @@ class TestDownloads:
         with pytest.raises(WeightsNotFound, match="No such file"):
             url_file((tmp_path / "gone.pth").as_uri(), "dino")
         assert not list((tmp_path / "torch").rglob("gone*"))
+
+    @pytest.mark.parametrize(
+        ("find", "name"),
+        [
+            (image_encoder, "dino-vitb16"), (image_encoder, "open_clip:RN101"), (text_encoder, "open_clip:ViT-B-16"),
+            (text_encoder, "bert:bert-base-uncased"), (image_encoder, "open_clip:ViT-B-16:laion2b_s34b_b88k"),
+        ],
+    )  # fmt: skip
+    def test_asked_without_a_network_that_is_the_reason_and_no_more_asking_is_advised(
+        self, find: Any, name: str
+    ) -> None:
+        allow_download()
+        with pytest.raises(WeightsNotFound, match=r"the download failed: the server cannot be reached") as refused:
+            find(name)
+        assert self.tried
+        assert self.only_names_a_local_file(refused.value)
+
+    @staticmethod
+    def only_names_a_local_file(error: WeightsNotFound) -> bool:
+        said = str(error)
+        return "--download" not in said and DOWNLOAD not in said and "local file" in error.cure and "\n" not in said
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (HTTPError("", 404, "Not Found", Message(), None), r"has no such file \(404\)"),
+            (HTTPError("", 401, "Unauthorized", Message(), None), r"wants you to log in \(401\)"),
+            (HTTPError("", 503, "Unavailable", Message(), None), r"answered \(503\)"),
+            (OSError(28, "No space left on device", "/cache/a.pth"), "/cache/a.pth cannot be written .No space left"),
+            (URLError(OSError(101, "Network is unreachable")), r"cannot be reached \(Network is unreachable\)"),
+            (TimeoutError("timed out"), r"cannot be reached \(timed out\)"),
+        ],
+    )
+    @pytest.mark.parametrize("place", ["url", "hub"])
+    def test_the_reason_of_a_failed_fetch_is_in_words(
+        self, error: Exception, reason: str, place: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import huggingface_hub
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+        allow_download()
+        with pytest.raises(WeightsNotFound, match=reason) as refused:
+            image_encoder("dino-vitb16") if place == "url" else text_encoder("bert:bert-base-uncased")
+        assert self.only_names_a_local_file(refused.value)
+
+    def test_what_comes_with_another_hash_than_its_address_says_is_not_kept(self, tmp_path: Path) -> None:
+        allow_download()
+        for content, fits in ((b"the release", True), (b"another file", False)):
+            folder = tmp_path / hashlib.sha256(b"the release").hexdigest()
+            folder.mkdir(exist_ok=True)
+            (folder / f"{fits}.pt").write_bytes(content)
+            if fits:
+                assert url_file((folder / "True.pt").as_uri(), "clip").read_bytes() == content
+                continue
+            with pytest.raises(WeightsNotFound, match="another sha256 than the release") as refused:
+                url_file((folder / "False.pt").as_uri(), "clip")
+            assert self.only_names_a_local_file(refused.value)
+        assert [file.name for file in (tmp_path / "torch").rglob("*.pt")] == ["True.pt"]
+
+    def test_a_hub_that_is_switched_off_is_the_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub.constants
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(WeightsNotFound, match=r"allow the download: --download.*, and unset HF_HUB_OFFLINE"):
+            text_encoder("bert:bert-base-uncased")
+        allow_download()
+        with pytest.raises(
+            WeightsNotFound, match="HF_HUB_OFFLINE is set, which forbids the download; unset"
+        ) as refused:
+            text_encoder("bert:bert-base-uncased")
+        assert self.only_names_a_local_file(refused.value)
+        assert self.tried == []
+
+    @pytest.mark.parametrize("place", ["/no/such/folder", "./folder", "a/b/c"])
+    def test_a_folder_that_is_gone_is_not_looked_for_on_the_hub(self, place: str) -> None:
+        allow_download()
+        with pytest.raises(WeightsNotFound, match=r"it is no folder; expected a folder with config\.json"):
+            text_encoder(f"bert:{place}")
+        assert self.tried == []
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.integers(1, 20), st.floats(-3, 3, width=32))

@@ -249,6 +249,17 @@ def test_table_5_scores_the_checkpoints_of_table_2_on_another_folder(
     )
 
 
+def test_moved_weights_go_to_what_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--run", "--dry-run", "--runs", str(tmp_path), "--data", "VOC", "--only", "12 · 8 · 512"]
+    assert main(["7", *options, "--image-weights", "new.pt", "--text-weights", "folder"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        scores = "training.evaluate" in line
+        assert (" --image-weights new.pt --text-weights folder --json " in line) == scores
+        if scores:
+            given = evaluate.parser().parse_args(shlex.split(line)[3:])
+            assert (given.image_weights, given.text_weights) == (Path("new.pt"), Path("folder"))
+
+
 @pytest.mark.parametrize("number", ["1", "2", "3", "4", "5", "7"])
 def test_the_commands_of_a_dry_run_are_those_that_training_takes(
     number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -275,6 +286,7 @@ def test_the_commands_of_a_dry_run_are_those_that_training_takes(
         (["4", "--run", "--data", "X", "--record", "r.json"], "give one of them"),
         (["4", "--run", "--data", "X", "--jobs", "0"], "--jobs is 0"),
         (["4", "--", "--workers", "2"], "which only --run starts"),
+        (["4", "--text-weights", "w.pt"], "--text-weights is for checkpoints that --run scores"),
         (["4", "--record", "/nowhere.json"], "cannot be read as JSON"),
     ],
 )

@@ -24,12 +24,21 @@ from torch import Tensor
 from fusioner_rt.bundle import sha256
 from fusioner_rt.words.tokenizer import PromptTokenizer
 from training.encoders.interface import ImageEncoder, TextEncoder
-from training.encoders.random_weights import digest, warn_random
-from training.encoders.released import WeightsNotFound, WeightsUnfit, allow_download, hub_file, url_file
+from training.encoders.random_weights import has_random_weights, mark_random, warn_random
+from training.encoders.released import (
+    WeightsNotFound,
+    WeightsUnfit,
+    allow_download,
+    hub_file,
+    not_there,
+    url_file,
+    weight_files,
+)
 
 __all__ = [
-    "ImageEncoder", "TextEncoder", "WeightsNotFound", "WeightsUnfit", "allow_download", "classifier_rows",
-    "image_encoder", "readable_words", "text_encoder",
+    "ImageEncoder", "TextEncoder", "WeightsNotFound", "WeightsUnfit", "allow_download",
+    "classifier_rows", "has_random_weights", "image_encoder", "readable_words", "text_encoder", "weights_file",
+    "with_weights",
 ]  # fmt: skip
 
 IMAGE_NAMES = (
@@ -87,7 +96,7 @@ def _vision_transformer(name: str) -> tuple[ImageEncoder, str]:
         encoder = VisionTransformer.of(variant)
     if weights == "random":
         warn_random(name)
-        return cast(ImageEncoder, encoder), digest(encoder)
+        return cast(ImageEncoder, encoder), mark_random(encoder)
     file = Path(weights) if weights else url_file(variant.url, name)
     load_released(encoder, file, variant.dropped)
     return cast(ImageEncoder, encoder), sha256(file)
@@ -126,11 +135,13 @@ def _bert(name: str) -> tuple[TextEncoder, str]:
     if place.rpartition(":")[2] in POOLINGS:
         place, _, pooling = place.rpartition(":")
     folder = Path(place)
-    if folder.is_dir():
-        if not all((folder / file).is_file() for file in BERT_FILES):
-            raise WeightsNotFound(
-                f"{folder} does not hold a text encoder; expected a folder with {', '.join(BERT_FILES)}",
-                "name another folder",
+    if folder.exists() or folder.is_absolute() or place.startswith(".") or place.count("/") > 1:  # no hub repository
+        lacking = [file for file in BERT_FILES if not (folder / file).is_file()]
+        if lacking:
+            found = f"it lacks {', '.join(lacking)}" if folder.is_dir() else "it is no folder"
+            raise not_there(
+                f"{folder} does not hold a text encoder: {found}; expected a folder with {', '.join(BERT_FILES)}",
+                f"name its folder: {folder.parent}" if folder.name in BERT_FILES else "name another folder",
             )
         paths = [folder / file for file in BERT_FILES]
     else:
@@ -138,6 +149,37 @@ def _bert(name: str) -> tuple[TextEncoder, str]:
     config, weights, tokenizer = paths
     encoder = Bert.from_files(config, weights, tokenizer, pooling)
     return cast(TextEncoder, encoder), sha256(weights)
+
+
+def with_weights(name: str, place: Path) -> str | None:
+    """The same encoder by the weights at another place, a file or a folder that holds one; None where it takes none."""
+    kind, *rest = name.split(":")
+    if kind in ("open_clip", "dense_clip") and rest[1:] != ["random"]:
+        from training.encoders.open_clip import tag_and_file
+
+        tag, _ = tag_and_file(":".join(rest[1:]))
+        return f"{kind}:{rest[0]}:{tag}:{place}" if tag else f"{kind}:{rest[0]}:{place}"
+    if kind.startswith(("dino-", "dinov2-", "mocov3-")) and rest != ["random"]:
+        return f"{kind}:{place}"
+    if kind == "table":
+        return f"table:{place}"
+    if kind in ("bert", "minilm-l6"):  # whose package holds a folder as a BERT's is
+        pooling = f":{rest[-1]}" if rest[-1:] in (["cls"], ["mean"]) else ""
+        return f"bert:{place if place.is_dir() else place.parent}{pooling}"
+    return None
+
+
+def weights_file(place: Path) -> Path:
+    """The file of weights at a place: itself, or the one in a folder. Raises WeightsNotFound, WeightsUnfit."""
+    if not place.is_dir():
+        if not place.is_file():
+            raise not_there("there is no such file or folder", "name where the weights lie now", subject=place)
+        return place
+    inside = [place / BERT_FILES[1]] if (place / BERT_FILES[1]).is_file() else weight_files(place)
+    if len(inside) != 1:
+        held = ", ".join(file.name for file in inside) or "none"
+        raise WeightsUnfit(f"is a folder that should hold one file of weights; found {held}", "name the file", place)
+    return inside[0]
 
 
 def readable_words(encoder: TextEncoder, words: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """CLIP towers of the open_clip library behind the encoder interfaces: `open_clip:MODEL[:WEIGHTS]`.
 
-WEIGHTS is one of open_clip's tags, a local file, or `random`; the default is OpenAI's release. A local file is OpenAI's
-.pt archive or a state dict; both use the same names. OpenAI's weights were trained with QuickGELU; they are recognised by
+WEIGHTS is one of open_clip's tags, a local file, TAG:FILE for a file that is a tag's, or `random`; the default is OpenAI's
+release. A local file is OpenAI's .pt archive or a state dict; both use the same names. OpenAI's weights were trained with QuickGELU; they are recognised by
 the archive's extra scalars (input_resolution, ...). For a state dict of OpenAI's without them, name the QuickGELU model:
 open_clip:ViT-B-16-quickgelu:FILE.
 """
@@ -24,8 +24,8 @@ from fusioner_rt.bundle import sha256
 from fusioner_rt.errors import FusionerError
 from training.encoders.interface import ImageEncoder, TextEncoder
 from training.encoders.positions import interpolate_positions
-from training.encoders.random_weights import digest, warn_random
-from training.encoders.released import WeightsNotFound, fit, hub_file, read_state, url_file
+from training.encoders.random_weights import mark_random, warn_random
+from training.encoders.released import WeightsNotFound, fit, hub_file, not_installed, read_state, url_file
 from training.encoders.tokenizer_file import keep_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's release
@@ -249,12 +249,11 @@ def _load(name: str) -> _Loaded:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = _create(architecture)
-        return _Loaded(model, digest(model))
-    file, tag = Path(weights), ""
-    preset: dict[str, Any] = {}
-    if not weights or not file.is_file():
+        return _Loaded(model, mark_random(model))
+    tag, place = tag_and_file(weights)
+    file, preset = Path(place), {}
+    if tag:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
-        tag = weights or "openai"
         if tag not in tags:
             raise WeightsNotFound(
                 f"{tag!r} is neither a file nor one of open_clip's tags"
@@ -264,12 +263,19 @@ def _load(name: str) -> _Loaded:
                 subject=name,
             )
         preset = open_clip.get_pretrained_cfg(architecture, tag)
-        file = _tag_file(preset, name)
+        file = file if place else _tag_file(preset, name)
     state = clip_state(read_state(file))
     openai = tag == "openai" or any(number in state for number in OPENAI_NUMBERS)
     model = _create(architecture, quick_gelu=openai or bool(preset.get("quick_gelu")))
     fit(model, {n: v for n, v in state.items() if n not in OPENAI_NUMBERS}, str(file))
     return _Loaded(model, sha256(file), tuple(preset.get("mean") or MEAN), tuple(preset.get("std") or STD))
+
+
+def tag_and_file(weights: str) -> tuple[str, str]:
+    """What stands for the weights in a name → one of open_clip's tags, or "", and a file, or ""."""
+    first, _, rest = (weights or "openai").partition(":")
+    # No tag holds a dot or a slash.
+    return ("", weights) if Path(weights).is_file() or set("./\\") & set(first) else (first, rest)
 
 
 def _create(architecture: str, quick_gelu: bool = False) -> Any:
@@ -312,10 +318,7 @@ def import_open_clip() -> Any:
         define_torchvision_operators()
         import open_clip
     except ImportError as error:
-        raise WeightsNotFound(
-            f"open_clip is not installed ({error})",
-            "install it: pip install --no-deps open_clip_torch timm torchvision ftfy wcwidth regex",
-        ) from None
+        raise not_installed(error, "open_clip") from None
     return open_clip
 
 

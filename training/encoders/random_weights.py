@@ -1,11 +1,27 @@
-"""Random weights in place of released ones."""
+"""Random weights in place of released ones: marked, so that whatever is built with them says so."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from typing import cast
 
 from torch import nn
+
+
+def mark_random(module: nn.Module) -> str:
+    """Marks a module and all in it; returns its digest.
+
+    All in it, because an encoder takes a loaded model's parts.
+    """
+    for part in module.modules():
+        part.random_weights = True  # type: ignore[assignment]
+    return digest(module)
+
+
+def has_random_weights(encoder: object) -> bool:
+    """Whether any part of an encoder was marked."""
+    return any(getattr(part, "random_weights", False) for part in cast(nn.Module, encoder).modules())
 
 
 def digest(module: nn.Module) -> str:

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusioner_rt.atomic_files import write_atomically
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.errors import FusionerError, one_line
 from fusioner_rt.words.templates import PLACE
-from training.encoders.released import WeightsNotFound, WeightsUnfit
+from training.encoders.recognition import described, is_safetensors
+from training.encoders.released import WeightsNotFound, WeightsUnfit, not_there, read_state
 from training.encoders.tokenizer_file import keep_tokenizer
 
 UNKNOWN = "[UNK]"  # never a name: names are lower case
@@ -58,19 +59,26 @@ class Table(nn.Module):
         """Raises WeightsNotFound, WeightsUnfit."""
         from safetensors import safe_open
 
-        if not file.is_file():
-            raise WeightsNotFound(f"{file} is not a file", "build a table: python -m training.encoders.table --help")
+        build = "build a table: python -m training.encoders.table --help"
         try:
-            with safe_open(file, "pt") as opened:
-                names, vectors = json.loads(opened.metadata()["names"]), opened.get_tensor("vectors")
+            state = read_state(file)
+        except (WeightsNotFound, WeightsUnfit) as error:
+            kind = not_there if isinstance(error, WeightsNotFound) else WeightsUnfit
+            raise kind(error.found, f"{error.cure}, or {build}", error.subject) from None
+        try:
+            metadata: dict[str, str] = {}
+            if is_safetensors(file):
+                with safe_open(file, "pt") as opened:
+                    metadata = opened.metadata() or {}
+            if "names" not in metadata or "vectors" not in state:
+                raise ValueError(f"its weights are {described(state)}")
+            names, vectors = json.loads(metadata["names"]), state["vectors"]
             if vectors.ndim != 2 or not names or sorted(set(names.values())) != list(range(len(vectors))):
                 raise ValueError(f"{len(names)} names do not fit vectors of shape {tuple(vectors.shape)}")
             if not directed(vectors.float().numpy()):
                 raise ValueError("a vector is zero or not finite")
-        except Exception as error:  # safetensors raises its own kinds
-            raise WeightsUnfit(
-                f"{file} is not a table of names ({error!r})", "build one: python -m training.encoders.table --help"
-            ) from None
+        except (ValueError, TypeError, AttributeError) as error:  # of the names, which are anyone's JSON
+            raise WeightsUnfit(f"{file} is not a table of names ({one_line(error)})", build) from None
         return cls(names, vectors)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from training.encoders.bert import Bert
 from training.encoders.efficientnet_lite import EfficientNetLite
-from training.encoders.random_weights import digest
+from training.encoders.random_weights import mark_random
 from training.encoders.tokenizer_file import keep_tokenizer
 
 
@@ -23,7 +23,7 @@ def tiny_image() -> tuple[EfficientNetLite, str]:
             if isinstance(module, nn.Conv2d):  # keeps the signal's scale through depth, as trained weights do
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     encoder.side = 96
-    return encoder, digest(encoder)
+    return encoder, mark_random(encoder)
 
 
 def tiny_text() -> tuple[Bert, str]:
@@ -33,7 +33,7 @@ def tiny_text() -> tuple[Bert, str]:
             vocabulary=len(_vocabulary()), width=24, layers=2, heads=4, inner=48, positions=96, eps=1e-12,
             tokenizer_file=_tokenizer_file(), max_tokens=64,
         )  # fmt: skip
-    return encoder, digest(encoder)
+    return encoder, mark_random(encoder)
 
 
 def _vocabulary() -> dict[str, int]:

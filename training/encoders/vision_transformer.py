@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from training.encoders.attention import self_attention
 from training.encoders.positions import interpolate_positions
-from training.encoders.released import WeightsUnfit, fit, read_state
+from training.encoders.released import WeightsUnfit, fit, of_another_model, read_state
 
 EPS = 1e-6  # of every layer norm; torch's default is 1e-5
 
@@ -147,9 +147,10 @@ def backbone(state: dict[str, Any], source: str, dropped: tuple[str, ...] = ()) 
             break
     prefix = next((prefix for prefix in _PREFIXES if f"{prefix}cls_token" in state), None)
     if prefix is None:
+        looks, cure = of_another_model(state, {}, "name the file of a DINO, DINOv2 or MoCo v3 release")
+        names = ", ".join(map(str, list(state)[:3]))
         raise WeightsUnfit(
-            f"{source} holds no ViT backbone: no cls_token among its {len(state)} names ({', '.join(map(str, list(state)[:3]))}, …)",
-            "name the file of a DINO, DINOv2 or MoCo v3 release",
+            f"{source} holds no ViT backbone{looks}: no cls_token among its {len(state)} names ({names}, …)", cure
         )
     named = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     named = {

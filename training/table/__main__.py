@@ -27,6 +27,8 @@ from pathlib import Path
 
 from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.errors import FusionerError, UsageError
+from training import lacks
+from training.checkpoint import Moved
 from training.recipe import Recipe
 from training.table import cells, layout, markdown, plot, runs, scores
 
@@ -40,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FusionerError as error:
         print(f"training.table: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(f"training.table: {lacks(error.name)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("training.table: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -58,6 +63,14 @@ def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
             f"what stands after -- is for training.train, which only --run starts: {' '.join(flags)}",
             "add --run, or leave it out",
         )
+    moved = tuple(
+        part
+        for kind, place in (("image", given.image_weights), ("text", given.text_weights))
+        if place
+        for part in (f"--{kind}-weights", str(place))
+    )
+    if moved and not given.run:
+        raise UsageError(f"{moved[0]} is for checkpoints that --run scores", "add --run, or leave it out")
     if given.jobs < 1:
         raise UsageError(f"--jobs is {given.jobs}; expected 1 or more", "leave it out to run one at a time")
     for file in (given.write_record, given.plot):
@@ -70,7 +83,7 @@ def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
     failure = None
     if given.run:
         places = runs.Places(
-            given.runs, _folders(given.data), given.evaluation_data, given.cache, flags, given.baselines
+            given.runs, _folders(given.data), given.evaluation_data, given.cache, flags, given.baselines, moved
         )
         missing = runs.missing(_only(found, given.only), _scored(given, known), places, known)
         if given.dry_run:
@@ -161,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--baselines", action="store_true", help="score the baselines too, in each recipe's first seed: further rows"
     )
+    Moved.add_flags(run)
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
     run.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     return parser

@@ -41,6 +41,7 @@ class Places:
     cache: Path | None = None
     flags: tuple[str, ...] = ()  # further flags of training.train
     baselines: bool = False
+    moved: tuple[str, ...] = ()  # --image-weights and --text-weights of training.evaluate
 
     def of(self, dataset: str) -> Path:
         """The data set's folder. Raises RecipeError where none was given."""
@@ -97,7 +98,7 @@ def missing(found: dict[str, Recipe], scored: dict[str, Runs], places: Places, k
         data = places.evaluation_data or places.of(recipe.evaluation.dataset)
         command = [sys.executable, "-m", "training.evaluate", str(out / "checkpoint"), "--data", str(data), *chosen]
         extra = ["--baselines"] if places.baselines and seed == recipe.seeds[0] else []
-        run.commands.append([*command, *_protocol(recipe), *extra, *cache, "--json", str(scores)])
+        run.commands.append([*command, *_protocol(recipe), *extra, *cache, *places.moved, "--json", str(scores)])
     return list(runs.values())
 
 
