@@ -102,6 +102,7 @@ class Session:
                 self._backend.unproved,
                 self._alike(),
                 self._unshared(),
+                self._text.foreign(self._vocabulary.asked) if self._vocabulary else None,
                 self._text.cache.note,
                 *self._executor.notes,
             )

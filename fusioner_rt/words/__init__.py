@@ -1,6 +1,7 @@
 """Words to vectors (paper 3.1.1).
 
 spellings  texts split into words, and words freed from quotes, bullets and articles
+languages  words that are not English, as far as that can be told
 parse      words as users give them, cleaned and checked: words, groups, background words
 arguments  those of a command line
 owners     labels of words to labels of their groups, and thresholds of words

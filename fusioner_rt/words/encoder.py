@@ -13,11 +13,13 @@ from ..cures import build_command
 from ..errors import GraphUnusable, WordsInvalid
 from ..executor_interface import TextGraph
 from .cache import TextCache, cache_key
+from .languages import english_of, script_of
 from .parse import Asked
 from .templates import fill
 from .tokenizer import PromptTokenizer
 
 _KEYS_REMEMBERED = 8192
+_NAMED = 5  # words in a note
 _COMPARED = 2000  # words; time and memory grow with their square
 _ALIKE = (
     0.2  # of the usual distance; MiniLM: cat and cats 0.08, sofa and couch 0.19, dog and puppy 0.28, cat and dog 0.7
@@ -86,6 +88,24 @@ class TextEncoder:
             vectors = np.stack([self._vector(word, templates) for word in asked.words])
         vectors.flags.writeable = False
         return Vocabulary(asked, templates, vectors)
+
+    def foreign(self, asked: Asked) -> str | None:
+        """A note of the words that are of another language than English, as far as that can be told, or None.
+
+        An encoder that has such a word whole among its tokens was made for that language, and nothing is noted.
+        """
+        found = []
+        for word in asked.words:
+            english, script = english_of(word), script_of(word)
+            if (english or script) and len(self._tokenizer.pieces(word)) > 1:
+                found.append(f"{word!r} ({english or f'{script} letters'})")
+        if not found:
+            return None
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        return (
+            f"{', '.join(found[:_NAMED])}{more} {'seem' if len(found) > 1 else 'seems'} to be of another language, which this "
+            "text encoder reads in pieces that mean little to it: ask in English"
+        )
 
     def _vector(self, word: str, templates: tuple[str, ...]) -> np.ndarray:
         key = self._key(word, templates)

@@ -45,6 +45,11 @@ class PromptTokenizer:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return any(index != self._unknown for index in ids)
 
+    def pieces(self, text: str) -> list[str]:
+        """The tokens of `text`, special ones aside; the marks of their place in a word are left off."""
+        tokens = self._tokenizer.encode(text, add_special_tokens=False).tokens
+        return [token.removeprefix("##").removesuffix("</w>").strip("▁Ġ") for token in tokens]
+
     def check(self, word: str, prompts: Sequence[str] = ()) -> None:
         """Raises WordUnreadable where all tokens of the word, or of a prompt, are unknown: such words share one vector.
 
