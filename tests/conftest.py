@@ -1,6 +1,7 @@
 """What tests of several rooms share: a small model, and bundles built from it by the real export."""
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -56,6 +57,48 @@ def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
     for graph in ("image_fusion", "text"):
         plan(folder, graph)
     return folder
+
+
+SMALL_CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 224, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A small CLIP of open_clip's with random weights, by the name tested-dense, and the file that holds them."""
+    import torch
+
+    from training.encoders.open_clip import import_open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "tested-dense.json").write_text(json.dumps(SMALL_CLIP))
+    import_open_clip().add_model_config(folder / "tested-dense.json")
+    torch.manual_seed(0)
+    model = import_open_clip().create_model("tested-dense", precision="fp32").eval()
+    for value in model.parameters():
+        if value.ndim > 1:
+            torch.nn.init.normal_(value, std=value.shape[-1] ** -0.5)
+    torch.save(model.state_dict(), folder / "weights.pt")
+    return model, folder / "weights.pt"
+
+
+@pytest.fixture(scope="session")
+def clip_bundle(small_clip: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An fp32 bundle of the small CLIP, as `build_engine.py --model clip-b16` builds one."""
+    from export.build_engine import build, parse
+    from training import training_free
+    from training.encoders.open_clip import _load
+
+    out = tmp_path_factory.mktemp("engines") / "clip-b16"
+    arguments = ["--model", "clip-b16", "--weights", str(small_clip[1]), "--out", str(out), "--max-words", "64"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(training_free.MODELS, "clip-b16", ("tested-dense", SMALL_CLIP["embed_dim"]))
+        build(parse([*arguments, "--max-batch", "4", "--kernels", "sm_80", "--backend", "onnxruntime"]), shown=False)
+    _load.cache_clear()
+    return out
 
 
 @pytest.fixture

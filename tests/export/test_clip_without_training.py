@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,52 +19,16 @@ from torch.nn import functional as F
 
 from fusioner_rt import EncodedPicture, Session
 from fusioner_rt.errors import FusionerError
-from training.encoders.open_clip import MEAN, STD, _load, import_open_clip
+from training.encoders.open_clip import MEAN, STD, import_open_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 CAT = ROOT / "docs" / "pictures" / "cat.jpg"
 WORDS = ["cat", "dog", "sofa", "red chair", "grass"]
-SMALL = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 224, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
-    """A small CLIP of open_clip's with random weights, and the file that holds them."""
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "tested-dense.json").write_text(json.dumps(SMALL))
-    import_open_clip().add_model_config(folder / "tested-dense.json")
-    torch.manual_seed(0)
-    model = import_open_clip().create_model("tested-dense", precision="fp32").eval()
-    for value in model.parameters():
-        if value.ndim > 1:
-            torch.nn.init.normal_(value, std=value.shape[-1] ** -0.5)
-    torch.save(model.state_dict(), folder / "weights.pt")
-    _load.cache_clear()
-    yield model, folder / "weights.pt"
-    _load.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def bundle(clip: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built in float32, as `build_engine.py --model clip-b16` builds, from the small model."""
-    from export.build_engine import build, parse
-    from training import training_free
-
-    out = tmp_path_factory.mktemp("engines") / "clip-b16"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(training_free.MODELS, "clip-b16", ("tested-dense", 32))
-        arguments = ["--model", "clip-b16", "--weights", str(clip[1]), "--kernels", "none", "--out", str(out)]
-        build(parse(arguments), shown=False)
-    return out
-
-
-@pytest.fixture(scope="module")
-def session(bundle: Path) -> Iterator[Session]:
-    with Session(bundle, backend="onnxruntime-cpu", cache=False) as opened:
+def session(clip_bundle: Path) -> Iterator[Session]:
+    with Session(clip_bundle, backend="onnxruntime-cpu", cache=False) as opened:
         yield opened
 
 
@@ -116,7 +81,7 @@ def plain(model: Any, rgb: np.ndarray, words: list[str], sliding: bool) -> Tenso
     resized = np.asarray(Image.fromarray(rgb).resize((w, h), Image.Resampling.BICUBIC))
     pixels = ((torch.from_numpy(resized.copy()) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)[None]
     if sliding:
-        total, count = torch.zeros(h // 16, w // 16, SMALL["embed_dim"]), torch.zeros(h // 16, w // 16, 1)
+        total, count = torch.zeros(h // 16, w // 16, 32), torch.zeros(h // 16, w // 16, 1)
         for top in sorted({min(i * 112, h - 224) for i in range(20)}):
             for left in sorted({min(i * 112, w - 224) for i in range(20)}):
                 part = plain_features(model, pixels[:, :, top : top + 224, left : left + 224])
@@ -134,10 +99,10 @@ def plain(model: Any, rgb: np.ndarray, words: list[str], sliding: bool) -> Tenso
 @pytest.mark.parametrize("window", ["whole", "sliding"])
 @pytest.mark.parametrize("index", range(3))
 def test_masks_are_those_of_a_plain_spelling_of_the_equations(
-    clip: tuple[Any, Path], session: Session, index: int, window: Any
+    small_clip: tuple[Any, Path], session: Session, index: int, window: Any
 ) -> None:
     rgb = pictures()[index]
-    expected = plain(clip[0], rgb, WORDS, window == "sliding").numpy()
+    expected = plain(small_clip[0], rgb, WORDS, window == "sliding").numpy()
     found = session.segment(rgb, words=WORDS, window=window, probabilities=True)
     assert found.probabilities is not None
     # A cosine's rounding of some 1e-6 is multiplied by 40; half of it reaches the probability.
@@ -195,8 +160,8 @@ def test_independent_words_are_compared_like_joint_ones(session: Session) -> Non
     assert alone.mode == "independent"
 
 
-def test_temperature_threshold_and_scoring_come_from_the_bundle(session: Session, bundle: Path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
+def test_temperature_threshold_and_scoring_come_from_the_bundle(session: Session, clip_bundle: Path) -> None:
+    manifest = json.loads((clip_bundle / "manifest.json").read_text())
     assert (manifest["scoring"], manifest["temperature"], manifest["threshold"]) == ("softmax", 1 / 40, 0.1)
     assert manifest["windows"] == {"side": 224, "stride": 112}
     assert manifest["preprocessing"]["fit"] == "short"
@@ -219,6 +184,16 @@ def test_a_bundle_without_windows_says_so(tiny_bundle: Path) -> None:
 def test_a_window_that_is_none_is_named(session: Session) -> None:
     with pytest.raises(FusionerError, match="choose whole or sliding"):
         session.segment(CAT, words="cat", window="slide")  # type: ignore[call-overload]
+
+
+def test_tensorrt_takes_the_graphs(clip_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    folder = tmp_path / "clip-b16"
+    shutil.copytree(clip_bundle, folder)
+    add = [sys.executable, ROOT / "export" / "add_plans.py", folder, "--backend", "tensorrt-rtx", "--for", "sm_89"]
+    subprocess.run(add, check=True, capture_output=True, timeout=300)
+    plans = json.loads((folder / "manifest.json").read_text())["engines"]
+    assert {plan["graph"] for plan in plans} == {"image_fusion", "text"}
 
 
 def test_two_commands_lead_from_clips_weights_in_a_file_to_masks(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Sessions of a bundle that scores by softmax, on the emulated GPU (emulated_gpu.py), against the CPU backend."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import emulated_gpu
+import numpy as np
+import pytest
+from emulated_gpu import EmulatedGpu, plan
+from made_pictures import scene
+
+from fusioner_rt import Session
+
+WORDS = ["cat", "tree", "red car", "wall"]
+
+
+@pytest.fixture
+def planned_clip(clip_bundle: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "planned"
+    shutil.copytree(clip_bundle, folder)
+    for graph in ("image_fusion", "text"):
+        plan(folder, graph)
+    return folder
+
+
+@pytest.fixture
+def sessions(planned_clip: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Session, Session]]:
+    """On the emulated GPU, and on the CPU."""
+    gpu = EmulatedGpu(planned_clip)
+    emulated_gpu.install(monkeypatch, gpu)
+    with (
+        Session(planned_clip, backend="tensorrt-rtx", cache=False) as ours,
+        Session(planned_clip, backend="onnxruntime-cpu", cache=False) as cpu,
+    ):
+        assert ours.backend.effective == "tensorrt-rtx"
+        yield ours, cpu
+    assert not gpu.wrong
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"size": (40, 31)},
+        {"threshold": 0.4},
+        {"probabilities": True},
+        {"mode": "independent"},
+        {"background": "grass, sky"},
+        {"window": "sliding"},
+        {"window": "sliding", "probabilities": True, "size": (64, 65)},
+    ],
+)
+def test_masks_are_those_of_the_cpu(sessions: tuple[Session, Session], options: dict[str, Any]) -> None:
+    pictures = [scene(61, 93), scene(61, 93, 3), scene(120, 50, 2)]
+    found, expected = (session.segment(pictures, WORDS, **options) for session in sessions)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours.confidence, theirs.confidence, atol=1e-4)
+        assert (ours.labels == theirs.labels).mean() > 0.998
+        assert ours.threshold == theirs.threshold
+        if theirs.probabilities is not None:
+            np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
+
+
+def test_windows_that_were_encoded_are_asked_again(sessions: tuple[Session, Session]) -> None:
+    for session in sessions:
+        encoded = session.encode(scene(61, 93), window="sliding")
+        again, direct = (session.segment(one, WORDS, window="sliding") for one in (encoded, scene(61, 93)))
+        np.testing.assert_array_equal(again.labels, direct.labels)
