@@ -117,7 +117,7 @@ class Build:
         if options.download:
             allow_download()
         if options.model:
-            self.model = checkpoint.build(training_free.clip(options.model, options.weights or "")).eval()
+            self.model = training_free.build(options.model, options.weights or "")
         else:
             moved = checkpoint.Moved(options.image_weights, options.text_weights, options.command)
             self.model = checkpoint.load(options.checkpoint, moved)
@@ -259,7 +259,7 @@ class Build:
             "templates": list(config.templates),
             "tokenizer": {"file": "tokenizer.json", "max_tokens": self.model.text_encoder.max_tokens},
             "preprocessing": self.preprocessing.to_manifest(),
-            **({"windows": self._windows()} if config.fusion == IDENTITY else {}),
+            **({"windows": self._windows()} if config.fusion == IDENTITY and least <= training_free.WINDOW else {}),
             "profiles": {
                 "words": {"min": 1, "opt": min(20, options.max_words), "max": options.max_words},
                 "batch": {"min": 1, "opt": 1, "max": options.max_batch},

@@ -150,8 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         metavar="FILE",
-        help="of --model: a file of CLIP's weights, a tag of open_clip's, or random (default: OpenAI's release, from the "
-        "cache of downloads)",
+        help="of --model: a file of CLIP's weights, a tag of open_clip's, TAG:FILE (openai:FILE where a file in float16 is "
+        "OpenAI's), or random (default: OpenAI's release, from the cache of downloads)",
     )
     add("--download", action="store_true", help="fetch weights that are not on this machine")
     half = parser.add_mutually_exclusive_group()

@@ -15,6 +15,7 @@ from . import __version__
 from .errors import BackendUnavailable, FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 
 if TYPE_CHECKING:
+    from .preprocess import Preprocessing
     from .results.segmentation import Segmentation
     from .session import Session
 
@@ -389,8 +390,9 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
             "created": bundle.created,
             "precision": bundle.precision,
             "size": f"{megabytes:.1f} MB in {len(bundle.files)} files, all verified",
-            "input": f"about {preprocessing.side}x{preprocessing.side} pixels, edges multiples of "
-            f"{preprocessing.multiple} up to {preprocessing.longest}",
+            "input": f"{_input(preprocessing)}, edges multiples of {preprocessing.multiple} up to {preprocessing.longest}",
+            "windows": f"{bundle.windows.side} by {bundle.windows.stride} pixels" if bundle.windows else "none",
+            "scoring": f"{bundle.scoring}, temperature {bundle.temperature:g}, threshold {bundle.threshold:g}",
             "templates": len(bundle.templates),
             "words": f"{bundle.words.min} to {bundle.words.max} at once",
             "batch": f"{bundle.batch.min} to {bundle.batch.max} pictures",
@@ -401,6 +403,11 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
         },
         "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},
     }
+
+
+def _input(preprocessing: "Preprocessing") -> str:
+    side = preprocessing.side
+    return f"short edge {side} pixels" if preprocessing.fit == "short" else f"about {side}x{side} pixels"
 
 
 def _onnxruntime() -> dict[str, str]:

@@ -22,6 +22,8 @@ INSTALL_TRAINING = (
 )
 """For training and building, in a checkout."""
 
+_MODELS = {"ViT-B-16": "clip-b16", "ViT-L-14": "clip-l14"}
+"""What `build_engine.py --model` calls open_clip's architectures."""
 _PORTABLE = (8, 0)  # GPUs from this capability on need no --for
 
 
@@ -32,12 +34,14 @@ def build_command(folder: Path, **cured: str | int) -> str:
 
     Where the manifest cannot be read, the command uses its defaults, in half precision. A bundle does not record its
     checkpoint, so the command holds the placeholder CHECKPOINT. The demonstration needs none: its checkpoint is the
-    command's default.
+    command's default. CLIP's bundles have none either: the command names their model and weights.
     """
     options: dict[str, Any] = {"precision": "fp16"}
+    source = "--checkpoint CHECKPOINT"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if (manifest["format"], manifest["format_version"]) == (FORMAT, FORMAT_VERSION):
+            source = _untrained(manifest["model"]) or source
             profiles, precision = manifest["profiles"], manifest["precision"]
             sizes = ",".join(str(int(profiles["size"][bound])) for bound in ("min", "opt", "max"))
             limits = {f"max_{name}": int(profiles[name]["max"]) for name in ("words", "batch")}
@@ -49,12 +53,21 @@ def build_command(folder: Path, **cured: str | int) -> str:
     options |= cured
     parts = ["python export/build_engine.py"]
     if not any(folder.absolute().parts[-len(place.parts) :] == place.parts for place in _DEMONSTRATION):
-        parts.append("--checkpoint CHECKPOINT")
+        parts.append(source)
     if options["precision"] != "fp32":
         parts.append(f"--{options['precision']}")
     names = ("sizes", "max_words", "max_batch", "backend", "profiles")
     parts += [f"--{name.replace('_', '-')} {options[name]}" for name in names if name in options]
     return " ".join([*parts, "--out", shlex.quote(str(folder))])
+
+
+def _untrained(model: Any) -> str:
+    """The options of a model without a checkpoint, or "". model: the manifest's entry."""
+    encoder = model["image_encoder"] if isinstance(model, dict) and model.get("fusion") == "identity" else ""
+    _, architecture, weights = (*str(encoder).split(":", 2), "", "")[:3]
+    if architecture not in _MODELS:
+        return ""
+    return f"--model {_MODELS[architecture]}{f' --weights {shlex.quote(weights)}' if weights else ''}"
 
 
 def rebuild(folder: Path, **cured: str | int) -> str:

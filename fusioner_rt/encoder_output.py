@@ -30,8 +30,8 @@ class EncodedPicture:
         for array in (self.picture, self.encoded):
             array.flags.writeable = False
 
-    def check(self, backend: str, picture_sha256: str) -> None:
-        """Raises UsageError where it comes from another backend or bundle."""
+    def check(self, backend: str, picture_sha256: str, window: str = "whole") -> None:
+        """Raises UsageError where it comes from another backend or bundle, or was encoded with another window."""
         if self.picture_sha256 != picture_sha256:
             raise UsageError(
                 f"was encoded by another bundle (pictures' hash {self.picture_sha256[:12]}…, this "
@@ -43,6 +43,13 @@ class EncodedPicture:
             raise UsageError(
                 f"was encoded by the backend {self.backend}, this session's is {backend}",
                 "encode the picture with this session",
+                subject=str(self),
+            )
+
+        if self.window != window:
+            raise UsageError(
+                f"was encoded with window={self.window!r}, this call says {window!r}",
+                f"pass window={self.window!r}, or encode the picture again",
                 subject=str(self),
             )
 

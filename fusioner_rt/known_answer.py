@@ -22,7 +22,7 @@ class KnownAnswer:
     """pictures: (B, H, W, 3) uint8. input_size: (h', w') of the network. words: K names. vectors: (K, t) float32.
 
     cosines: (B, K, h, w) float32, between words and every `step`-th low-resolution feature of a row and column.
-    labels: (B, H, W) uint16, at the bundle's threshold.
+    labels: (B, H, W) uint16, at `threshold`, the bundle's.
     bounds: by precision: `mean` and `largest`, the mean and maximum error of a word's cosines in a picture; `labels`, the
     share of a picture's pixels that may differ.
     """

@@ -139,7 +139,7 @@ class Session:
         the same results. It is valid for this bundle and backend, also after the session is closed.
 
         onnxruntime-cpu keeps the image encoder's tokens. GPU backends run encoder and fusion as one and keep the prepared
-        picture, so that each call costs a whole pass.
+        picture, so that each call costs a whole pass. Of sliding windows all keep the joined features.
         Raises the errors of pictures, SizeOutsideProfile, GraphUnusable, UsageError.
         """
         self._check_open()
@@ -164,7 +164,7 @@ class Session:
         groups = _Groups(self._executor, self._executor.max_group)
         for index, given in enumerate(pictures):
             if isinstance(given, EncodedPicture):
-                self._check_encoded(given)
+                self._check_encoded(given, window)
                 results[index] = given
                 continue
             rgb = _decode(given)
@@ -250,7 +250,7 @@ class Session:
         request = Request(vocabulary.vectors, thresholds.least, "independent" if alone else "joint", probabilities)
         call = _Call(self._executor, vocabulary.asked, thresholds, request, mode, watch)
         for index, given in enumerate(pictures):
-            rgb = self._pixels(given, index, watch)
+            rgb = self._pixels(given, index, watch, window)
             edges = size or _edges(rgb)
             call.reserve(edges)
             call.add(index, rgb, self._waiting(given, rgb, edges, index, watch, window))
@@ -305,10 +305,10 @@ class Session:
         if self._closed:
             raise session_closed()
 
-    def _pixels(self, given: Any, index: int, watch: "_Stopwatch") -> np.ndarray:
+    def _pixels(self, given: Any, index: int, watch: "_Stopwatch", window: Window) -> np.ndarray:
         """The pixels of a call's picture, (H, W, 3) uint8. index: of the picture in the call."""
         if isinstance(given, EncodedPicture):
-            self._check_encoded(given)
+            self._check_encoded(given, window)
             return given.picture
         with watch("decode", index):
             return _decode(given)
@@ -318,12 +318,6 @@ class Session:
     ) -> Waiting:
         """A picture of a call, ready to run. size: of its label map."""
         if isinstance(given, EncodedPicture):
-            if given.window != window:
-                raise UsageError(
-                    f"was encoded with window={given.window!r}, this call says {window!r}",
-                    f"pass window={given.window!r}, or encode the picture again",
-                    subject=str(given),
-                )
             return Waiting(given.encoded, given.input_size, size, encoded=True, joined=window == "sliding")
         if window == "sliding":
             with watch("image", index):
@@ -376,8 +370,8 @@ class Session:
             "be in the picture as background words, or take background='common'"
         )
 
-    def _check_encoded(self, picture: EncodedPicture) -> None:
-        picture.check(self._backend.effective, self.bundle.picture_sha256)
+    def _check_encoded(self, picture: EncodedPicture, window: Window) -> None:
+        picture.check(self._backend.effective, self.bundle.picture_sha256, window)
 
     def _vocabulary_of(self, words: Words | None, background: Words | None = None) -> Vocabulary:
         """The words of a call, or else those of `set_vocabulary`. Raises UsageError where there are none."""

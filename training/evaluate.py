@@ -51,7 +51,7 @@ from fusioner_rt import Session
 from fusioner_rt.atomic_files import writable_folder, writable_place, write_result
 from fusioner_rt.bundle import read_manifest
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.manifest import MANIFEST, Windows
 from fusioner_rt.session import Mode, Window
 from training import alignment, checkpoint, lacks, scorecard, scoring, sheet
 from training.batches import feature_cache
@@ -106,11 +106,11 @@ class Target:
         """A predictor of `names`; a checkpoint's features of these pictures are cached first. Raises UsageError."""
         mode = cast(Mode, protocol.mode)
         classwise = protocol.masks == "classwise"
-        if classwise and protocol.window == "sliding":
+        if classwise and protocol.window == "sliding" and not self.windows:
             raise UsageError("--masks classwise is not offered with --window sliding", "choose one of the two")
         if self._session is not None:
             window = cast(Window, protocol.window)
-            if window == "whole" or self._session.bundle.windows:
+            if window == "whole" or self.windows:
                 predictor = scoring.deployed_classwise if classwise else scoring.deployed
                 return predictor(self._session, self.data, protocol.threshold, mode, self.background, window)
             crops = scoring.deployed_crops(self._session, self.data, mode, self.background)
@@ -121,6 +121,11 @@ class Target:
                 return of_features(self.model, cache, self.vectors, protocol.threshold, mode)
             crops = scoring.fusioner_crops(self.model, self.vectors, mode)
         return scoring.sliding(crops, self.data, protocol.threshold, scale)
+
+    @property
+    def windows(self) -> Windows | None:
+        """Sliding windows of a bundle's own."""
+        return self._session.bundle.windows if self._session else None
 
     @property
     def threshold(self) -> float:
@@ -337,7 +342,7 @@ def document(
         "split": split,
         "protocol": {
             **asdict(protocol),
-            "scale": scale if protocol.window == "sliding" else None,
+            "scale": scale if protocol.window == "sliding" and not target.windows else None,
             **({"background": target.background} if target.background else {}),
         },
         "seconds": round(seconds, 1),
@@ -361,10 +366,11 @@ def run(given: argparse.Namespace) -> None:
     _check_outputs(given)
     names = data.names(given.split)
     sheet.check(data, given.sheet_pictures, names)
-    title, caption = f"{display(given.target)}: {selected.description}", _caption(protocol, given.scale)
-    if given.background:
-        caption += f", beside background words ({given.background})"
+    title = f"{display(given.target)}: {selected.description}"
     with Target(given.target, data, given.cache, given.background, _moved(given)) as target:
+        caption = _caption(protocol, given.scale, target.windows)
+        if given.background:
+            caption += f", beside background words ({given.background})"
         if given.threshold is None:
             protocol = replace(protocol, threshold=target.threshold)
         selected = _readable(target, selected)
@@ -413,7 +419,9 @@ def _check_outputs(given: argparse.Namespace) -> None:
             writable_place(file)
 
 
-def _caption(protocol: Protocol, scale: float) -> str:
+def _caption(protocol: Protocol, scale: float, own: Windows | None) -> str:
+    if protocol.window == "sliding" and own:
+        return f"{protocol.words} words, {protocol.masks}, the bundle's windows of {own.side} by {own.stride} pixels"
     if protocol.window == "sliding":
         return f"{protocol.words} words, {protocol.mode}, sliding windows at scale {scale:g}"
     return f"{protocol.words} words, {protocol.masks}, {protocol.mode}, {protocol.window} pictures"

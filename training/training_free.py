@@ -6,8 +6,11 @@ the 80 templates of its ImageNet evaluation. A picture's words share a pixel by 
 
 from __future__ import annotations
 
+from training import checkpoint
+from training.encoders import WeightsNotFound, WeightsUnfit
 from training.encoders.open_clip import import_open_clip
-from training.model import IDENTITY, FusionerConfig
+from training.encoders.released import downloads_allowed
+from training.model import IDENTITY, Fusioner, FusionerConfig
 
 MODELS = {"clip-b16": ("ViT-B-16", 512), "clip-l14": ("ViT-L-14", 768)}
 """open_clip's architecture and the width of its joint space, by the name that `build_engine.py --model` takes."""
@@ -29,6 +32,24 @@ def clip(name: str, weights: str = "") -> FusionerConfig:
         text_encoder=f"open_clip:{architecture}{weights}",
         width=width, layers=0, fusion=IDENTITY, decoder=(), temperature=TEMPERATURE, templates=imagenet_templates(),
     )  # fmt: skip
+
+
+def build(name: str, weights: str = "") -> Fusioner:
+    """The model of `clip`. Raises WeightsNotFound and WeightsUnfit, whose cures speak of build_engine.py's options."""
+    try:
+        return checkpoint.build(clip(name, weights)).eval()
+    except WeightsUnfit as error:
+        other = next((m for m, (architecture, _) in MODELS.items() if f"open_clip:{architecture}:" in error.cure), None)
+        known = ", ".join(f"{architecture}'s with --model {model}" for model, (architecture, _) in MODELS.items())
+        cure = f"build it with --model {other}" if other and other != name else f"give --weights of CLIP: {known}"
+        raise WeightsUnfit(error.found, cure, subject=error.subject) from None
+    except WeightsNotFound as error:
+        if weights or "is not on this machine" not in error.found:
+            raise
+        allow = "" if downloads_allowed() else ", or allow the download: --download"
+        raise WeightsNotFound(
+            error.found, f"name the file of its weights: --weights FILE{allow}", subject=f"--model {name}"
+        ) from None
 
 
 def imagenet_templates() -> tuple[str, ...]:

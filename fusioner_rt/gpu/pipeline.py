@@ -108,10 +108,14 @@ class Pipeline:
             self._owned = stack.pop_all()
 
     def run(
-        self, pictures: Sequence[np.ndarray], vectors: np.ndarray, threshold: float, names: Sequence[str] = ()
+        self,
+        pictures: Sequence[np.ndarray],
+        vectors: np.ndarray,
+        threshold: float,
+        wanted: Sequence[str] = ("scores", "gram"),
     ) -> dict[str, np.ndarray]:
         """pictures: P of (H, W, 3) uint8. vectors: (B, K, t) float32; the same object means the same words as before.
-        threshold: of the labels. names: of `arrays`, what to return in place of maps, where the shape has no size.
+        threshold: of the labels. wanted: of `arrays`, what to return where the shape has no size.
 
         Returns new arrays: labels (B, H, W) uint16, confidence (B, H, W) float32 and finite (B,) int32, 0 for a picture
         with non-finite maps. Where the shape has no size: scores (B, K, h, w) and gram (B, 5, h, w) float32.
@@ -122,7 +126,7 @@ class Pipeline:
         self._set_words(vectors, stream)
         try:
             self._launch(stream, self.arrays["picture"].pointer)
-            names = names or ("scores", "gram")
+            names = wanted
             if self.shape.size is not None:
                 names = ("labels", "confidence", "finite")
                 self._machinery.mask_head.labels(

@@ -120,8 +120,8 @@ def resolve(
     whose words compete, shorter where LONGEST asks for it; prune: whether words that cannot win are left out; threads:
     how many `run_all` has; none of them changes a bit of the result. scoring: of the graph, "sigmoid" or "softmax".
     """
-    task = _Task(graph, scores, gram, size, threshold, competing, prune)
     softmax = scoring == "softmax"
+    task = _Task(graph, scores, gram, size, threshold, competing, prune, softmax)
     if task.settled.any() and not softmax:
         run_all(task.settle, list(range(len(task.broad[0].starts))))
     rows, columns = np.nonzero((task.settled == 0) | softmax)
@@ -135,7 +135,7 @@ def resolve(
 
 
 class _Task:
-    """One label map in the making. `settle` and then `compete` fill it; threads may share the work of either."""
+    """One label map in the making. `settle` and then `compete` fill it, by softmax `weigh`; threads may share the work."""
 
     def __init__(
         self,
@@ -146,6 +146,7 @@ class _Task:
         threshold: float,
         competing: tuple[int, int] | None,
         prune: bool,
+        softmax: bool,
     ) -> None:
         words, height, width = scores.shape
         self.graph, self.threshold, self.width = graph, np.float32(threshold), width
@@ -163,7 +164,7 @@ class _Task:
         )  # fmt: skip
         # below four points a pixel, looking for the words that can win costs more than computing all
         window = self.narrow[0].points.shape[1] * self.narrow[1].points.shape[1]
-        self.prune = prune and words > 2 and 4 * window <= self.narrow[0].edge * self.narrow[1].edge
+        self.prune = prune and not softmax and words > 2 and 4 * window <= self.narrow[0].edge * self.narrow[1].edge
         self.steps = _quantised(self.scores) if self.prune and not self.settled.all() else None
 
         room = max(2, size[0]), max(2, size[1])  # see Axis

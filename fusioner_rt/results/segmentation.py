@@ -33,9 +33,10 @@ class Segmentation:
         background word won, it is that word's.
     probabilities: (K, H, W) float32 with `segment(..., probabilities=True)`, else None.
     picture: (H', W', 3) uint8 RGB, as decoded, at its own size.
-    threshold: as given to `segment`.
+    threshold: as given to `segment`; the bundle's where none was.
     timing: milliseconds per stage: decode, preprocess, text, image, fusion, decoder, image_fusion, mask_head, and total,
-        their sum. A backend runs either image, fusion and decoder, or image_fusion; the other times are 0. Work on
+        their sum. A backend runs either image, fusion and decoder, or image_fusion; the other times are 0. Of sliding
+        windows, all that is before the mask head counts as image. Work on
         several pictures at once is divided evenly among them. TensorRT backends prepare the picture, fuse and resolve the
         masks in one launch, which counts as image_fusion. An encoded picture's decode, preprocess and image are 0.
     """

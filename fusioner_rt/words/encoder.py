@@ -92,7 +92,7 @@ class TextEncoder:
     def foreign(self, asked: Asked) -> str | None:
         """A note of the words that are of another language than English, as far as that can be told, or None.
 
-        An encoder that has such a word whole among its tokens was made for that language, and nothing is noted.
+        Of a word that is one token nothing is noted: the encoder may have met it often, as one of that language has.
         """
         found = []
         for word in asked.words:

@@ -55,7 +55,7 @@ trousers: hose pantalon pantalones pantaloni calças broek
 shoe: schuh chaussure zapato scarpa sapato schoen
 hat: hut chapeau sombrero cappello chapéu hoed
 """
-_ENGLISH = {"main", "boot", "boom", "mare", "sol", "mur", "pain", "pan", "pane", "donna", "hut", "hose", "tasse", "persona",
+_ENGLISH = {"main", "boot", "boom", "brood", "mensch", "hoed", "sol", "mur", "pain", "pan", "pane", "donna", "hut", "hose", "tasse", "persona",
             "porta", "plato", "sombrero", "livre", "flor", "ciel", "strada", "carro", "teller", "mann", "vaso", "mesa", "chemise",
             "chapeau", "visage", "hombre", "barca"}  # fmt: skip
 """Those of them that are English words, or names, too."""
@@ -80,11 +80,16 @@ def english_of(word: str) -> str | None:
     return _ENGLISH_OF.get(_plain(word))
 
 
+_SCRIPTS = {
+    "CYRILLIC": "Cyrillic", "GREEK": "Greek", "ARABIC": "Arabic", "HEBREW": "Hebrew", "DEVANAGARI": "Devanagari",
+    "BENGALI": "Bengali", "TAMIL": "Tamil", "THAI": "Thai", "HANGUL": "Korean", "HIRAGANA": "Japanese",
+    "KATAKANA": "Japanese", "CJK": "Chinese or Japanese", "ARMENIAN": "Armenian", "GEORGIAN": "Georgian",
+}  # fmt: skip
+"""By the first word of a letter's Unicode name."""
+
+
 def script_of(word: str) -> str | None:
-    """The script of a word that holds letters other than Latin ones, such as "Cyrillic"."""
-    for letter in word:
-        if letter.isalpha():
-            script = unicodedata.name(letter, "").partition(" ")[0]
-            if script not in ("LATIN", "FULLWIDTH", "FEMININE", "MASCULINE", "MICRO"):
-                return script.capitalize()
-    return None
+    """The script of a word, such as "Cyrillic"; None of Latin ones, and of a sign like alpha in "alpha ray"."""
+    found = [_SCRIPTS.get(unicodedata.name(letter, "").partition(" ")[0]) for letter in word if letter.isalpha()]
+    scripts = [script for script in found if script]
+    return None if scripts in ([], ["Greek"]) else scripts[0]

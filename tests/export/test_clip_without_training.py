@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from export.build_bundle import Build
+from export.options import Options
+from export.stages import Stages
 from fusioner_rt import EncodedPicture, Session
+from fusioner_rt.bundle import Bundle
+from fusioner_rt.cures import build_command
 from fusioner_rt.errors import FusionerError
+from training import training_free
 from training.encoders.open_clip import MEAN, STD, import_open_clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,8 +128,9 @@ def test_windows_are_joined_the_same_when_the_picture_was_encoded_first(session:
     assert isinstance(encoded, EncodedPicture)
     direct = session.segment(rgb, words=WORDS, window="sliding")
     np.testing.assert_array_equal(session.segment(encoded, words=WORDS, window="sliding").labels, direct.labels)
-    with pytest.raises(FusionerError, match="was encoded with window='sliding'"):
-        session.segment(encoded, words=WORDS)
+    for wrong in (lambda: session.segment(encoded, words=WORDS), lambda: session.encode(encoded)):
+        with pytest.raises(FusionerError, match="was encoded with window='sliding'"):
+            wrong()
 
 
 def test_a_list_of_pictures_is_a_picture_at_a_time(session: Session) -> None:
@@ -171,6 +179,62 @@ def test_temperature_threshold_and_scoring_come_from_the_bundle(session: Session
     some = session.segment(CAT, words=words)
     np.testing.assert_array_equal(some.labels == 0, ~(some.confidence > np.float32(0.1)))
     assert (session.segment(CAT, words=words, threshold=0).labels > 0).all()
+
+
+def test_cures_name_the_model_and_its_weights_in_place_of_a_checkpoint(session: Session, clip_bundle: Path) -> None:
+    manifest = json.loads((clip_bundle / "manifest.json").read_text())
+    manifest["model"]["image_encoder"] = "dense_clip:ViT-B-16:my weights.pt"
+    (clip_bundle.parent / "of-b16").mkdir()
+    (clip_bundle.parent / "of-b16" / "manifest.json").write_text(json.dumps(manifest))
+    assert "--model clip-b16 --weights 'my weights.pt' --sizes" in build_command(clip_bundle.parent / "of-b16")
+
+
+def test_a_build_for_inputs_larger_than_a_window_has_none(clip_bundle: Path) -> None:
+    assert Bundle.open(clip_bundle).size.min <= Bundle.open(clip_bundle).windows.side  # type: ignore[union-attr]
+    build = Build(clip_bundle, Options(clip_bundle, clip_bundle, sizes=(256, 336, 1024)), Stages(False))
+    build.model, build.sizes = (
+        SimpleNamespace(config=training_free.clip("clip-b16"), random_weights=[]),
+        (256, 336, 1024),
+    )  # type: ignore[assignment]
+    build.model.text_encoder = SimpleNamespace(max_tokens=77)  # type: ignore[assignment]
+    build.preprocessing = Bundle.open(clip_bundle).preprocessing
+    assert "windows" not in build._described({})
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("ViT-L-14", "build it with --model clip-l14"),
+        ("ViT-B-32", "give --weights of CLIP: ViT-B-16's with --model clip-b16, ViT-L-14's with --model clip-l14"),
+    ],
+)
+def test_weights_of_another_clip_are_answered_in_the_commands_own_words(
+    tmp_path: Path, weights: str, expected: str
+) -> None:
+    with torch.device("meta"):
+        shapes = (
+            import_open_clip()
+            .CLIP(
+                **{
+                    key: value
+                    for key, value in import_open_clip().get_model_config(weights).items()
+                    if key != "custom_text"
+                }
+            )
+            .state_dict()
+        )
+    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in shapes.items()}, tmp_path / "w.pt")
+    with pytest.raises(FusionerError) as raised:
+        training_free.build("clip-b16", str(tmp_path / "w.pt"))
+    assert expected in raised.value.cure
+
+
+def test_weights_that_are_not_there_are_asked_for_by_the_commands_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", "/nowhere")
+    monkeypatch.setenv("HF_HOME", "/nowhere")
+    with pytest.raises(FusionerError) as raised:
+        training_free.build("clip-b16")
+    assert "name the file of its weights: --weights FILE, or allow the download: --download" in raised.value.cure
 
 
 def test_a_bundle_without_windows_says_so(tiny_bundle: Path) -> None:

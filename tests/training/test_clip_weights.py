@@ -70,6 +70,20 @@ def released(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.parametrize(
+    ("change", "openai"), [(lambda v: v.half().float(), True), (lambda v: v, False), (lambda v: v.half(), False)]
+)
+def test_openais_weights_without_its_numbers_are_known_by_their_rounding(
+    clip: Any, tmp_path: Path, change: Any, openai: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    state = {name: change(value) for name, value in clip.state_dict().items()}
+    torch.save(state, tmp_path / "weights.pt")
+    encoder, _ = image_encoder(f"open_clip:tested-vit:{tmp_path / 'weights.pt'}")
+    (kind,) = {type(block.mlp.gelu).__name__ for block in encoder.visual.transformer.resblocks}  # type: ignore[attr-defined]
+    assert kind == ("QuickGELU" if openai else "GELU")
+    assert any("16-bit weights" in str(w.message) for w in recwarn) == (state["visual.proj"].dtype == torch.float16)
+
+
 class Archive(nn.Module):
     """Holds a state dict's tensors under its own dotted names, as OpenAI's scripted model does."""
 

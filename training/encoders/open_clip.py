@@ -2,8 +2,8 @@
 
 WEIGHTS is one of open_clip's tags, a local file, TAG:FILE for a file that is a tag's, or `random`; the default is OpenAI's
 release. A local file is OpenAI's .pt archive or a state dict; both use the same names. OpenAI's weights were trained with QuickGELU; they are recognised by
-the archive's extra scalars (input_resolution, ...). For a state dict of OpenAI's without them, name the QuickGELU model:
-open_clip:ViT-B-16-quickgelu:FILE.
+the archive's extra scalars (input_resolution, ...), or by float32 weights that are float16 numbers. A state dict in float16
+may be anyone's: where it is OpenAI's, write open_clip:ViT-B-16:openai:FILE.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import gzip
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -265,10 +266,29 @@ def _load(name: str) -> _Loaded:
         preset = open_clip.get_pretrained_cfg(architecture, tag)
         file = file if place else _tag_file(preset, name)
     state = clip_state(read_state(file))
-    openai = tag == "openai" or any(number in state for number in OPENAI_NUMBERS)
+    openai = tag == "openai" or (not tag and _of_openai(state, name))
     model = _create(architecture, quick_gelu=openai or bool(preset.get("quick_gelu")))
     fit(model, {n: v for n, v in state.items() if n not in OPENAI_NUMBERS}, str(file))
     return _Loaded(model, sha256(file), tuple(preset.get("mean") or MEAN), tuple(preset.get("std") or STD))
+
+
+def _of_openai(state: dict[str, Any], name: str) -> bool:
+    """Whether a file holds OpenAI's weights, which ask for QuickGELU.
+
+    Its archive says so by numbers that no other file holds. It released float16: copies of it in float32 hold no other
+    numbers. A state dict in float16 may be anyone's; it is read as the architecture is, with a warning.
+    """
+    if any(number in state for number in OPENAI_NUMBERS):
+        return True
+    matrices = [value for value in state.values() if isinstance(value, Tensor) and value.ndim > 1]
+    if any(value.dtype != torch.float32 for value in matrices):
+        warnings.warn(
+            f"{name}: 16-bit weights, read with the activation of {name.split(':')[1]}; OpenAI's have another, name "
+            "them openai:FILE in place of FILE",
+            stacklevel=2,
+        )
+        return False
+    return bool(matrices) and all(torch.equal(value, value.half().float()) for value in matrices)
 
 
 def tag_and_file(weights: str) -> tuple[str, str]:

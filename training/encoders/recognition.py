@@ -109,10 +109,12 @@ def tensor_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _clip(shapes: Mapping[str, tuple[int, ...]]) -> Likeness | None:
     if "visual.conv1.weight" not in shapes or "token_embedding.weight" not in shapes:
         return None
+    if len(shapes["visual.conv1.weight"]) != 4:
+        return None
     width, *_, patch = shapes["visual.conv1.weight"]
     if "visual.class_embedding" in shapes:
         name, kind = _CLIPS.get((width, patch), ""), f"ViT of width {width} and patch {patch}"
-        positions = shapes.get("visual.positional_embedding", (0,))[0]
+        positions = (*shapes.get("visual.positional_embedding", ()), 0)[0]
         if name == "ViT-L-14" and positions == 1 + (336 // 14) ** 2:
             name = "ViT-L-14-336"
     else:
@@ -125,7 +127,7 @@ def _clip(shapes: Mapping[str, tuple[int, ...]]) -> Likeness | None:
 def _vit(shapes: Mapping[str, tuple[int, ...]]) -> Likeness | None:
     patches = [name for name in shapes if name.endswith("patch_embed.proj.weight")]
     prefix = patches[0].removesuffix("patch_embed.proj.weight") if patches else ""
-    if not patches or f"{prefix}cls_token" not in shapes:
+    if not patches or len(shapes[patches[0]]) != 4 or f"{prefix}cls_token" not in shapes:
         return None
     width, *_, patch = shapes[patches[0]]
     size = _VITS.get(width, "")
@@ -142,7 +144,7 @@ def _vit(shapes: Mapping[str, tuple[int, ...]]) -> Likeness | None:
 
 def _bert(shapes: Mapping[str, tuple[int, ...]]) -> Likeness | None:
     words = next((name for name in shapes if name.endswith("embeddings.word_embeddings.weight")), None)
-    if words is None:
+    if words is None or len(shapes[words]) != 2:
         return None
     layers = {match[1] for name in shapes if (match := re.search(r"encoder\.layer\.(\d+)\.", name))}
     name = _BERTS.get((shapes[words][-1], len(layers)), "")
@@ -180,8 +182,11 @@ def no_weights(file: Path) -> tuple[str, str] | None:
     if head.startswith(b"PK\x03\x04"):
         if not zipfile.is_zipfile(file):
             return f"ends early: {size:,} bytes of a PyTorch file or zip archive without its end", "fetch it again"
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            return f"is a damaged PyTorch file or zip archive ({error})", "fetch it again"
         if not any(name.endswith("data.pkl") for name in names):
             return f"is a zip archive ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})", "unpack it, and name the weights in it"  # fmt: skip
         return None

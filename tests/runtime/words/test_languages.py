@@ -33,6 +33,7 @@ def session() -> Session:
         ("arbol", "(tree)"),
         ("кошка", "'кошка' (Cyrillic letters)"),
         ("γάτα", "(Greek letters)"),
+        ("ねこ", "(Japanese letters)"),
         ("Katze, Hund", "'Katze' (cat), 'Hund' (dog) seem"),
     ],
 )
@@ -43,7 +44,21 @@ def test_a_word_of_another_language_gets_a_note_with_the_english_one(session: Se
 
 
 @pytest.mark.parametrize(
-    "words", ["cat", "café", "crêpe", "piñata", "teddy bear", "a chat", "boot", "persona", "naïve art"]
+    "words",
+    [
+        "cat",
+        "café",
+        "crêpe",
+        "piñata",
+        "teddy bear",
+        "a chat",
+        "boot",
+        "persona",
+        "naïve art",
+        "α ray",
+        "Hawaiʻi",
+        "brood",
+    ],
 )
 def test_english_words_get_none(session: Session, words: str) -> None:
     assert not noted(session, words)
@@ -53,6 +68,11 @@ def test_english_words_get_none(session: Session, words: str) -> None:
 def test_no_class_of_coco_or_voc_is_taken_for_a_foreign_word(word: str) -> None:
     assert english_of(word) is None
     assert script_of(word) is None
+
+
+def test_a_single_letter_of_a_script_that_writes_words_with_one_is_a_word() -> None:
+    assert script_of("猫") == "Chinese or Japanese"
+    assert script_of("α ray") is None
 
 
 def test_background_words_and_groups_are_looked_at_too(session: Session) -> None:
