@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from benchmarks import command
 from fusioner_rt import Session
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import UsageError
 from training.data import PictureMasks, decode_as, present
 from training.datasets import open_dataset
@@ -71,7 +72,7 @@ def table(found: dict[str, Found], classes: list[int], lacking: int, words: list
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     parser.add_argument("--dataset", default="folder", metavar="KIND", help="kind of data set (folder)")
     parser.add_argument("--engine", type=Path, metavar="DIR", help="engine bundle (the one a session finds)")

@@ -32,6 +32,7 @@ from benchmarks import gpu_steps  # noqa: E402
 from export import add_plans  # noqa: E402
 from fusioner_rt.atomic_files import unwritable  # noqa: E402
 from fusioner_rt.bundle import Bundle, write_manifest  # noqa: E402
+from fusioner_rt.command_parser import CommandParser  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 from fusioner_rt.manifest import MANIFEST  # noqa: E402
 from fusioner_rt.onnx.runtime import OnnxRuntime  # noqa: E402
@@ -184,9 +185,7 @@ class _Parts:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="gpu_kit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="gpu_kit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
         "--bundle", type=Path, default=ROOT / "models/demo/bundle", metavar="DIR", help="(default: the demonstration's)"

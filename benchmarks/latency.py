@@ -44,6 +44,7 @@ from benchmarks.command import Row, count, counts, names, whole
 from benchmarks.latency_candidates import TITLES, Cell, Job, bytes_on_disk, installed_bytes, needed_bytes
 from benchmarks.latency_models import MAX_WORDS, MODELS, Files
 from fusioner_rt.atomic_files import writable_place, write_result
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -423,7 +424,7 @@ def benchmark(given: argparse.Namespace) -> int:
 
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """Raises UsageError for what only this machine can tell; argparse ends the process for what it cannot read."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_axes(parser.add_argument)
     add_measurement(parser.add_argument)
     add_record(parser.add_argument)

@@ -33,6 +33,7 @@ from benchmarks.command import Row, count, counts, names
 from benchmarks.mask_head_candidates import TEMPERATURE, TITLES, Candidate, Case, candidate, sizes
 from benchmarks.mask_head_report import plot, speedups, table
 from fusioner_rt.atomic_files import writable_place
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError, UsageError
 from kernels import reference
 
@@ -242,7 +243,7 @@ def benchmark(given: argparse.Namespace) -> int:
 
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """Raises UsageError for what only this machine can tell; argparse ends the process for what it cannot read."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--suite", choices=SUITES, default="quick", help="axes and repeats (default: %(default)s): smoke takes seconds, "
         "quick minutes, full hours; the flags below replace one axis each")  # fmt: skip

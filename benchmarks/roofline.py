@@ -36,6 +36,7 @@ from benchmarks.graph_cost import Cost, graph_cost, graph_costs
 from benchmarks.latency import make
 from benchmarks.latency_models import MAX_WORDS, MODELS, Files, picture
 from fusioner_rt.atomic_files import writable_place
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """Raises UsageError."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", choices=MODELS, default="vits", help="default: %(default)s")
     add("--precision", choices=("fp32", "fp16"), default="fp32", help="of the bundle (default: %(default)s)")

@@ -21,6 +21,7 @@ import torch
 from benchmarks import command, machine
 from benchmarks.mask_head_candidates import Case
 from export.onnx import mask_head_graphs
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError
 from fusioner_rt.onnx.mask_head import MaskHead
 from fusioner_rt.onnx.runtime import OnnxRuntime
@@ -94,7 +95,7 @@ def table(rows: list[command.Row]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--sizes", type=command.counts, default=[336, 1024, 2048], metavar="N,...", help="edges of the label map")
     add("--words", type=command.counts, default=[2, 20, 150], metavar="N,...", help="how many words")

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 
 import fusioner_rt
 from benchmarks import command, machine
+from fusioner_rt.command_parser import CommandParser
 
 ROOT = Path(__file__).resolve().parents[1]
 NOUNS = ("cat", "sofa", "person", "cup", "window", "floor", "curtain", "plant", "dog", "table")
@@ -88,7 +89,7 @@ def cold(engine: Path, picture: Path, repeats: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, bundle, cat = parser.add_argument, ROOT / "models/demo/bundle", ROOT / "docs/pictures/cat.jpg"
     add("--engine", type=Path, default=bundle, help="bundle to time (default: the demonstration's)")
     add("--picture", type=Path, default=cat, help="default: a photograph of 451×300")

@@ -27,6 +27,7 @@ from export.onnx import half_precision, model_graphs
 from export.tensorrt import build_plans, profiles, report
 from export.tensorrt.build_plans import Network, Target
 from fusioner_rt.atomic_files import write_atomically
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError, UsageError
 from training.model import LONGEST_EDGE, Fusioner, FusionerConfig
 
@@ -126,7 +127,7 @@ def _where() -> Record:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m benchmarks.tensorrt_matrix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip
     add = parser.add_argument

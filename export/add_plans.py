@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 
 from export.stages import hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
+from fusioner_rt.command_parser import CommandParser  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _compare(folder: Path, backend: str, named: Path | None, gpu: str) -> Record
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="add_plans.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="BUNDLE", help="the bundle's folder, such as engines/demo")

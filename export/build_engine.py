@@ -8,9 +8,10 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
@@ -19,6 +20,7 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 from export.options import Options, named  # noqa: E402
 from export.stages import Stages, hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
+from fusioner_rt.command_parser import CommandParser  # noqa: E402
 from fusioner_rt.cures import INSTALL_TRAINING  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
@@ -122,7 +124,7 @@ def build(options: Options, shown: bool = True) -> list[Row]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="build_engine.py",
         description=__doc__,
         epilog=EXAMPLES,
@@ -239,8 +241,17 @@ def _three(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
+def _note(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """What a build warns of, without a line of its source."""
+    if filename.startswith(str(ROOT)) or category is UserWarning:
+        print(f"build_engine: note: {message}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     hear_signals()
+    warnings.showwarning = _note
     start, options = time.perf_counter(), None
     try:
         options = parse(arguments)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         found = f"holds no {MANIFEST}" if folder.is_dir() else "there is no such folder"
+        if (folder / "config.json").is_file():
+            raise BundleMissing(
+                "is a checkpoint, an engine bundle was expected",
+                f"build one: python export/build_engine.py --checkpoint {shlex.quote(str(folder))} --fp16",
+                subject=folder,
+            ) from None
         raise BundleMissing(
             f"{found}, an engine bundle was expected",
             f"name another with --engine DIR, or build it: {build_command(folder)}",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .command_parser import CommandParser
 from .errors import BackendUnavailable, FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fusioner-rt",
         description="Open-vocabulary segmentation: a picture and words in, a mask per word out.",
         epilog=_EXAMPLES,
@@ -112,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     asked.add_argument("--words-file", type=Path, metavar="FILE", help="what to look for, a word per line")
     segment.add_argument(
-        "--background", metavar='"A, B"',
+        "--background", nargs="+", metavar="WORD",
         help='words whose pixels belong to nothing, for example "wall, sky", or common for a list of them',
     )  # fmt: skip
     segment.add_argument(
@@ -207,7 +208,8 @@ def _segment(options: argparse.Namespace) -> int:
     if not options.pictures:
         raise UsageError("no pictures were given", "name files or folders of them before --words")
     words = read_words(options.words_file) if options.words_file else join_words(options.words)
-    parse_words(words, options.background)
+    background = join_words(options.background) if options.background else None
+    parse_words(words, background)
     if options.json and options.json.is_dir():
         raise UsageError(
             f"--json {options.json} is a folder", f"name a file in it, for example {options.json / 'masks.json'}"
@@ -219,7 +221,7 @@ def _segment(options: argparse.Namespace) -> int:
     report = _Report(out, options.labels, bool(options.json))
     failures: list[FusionerError] = []
     with _open(options) as session:
-        session.set_vocabulary(words, background=options.background)
+        session.set_vocabulary(words, background=background)
         for note in (session.backend.note, *session.notes):
             if note:
                 print(f"fusioner-rt: note: {' '.join(note.split())}", file=sys.stderr)
@@ -391,7 +393,7 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
             "precision": bundle.precision,
             "size": f"{megabytes:.1f} MB in {len(bundle.files)} files, all verified",
             "input": f"{_input(preprocessing)}, edges multiples of {preprocessing.multiple} up to {preprocessing.longest}",
-            "windows": f"{bundle.windows.side} by {bundle.windows.stride} pixels" if bundle.windows else "none",
+            "windows": f"{bundle.windows.side} pixels, {bundle.windows.stride} apart" if bundle.windows else "none",
             "scoring": f"{bundle.scoring}, temperature {bundle.temperature:g}, threshold {bundle.threshold:g}",
             "templates": len(bundle.templates),
             "words": f"{bundle.words.min} to {bundle.words.max} at once",
@@ -399,6 +401,7 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
             "edges": f"{bundle.size.min} to {bundle.size.max} pixels",
             "kernels": f"{', '.join(kernels.targets)} ({', '.join(kernels.features)})" if kernels else "none",
             "plans": list(bundle.plans),
+            "encoders": ", ".join(bundle.encoders) or "not said",
             "weights": f"random: {', '.join(bundle.random_weights)}" if bundle.random_weights else "trained",
         },
         "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},

@@ -98,6 +98,7 @@ class Manifest:
 
     scoring, temperature: of the mask head. threshold: a mask's least probability where a call names none.
     windows: None where the bundle has no sliding windows.
+    encoders: what the model was built from, such as "dense_clip:ViT-B-16:openai" and "open_clip:ViT-B-16:openai".
     random_weights: the encoders without trained weights, "image" or "text".
     """
 
@@ -120,6 +121,7 @@ class Manifest:
     plans: tuple[Plan, ...]
     kernels: KernelsEntry | None
     known_answer: AnswerEntry | None
+    encoders: tuple[str, ...]
     random_weights: tuple[str, ...]
     files: Mapping[Path, FileEntry]
 
@@ -146,12 +148,13 @@ class Manifest:
             tokenizer=folder / document["tokenizer"]["file"].text(),
             max_tokens=document["tokenizer"]["max_tokens"].whole(1),
             preprocessing=preprocessing,
-            windows=_windows(windows, preprocessing.multiple) if windows else None,
+            windows=_windows(windows, preprocessing) if windows else None,
             graphs=graphs,
             text_width=_text_width(document["graphs"]["image_fusion"]["inputs"]["words"]),
             plans=tuple(_plan(folder, entry) for entry in document["engines"].items()),
             kernels=_kernels(folder, kernels) if kernels else None,
             known_answer=_answer(folder, answer) if answer else None,
+            encoders=tuple(entry.text() for kind in ENCODERS if (entry := document["model"].get(f"{kind}_encoder"))),
             random_weights=tuple(kind.one_of(ENCODERS) for kind in random.items()) if random else (),
             files={_inside(folder, name): _file(name, entry) for name, entry in document["files"].entries().items()},
             **{name: _profile(document["profiles"][name]) for name in ("words", "batch", "size")},
@@ -210,10 +213,11 @@ def _profile(entry: Field) -> Profile:
     return profile
 
 
-def _windows(entry: Field, multiple: int) -> Windows:
-    windows = Windows(entry["side"].whole(1), entry["stride"].whole(1))
-    if windows.side % multiple or windows.stride % multiple or windows.stride > windows.side:
-        raise entry.wrong(f"multiples of {multiple}, the stride no longer than the side")
+def _windows(entry: Field, preprocessing: Preprocessing) -> Windows:
+    windows, step = Windows(entry["side"].whole(1), entry["stride"].whole(1)), preprocessing.multiple
+    fit = windows.side % step == windows.stride % step == 0
+    if not (fit and windows.stride <= windows.side <= preprocessing.longest):
+        raise entry.wrong(f"multiples of {step} up to {preprocessing.longest}, the stride no longer than the side")
     return windows
 
 

@@ -340,8 +340,8 @@ class Session:
             raise UsageError(f"window is {window!r}", f"choose {' or '.join(WINDOWS)}")
         if window == "sliding" and self.bundle.windows is None:
             raise UsageError(
-                f"the bundle in {self.bundle.folder} has no sliding windows: its features depend on the words",
-                "leave window out; bundles of training-free CLIP have windows",
+                f"the bundle in {self.bundle.folder} has no sliding windows",
+                "leave window out; bundles of training-free CLIP have windows, where --sizes lets inputs be as small as one",
             )
 
     def _prepare(self, rgb: np.ndarray, size: tuple[int, int], name: str) -> Waiting:
@@ -366,8 +366,8 @@ class Session:
         if self.bundle.scoring != "softmax" or self._vocabulary is None or 0 in self._vocabulary.asked.owners:
             return None
         return (
-            "every pixel goes to one of the words, as this bundle compares them with each other alone: name what else may "
-            "be in the picture as background words, or take background='common'"
+            "this bundle compares words with each other alone, and what is none of them goes to the nearest: name what else "
+            "may be in the picture as background words, or take background='common'"
         )
 
     def _check_encoded(self, picture: EncodedPicture, window: Window) -> None:
@@ -522,7 +522,7 @@ def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | No
         raise UsageError(f"mode is {mode!r}", f"choose {' or '.join(MODES)}")
     default = isinstance(threshold, str) and threshold == "default"
     for given in threshold.values() if isinstance(threshold, Mapping) else [] if default else [threshold]:
-        if not (isinstance(given, Real) and 0 <= float(given) <= 1):  # NaN fails too
+        if isinstance(given, bool) or not (isinstance(given, Real) and 0 <= float(given) <= 1):  # NaN fails too
             raise UsageError(f"the threshold is {given!r}", "give a probability within 0..1, or leave it out")
     if size is None:
         return None

@@ -74,7 +74,8 @@ def test_the_blocks_run_in_their_order(tmp_path: Path) -> None:
         [sys.executable, "-c", "".join(blocks("python"))], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    alone, together = done.stdout.splitlines()
+    alone, note, together = done.stdout.splitlines()
+    assert "compares words with each other alone" in note
     assert alone == "[1.]"
     assert together.startswith("('cat', 'sofa')")
     assert together.endswith("0.1")

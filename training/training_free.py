@@ -39,6 +39,8 @@ def build(name: str, weights: str = "") -> Fusioner:
     try:
         return checkpoint.build(clip(name, weights)).eval()
     except WeightsUnfit as error:
+        if "another model" not in error.found:
+            raise
         other = next((m for m, (architecture, _) in MODELS.items() if f"open_clip:{architecture}:" in error.cure), None)
         known = ", ".join(f"{architecture}'s with --model {model}" for model, (architecture, _) in MODELS.items())
         cure = f"build it with --model {other}" if other and other != name else f"give --weights of CLIP: {known}"

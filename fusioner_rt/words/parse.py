@@ -119,6 +119,8 @@ def _members(given: Any, more: Any = None) -> list[Any]:
 def _background(background: Any) -> list[str]:
     if background is None or (isinstance(background, (str, list, tuple)) and not background):
         return []
+    if isinstance(background, str):
+        background = background.replace("|", ",")  # groups among them mean nothing
     try:
         groups = _groups(background)
         words = [_checked(word, number, len(groups), {}) for number, group in enumerate(groups, 1) for word in group]

@@ -14,8 +14,8 @@ _LINES = re.compile(r"[\n\r\x85\u2028\u2029]+")
 _FULL_STOPS = re.compile(r"(?<=\s)\.(?=\s|$)")  # "cat . sofa ." of GroundingDINO
 _SENTENCES = re.compile(r"(?<![\w.])([^\W\d_]{3,})\.\s+")  # "cat. sofa.", likewise
 _ADJACENT = re.compile(r"(?<=\w)(['\"])\s*\1(?=\w)")  # strings without a comma, which Python joins
-_NUMBERED = re.compile(r"\s*(\d+)[.)]\s+")
-_CONJUNCTION = re.compile(r"\s*(?:and|or)\s+(?=\S)")
+_NUMBERED = re.compile(r"^\s*(\d+)[.)]\s+")
+_CONJUNCTION = re.compile(r"^\s*(?:and|or)\s+(?=\S)")
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "„": "“", "‘": "’", "«": "»"}
 _OPENING = '"“„«`'
 _BULLET = re.compile(r"^(?:[-*•–—·]\s+|•)(?=\S)")

@@ -158,7 +158,7 @@ def test_one_word_alone_has_every_pixel_and_a_note_says_why(session: Session) ->
     assert (result.labels == 1).all()
     assert (result.confidence == 1).all()
     session.set_vocabulary("cat", background="common")
-    assert not any("every pixel goes to one of the words" in note for note in session.notes)
+    assert not any("compares words with each other" in note for note in session.notes)
 
 
 def test_independent_words_are_compared_like_joint_ones(session: Session) -> None:

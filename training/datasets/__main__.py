@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError
 from training.data import DataError
 from training.datasets import KINDS, coco, mosaic, sbd
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.datasets", description=__doc__, epilog=_EXAMPLES, formatter_class=raw
     )
     commands = parser.add_subparsers(required=True, metavar="check | prepare | convert-sbd | mosaic-4")

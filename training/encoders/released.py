@@ -229,6 +229,9 @@ def fit(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
                 f"{source} holds the weights of another model{looks}: {name} has shape {shape}, expected {tuple(value.shape)}",
                 cure,
             )
+    broken = [name for name in own if own[name].is_floating_point() and not given[name].isfinite().all()]
+    if broken:
+        raise WeightsUnfit(f"{source} holds NaN or infinity in {broken[0]}", "fetch it again, or name another file")
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in given.items()}, strict=False)
 
 

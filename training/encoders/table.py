@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusioner_rt.atomic_files import write_atomically
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError, one_line
 from fusioner_rt.words.templates import PLACE
 from training.encoders.recognition import described, is_safetensors
@@ -216,7 +217,7 @@ def build(out: Path, sources: Sequence[tuple[Path, Path]]) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.encoders.table",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

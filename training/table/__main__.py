@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 from fusioner_rt.atomic_files import writable_place
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError, UsageError
 from training import lacks
 from training.checkpoint import Moved
@@ -139,7 +140,7 @@ def _only(found: dict[str, Recipe], texts: list[str]) -> dict[str, Recipe]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

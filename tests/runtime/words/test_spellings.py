@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fusioner_rt.errors import UsageError, WordsInvalid
 from fusioner_rt.words.arguments import join_words, parse_threshold, read_words
@@ -40,6 +42,9 @@ def test_spellings_of_cat_and_sofa(words: Any) -> None:
         ("Dr. Pepper can.", ("Dr. Pepper can",)), ("No. 5 bus, cat", ("No. 5 bus", "cat")), ("cat. sofa, dog", ("cat", "sofa", "dog")),
         ("#1 fan, -5 degrees", ("#1 fan", "-5 degrees")), ("*nix, C++, C#, node.js", ("*nix", "C++", "C#", "node.js")),
         ("The Who, A Coruna, a la carte", ("The Who", "A Coruna", "a la carte")), ("cat, dog, and sofa", ("cat", "dog", "sofa")),
+        ("cat, floor lamp", ("cat", "floor lamp")), ("cat, sand castle", ("cat", "sand castle")),
+        ("lamp, cat and dog", ("lamp", "cat and dog")), ("cat\nbrand new car", ("cat", "brand new car")),
+        ("lamp, and cat and dog", ("lamp", "cat and dog")), ("cat; hand rail; or door handle", ("cat", "hand rail", "door handle")),
         ("USA, TV, person", ("USA", "TV", "person")), ("WHO, CAT", ("who", "cat")),
         ("(red) car, dog", ("(red) car", "dog")), ("12\" pizza, '90s car", ("12\" pizza", "'90s car")), ("rock'n'roll", ("rock'n'roll",)),
         ("قط، كلب", ("قط", "كلب")), ("猫。狗", ("猫", "狗")), ("cat\u2028dog", ("cat", "dog")), ('"cat, dog"', ("cat", "dog")), ("(cat)", ("cat",)), ("('cat')", ("cat",)),
@@ -161,3 +166,14 @@ def test_long_texts_take_no_time(text: str) -> None:
     with contextlib.suppress(WordsInvalid):
         parse_words(text)
     assert time.process_time() - start < 1
+
+
+@given(st.lists(st.sampled_from(["floor lamp", "sand castle", "cat and dog", "motor cycle", "brand new car", "orange", "android"]),
+                min_size=2, max_size=7, unique=True), st.sampled_from([", ", "; ", "\n", " . ", ", and ", ", or "]))  # fmt: skip
+def test_and_and_or_are_taken_from_before_the_last_word_and_from_within_none(words: list[str], last: str) -> None:
+    text = ", ".join(words[:-1]) + last + words[-1]
+    assert parse_words(text).names == tuple(words)
+
+
+def test_background_words_have_no_groups_to_be_in() -> None:
+    assert parse_words("cat", "wall|sky").words == ("cat", "wall", "sky")
