@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import UsageError
 from training import recipe
 from training.model import FusionerConfig
@@ -34,6 +35,10 @@ The data folder, unless --dataset names a public data set with a layout of its o
   DIR/classes.txt       a class a line, the background's name first (index 0)
   DIR/train.txt         the names of the pictures to train on, a line each
   DIR/val.txt           those that every epoch is scored on
+
+A recipe with a [sets] table trains on several such folders below DIR at once, and says of each what an unmarked pixel means,
+what its classes are called, which words its pictures may show unmarked, whether they may be mirrored, and how often they
+are drawn: training/datasets/many.py teaches it. --from CHECKPOINT goes on from trained weights.
 
 After every epoch OUT holds log.csv (a row per epoch), steps.csv (a row per step), curve.png and the whole state. The same
 command resumes from that state; on a CPU the result has the same bits as that of an uninterrupted run.
@@ -80,6 +85,7 @@ CHOICE_HELP = {
     "folds": "a split into folds, e.g. pascal-5i; '' = no class is held out",
     "fold": "which fold's classes are held out of training",
     "holdout": "further classes to hold out, comma separated",
+    "split": "of a folder without train.txt and val.txt: the share of its pictures kept for validation, such as 0.1",
 }
 SECTIONS: tuple[tuple[str, str, Any, dict[str, str]], ...] = (
     ("model", "model (paper 3.1, table 7)", FusionerConfig, MODEL_HELP),
@@ -89,7 +95,7 @@ SECTIONS: tuple[tuple[str, str, Any, dict[str, str]], ...] = (
 
 
 def parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(
+    command = CommandParser(
         prog="python -m training.train",
         usage="%(prog)s RECIPE --data DIR [--out DIR] [--fold N] [--seed N] [any field of the recipe]",
         description=TEACHING,
@@ -105,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument(
         "--download", action="store_true", help="fetch encoder weights that are not on this machine yet"
+    )
+    command.add_argument(
+        "--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from a checkpoint of the same model"
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     command.add_argument(

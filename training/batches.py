@@ -97,9 +97,16 @@ class Batches(ABC):
     encoded: bool
 
     def __init__(
-        self, names: list[str], model: Fusioner, sampler: WordSampler, plan: Plan, processes: Processes
+        self,
+        data: PictureMasks,
+        names: list[str],
+        model: Fusioner,
+        sampler: WordSampler,
+        plan: Plan,
+        processes: Processes,
     ) -> None:
         self.names, self.sampler, self.plan, self.processes = names, sampler, plan, processes
+        self.may_flip, self.weight = data.may_flip, data.weight
         decoder = model.config.decoder
         # Cells of the decoder's map per token and edge. The mask head's upsampling is not part of the loss.
         self.scale = 2 ** (len(decoder) - 1) if decoder else 1
@@ -114,17 +121,32 @@ class Batches(ABC):
         """A picture's inputs and labels; random draws depend on `seed` only."""
 
     def plan_epoch(self, epoch: int) -> list[list[str]]:
-        """The picture names of an epoch's batches, in random order; every picture occurs once."""
+        """The picture names of an epoch's batches, in random order; every picture occurs once, or as often as its set's
+        weight says: of a weight of 2.5 twice, and every other one three times.
+        """
         random = np.random.default_rng([self.plan.seed, epoch])
         size, batches = self.plan.batch, []
         for bucket in self.buckets():
-            order = random.permutation(len(bucket))
-            batches += [[bucket[i] for i in order[start : start + size]] for start in range(0, len(bucket), size)]
+            drawn = self._drawn(bucket, epoch)
+            order = random.permutation(len(drawn))
+            batches += [[drawn[i] for i in order[start : start + size]] for start in range(0, len(drawn), size)]
         return [batches[i] for i in random.permutation(len(batches))]
 
     def steps(self) -> int:
         """Number of batches in an epoch."""
-        return sum(math.ceil(len(bucket) / self.plan.batch) for bucket in self.buckets())
+        return sum(math.ceil(len(self._drawn(bucket, 0)) / self.plan.batch) for bucket in self.buckets())
+
+    def _drawn(self, bucket: list[str], epoch: int) -> list[str]:
+        """The names of a bucket, each as often as its weight says; equally many in every epoch."""
+        by_weight: dict[float, list[str]] = {}
+        for name in bucket:
+            by_weight.setdefault(self.weight(name), []).append(name)
+        drawn = []
+        for weight, names in by_weight.items():
+            for index, name in enumerate(names):
+                place = (index + epoch) % len(names)  # who is drawn once more, or at all, takes turns
+                drawn += [name] * (math.floor((place + 1) * weight) - math.floor(place * weight))
+        return drawn
 
     def epoch(self, epoch: int, steps: int, workers: int) -> Iterator[Batch]:
         """The first `steps` batches of an epoch. workers: threads or processes that read ahead; 0 reads on demand."""
@@ -194,7 +216,7 @@ class CachedBatches(Batches):
         plan: Plan,
         processes: Processes,
     ) -> None:
-        super().__init__(names, model, sampler, plan, processes)
+        super().__init__(cache.data, names, model, sampler, plan, processes)
         self.cache = cache
         sizes: dict[tuple[int, ...], list[str]] = {}
         for name in names:
@@ -205,7 +227,7 @@ class CachedBatches(Batches):
         return self._buckets
 
     def read(self, name: str, seed: list[int]) -> Picture:
-        flip = self.plan.augment == "flip" and bool(np.random.default_rng(seed).integers(2))
+        flip = self.plan.augment == "flip" and bool(np.random.default_rng(seed).integers(2)) and self.may_flip(name)
         picture = self.cache.get(name, flip)
         return picture.levels, picture.labels
 
@@ -227,7 +249,7 @@ class LiveBatches(Batches):
         plan: Plan,
         processes: Processes,
     ) -> None:
-        super().__init__(names, model, sampler, plan, processes)
+        super().__init__(data, names, model, sampler, plan, processes)
         self.pictures = AugmentedPictures(data, model.preprocessing())
         self._loader: DataLoader[Any] | None = None
 
@@ -258,13 +280,14 @@ class AugmentedPictures(Dataset[Any]):
     preprocessing: Preprocessing
 
     def __getitem__(self, key: tuple[str, list[int]]) -> tuple[np.ndarray, np.ndarray] | FusionerError:
-        from training.augment import augment
+        from training.augment import Strengths, augment
 
         name, seed = key
         size = self.preprocessing.input_size(self.preprocessing.side, self.preprocessing.side)
         try:
             rgb, mask = read_picture(self.data, name)
-            rgb, mask = augment(rgb.copy(), mask, size, np.random.default_rng(seed))
+            strengths = Strengths() if self.data.may_flip(name) else Strengths(flip=0)
+            rgb, mask = augment(rgb.copy(), mask, size, np.random.default_rng(seed), strengths)
         except FusionerError as error:  # a DataLoader would re-raise it with a traceback as its text
             return error
         return self.preprocessing(rgb, size)[None], labels_of(mask, size)

@@ -5,7 +5,9 @@ The paper's data sets are in training/datasets; each is a `PictureMasks`.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +79,23 @@ class PictureMasks(ABC):
         """
         return present(self.mask(name))
 
+    def may_flip(self, name: str) -> bool:
+        """Whether a mirrored picture keeps its mask; not where names tell left from right."""
+        return True
+
+    def weight(self, name: str) -> float:
+        """How often an epoch shows a training picture."""
+        return 1.0
+
+    def never_absent(self, name: str, present: Collection[int]) -> frozenset[int]:
+        """Indices of classes that a picture may show without a mask. present: those that it shows with one."""
+        return frozenset()
+
+    @property
+    def synonyms(self) -> dict[int, tuple[str, ...]]:
+        """Class index → further words that mean the same."""
+        return {}
+
     def index(self, name: str) -> int:
         """The index of a class, by its name, its word, or another data set's name for it. Raises DataError."""
         canonical = [same_class(class_) for class_ in self.classes]
@@ -88,9 +107,13 @@ class PictureMasks(ABC):
 
 @dataclass(frozen=True)
 class MaskFolder(PictureMasks):
-    """`images/*.jpg`, `masks/*.png` (8-bit, 255 = ignore), `classes.txt` (line n+1 = index n), `train.txt`, `val.txt`."""
+    """`images/*.jpg`, `masks/*.png` (8-bit, 255 = ignore), `classes.txt` (line n+1 = index n), `train.txt`, `val.txt`.
+
+    split: without the two lists, the share of the pictures that is kept for validation; their names decide which.
+    """
 
     root: Path
+    split: float = 0.0
 
     @cached_property
     def classes(self) -> list[str]:
@@ -103,7 +126,7 @@ class MaskFolder(PictureMasks):
         return names
 
     def names(self, split: str) -> list[str]:
-        names = [line.strip() for line in self._lines(f"{split}.txt") if line.strip()]
+        names = self._listed(split)
         for name in names:
             self.picture(name)
             if not self.mask_file(name).is_file():
@@ -113,6 +136,14 @@ class MaskFolder(PictureMasks):
         if not names:
             raise DataError(f"{self.root / (split + '.txt')} names no picture", "write a picture's name a line")
         return names
+
+    def _listed(self, split: str) -> list[str]:
+        if not self.split or any((self.root / f"{list_}.txt").is_file() for list_ in ("train", "val")):
+            return [line.strip() for line in self._lines(f"{split}.txt") if line.strip()]
+        every = sorted(file.stem for file in (self.root / "masks").glob("*.png"))
+        ranked = sorted(every, key=lambda name: hashlib.sha256(name.encode()).digest())
+        kept = set(ranked[: max(1, round(self.split * len(every)))])
+        return [name for name in every if (name in kept) == (split == "val")]
 
     def picture(self, name: str) -> Path:
         file = self.root / "images" / f"{name}.jpg"
@@ -140,7 +171,7 @@ class MaskFolder(PictureMasks):
         except OSError as error:
             raise DataError(
                 f"{self.root / name} cannot be read ({error.strerror})",
-                "a data folder holds images/, masks/, classes.txt, train.txt and val.txt",
+                "a data folder holds images/, masks/, classes.txt, train.txt and val.txt (or give --split 0.1 in place of the lists)",
             ) from None
 
 

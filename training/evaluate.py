@@ -50,6 +50,7 @@ from tqdm import tqdm
 from fusioner_rt import Session
 from fusioner_rt.atomic_files import writable_folder, writable_place, write_result
 from fusioner_rt.bundle import read_manifest
+from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST, Windows
 from fusioner_rt.session import Mode, Window
@@ -461,7 +462,7 @@ def _write_sheet(
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -522,7 +523,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--confusion", type=Path, metavar="FILE.png", help="picture of the confusion matrix")
     group.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures, truth and prediction side by side")
     group.add_argument(
-        "--sheet-rows", type=_count, default=12, metavar="N", help="pictures on it (default: %(default)s)"
+        "--sheet-rows", type=count, default=12, metavar="N", help="pictures on it (default: %(default)s)"
     )
     group.add_argument(
         "--sheet-pictures", type=_names, default=[], metavar="NAMES", help="these pictures, comma separated"
@@ -552,7 +553,7 @@ def _scale(text: str) -> float:
     return _within(text, 1, 16)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}; give a whole number, 1 or more")
     return int(text)

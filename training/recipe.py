@@ -9,6 +9,7 @@ epochs = 50
 [data]                                           # fields of Choice: what to train on
 dataset = "pascal-5i"
 folds = "pascal-5i"
+[sets.street]                                    # instead of one data set several, each as training.datasets.many tells
 [evaluation]                                     # fields of Choice and Protocol: what to score; default: as [data]
 [table]                                          # fields of Place: the row it fills
 table = "1"
@@ -30,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from fusioner_rt.errors import FusionerError
+from training.datasets.many import SetChoice
 from training.model import FUSIONS, IDENTITY, FusionerConfig
 
-SECTIONS = ("model", "training", "data", "evaluation", "table", "paper")
+SECTIONS = ("model", "training", "data", "sets", "evaluation", "table", "paper")
 MINIMUM = {"width": 1, "layers": 0, "heads": 1, "decoder": 1}  # of model fields
 ALLOWED = {"fusion": FUSIONS, "precision": ("fp32", "bf16", "fp16"), "augment": ("none", "flip", "full")}
 FOLDER = Path(__file__).with_name("recipes")
@@ -115,6 +117,11 @@ class Choice:
     folds: str = ""  # a name of training.datasets.splits.FOLDS, e.g. "pascal-5i"; "" = no class is held out
     fold: int | None = None
     holdout: tuple[str, ...] = ()  # further classes to hold out
+    split: float = 0.0  # of a folder without train.txt and val.txt: the share of its pictures kept for validation
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.split <= 0.9:
+            raise RecipeError(f"data.split is {self.split!r}; expected a number from 0 to 0.9", "give --split 0.1")
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,7 @@ class Recipe:
     model: FusionerConfig = field(default_factory=FusionerConfig)
     training: Plan = field(default_factory=Plan)
     data: Choice = field(default_factory=Choice)
+    sets: dict[str, SetChoice] = field(default_factory=dict)
     evaluation: Choice = field(default_factory=Choice)
     protocol: Protocol = field(default_factory=Protocol)
     place: Place = field(default_factory=Place)
@@ -179,6 +187,7 @@ def read(name: str, overrides: dict[str, dict[str, Any]] | None = None) -> Recip
             model=_section(FusionerConfig, document.get("model", {}), name, "model"),
             training=_section(Plan, document.get("training", {}), name, "training"),
             data=_section(Choice, data, name, "data"),
+            sets={key: SetChoice.of(values, f"sets.{key}") for key, values in document.get("sets", {}).items()},
             evaluation=_section(
                 Choice, {k: v for k, v in evaluation.items() if k not in protocol_fields}, name, "evaluation"
             ),

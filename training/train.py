@@ -23,11 +23,13 @@ from tqdm import tqdm
 
 import fusioner_rt
 from fusioner_rt.atomic_files import writable_folder
+from fusioner_rt.bundle import sha256
 from fusioner_rt.errors import FusionerError, UsageError
 from training import alignment, arguments, checkpoint, encoders, lacks, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
 from training.data import DataError, PictureMasks
 from training.datasets import open_dataset
+from training.datasets.many import ManySets
 from training.datasets.splits import FOLDS, held_out_indices
 from training.distributed import Processes, processes
 from training.feature_cache import FeatureCache
@@ -59,14 +61,27 @@ class Task:
     held_out: list[int]
 
 
-def train(chosen: Recipe, data: PictureMasks, out: Path, cache: Path, processes: Processes, workers: int = 4) -> None:
-    """Trains into `out`: OUT/checkpoint and the files of training.progress. Resumes from a state in `out`."""
+def train(
+    chosen: Recipe,
+    data: PictureMasks,
+    out: Path,
+    cache: Path,
+    processes: Processes,
+    workers: int = 4,
+    start: Path | None = None,
+) -> None:
+    """Trains into `out`: OUT/checkpoint and the files of training.progress. Resumes from a state in `out`.
+
+    start: a checkpoint whose weights it begins with.
+    """
     plan = chosen.training
-    progress = Progress(out, _settings(chosen, data))
+    progress = Progress(out, _settings(chosen, data, start))
     if _complete(progress):
         _say(processes, f"{out / 'checkpoint'} is complete, from these settings; remove it to train again")
         return
     task = _prepare(chosen, data, cache, processes)
+    if start is not None:
+        _begin_with(task.model, start)
     model, epoch_steps = task.model.to(processes.device), task.batches.steps()
     total = plan.steps or plan.epochs * epoch_steps
     warmup = max(1, min(int(plan.warmup * epoch_steps), total // 2))
@@ -243,6 +258,19 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
     return Task(data, model, aligned is not None, batches, cache, vocabulary.vectors, validation, seen, held_out)
 
 
+def _begin_with(model: Fusioner, start: Path) -> None:
+    """Raises UsageError for a checkpoint of another model, CheckpointError, WeightsNotFound."""
+    other = checkpoint.load(start)
+    ours, theirs = (_model_settings(config) for config in (model.config, other.config))
+    if ours != theirs:
+        name = next(name for name in ours if ours[name] != theirs[name])
+        raise UsageError(
+            f"{start} is of another model than the recipe's: {name} is {theirs[name]!r}, and here {ours[name]!r}",
+            "train from the checkpoint of the same recipe, or set the recipe's [model] to its values",
+        )
+    model.load_state_dict(other.trained_state(), strict=False)
+
+
 def _held_out(data: PictureMasks, choice: Choice) -> list[int]:
     """Indices of the held-out classes."""
     found = {data.index(name) for name in choice.holdout}
@@ -282,11 +310,18 @@ def _fill(cache: FeatureCache, names: list[str], flips: tuple[bool, ...], proces
         cache.fill(share, flips)
 
 
-def _settings(chosen: Recipe, data: PictureMasks) -> dict[str, Any]:
+def _settings(chosen: Recipe, data: PictureMasks, start: Path | None) -> dict[str, Any]:
     """Everything that the result depends on, in plain JSON."""
     templates = hashlib.sha256(json.dumps(chosen.model.templates).encode()).hexdigest()[:12]
     model = {**_model_settings(chosen.model), "templates": templates}  # as configured: a table of names ignores them
-    return {"model": model, "plan": asdict(chosen.training), "data": data.root.name, **asdict(chosen.data)}
+    settings = {"model": model, "plan": asdict(chosen.training), "data": data.root.name, **asdict(chosen.data)}
+    if not chosen.data.split:
+        del settings["split"]
+    if chosen.sets:
+        settings["sets"] = json.loads(json.dumps({name: asdict(choice) for name, choice in chosen.sets.items()}))
+    if start is not None:
+        settings["from"] = sha256(start / "weights.safetensors")
+    return settings
 
 
 def _model_settings(config: FusionerConfig) -> dict[str, Any]:
@@ -388,8 +423,12 @@ def main(given: Sequence[str] | None = None) -> int:
         with processes(options.device) as group, _empty_or_used(writable_folder(out)):
             check_precision(chosen.training, group.device)
             writable_folder(options.cache)
-            data = open_dataset(chosen.data.dataset, options.data)
-            train(chosen, data, out, options.cache, group, options.workers)
+            data = (
+                ManySets(options.data, chosen.sets)
+                if chosen.sets
+                else open_dataset(chosen.data.dataset, options.data, chosen.data.split)
+            )
+            train(chosen, data, out, options.cache, group, options.workers, options.start)
     except FusionerError as error:
         print(f"training.train: {error}", file=sys.stderr)
         return error.exit_code

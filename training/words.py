@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,12 @@ class Vocabulary:
     names: dict[tuple[str, int], list[int]]  # picture and class → ImageNet names of its region
     frequency: np.ndarray  # (V,) how often each word is present; absent words are drawn in this proportion
     first_name: int  # index of the first ImageNet name
+    synonyms: dict[int, list[int]] = field(
+        default_factory=dict
+    )  # class → indices of its further words, which follow the ImageNet names
+    never_absent: dict[str, frozenset[int]] = field(
+        default_factory=dict
+    )  # picture → classes that it may show without a mask
 
     @classmethod
     def collect(
@@ -67,7 +73,25 @@ class Vocabulary:
                 names[picture, index] = [offset + i for i in nearest]
                 frequency[names[picture, index]] += 1 / len(nearest)
         seen = sorted({index for indices in present.values() for index in indices})
-        return cls(words, vectors, seen, present, names, frequency, len(data.words))
+        synonyms, further = _synonyms(model, data, len(words))
+        if further:
+            words += further
+            vectors = torch.cat([vectors, word_vectors(cache.folder.parent, model, further)])
+        hidden = {picture: data.never_absent(picture, present[picture]) for picture in pictures}
+        return cls(words, vectors, seen, present, names, frequency, len(data.words), synonyms, hidden)
+
+
+def _synonyms(model: Fusioner, data: PictureMasks, first: int) -> tuple[dict[int, list[int]], list[str]]:
+    """Class → indices of its further words, from `first` on, and those words; only such as the text encoder can read."""
+    known = set(readable_words(model.text_encoder, [word for words in data.synonyms.values() for word in words]))
+    found: dict[int, list[int]] = {}
+    further: list[str] = []
+    for index, words in data.synonyms.items():
+        for word in words:
+            if word in known:
+                found.setdefault(index, []).append(first + len(further))
+                further.append(word)
+    return found, further
 
 
 def class_vectors(folder: Path, model: Fusioner, data: PictureMasks) -> tuple[Tensor, set[int]]:
@@ -87,11 +111,11 @@ class WordSampler:
 
     def __init__(self, vocabulary: Vocabulary, plan: Plan) -> None:
         self.vocabulary, self.plan = vocabulary, plan
-        candidates = len(vocabulary.words) if plan.names else max(vocabulary.classes) + 1
+        candidates = len(vocabulary.frequency) if plan.names else max(vocabulary.classes) + 1
         # Absent words are drawn in proportion to their presence. Drawn uniformly, a rare word would be learnt as "never
         # there", and with it the unseen words near it.
         self.frequency = vocabulary.frequency[:candidates]
-        self.strangers = np.arange(vocabulary.first_name, len(vocabulary.words))
+        self.strangers = np.arange(vocabulary.first_name, len(vocabulary.frequency))
 
     def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """labels (B, H, W) int16 → words (B, K, t), targets (B, K, H, W) float32, valid (B, 1, H, W) float32.
@@ -110,6 +134,7 @@ class WordSampler:
         for picture, mask in zip(pictures, labels, strict=True):
             left = list(random.permutation(self.vocabulary.present[picture]))
             excluded = {w for i in left for w in (i, *self.vocabulary.names.get((picture, int(i)), ()))}
+            excluded |= self.vocabulary.never_absent.get(picture, frozenset())
             stranger_shown = False  # a region of this picture already has a stranger as its word
             for position in range(count):
                 stranger = self._stranger(excluded, random)
@@ -127,9 +152,12 @@ class WordSampler:
         return vectors, torch.stack(targets).unflatten(0, shape).float(), (labels != IGNORE)[:, None].float()
 
     def _name(self, picture: str, index: int, random: np.random.Generator) -> int:
-        """A region's word: its class, or one of its ImageNet names."""
+        """A region's word: its class, by any of its words, or one of its ImageNet names."""
         names = self.vocabulary.names.get((picture, index))
-        return int(random.choice(names)) if names and random.random() < self.plan.names else index
+        if names and random.random() < self.plan.names:
+            return int(random.choice(names))
+        further = self.vocabulary.synonyms.get(index)
+        return int(random.choice([index, *further])) if further else index
 
     def _stranger(self, excluded: set[int], random: np.random.Generator) -> int | None:
         """With probability `Plan.strangers` an ImageNet name, None otherwise or where the picture excludes it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,12 @@ def write_shapes(root: Path, pictures: int = 12) -> Path:
     (root / "train.txt").write_text("\n".join(names[: pictures * 2 // 3]) + "\n")
     (root / "val.txt").write_text("\n".join(names[pictures * 2 // 3 :]) + "\n")
     return root
+
+
+@pytest.fixture
+def shapes_in() -> Callable[..., Path]:
+    """Writes a folder of shapes: `shapes_in(folder, pictures)`."""
+    return write_shapes
 
 
 @pytest.fixture

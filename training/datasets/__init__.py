@@ -46,8 +46,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def open_dataset(kind: str, root: Path) -> PictureMasks:
-    """The data set in a folder; its files are opened when they are needed. Raises DataError."""
+def open_dataset(kind: str, root: Path, split: float = 0.0) -> PictureMasks:
+    """The data set in a folder; its files are opened when they are needed. Raises DataError.
+
+    split: of a folder without lists of pictures, the share that is kept for validation.
+    """
     if kind not in KINDS:
         raise DataError(
             f"there is no kind of data set called {kind!r}; expected one of {', '.join(KINDS)}", "choose one of them"
@@ -57,4 +60,6 @@ def open_dataset(kind: str, root: Path) -> PictureMasks:
             f"{root} is no folder; expected {kind}",
             f"python -m training.datasets check {kind} --data DIR shows the layout",
         )
-    return KINDS[kind].open(root)
+    if split and kind != "folder":
+        raise DataError(f"{kind} has lists of its own", "leave --split out")
+    return MaskFolder(root, split) if kind == "folder" else KINDS[kind].open(root)
