@@ -16,7 +16,7 @@ engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors 
 	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
 
 test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready  ## every check that needs no GPU and takes less than minutes
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 slow: lint $(VENV)/.ready-tensorrt  ## proofs that take minutes each, beside `make test`
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

@@ -70,6 +70,11 @@ def test_the_blocks_run_in_their_order(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert "mIoU" in done.stdout
+    manifest = json.loads((tmp_path / "engines" / "clip-b16" / "manifest.json").read_text())
+    assert manifest["precision"] == "fp16"
+    assert manifest["gates"]["parity"]["mask_agreement"] >= 0.995
+    assert manifest["graphs"]["image_fusion"]["fp16_weight_share"] > 0.99
+    assert Image.open(tmp_path / "output" / "cat.overlay.jpg").size
     done = subprocess.run(
         [sys.executable, "-c", "".join(blocks("python"))], cwd=tmp_path, capture_output=True, text=True
     )

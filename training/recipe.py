@@ -120,8 +120,8 @@ class Choice:
     split: float = 0.0  # of a folder without train.txt and val.txt: the share of its pictures kept for validation
 
     def __post_init__(self) -> None:
-        if not 0 <= self.split <= 0.9:
-            raise RecipeError(f"data.split is {self.split!r}; expected a number from 0 to 0.9", "give --split 0.1")
+        if not 0 <= self.split < 1:
+            raise RecipeError(f"data.split is {self.split!r}; expected a number from 0 to below 1", "give --split 0.1")
 
 
 @dataclass(frozen=True)

@@ -260,6 +260,7 @@ def test_tensorrt_takes_the_graphs(clip_bundle: Path, tmp_path: Path) -> None:
     assert {plan["graph"] for plan in plans} == {"image_fusion", "text"}
 
 
+@pytest.mark.slow
 def test_two_commands_lead_from_clips_weights_in_a_file_to_masks(tmp_path: Path) -> None:
     """The real ViT-B/16's shapes, random weights, half precision: what anyone with the weights runs."""
     torch.manual_seed(0)

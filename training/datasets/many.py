@@ -64,7 +64,7 @@ class SetChoice:
         _expect(place, checked, "flip", bool)
         if checked.get("unmarked", "background") not in UNMARKED:
             raise ValueError(f"{place}.unmarked is {checked['unmarked']!r}; expected one of {', '.join(UNMARKED)}")
-        for name, least, most in (("weight", 0, 1000), ("split", 0, 0.9)):
+        for name, least, most in (("weight", 0, 1000), ("split", 0, 0.99)):
             value = checked.get(name, 1)
             if name in checked and (
                 isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most
