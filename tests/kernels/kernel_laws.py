@@ -154,7 +154,7 @@ def test_words_that_are_nowhere_ahead_change_nothing(shape, size, more):
 
 
 @given(cases, sizes, st.integers(1, 40))
-@settings(max_examples=6)
+@settings(max_examples=3)
 def test_words_that_are_nowhere_ahead_change_the_softmax_as_their_exponentials_say_and_no_label(shape, size, more):
     features, words = case(**{**shape, "kind": "random"})
     scores, gram = mask_head.score_maps(features, words)
@@ -171,7 +171,7 @@ def test_words_that_are_nowhere_ahead_change_the_softmax_as_their_exponentials_s
 
 
 @given(cases, sizes)
-@settings(max_examples=6)
+@settings(max_examples=3)
 def test_the_softmax_of_a_pixel_sums_to_one_and_confidence_is_the_winners(shape, size):
     features, words = case(**shape)
     maps = mask_head.score_maps(features, words)
@@ -210,7 +210,7 @@ def test_no_softmax_overflows_at_a_temperature_of_a_hundredth(dtype, kind):
 
 
 @given(cases, sizes)
-@settings(max_examples=4)
+@settings(max_examples=2)
 def test_tiles_do_not_change_a_softmax(shape, size):
     """Bit for bit: many words' tiles are four rows tall and few words' sixteen, of 512 or 256 columns."""
     maps = mask_head.score_maps(*case(**shape))
@@ -227,7 +227,7 @@ def test_tiles_do_not_change_a_softmax(shape, size):
 
 
 @given(cases, sizes)
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_reversed_words_give_reversed_labels_by_softmax(shape, size):
     """Of every winner, and sums of the same terms in another order."""
     scores, gram = mask_head.score_maps(*case(**{**shape, "kind": "random"}))
