@@ -235,10 +235,6 @@ class Build:
         """The bundle as far as it is made."""
         return Bundle.of(self.folder, complete(self.folder, self.manifest))
 
-    def _windows(self) -> dict[str, int]:
-        step = self.model.image_encoder.multiple
-        return {"side": training_free.WINDOW // step * step, "stride": training_free.STRIDE // step * step}
-
     def _record(self, gate: str, found: Any) -> None:
         self.manifest["gates"][gate] = found
 
@@ -246,6 +242,7 @@ class Build:
         """The manifest of graphs that nothing is proved of yet."""
         options, config = self.options, self.model.config
         least, usual, longest = self.sizes
+        windows = {"side": training_free.WINDOW, "stride": training_free.STRIDE}
         return {
             "name": options.name,
             "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -259,7 +256,7 @@ class Build:
             "templates": list(config.templates),
             "tokenizer": {"file": "tokenizer.json", "max_tokens": self.model.text_encoder.max_tokens},
             "preprocessing": self.preprocessing.to_manifest(),
-            **({"windows": self._windows()} if config.fusion == IDENTITY and least <= training_free.WINDOW else {}),
+            **({"windows": windows} if config.fusion == IDENTITY and least <= training_free.WINDOW else {}),
             "profiles": {
                 "words": {"min": 1, "opt": min(20, options.max_words), "max": options.max_words},
                 "batch": {"min": 1, "opt": 1, "max": options.max_batch},

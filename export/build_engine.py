@@ -21,14 +21,13 @@ from export.options import Options, named  # noqa: E402
 from export.stages import Stages, hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
 from fusioner_rt.command_parser import CommandParser  # noqa: E402
-from fusioner_rt.cures import INSTALL_TRAINING  # noqa: E402
+from fusioner_rt.cures import CLIP_MODELS, INSTALL_TRAINING  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
     from export.summary_table import Row
 
 NOT_OFFERED = ("fp8", "int8")
-MODELS = ("clip-b16", "clip-l14")
 EXAMPLES = """
 examples:
   python export/build_engine.py --fp16
@@ -146,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--text-weights", type=Path, metavar="FILE_OR_FOLDER", help="likewise, the text encoder's")
     add(
         "--model",
-        choices=MODELS,
+        choices=CLIP_MODELS,
         help="instead of a checkpoint: CLIP's own patches and words, without training (docs/clip.md)",
     )
     add(
@@ -215,7 +214,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     if found.weights and not found.model:
         raise UsageError(
             "a checkpoint names the weights of its encoders",
-            f"give --weights with --model {' or '.join(MODELS)}",
+            f"give --weights with --model {' or '.join(CLIP_MODELS)}",
             subject=f"--weights {found.weights}",
         )
     chosen = found.checkpoint is not None or found.model is not None
@@ -245,17 +244,17 @@ def _note(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     """What a build warns of, without a line of its source."""
-    if filename.startswith(str(ROOT)) or category is UserWarning:
-        print(f"build_engine: note: {message}", file=sys.stderr)
+    print(f"build_engine: note: {message}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     hear_signals()
-    warnings.showwarning = _note
     start, options = time.perf_counter(), None
     try:
         options = parse(arguments)
-        rows = build(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            rows = build(options)
     except FusionerError as error:
         print(f"build_engine: {error}", file=sys.stderr)
         return error.exit_code

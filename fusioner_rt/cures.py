@@ -22,8 +22,8 @@ INSTALL_TRAINING = (
 )
 """For training and building, in a checkout."""
 
-_MODELS = {"ViT-B-16": "clip-b16", "ViT-L-14": "clip-l14"}
-"""What `build_engine.py --model` calls open_clip's architectures."""
+CLIP_MODELS = {"clip-b16": "ViT-B-16", "clip-l14": "ViT-L-14"}
+"""open_clip's architectures, by what `build_engine.py --model` calls them."""
 _PORTABLE = (8, 0)  # GPUs from this capability on need no --for
 
 
@@ -65,9 +65,8 @@ def _untrained(model: Any) -> str:
     """The options of a model without a checkpoint, or "". model: the manifest's entry."""
     encoder = model["image_encoder"] if isinstance(model, dict) and model.get("fusion") == "identity" else ""
     _, architecture, weights = (*str(encoder).split(":", 2), "", "")[:3]
-    if architecture not in _MODELS:
-        return ""
-    return f"--model {_MODELS[architecture]}{f' --weights {shlex.quote(weights)}' if weights else ''}"
+    name = next((name for name, built in CLIP_MODELS.items() if built == architecture), None)
+    return f"--model {name}{f' --weights {shlex.quote(weights)}' if weights else ''}" if name else ""
 
 
 def rebuild(folder: Path, **cured: str | int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .errors import ManifestInvalid, TemplatesInvalid
+from .gpu.kernel_contract import SCORINGS
 from .json_fields import Field
 from .plans import Plan
 from .preprocess import Preprocessing
@@ -21,8 +22,6 @@ GRAPHS = (
 """The graphs of every bundle. Models with a decoder have those of `decoder_graphs` too."""
 PRECISIONS = ("fp32", "fp16")
 ENCODERS = ("image", "text")
-SCORINGS = ("sigmoid", "softmax")
-"""How the mask head makes probabilities of cosines: of each word alone (the paper), or among all words of a picture."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,9 @@ def tiny_bundle_fp16(tiny_checkpoint: Path, picture_folder: Path, tmp_path_facto
 @pytest.fixture
 def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle with plans of both graphs, for the emulated TensorRT (tests/emulation/emulated_gpu.py)."""
-    from emulated_gpu import plan
+    from emulated_gpu import planned_copy
 
-    folder = tmp_path / "planned"
-    shutil.copytree(tiny_bundle, folder)
-    for graph in ("image_fusion", "text"):
-        plan(folder, graph)
-    return folder
+    return planned_copy(tiny_bundle, tmp_path / "planned")
 
 
 SMALL_CLIP = {

@@ -112,8 +112,9 @@ class Target:
         if self._session is not None:
             window = cast(Window, protocol.window)
             if window == "whole" or self.windows:
-                predictor = scoring.deployed_classwise if classwise else scoring.deployed
-                return predictor(self._session, self.data, protocol.threshold, mode, self.background, window)
+                return scoring.deployed(
+                    self._session, self.data, protocol.threshold, mode, self.background, window, classwise
+                )
             crops = scoring.deployed_crops(self._session, self.data, mode, self.background)
         else:
             if protocol.window == "whole":

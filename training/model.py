@@ -55,8 +55,7 @@ class FusionerConfig:
 
     @property
     def threshold(self) -> float:
-        """The probability that a mask's pixels exceed where a call names none. Of softmax as in the published evaluations
-        of training-free CLIP on VOC with its background."""
+        """The probability that a mask's pixels exceed where a call names none; of softmax a choice, not measured."""
         return 0.1 if self.scoring == "softmax" else 0.5
 
     def to_dict(self) -> dict[str, Any]:

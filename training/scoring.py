@@ -140,38 +140,20 @@ def deployed(
     mode: Mode = "joint",
     background: str | None = None,
     window: Window = "whole",
+    classwise: bool = False,
 ) -> Predictor:
     """An engine bundle through the runtime; it shares no code with training from the picture's file on.
 
-    background, window: as of `Session.segment`.
+    background, window: as of `Session.segment`. classwise: one mask per word, (K, H, W), which may overlap.
     """
 
     def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
         words = [data.words[i] for i in asked]
-        return session.segment(
-            data.picture(name), words, size=size, threshold=threshold, mode=mode, background=background, window=window
-        ).labels
-
-    return predict
-
-
-def deployed_classwise(
-    session: Session,
-    data: PictureMasks,
-    threshold: float = 0.5,
-    mode: Mode = "joint",
-    background: str | None = None,
-    window: Window = "whole",
-) -> Predictor:
-    """`deployed` with one mask per word: (K, H, W), may overlap."""
-
-    def predict(name: str, asked: list[int], size: tuple[int, int]) -> np.ndarray:
-        words = [data.words[i] for i in asked]
         result = session.segment(
-            data.picture(name), words, size=size, mode=mode, probabilities=True, background=background, window=window
-        )
-        assert result.probabilities is not None
-        return result.probabilities > threshold
+            data.picture(name), words, size=size, threshold=threshold, mode=mode, probabilities=classwise,
+            background=background, window=window,
+        )  # fmt: skip
+        return result.labels if result.probabilities is None else result.probabilities > threshold
 
     return predict
 

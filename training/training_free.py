@@ -6,13 +6,14 @@ the 80 templates of its ImageNet evaluation. A picture's words share a pixel by 
 
 from __future__ import annotations
 
+from fusioner_rt.cures import CLIP_MODELS
 from training import checkpoint
 from training.encoders import WeightsNotFound, WeightsUnfit
 from training.encoders.open_clip import import_open_clip
 from training.encoders.released import downloads_allowed
 from training.model import IDENTITY, Fusioner, FusionerConfig
 
-MODELS = {"clip-b16": ("ViT-B-16", 512), "clip-l14": ("ViT-L-14", 768)}
+MODELS = {name: (CLIP_MODELS[name], width) for name, width in (("clip-b16", 512), ("clip-l14", 768))}
 """open_clip's architecture and the width of its joint space, by the name that `build_engine.py --model` takes."""
 
 TEMPERATURE = 1 / 40

@@ -34,12 +34,10 @@ class Vocabulary:
     names: dict[tuple[str, int], list[int]]  # picture and class → ImageNet names of its region
     frequency: np.ndarray  # (V,) how often each word is present; absent words are drawn in this proportion
     first_name: int  # index of the first ImageNet name
-    synonyms: dict[int, list[int]] = field(
-        default_factory=dict
-    )  # class → indices of its further words, which follow the ImageNet names
-    never_absent: dict[str, frozenset[int]] = field(
-        default_factory=dict
-    )  # picture → classes that it may show without a mask
+    # class → indices of its further words, which follow the ImageNet names
+    synonyms: dict[int, list[int]] = field(default_factory=dict)
+    # picture → classes that it may show without a mask
+    never_absent: dict[str, frozenset[int]] = field(default_factory=dict)
 
     @classmethod
     def collect(

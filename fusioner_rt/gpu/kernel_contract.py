@@ -35,7 +35,8 @@ EXTRAS = {
 """Kernels that no session launches, by the name under which `build_engine.py --kernels` adds them to a bundle."""
 
 SCORINGS = {"sigmoid": "", "softmax": "softmax_"}
-"""Before the names of stage 2's kernels, by scoring. A bundle holds those of its own."""
+"""How the mask head makes probabilities of cosines: of each word alone (the paper), or among all words of a picture. With each
+what stands before the names of stage 2's kernels; a bundle holds those of its own."""
 
 
 def base_name(kernel: str) -> str:

@@ -11,6 +11,7 @@ import ctypes
 import enum
 import json
 import math
+import shutil
 import sys
 import threading
 from collections import deque
@@ -737,6 +738,14 @@ def tensorrt(gpu: EmulatedGpu, flavour: str = "tensorrt-rtx", version: str = VER
         ExecutionContextAllocationStrategy=strategy, EngineInvalidityDiagnostics=Diagnostics, nptype=lambda dtype: dtype,
     )  # fmt: skip
     return module
+
+
+def planned_copy(bundle: Path, folder: Path) -> Path:
+    """A copy of a bundle, with plans of both graphs."""
+    shutil.copytree(bundle, folder)
+    for graph in ("image_fusion", "text"):
+        plan(folder, graph)
+    return folder
 
 
 def plan(bundle: Path, graph: str, flavour: str = "tensorrt-rtx", version: str = VERSION, capability: str = "8.0+",

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusioner_rt.cures import CLIP_MODELS
+
 NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Scalars that OpenAI's CLIP files hold beside the weights."""
 
@@ -22,7 +24,7 @@ _CLIPS = {(768, 32): "ViT-B-32", (768, 16): "ViT-B-16", (1024, 14): "ViT-L-14", 
 """(width, patch) → open_clip's name."""
 _RESNETS = {6: "RN50", 23: "RN101"}
 """Blocks of the third stage → open_clip's name."""
-_BUILT = {"ViT-B-16": "clip-b16", "ViT-L-14": "clip-l14"}
+_BUILT = {architecture: name for name, architecture in CLIP_MODELS.items()}
 """The models that export/build_engine.py builds from a CLIP alone."""
 _BERTS = {(384, 6): "MiniLM-L6", (768, 12): "BERT-base", (1024, 24): "BERT-large"}
 """(width, layers) → name."""

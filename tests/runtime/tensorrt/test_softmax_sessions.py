@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import emulated_gpu
 import numpy as np
 import pytest
-from emulated_gpu import EmulatedGpu, plan
+from emulated_gpu import EmulatedGpu, planned_copy
 from made_pictures import scene
 
 from fusioner_rt import Session
@@ -20,11 +19,7 @@ WORDS = ["cat", "tree", "red car", "wall"]
 
 @pytest.fixture
 def planned_clip(clip_bundle: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "planned"
-    shutil.copytree(clip_bundle, folder)
-    for graph in ("image_fusion", "text"):
-        plan(folder, graph)
-    return folder
+    return planned_copy(clip_bundle, tmp_path / "planned")
 
 
 @pytest.fixture
