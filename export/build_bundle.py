@@ -125,7 +125,7 @@ class Build:
         image = self.model.image_encoder
         self.sizes = _sizes(self.options.sizes, image.multiple, image.side)
         self.preprocessing = self.model.preprocessing(*self.sizes[1:])
-        self.no_kernels = self.no_kernels or compile_kernels.unfit(self.model.config.width)
+        self.no_kernels = self.no_kernels or compile_kernels.unfit(self.model.config.channels)
 
     def export_text(self) -> None:
         self.graphs["text"] = self._in_precision(model_graphs.text_graph(self.model))
@@ -136,7 +136,9 @@ class Build:
         self.graphs["image_fusion"] = self._in_precision(model_graphs.joined(parts))
         self.parts = {name: for_cpu.for_cpu(self._in_precision(parts[name])) for name in ("image", "fusion")}
         if self.model.decoder is not None:
-            self.parts |= winograd_decoder.decoder_graphs(self.model.decoder, self.options.fp16)
+            self.parts |= winograd_decoder.decoder_graphs(
+                self.model.decoder, self.options.fp16, self.model.config.aligned
+            )
         if self.options.fp16:
             for name, graph in self.graphs.items():  # which hold all weights of the parts
                 half_precision.prove_half(name, graph)
@@ -144,7 +146,7 @@ class Build:
     def export_mask_head(self) -> None:
         config = self.model.config
         scoring = config.temperature, config.scoring
-        self.graphs["mask_scores"] = mask_head_graphs.scores_graph(config.width)
+        self.graphs["mask_scores"] = mask_head_graphs.scores_graph(config.channels)
         self.graphs["mask_labels"] = mask_head_graphs.labels_graph(*scoring)
         self.graphs["mask_tiles"] = mask_head_graphs.tiles_graph(*scoring)
         self.graphs["mask_probabilities"] = mask_head_graphs.probabilities_graph(*scoring)

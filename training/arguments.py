@@ -53,6 +53,7 @@ MODEL_HELP = {
     "heads": "its attention heads",
     "fusion": "early: joint attention; late: separate MLPs; none",
     "decoder": "channels of each decoder stage, comma separated; 0 = no decoder",
+    "aligned": "channels of the aligned residual (training/aligned_residual.py), such as 64; 0 = none",
     "temperature": "of the sigmoid over cosines",
 }
 PLAN_HELP = {
@@ -68,9 +69,14 @@ PLAN_HELP = {
     "ema": "decay a step of averaged weights, which are then scored and kept; 0 = the last weights",
     "positive_weight": "weight in the loss of pixels that show their word",
     "jaccard": "weight of the soft intersection over union of the words that are shown, beside cross entropy",
+    "choice": "weight of the cross entropy over all words of a picture at once, which keeps names apart",
     "words": "most words per picture",
     "exact_words": "exactly that many words in every picture, not 1 to that many",
     "absent": "share of absent words after a picture's first",
+    "alone": "chance of a picture being asked only for words that it does not show, so that it is marked nowhere",
+    "unknown": "chance of a word being fused as one that training never showed (with an aligned residual)",
+    "trust": "factor, after training, of what the aligned residual says of a word that training never showed",
+    "near": "share of absent words taken from the nearest to one that is shown, by their vectors",
     "word_noise": "noise on the word vectors, relative to their length",
     "word_rate": "learning rate of the words' projection, relative (0: as aligned; without an alignment, 1)",
     "names": "chance of a class going by an ImageNet name for what its mask shows (efficientnet-lite encoders)",
@@ -85,6 +91,7 @@ CHOICE_HELP = {
     "folds": "a split into folds, e.g. pascal-5i; '' = no class is held out",
     "fold": "which fold's classes are held out of training",
     "holdout": "further classes to hold out, comma separated",
+    "without": "sets of the recipe's [sets] table to leave out, comma separated: to be scored as names never seen",
     "split": "of a folder without train.txt and val.txt: the share of its pictures kept for validation, such as 0.1",
 }
 SECTIONS: tuple[tuple[str, str, Any, dict[str, str]], ...] = (

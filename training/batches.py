@@ -40,13 +40,14 @@ class Batch:
     """This process's rows of a batch: b pictures, K words, targets at the decoder's resolution h×w.
 
     inputs: with `encoded` the frozen encoder's maps (b, c, ·, ·) float16, else normalised pixels (b, 3, H, W) float32.
-    words (b, K, t); targets (b, K, h, w) and valid (b, 1, h, w), float32 of 0 and 1.
+    words (b, K, t), known (b, K, 1) of 0 and 1; targets (b, K, h, w) and valid (b, 1, h, w), float32 of 0 and 1.
     """
 
     inputs: list[Tensor]
     words: Tensor
     targets: Tensor
     valid: Tensor
+    known: Tensor
     encoded: bool
 
     @torch.no_grad()
@@ -64,16 +65,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         inputs = [x.to(device) for x in self.inputs]
-        words, targets, valid = (x.to(device) for x in (self.words, self.targets, self.valid))
-        return replace(self, inputs=inputs, words=words, targets=targets, valid=valid)
+        words, targets, valid, known = (x.to(device) for x in (self.words, self.targets, self.valid, self.known))
+        return replace(self, inputs=inputs, words=words, targets=targets, valid=valid, known=known)
 
     def parts(self, count: int) -> list[Batch]:
         """Splits the batch into at most `count` smaller ones, none empty."""
         size = math.ceil(len(self.words) / count)
         return [
-            replace(self, inputs=list(inputs), words=words, targets=targets, valid=valid)
-            for *inputs, words, targets, valid in zip(
-                *(x.split(size) for x in (*self.inputs, self.words, self.targets, self.valid)), strict=True
+            replace(self, inputs=list(inputs), words=words, targets=targets, valid=valid, known=known)
+            for *inputs, words, targets, valid, known in zip(
+                *(x.split(size) for x in (*self.inputs, self.words, self.targets, self.valid, self.known)), strict=True
             )
         ]
 
@@ -182,12 +183,12 @@ class Batches(ABC):
         for row, (_, own_labels) in zip(rows, pictures, strict=True):
             labels[row] = own_labels
         random = np.random.default_rng([self.plan.seed, job.epoch, job.step])
-        words, targets, valid = self.sampler.draw(job.names, self._at_cells(labels), random)
+        words, targets, valid, known = self.sampler.draw(job.names, self._at_cells(labels), random)
         if self.plan.word_noise:
             noise = torch.from_numpy(random.standard_normal(words.shape).astype(np.float32))
             words = F.normalize(words + self.plan.word_noise * noise / math.sqrt(words.shape[-1]), dim=-1)
         inputs = [torch.cat(levels) for levels in zip(*(inputs for inputs, _ in pictures), strict=True)]
-        return Batch(inputs, words[rows], targets[rows], valid[rows] * counts, self.encoded)
+        return Batch(inputs, words[rows], targets[rows], valid[rows] * counts, known[rows], self.encoded)
 
     def _at_cells(self, labels: Tensor) -> Tensor:
         """labels (B, H/2, W/2) → (B, h, w) at the centres of the decoder's cells.

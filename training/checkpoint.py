@@ -29,6 +29,7 @@ from training.encoders.released import DOWNLOAD, not_there, read_state, weight_f
 from training.model import Fusioner, FusionerConfig
 
 FORMAT = "fusioner-rt checkpoint"
+NAMES = "aligned.names"
 
 
 class CheckpointError(FusionerError):
@@ -191,6 +192,8 @@ def load(folder: Path | str, moved: Moved | None = None) -> Fusioner:
             f"the trained weights cannot be read: {error.what}", "restore it or train again"
         ) from None
     model = build(config, moved or Moved(command=f"python export/build_engine.py --checkpoint {folder}"))
+    if model.aligned is not None and getattr(state.get(NAMES), "ndim", 0) == 2:  # as many as training showed
+        model.aligned.names = model.aligned.names.new_zeros(len(state[NAMES]), model.aligned.names.shape[1])
     own = model.trained_state()
     unexpected, missing = sorted(set(state) - set(own)), sorted(set(own) - set(state))
     differing = [n for n in own if n in state and getattr(state[n], "shape", None) != own[n].shape]

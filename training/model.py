@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.words.templates import PAPER_TEMPLATES, check_templates, fill
+from training.aligned_residual import Aligned, AlignedResidual
 from training.encoders import ImageEncoder, TextEncoder, has_random_weights, image_encoder, text_encoder
 from training.encoders.attention import self_attention
 
@@ -31,6 +32,7 @@ class FusionerConfig:
     heads: int = 8
     fusion: str = "early"  # "early": joint attention; "late": separate MLPs (table 1); "none" (table 4);
     decoder: tuple[int, ...] = (512, 512, 512, 512)  # channels of each 3×3 conv; () = no decoder (table 4)
+    aligned: int = 0  # channels of the aligned residual, its offset's included; 0 = none (training.aligned_residual)
     temperature: float = 0.07
     templates: tuple[str, ...] = PAPER_TEMPLATES
     encoder_sha256: dict[str, str] = field(default_factory=dict)  # hash of the frozen weights, by "image" and "text"
@@ -44,9 +46,19 @@ class FusionerConfig:
             raise ValueError(f"fusion {IDENTITY!r} has neither layers nor a decoder; expected layers 0 and decoder ()")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if self.aligned == 1 or self.aligned < 0 or (self.aligned and self.fusion == IDENTITY):
+            raise ValueError(
+                f"aligned is {self.aligned}; expected 2 channels or more, such as 64, or 0 for none; a training-free "
+                "model has none, for it is aligned as a whole"
+            )
         if not 0 < self.temperature <= 1:
             raise ValueError(f"temperature is {self.temperature}; expected a number in (0, 1], the paper's is 0.07")
         check_templates(self.templates)
+
+    @property
+    def channels(self) -> int:
+        """Of the pixel features and refined words that the mask head compares."""
+        return self.width + self.aligned
 
     @property
     def scoring(self) -> str:
@@ -84,6 +96,7 @@ class Fusioner(nn.Module):
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         d = config.width
         self.decoder: Decoder | None = None
+        self.aligned: AlignedResidual | None = None
         if config.fusion == IDENTITY:
             if not image_encoder.width == text_encoder.width == d:
                 raise ValueError(
@@ -103,6 +116,8 @@ class Fusioner(nn.Module):
         self.out_words = nn.Linear(d, d)
         if config.decoder:
             self.decoder = Decoder(d, config.decoder)
+        if config.aligned:
+            self.aligned = AlignedResidual(image_encoder.width, text_encoder.width, d, config.aligned)
         if config.fusion != "none":
             for linear in (self.out_pixels, self.out_words):  # identity: training starts from the projections' cosine
                 nn.init.eye_(linear.weight)
@@ -116,6 +131,12 @@ class Fusioner(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         return {n: v for n, v in self.state_dict().items() if not n.startswith(("image_encoder.", "text_encoder."))}
+
+    @property
+    def one_space(self) -> bool:
+        """Whether tokens and word vectors are compared as they are: both of one CLIP, patches by its own projection."""
+        image, text = (name.split(":")[:2] for name in (self.config.image_encoder, self.config.text_encoder))
+        return image[0] == "dense_clip" and text == ["open_clip", image[1]]
 
     @property
     def random_weights(self) -> list[str]:
@@ -138,22 +159,30 @@ class Fusioner(nn.Module):
         """pixels (B, 3, H, W) normalised → tokens (B, h, w, c), unit length (paper equation 2)."""
         return self.image_encoder(pixels)
 
-    def fuse(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens (B or 1, h, w, c), words (B, K, t) → features (B, h', w', d), refined (B, K, d) (equation 4)."""
-        fused, refined = self.attend(tokens, words)
+    def fuse(self, tokens: Tensor, words: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """tokens (B or 1, h, w, c), words (B, K, t) → features (B, h', w', D), refined (B, K, D) (equation 4).
+
+        D is d, the model's width, and the channels of the aligned residual. known: as of `AlignedResidual`.
+        """
+        fused, refined = self.attend(tokens, words, known)
         return self.decode(fused), refined
 
-    def attend(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """`fuse` up to the decoder: fused pixels (B, h, w, d), refined words (B, K, d).
+    def attend(self, tokens: Tensor, words: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`fuse` up to the decoder: fused pixels (B, h, w, D), refined words (B, K, D).
 
         Tokens of one picture are expanded to the B vocabularies here, so that the encoder runs once.
         """
+        residual = self.aligned
+        if residual is not None:
+            aligned: Aligned = residual(tokens, words, known)
         tokens = tokens.expand(words.shape[0], -1, -1, -1)
         if self.config.fusion == IDENTITY:
             return tokens, words
         h, w = tokens.shape[1], tokens.shape[2]
         pixels = self.project_pixels(tokens).flatten(1, 2)
         words = self.project_words(words)
+        if residual is not None:
+            words = residual.with_evidence(aligned, pixels, words)
         if self.config.fusion == "early":
             sequence = torch.cat([pixels, words], dim=1)
             for layer in self.layers:
@@ -163,11 +192,26 @@ class Fusioner(nn.Module):
             pixels, words = sequence[:, : h * w], sequence[:, h * w :]
         elif self.config.fusion == "late":
             pixels, words = self.norm(self.pixel_layers(pixels)), self.norm(self.word_layers(words))
-        return self.out_pixels(pixels).unflatten(1, (h, w)), self.out_words(words)
+        fused, refined = self.out_pixels(pixels).unflatten(1, (h, w)), self.out_words(words)
+        if residual is None:
+            return fused, refined
+        if self.decoder is None:
+            fused = F.normalize(fused, dim=-1)
+        aligned_pixels, aligned_words = residual.channels(aligned)
+        aligned_pixels = aligned_pixels.expand(fused.shape[0], -1, -1, -1)
+        return torch.cat([fused, aligned_pixels], -1), torch.cat([F.normalize(refined, dim=-1), aligned_words], -1)
 
     def decode(self, fused: Tensor) -> Tensor:
-        """fused (B, h, w, d) → features (B, h', w', d); without a decoder, `fused` itself."""
-        return fused if self.decoder is None else self.decoder(fused.permute(0, 3, 1, 2))
+        """fused (B, h, w, D) → features (B, h', w', D); without a decoder h' = h and w' = w."""
+        if self.decoder is None:
+            return fused
+        maps = fused.permute(0, 3, 1, 2)
+        if self.aligned is None:
+            return self.decoder(maps)
+        features, aligned = self.decoder(maps[:, : self.config.width]), maps[:, self.config.width :]
+        scale = float(self.decoder.scale)
+        aligned = F.interpolate(aligned, scale_factor=scale, mode="bilinear", align_corners=False)
+        return torch.cat([F.normalize(features, dim=-1), aligned.permute(0, 2, 3, 1)], -1)
 
     def forward(self, pixels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         return self.fuse(self.encode(pixels), words)
@@ -253,6 +297,7 @@ class Decoder(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(inputs, channels, strict=True))
         self.norms = nn.ModuleList(nn.InstanceNorm2d(o, affine=True) for o in channels)
         self.out = nn.Linear(channels[-1], width)  # a 1×1 conv, applied to channels-last maps
+        self.scale = 2 ** (len(channels) - 1)  # cells of the map that it gives per cell of its input and edge
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, d, h, w) → (B, h·2^(k-1), w·2^(k-1), d)."""

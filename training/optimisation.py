@@ -31,6 +31,8 @@ class Optimiser:
         self.plan, self.device = plan, device
         self.trained = nn.ModuleDict({name: part for name, part in model.named_children() if name not in ENCODERS})
         word_projection = list(model.project_words.parameters())
+        if model.aligned is not None:
+            word_projection += [*model.aligned.words.parameters(), *model.aligned.pixels.parameters()]
         others = [p for p in self.trained.parameters() if not any(p is q for q in word_projection)]
         self.parameters = others + word_projection
         self.adamw = torch.optim.AdamW(

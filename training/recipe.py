@@ -62,9 +62,14 @@ class Plan:
     ema: float = 0.0  # decay per step of averaged weights, which the checkpoint keeps; 0 = keep the last weights
     positive_weight: float = 1.0  # loss weight of pixels that show their word
     jaccard: float = 0.0  # weight of the soft-IoU loss beside cross entropy; the paper has none
+    choice: float = 0.0  # weight of the cross entropy over all words of a picture, which keeps names apart
     words: int = 4  # per picture, 1..words, present and absent
     exact_words: bool = False  # exactly `words` in every picture
     absent: float = 0.5  # probability that a word after the first is absent
+    alone: float = 0.0  # probability that every word of a picture is absent: teaches to mark nothing
+    unknown: float = 0.0  # probability that the aligned residual takes a word for unknown
+    trust: float = 1.0  # factor, after training, of what the aligned residual says of an unknown word
+    near: float = 0.0  # share of absent words taken from the nearest to one that is present, by their vectors
     word_noise: float = 0.0  # standard deviation added to unit word vectors
     word_rate: float = 0.0  # relative learning rate of the word projection; 0 keeps its initial alignment
     names: float = 0.5  # probability that a class gets the ImageNet name of what its mask shows
@@ -86,15 +91,16 @@ class Plan:
             "word_noise",
             "word_rate",
             "jaccard",
+            "choice",
             "patience",
             "least",
             "seed",
         ):
             self._require(name, lambda value: value >= 0, "0 or more")
-        for name in ("absent", "names", "strangers", "ema"):
+        for name in ("absent", "alone", "near", "unknown", "names", "strangers", "ema"):
             self._require(name, lambda value: 0 <= value <= 1, "a number from 0 to 1")
         self._require("ema", lambda value: value != 1, "below 1, such as 0.999: 1 keeps the first weights for ever")
-        for name in ("rate", "clip", "positive_weight"):
+        for name in ("rate", "clip", "positive_weight", "trust"):
             self._require(name, lambda value: value > 0, "a number above 0")
         for name in vars(self):
             if name != "clip":  # where inf means: no clipping
@@ -117,6 +123,7 @@ class Choice:
     folds: str = ""  # a name of training.datasets.splits.FOLDS, e.g. "pascal-5i"; "" = no class is held out
     fold: int | None = None
     holdout: tuple[str, ...] = ()  # further classes to hold out
+    without: tuple[str, ...] = ()  # sets of the [sets] table that training leaves out
     split: float = 0.0  # of a folder without train.txt and val.txt: the share of its pictures kept for validation
 
     def __post_init__(self) -> None:

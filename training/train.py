@@ -81,7 +81,7 @@ def train(
         return
     task = _prepare(chosen, data, cache, processes)
     if start is not None:
-        _begin_with(task.model, start)
+        _begin_with(task, start)
     model, epoch_steps = task.model.to(processes.device), task.batches.steps()
     total = plan.steps or plan.epochs * epoch_steps
     warmup = max(1, min(int(plan.warmup * epoch_steps), total // 2))
@@ -128,7 +128,7 @@ class _Forward:
             with self._without_exchange() if number + 1 < len(parts) else contextlib.nullcontext():
                 with self.optimiser.autocast():
                     tokens = part.tokens(self.model.image_encoder)
-                loss = (self.loss(tokens, part.words, part.targets, part.valid) / counts).sum()
+                loss = (self.loss(tokens, part.words, part.targets, part.valid, part.known) / counts).sum()
                 self.optimiser.backward(
                     loss * self.processes.count
                 )  # DDP averages gradients over processes; sums are needed
@@ -145,14 +145,15 @@ class _SummedLoss(nn.Module):
         super().__init__()
         self.model, self.autocast, self.plan = model, optimiser.autocast, optimiser.plan
 
-    def forward(self, tokens: Tensor, words: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-        """Two sums, float32 (2,): binary cross entropy over pixels and words (paper 4.1), and `Plan.jaccard` · (1 − soft
-        IoU) over the words with a region. Ignored pixels count in neither.
+    def forward(self, tokens: Tensor, words: Tensor, targets: Tensor, valid: Tensor, known: Tensor) -> Tensor:
+        """Two sums, float32 (2,): binary cross entropy over pixels and words (paper 4.1) with `Plan.choice` · that of the
+        choice among words, and `Plan.jaccard` · (1 − soft IoU) over the words with a region. Ignored pixels count in
+        neither.
 
         tokens (b, h, w, c), words (b, K, t), targets (b, K, h', w') and valid (b, 1, h', w') at the decoder's resolution.
         """
         with self.autocast():
-            features, refined = self.model.fuse(tokens, words)
+            features, refined = self.model.fuse(tokens, words, known)
         features, refined = (F.normalize(x.float(), dim=-1) for x in (features, refined))
         logits = torch.einsum("bhwd,bkd->bkhw", features, refined) / self.model.config.temperature
         weight = logits.new_tensor(self.plan.positive_weight)
@@ -163,7 +164,21 @@ class _SummedLoss(nn.Module):
             both, either = (found * shown).sum((2, 3)), (found + shown - found * shown).sum((2, 3))
             missed = torch.where(shown.amax((2, 3)) > 0, 1 - both / either.clamp(min=1), 0)
             jaccard = self.plan.jaccard * missed.sum()
-        return torch.stack([(entropy * valid).sum(), jaccard])
+        chosen = logits.new_zeros(())
+        if self.plan.choice:
+            chosen = self.plan.choice * (choice_entropy(logits, targets) * valid[:, 0]).sum() * targets.shape[1]
+        return torch.stack([(entropy * valid).sum() + chosen, jaccard])
+
+
+def choice_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of the choice among a pixel's words and background: logits, targets (b, K, h, w) → (b, h, w).
+
+    The background's logit is 0, for a word wins where it is the best and above 0. Of several right words any will do.
+    """
+    all_ = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).logsumexp(1)
+    right = logits.masked_fill(targets == 0, -torch.inf)
+    none = torch.where(targets.amax(1) > 0, -torch.inf, 0.0)
+    return all_ - torch.cat([none[:, None], right], 1).logsumexp(1)
 
 
 def _epoch(
@@ -217,7 +232,7 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
     with processes.quiet():
         names, validation = _without(data, data.names("train"), held_out), data.names("val")
         _fill(cache, validation, (False,), processes)
-        if not live or has_alignment:
+        if not live or has_alignment or chosen.model.aligned:
             _fill(cache, names, (False, True) if plan.augment == "flip" else (False,), processes)
         processes.wait()
         features = (
@@ -246,6 +261,11 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
             "no score to stop by",
             "set --patience 0, or add such pictures",
         )
+    if model.aligned is not None:
+        regions = alignment.Regions.collect(cache, names)
+        if known := vocabulary.known():
+            model.aligned.names = vocabulary.vectors[known].clone()
+        vocabulary.unseen = alignment.initialise_residual(model, regions, vocabulary.vectors, aligned)
     if aligned is not None:
         sample = [cache.tokens([cache.get(name)]).flatten(0, 2).cpu() for name in names[:: max(1, len(names) // 64)]]
         alignment.initialise(model, aligned, torch.cat(sample))
@@ -258,9 +278,11 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
     return Task(data, model, aligned is not None, batches, cache, vocabulary.vectors, validation, seen, held_out)
 
 
-def _begin_with(model: Fusioner, start: Path) -> None:
-    """Raises UsageError for a checkpoint of another model, CheckpointError, WeightsNotFound."""
-    other = checkpoint.load(start)
+def _begin_with(task: Task, start: Path) -> None:
+    """Trained weights, the directions of an aligned residual among them: it knows the names of both trainings.
+
+    Raises UsageError for a checkpoint of another model, CheckpointError, WeightsNotFound."""
+    model, other = task.model, checkpoint.load(start)
     ours, theirs = (_model_settings(config) for config in (model.config, other.config))
     if ours != theirs:
         name = next(name for name in ours if ours[name] != theirs[name])
@@ -268,7 +290,13 @@ def _begin_with(model: Fusioner, start: Path) -> None:
             f"{start} is of another model than the recipe's: {name} is {theirs[name]!r}, and here {ours[name]!r}",
             "train from the checkpoint of the same recipe, or set the recipe's [model] to its values",
         )
-    model.load_state_dict(other.trained_state(), strict=False)
+    state = other.trained_state()
+    if model.aligned is not None and other.aligned is not None:
+        model.aligned.names = torch.cat([other.aligned.names, model.aligned.names]).unique(dim=0)
+        del state[checkpoint.NAMES]
+        vocabulary = task.batches.sampler.vocabulary
+        vocabulary.unseen = vocabulary.vectors  # the others belong to directions that are replaced here
+    model.load_state_dict(state, strict=False)
 
 
 def _held_out(data: PictureMasks, choice: Choice) -> list[int]:
@@ -315,8 +343,9 @@ def _settings(chosen: Recipe, data: PictureMasks, start: Path | None) -> dict[st
     templates = hashlib.sha256(json.dumps(chosen.model.templates).encode()).hexdigest()[:12]
     model = {**_model_settings(chosen.model), "templates": templates}  # as configured: a table of names ignores them
     settings = {"model": model, "plan": asdict(chosen.training), "data": data.root.name, **asdict(chosen.data)}
-    if not chosen.data.split:
-        del settings["split"]
+    for name in ("split", "without"):
+        if not settings[name]:
+            del settings[name]
     if chosen.sets:
         settings["sets"] = json.loads(json.dumps({name: asdict(choice) for name, choice in chosen.sets.items()}))
     if start is not None:
@@ -345,6 +374,8 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
         if progress.best:
             optimiser.trained.load_state_dict(progress.best)
             print(f"kept: epoch {progress.best_epoch} of {progress.epoch}, the one with the best validation score")
+        if task.model.aligned is not None:
+            task.model.aligned.trust(chosen.training.trust)
         record = {name: value for name, value in progress.settings.items() if name != "model"} | {
             "recipe": chosen.name,
             "seed": chosen.training.seed,
@@ -424,7 +455,7 @@ def main(given: Sequence[str] | None = None) -> int:
             check_precision(chosen.training, group.device)
             writable_folder(options.cache)
             data = (
-                ManySets(options.data, chosen.sets)
+                ManySets(options.data, chosen.sets, chosen.data.without)
                 if chosen.sets
                 else open_dataset(chosen.data.dataset, options.data, chosen.data.split)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from training.encoders import readable_words
 from training.feature_cache import FeatureCache, word_vectors
 from training.model import Fusioner
 from training.recipe import Plan
+
+FREQUENT = 10  # regions with a word, from which on it is known
+NEAR = 8  # nearest words, of which one is drawn
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Vocabulary:
     synonyms: dict[int, list[int]] = field(default_factory=dict)
     # picture → classes that it may show without a mask
     never_absent: dict[str, frozenset[int]] = field(default_factory=dict)
+    # (V, t): in place of `vectors` where a word is taken for unknown (`alignment.initialise_residual`)
+    unseen: Tensor | None = None
 
     @classmethod
     def collect(
@@ -78,6 +84,11 @@ class Vocabulary:
         hidden = {picture: data.never_absent(picture, present[picture]) for picture in pictures}
         return cls(words, vectors, seen, present, names, frequency, len(data.words), synonyms, hidden)
 
+    def known(self) -> list[int]:
+        """Indices of the words that training shows often: classes, their further words, and ImageNet names."""
+        frequent = np.flatnonzero(self.frequency >= FREQUENT).tolist()
+        return [*frequent, *(word for index in frequent for word in self.synonyms.get(index, ()))]
+
 
 def _synonyms(model: Fusioner, data: PictureMasks, first: int) -> tuple[dict[int, list[int]], list[str]]:
     """Class → indices of its further words, from `first` on, and those words; only such as the text encoder can read."""
@@ -104,6 +115,15 @@ def class_vectors(folder: Path, model: Fusioner, data: PictureMasks) -> tuple[Te
     return vectors, set(indices) - {0}
 
 
+class Drawn(NamedTuple):
+    """words (B, K, t), targets (B, K, H, W), valid (B, 1, H, W) and known (B, K, 1), float32; the last three 0 or 1."""
+
+    words: Tensor
+    targets: Tensor
+    valid: Tensor
+    known: Tensor
+
+
 class WordSampler:
     """Draws the words and target maps of a batch; all of its pictures have the same K."""
 
@@ -114,9 +134,15 @@ class WordSampler:
         # there", and with it the unseen words near it.
         self.frequency = vocabulary.frequency[:candidates]
         self.strangers = np.arange(vocabulary.first_name, len(vocabulary.frequency))
+        classes = np.array(vocabulary.classes)
+        unit = vocabulary.vectors[classes].numpy()
+        self.nearest = {  # class → the other classes, the nearest first
+            int(index): classes[order[1:]]
+            for index, order in zip(classes, np.argsort(-unit @ unit.T, axis=1), strict=True)
+        }
 
-    def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """labels (B, H, W) int16 → words (B, K, t), targets (B, K, H, W) float32, valid (B, 1, H, W) float32.
+    def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> Drawn:
+        """labels (B, H, W) int16.
 
         The first word is present where the picture shows any class. Each further word is absent with probability
         `Plan.absent`, or when no class of the picture is left. No two words of a picture have the same region.
@@ -131,8 +157,11 @@ class WordSampler:
         words, targets = [], []
         for picture, mask in zip(pictures, labels, strict=True):
             left = list(random.permutation(self.vocabulary.present[picture]))
+            shown = [int(index) for index in left]
             excluded = {w for i in left for w in (i, *self.vocabulary.names.get((picture, int(i)), ()))}
             excluded |= self.vocabulary.never_absent.get(picture, frozenset())
+            if random.random() < self.plan.alone:
+                left = []
             stranger_shown = False  # a region of this picture already has a stranger as its word
             for position in range(count):
                 stranger = self._stranger(excluded, random)
@@ -142,12 +171,20 @@ class WordSampler:
                     words.append(self._name(picture, index, random) if stranger is None else stranger)
                     targets.append(mask == index)
                 else:
-                    words.append(self._absent(excluded, random) if stranger is None or stranger_shown else stranger)
+                    words.append(
+                        self._absent(excluded, shown, random) if stranger is None or stranger_shown else stranger
+                    )
                     targets.append(torch.zeros_like(mask, dtype=torch.bool))
                 excluded.add(words[-1])
         shape = (len(pictures), count)
-        vectors = self.vocabulary.vectors[words].unflatten(0, shape)
-        return vectors, torch.stack(targets).unflatten(0, shape).float(), (labels != IGNORE)[:, None].float()
+        vectors, known = self.vocabulary.vectors[words], torch.ones(len(words), 1)
+        if self.vocabulary.unseen is not None:
+            known = torch.from_numpy((random.random((len(words), 1)) >= self.plan.unknown).astype(np.float32))
+            vectors = torch.where(known > 0, vectors, self.vocabulary.unseen[words])
+        return Drawn(
+            vectors.unflatten(0, shape), torch.stack(targets).unflatten(0, shape).float(),
+            (labels != IGNORE)[:, None].float(), known.unflatten(0, shape),
+        )  # fmt: skip
 
     def _name(self, picture: str, index: int, random: np.random.Generator) -> int:
         """A region's word: its class, by any of its words, or one of its ImageNet names."""
@@ -164,7 +201,11 @@ class WordSampler:
         word = int(random.choice(self.strangers))
         return None if word in excluded else word
 
-    def _absent(self, excluded: set[int], random: np.random.Generator) -> int:
+    def _absent(self, excluded: set[int], shown: list[int], random: np.random.Generator) -> int:
+        if shown and random.random() < self.plan.near:
+            close = [i for i in self.nearest[int(random.choice(shown))][: len(excluded) + NEAR] if i not in excluded]
+            if close:
+                return int(random.choice(close[:NEAR]))
         chances = self.frequency.copy()
         chances[[i for i in excluded if i < len(chances)]] = 0
         if not chances.any():  # no other word is ever present: take the background's, which has no mask

@@ -36,7 +36,7 @@ def text_graph(model: Fusioner) -> onnx.ModelProto:
 
 
 def image_fusion_graph(model: Fusioner) -> onnx.ModelProto:
-    """`image_fusion`: pixels (P, 3, H, W), words (B, K, t) → features (B, h, w, d), refined (B, K, d), all float32.
+    """`image_fusion`: pixels (P, 3, H, W), words (B, K, t) → features (B, h, w, D), refined (B, K, D), all float32.
 
     P is B, or 1: the picture is then encoded once and fused with B vocabularies. H and W are multiples of the image
     encoder's `multiple`.
@@ -58,16 +58,19 @@ def image_graph(model: Fusioner) -> onnx.ModelProto:
 
 
 def fusion_graph(model: Fusioner) -> onnx.ModelProto:
-    """`fusion`: tokens (P, h, w, c), words (B, K, t) → fused (B, h, w, d), refined (B, K, d), float32; P is B, or 1."""
+    """`fusion`: tokens (P, h, w, c), words (B, K, t) → fused (B, h, w, D), refined (B, K, D), float32; P is B, or 1.
+
+    D: of the mask head's features, `FusionerConfig.channels`.
+    """
     example = (torch.randn(2, 6, 4, model.image_encoder.width), torch.randn(3, 5, model.text_encoder.width))
     names = {"tokens": {0: "P", 1: "h", 2: "w"}, "words": {0: "B", 1: "K"}}
-    width = model.config.width
+    width = model.config.channels
     return traced(_Fusion(model), example, names, {"fused": ["B", "h", "w", width], "refined": ["B", "K", width]})
 
 
 def decoder_graph(model: Fusioner) -> onnx.ModelProto:
-    """`decoder`: fused (B, h, w, d) → features (B, h', w', d), float32. Of a model that has a decoder."""
-    width = model.config.width
+    """`decoder`: fused (B, h, w, D) → features (B, h', w', D), float32. Of a model that has a decoder."""
+    width = model.config.channels
     example = (torch.randn(2, 6, 4, width),)
     return traced(_Decoder(model), example, {"fused": {0: "B", 1: "h", 2: "w"}}, {"features": ["B", "h'", "w'", width]})
 

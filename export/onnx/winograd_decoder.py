@@ -6,10 +6,10 @@ low-resolution map. Winograd's minimal filtering F(4×4, 3×3) is linear too, so
 tile then takes 36 products of channels instead of 144 (Lavin and Gray 2016, arXiv:1509.09308). The result is exact but for
 rounding, and no upsampled map is ever written.
 
-decoder_first   fused (B, h, w, d), refined (B, K, d) → map (B, h, w, c), before its norm, and its statistics; words (B, K, e)
+decoder_first   fused (B, h, w, D), refined (B, K, D) → map (B, h, w, c), before its norm, and its statistics; words (B, K, e)
 decoder_up_i    rows of one picture's map → rows of the next, twice as large, before its norm, and their statistics
                 (convolutions leave their bias out: an instance norm follows, which takes the mean away)
-decoder_scores  rows of the last map → rows of the scores and Gram maps of `kernels.reference.score_maps`, unscaled
+decoder_scores  rows of the last map, and of the aligned residual where there is one → rows of the scores and Gram maps of `kernels.reference.score_maps`, unscaled
 
 `fusioner_rt.onnx.decoder_in_strips` calls them strip by strip, so that what lies between the operators stays in the processor's
 cache. The features of the last 1×1 conv are never written either. They are rotated: the mask head needs inner products
@@ -39,16 +39,18 @@ POINTS = (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction
 TRIANGLE = 4
 """Parts that the triangular matrix is split into. Each leaves its zeros out, and 5/8 of the products remain."""
 
+NORMALIZE_EPS = 1e-12  # of torch's F.normalize
+
 Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def decoder_graphs(decoder: Decoder, half: bool) -> dict[str, onnx.ModelProto]:
+def decoder_graphs(decoder: Decoder, half: bool, aligned: int = 0) -> dict[str, onnx.ModelProto]:
     """The graphs of a decoder, in the order in which they run. half: weights are stored in float16; all is computed in
-    float32."""
-    graphs = {"decoder_first": _first(decoder, half)}
+    float32. aligned: channels of the aligned residual, the last of `fused` and `refined`."""
+    graphs = {"decoder_first": _first(decoder, half, aligned)}
     for index in range(1, len(decoder.convolutions)):
         graphs[f"decoder_up_{index}"] = _up(decoder, index, half)
-    graphs["decoder_scores"] = _scores(decoder, half)
+    graphs["decoder_scores"] = _scores(decoder, half, aligned)
     return graphs
 
 
@@ -76,11 +78,19 @@ def _polynomial(roots: Any) -> list[Fraction]:
     return coefficients
 
 
-def _first(decoder: Decoder, half: bool) -> onnx.ModelProto:
+def _first(decoder: Decoder, half: bool, aligned: int) -> onnx.ModelProto:
     convolution = cast(nn.Conv2d, decoder.convolutions[0])
     inputs, outputs, width = convolution.in_channels, convolution.out_channels, decoder.out.out_features
-    graph = Graph("decoder_first", {"fused": (FLOAT, ["B", "h", "w", inputs]), "refined": (FLOAT, ["B", "K", width])})
-    x = graph.Transpose("fused", perm=[0, 3, 1, 2])
+    graph = Graph("decoder_first", {
+        "fused": (FLOAT, ["B", "h", "w", inputs + aligned]),
+        "refined": (FLOAT, ["B", "K", width + aligned]),
+    })  # fmt: skip
+    fused = "fused"
+    if aligned:
+        fused, beside = _parted(graph, "fused", inputs, aligned, axis=3)
+        scales = np.array([1, decoder.scale, decoder.scale, 1], np.float32)
+        graph.Resize(beside, "", scales, name="aligned", mode="linear", coordinate_transformation_mode="half_pixel")
+    x = graph.Transpose(fused, perm=[0, 3, 1, 2])
     x = graph.Conv(x, _weight(graph, "weight", convolution.weight, half), pads=[1] * 4)
     mean = graph.ReduceMean(x, integer([2, 3]), keepdims=1)
     centred = graph.Sub(x, mean)
@@ -91,14 +101,29 @@ def _first(decoder: Decoder, half: bool) -> onnx.ModelProto:
     largest = graph.ReduceMax(graph.Abs("refined"), integer([2]), keepdims=1)
     words = graph.Div("refined", graph.Max(largest, real(TINY)))
     words = graph.Div(words, graph.Max(graph.ReduceL2(words, integer([2]), keepdims=1), real(TINY)))
-    basis = _rotation(decoder, half)[0]
-    graph.MatMul(words, _array(graph, "basis", basis), name="words")
+    basis = _array(graph, "basis", _rotation(decoder, half)[0])
+    spanned = _rotation(decoder, half)[0].shape[1]
+    if aligned:
+        words, beside = _parted(graph, words, width, aligned, axis=2)
+        graph.Concat(graph.MatMul(words, basis), beside, axis=2, name="words")
+    else:
+        graph.MatMul(words, basis, name="words")
     return graph.model({
         "map": (FLOAT, ["B", "h", "w", outputs]),
         "mean": (FLOAT, ["B", outputs]),
         "variance": (FLOAT, ["B", outputs]),
-        "words": (FLOAT, ["B", "K", basis.shape[1]]),
+        "words": (FLOAT, ["B", "K", spanned + aligned]),
+        **({"aligned": (FLOAT, ["B", "h'", "w'", aligned])} if aligned else {}),
     })  # fmt: skip
+
+
+def _parted(graph: Graph, value: str, first: int, second: int, axis: int) -> tuple[str, str]:
+    """The first channels of a value, and those after them."""
+    cut, end = integer([first]), integer([first + second])
+    return (
+        graph.Slice(value, integer([0]), cut, integer([axis])),
+        graph.Slice(value, cut, end, integer([axis])),
+    )
 
 
 def _normalised(graph: Graph, norm: Any) -> str:
@@ -158,7 +183,7 @@ def _up(decoder: Decoder, index: int, half: bool) -> onnx.ModelProto:
     })  # fmt: skip
 
 
-def _scores(decoder: Decoder, half: bool) -> onnx.ModelProto:
+def _scores(decoder: Decoder, half: bool, aligned: int) -> onnx.ModelProto:
     channels = decoder.out.in_features
     _, matrix, offset = _rotation(decoder, half)
     spanned = len(offset)
@@ -166,7 +191,8 @@ def _scores(decoder: Decoder, half: bool) -> onnx.ModelProto:
         "x": (FLOAT, ["R", "w", channels]),
         "mean": (FLOAT, [channels]),
         "variance": (FLOAT, [channels]),
-        "words": (FLOAT, ["K", spanned]),
+        "words": (FLOAT, ["K", spanned + aligned]),
+        **({"aligned": (FLOAT, ["R", "w", aligned])} if aligned else {}),
     })  # fmt: skip
     x = _normalised(graph, decoder.norms[-1])
     parts = []
@@ -176,7 +202,10 @@ def _scores(decoder: Decoder, half: bool) -> onnx.ModelProto:
         used = graph.Slice(x, integer([first_used]), integer([channels]), integer([2])) if index else x
         parts.append(graph.MatMul(used, _array(graph, f"matrix_{index}", matrix[first_used:, first:last].copy())))
     features = graph.Add(graph.Concat(*parts, axis=2), _array(graph, "offset", offset))
-    flat = graph.Reshape(features, integer([-1, spanned]))
+    if aligned:
+        length = graph.Max(graph.ReduceL2(features, integer([2]), keepdims=1), real(NORMALIZE_EPS))
+        features = graph.Concat(graph.Div(features, length), "aligned", axis=2)
+    flat = graph.Reshape(features, integer([-1, spanned + aligned]))
     positions = graph.Shape("x", start=0, end=2)
     scores = graph.MatMul("words", graph.Transpose(flat, perm=[1, 0]))
     graph.Reshape(scores, graph.Concat(integer([-1]), positions, axis=0), name="scores")

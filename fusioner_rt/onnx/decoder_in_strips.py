@@ -165,7 +165,7 @@ class Decoder:
             maps, mean, variance = self._upsample(graph, maps, size, mean, variance, taken)
             size = 2 * size[0], 2 * size[1]
             finite &= _finite(mean, variance)
-        scores, gram = self._score(maps, size, mean, variance, first["words"])
+        scores, gram = self._score(maps, size, mean, variance, first["words"], first.get("aligned"))
         self._give_back(taken)  # not after an error: threads may still write into them
         # a ReLU may turn NaN into 0, which would hide it
         scores[~finite], gram[~finite] = np.nan, np.nan
@@ -223,12 +223,19 @@ class Decoder:
         return result, mean.astype(np.float32), variance.astype(np.float32)
 
     def _score(
-        self, maps: np.ndarray, size: tuple[int, int], mean: np.ndarray, variance: np.ndarray, words: np.ndarray
+        self,
+        maps: np.ndarray,
+        size: tuple[int, int],
+        mean: np.ndarray,
+        variance: np.ndarray,
+        words: np.ndarray,
+        aligned: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
+        """aligned: (B, h', w', r), of models with an aligned residual."""
         pictures, (height, width) = len(maps), size
         scores = np.empty((pictures, words.shape[1], height, width), np.float32)
         gram = np.empty((pictures, 5, height, width), np.float32)
-        rows = max(1, STRIP_BYTES // (4 * 4 * width * maps.shape[3]))
+        rows = max(1, STRIP_BYTES // (4 * 4 * width * max(maps.shape[3], words.shape[2])))
         count = min(height, self._workers.threads * -(-height // (rows * self._workers.threads)))
 
         def run(task: tuple[int, np.ndarray]) -> None:
@@ -242,6 +249,7 @@ class Decoder:
                     "mean": mean[picture],
                     "variance": variance[picture],
                     "words": words[picture],
+                    **({} if aligned is None else {"aligned": aligned[picture, first : first + len(x)]}),
                 },
                 {"scores": part_scores, "gram": part_gram},
             )

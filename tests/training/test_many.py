@@ -93,6 +93,15 @@ def test_what_a_picture_may_show_unmarked_is_no_absent_word(folders: Path) -> No
     assert data.may_flip("one/shape00")
 
 
+def test_a_set_left_out_keeps_its_names_and_gives_no_picture(folders: Path) -> None:
+    whole = opened(folders)
+    data = ManySets(folders, whole.choices, ("two",))
+    assert data.classes == whole.classes
+    assert data.names("train") == [name for name in whole.names("train") if name.startswith("one/")]
+    with pytest.raises(DataError, match="no set is called 'three'; leave out one of one, two"):
+        ManySets(folders, whole.choices, ("three",)).names("train")
+
+
 def test_absent_words_are_drawn_among_those_alone_that_cannot_be_there(folders: Path) -> None:
     data, model, plan = opened(folders), tiny(), Plan(words=5, names=0.0, absent=1.0, exact_words=True)
     cache = feature_cache(folders / "cache", data, model, torch.device("cpu"))
@@ -108,7 +117,7 @@ def test_absent_words_are_drawn_among_those_alone_that_cannot_be_there(folders: 
     for seed in range(60):
         for name in names:
             labels = cache.get(name).labels[None]
-            words, targets, _ = sampler.draw([name], labels, np.random.default_rng(seed))
+            words, targets, _, _ = sampler.draw([name], labels, np.random.default_rng(seed))
             for word, target in zip(words[0], targets[0], strict=True):
                 if not target.any():
                     drawn.setdefault(name, set()).add(by_vector[tuple(word.tolist())])

@@ -35,7 +35,9 @@ def test_every_target_is_its_words_region_and_no_word_is_drawn_twice(
     seed: int, max_: int, absent: float, names: float
 ) -> None:
     plan = Plan(words=max_, absent=absent, names=names)
-    words, targets, valid = WordSampler(vocabulary(), plan).draw(["a", "b", "c"], LABELS, np.random.default_rng(seed))
+    words, targets, valid, _ = WordSampler(vocabulary(), plan).draw(
+        ["a", "b", "c"], LABELS, np.random.default_rng(seed)
+    )
     assert torch.equal(valid[:, 0].bool(), LABELS != IGNORE)
     for row, picture in enumerate(("a", "b", "c")):
         drawn = words[row].argmax(-1).tolist()
@@ -52,7 +54,7 @@ def test_every_target_is_its_words_region_and_no_word_is_drawn_twice(
 @given(st.integers(0, 10_000))
 def test_a_stranger_stands_for_a_region_of_its_picture(seed: int) -> None:
     plan = Plan(words=1, names=0.0, strangers=1.0)
-    words, targets, _ = WordSampler(vocabulary(), plan).draw(["a", "b"], LABELS[:2], np.random.default_rng(seed))
+    words, targets, _, _ = WordSampler(vocabulary(), plan).draw(["a", "b"], LABELS[:2], np.random.default_rng(seed))
     first, second = words[:, 0].argmax(-1).tolist()
     # Picture a is asked for 4, or for its own class where the stranger drawn was 5, a name of it; b for 4 or 5.
     assert first in (4, 1, 2)
@@ -63,14 +65,14 @@ def test_a_stranger_stands_for_a_region_of_its_picture(seed: int) -> None:
 def test_exactly_as_many_words_are_drawn_as_are_asked_for() -> None:
     plan = Plan(words=3, exact_words=True)
     for seed in range(20):
-        words, _, _ = WordSampler(vocabulary(), plan).draw(["a", "b"], LABELS[:2], np.random.default_rng(seed))
+        words, _, _, _ = WordSampler(vocabulary(), plan).draw(["a", "b"], LABELS[:2], np.random.default_rng(seed))
         assert words.shape[1] == 3
 
 
 @given(st.integers(0, 10_000))
 def test_a_stranger_beside_a_regions_own_name_stands_for_nothing(seed: int) -> None:
     plan = Plan(words=2, exact_words=True, names=0.0, absent=1.0, strangers=0.5)
-    words, targets, _ = WordSampler(vocabulary(), plan).draw(["b"], LABELS[1:2], np.random.default_rng(seed))
+    words, targets, _, _ = WordSampler(vocabulary(), plan).draw(["b"], LABELS[1:2], np.random.default_rng(seed))
     first, second = words[0].argmax(-1).tolist()
     assert targets[0, 0].any(), "the first word is present, by whatever name"
     assert not targets[0, 1].any()

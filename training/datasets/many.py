@@ -94,10 +94,14 @@ def _texts(place: str, name: str, value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ManySets(PictureMasks):
-    """Pictures are named SET/NAME. Classes: the background's, then every name once, in the sets' order."""
+    """Pictures are named SET/NAME. Classes: the background's, then every name once, in the sets' order.
+
+    without: sets whose pictures `names` leaves out.
+    """
 
     root: Path
     choices: Mapping[str, SetChoice]
+    without: tuple[str, ...] = ()
 
     @cached_property
     def sets(self) -> dict[str, MaskFolder]:
@@ -138,7 +142,10 @@ class ManySets(PictureMasks):
         return {index: tuple(dict.fromkeys(words)) for index, words in found.items() if words}
 
     def names(self, split: str) -> list[str]:
-        return [f"{name}/{picture}" for name, data in self.sets.items() for picture in data.names(split)]
+        if unknown := sorted(set(self.without) - set(self.sets)):
+            raise DataError(f"no set is called {unknown[0]!r}", f"leave out one of {', '.join(self.sets)}")
+        kept = (name for name in self.sets if name not in self.without)
+        return [f"{name}/{picture}" for name in kept for picture in self.sets[name].names(split)]
 
     def picture(self, name: str) -> Path:
         data, picture, _ = self._of(name)

@@ -74,15 +74,24 @@ def test_the_parts_in_turn_are_the_whole(graphs, parts, pictures, vocabularies, 
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=16 * np.finfo(np.float32).eps * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("changed", [{"fusion": "late"}, {"fusion": "none", "decoder": ()}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"fusion": "late"}, {"fusion": "none", "decoder": ()}, {"aligned": 16}, {"aligned": 16, "decoder": ()},
+        {"aligned": 16, "fusion": "late"},
+    ],
+)  # fmt: skip
 def test_every_kind_of_model_is_its_parts_and_their_whole(parts, changed):
     torch.manual_seed(0)
     model = checkpoint.build(replace(tiny().config, **changed)).eval()
     model.image_encoder.load_state_dict(tiny().image_encoder.state_dict())
+    if model.aligned is not None:
+        torch.nn.init.normal_(model.aligned.unknown)
+        model.aligned.names = torch.nn.functional.normalize(torch.randn(3, 24), dim=-1)
     own = {"image": parts["image"], "fusion": fusion_graph(model)}
     if model.decoder is not None:
         model.decoder = tiny().decoder
-        own["decoder"] = parts["decoder"]
+        own["decoder"] = decoder_graph(model)
     whole = joined(own)
     pixels, vectors = torch.randn(1, 3, 64, 96), torch.randn(3, 5, 24)
     with torch.no_grad():

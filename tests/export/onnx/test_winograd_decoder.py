@@ -33,10 +33,12 @@ def made(width: int, channels: tuple[int, ...], half: bool = False) -> Decoder:
     return decoder.half().float() if half else decoder
 
 
-def loaded(decoder: Decoder, folder: Path, half: bool = False, threads: int = 2) -> decoder_in_strips.Decoder:
+def loaded(
+    decoder: Decoder, folder: Path, half: bool = False, threads: int = 2, aligned: int = 0
+) -> decoder_in_strips.Decoder:
     runtime = OnnxRuntime("onnxruntime-cpu", 1)
     graphs = {}
-    for name, graph in decoder_graphs(decoder, half).items():
+    for name, graph in decoder_graphs(decoder, half, aligned).items():
         onnx.save_model(graph, folder / f"{name}.onnx")
         graphs[name] = runtime.load(folder / f"{name}.onnx")
     return decoder_in_strips.Decoder(
@@ -44,9 +46,13 @@ def loaded(decoder: Decoder, folder: Path, half: bool = False, threads: int = 2)
     )
 
 
-def maps(decoder: Decoder, fused: Tensor, refined: Tensor) -> dict[str, np.ndarray]:
+def maps(decoder: Decoder, fused: Tensor, refined: Tensor, aligned: int = 0) -> dict[str, np.ndarray]:
     """Plain arithmetic in the dtype of the arguments: scores and Gram maps, without the definition's scaling."""
-    features = decoder.to(fused.dtype)(fused.permute(0, 3, 1, 2))
+    trained, beside = fused.permute(0, 3, 1, 2).tensor_split([fused.shape[3] - aligned], dim=1)
+    features = decoder.to(fused.dtype)(trained)
+    if aligned:
+        beside = F.interpolate(beside, scale_factor=float(decoder.scale), mode="bilinear", align_corners=False)
+        features = torch.cat([F.normalize(features, dim=-1), beside.permute(0, 2, 3, 1)], -1)
     right = torch.cat([features[:, :, 1:], features[:, :, -1:]], dim=2)
     down = torch.cat([features[:, 1:], features[:, -1:]], dim=1)
     diagonal = torch.cat([right[:, 1:], right[:, -1:]], dim=1)
@@ -69,6 +75,7 @@ def inputs(batch: int, words: int, size: tuple[int, int], width: int) -> tuple[T
     batch=st.integers(1, 3),
     threads=st.integers(1, 3),
     half=st.booleans(),
+    aligned=st.sampled_from([0, 2, 9]),
     strip_bytes=st.sampled_from([1, 1 << 12, decoder_in_strips.STRIP_BYTES]),
 )
 def test_maps_err_at_most_twice_what_plain_arithmetic_errs(
@@ -80,14 +87,17 @@ def test_maps_err_at_most_twice_what_plain_arithmetic_errs(
     batch: int,
     threads: int,
     half: bool,
+    aligned: int,
     strip_bytes: int,
 ) -> None:
     decoder = made(width, channels, half)
-    fused, refined = inputs(batch, words, size, width)
-    exact, plain = maps(decoder, fused.double(), refined.double()), maps(decoder, fused, refined)
+    fused, refined = inputs(batch, words, size, width + aligned)
+    exact, plain = (maps(decoder, *given, aligned) for given in ((fused.double(), refined.double()), (fused, refined)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder_in_strips, "STRIP_BYTES", strip_bytes)
-        own = loaded(decoder, tmp_path_factory.mktemp("graphs"), half, threads).maps(fused.numpy(), refined.numpy())
+        own = loaded(decoder, tmp_path_factory.mktemp("graphs"), half, threads, aligned).maps(
+            fused.numpy(), refined.numpy()
+        )
     for name, found in zip(("scores", "gram"), own, strict=True):
         largest = np.abs(exact[name]).max()
         # Instance norm of a map of few pixels divides by what is next to nothing: its own error is the measure there.

@@ -1,0 +1,97 @@
+"""The aligned residual: what the frozen features say of a word, beside what the trained layers say.
+
+A frozen encoder's features know more names than masks were ever drawn for; layers trained on those masks forget them. So a
+pixel keeps a direction in a space that it shares with words, `training.alignment` computes it, and the model's score is
+the weighted sum of two cosines and an offset:
+
+  score = (cosine of fused pixel and refined word + β · cosine of aligned pixel and word − o) / length
+
+It is the cosine of concatenated vectors, so no mask head knows of it: pixels [f, √β a, √o], words [t, √β a, −√o], of unit
+parts. Between pixels it is interpolated as all channels are.
+
+The fusion gets evidence with each word: the mean of the pixels nearest to the word's direction, and how near they are.
+A word that is close to none of the training's names is fused by its evidence alone: of its vector the trained layers know
+nothing, and they would call it absent. Training shows some words in this way, with the directions that they would have
+had without masks of their own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SHARPNESS = 20.0  # of the attention that gathers evidence: logits a unit of cosine
+KNOWN_FROM, KNOWN_AT = 0.8, 0.9
+"""Cosines of a word's vector with the nearest trained name's: below the first it is unknown, from the second on known."""
+
+
+class Aligned(NamedTuple):
+    """pixels (P, h, w, r) and words (B, K, r), unit; known (B, K, 1) from 0 to 1."""
+
+    pixels: Tensor
+    words: Tensor
+    known: Tensor
+
+
+class AlignedResidual(nn.Module):
+    """Tokens and word vectors to their directions, evidence and channels of the score.
+
+    width: of the fusion. channels: of the score, with the offset's. `names` (N, t) are the known words' vectors; N is what
+    training or a checkpoint says.
+    """
+
+    names: Tensor
+
+    def __init__(self, image_width: int, text_width: int, width: int, channels: int) -> None:
+        super().__init__()
+        self.pixels = nn.Linear(image_width, channels - 1)
+        self.words = nn.Linear(text_width, channels - 1)
+        self.register_buffer("names", torch.zeros(1, text_width))  # zeros are near no word
+        self.prototype = nn.Linear(width, width)
+        self.nearness = nn.Linear(1, width)
+        self.unknown = nn.Parameter(torch.zeros(width))  # in place of an unknown word's projected vector
+        # √β and √o of known and of unknown words; pixels have the first
+        self.root_weight = nn.Parameter(torch.full((2,), 2.0**0.5))
+        self.root_offset = nn.Parameter(torch.full((2,), 0.2**0.5))
+
+    def forward(self, tokens: Tensor, words: Tensor, known: Tensor | None = None) -> Aligned:
+        """tokens (P, h, w, c), words (B, K, t), known (B, K, 1): by default by the words' vectors."""
+        pixels, directions = (F.normalize(x, dim=-1) for x in (self.pixels(tokens), self.words(words)))
+        return Aligned(pixels, directions, self.known(words) if known is None else known)
+
+    @torch.no_grad()
+    def trust(self, factor: float) -> None:
+        """√β of unknown words times `factor`, their √o divided by it.
+
+        Training's unknown words have better directions than words will have that no training showed: among its names are
+        near ones. So it leaves them too little weight. How much is seen on sets that a training leaves out.
+        """
+        self.root_weight[1] *= factor
+        self.root_offset[1] /= factor
+
+    def known(self, words: Tensor) -> Tensor:
+        """words (B, K, t), unit → (B, K, 1) from 0 to 1."""
+        nearest = (words @ self.names.T).amax(-1, keepdim=True)
+        return ((nearest - KNOWN_FROM) / (KNOWN_AT - KNOWN_FROM)).clamp(0, 1)
+
+    def with_evidence(self, aligned: Aligned, pixels: Tensor, words: Tensor) -> Tensor:
+        """The words' tokens of the fusion: projected pixels (B, h·w, d) and words (B, K, d) → (B, K, d)."""
+        cosine = aligned.words @ aligned.pixels.flatten(1, 2).transpose(1, 2)  # (B, K, h·w)
+        nearest = torch.softmax(SHARPNESS * cosine, dim=-1)
+        nearness = (nearest * cosine).sum(-1, keepdim=True)
+        spoken = aligned.known * words + (1 - aligned.known) * self.unknown
+        return spoken + self.prototype(nearest @ pixels) + self.nearness(nearness)
+
+    def channels(self, aligned: Aligned) -> tuple[Tensor, Tensor]:
+        """Of pixels (P, h, w, channels) and words (B, K, channels)."""
+        weight, offset = (
+            aligned.known * x[0] + (1 - aligned.known) * x[1] for x in (self.root_weight, self.root_offset)
+        )
+        pixels, constant = aligned.pixels * self.root_weight[0], self.root_offset[:1].expand(1)
+        return (
+            torch.cat([pixels, constant.expand(*pixels.shape[:-1], 1)], -1),
+            torch.cat([aligned.words * weight, -offset], -1),
+        )
