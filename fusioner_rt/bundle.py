@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,18 @@ class Bundle(Manifest):
     def text_sha256(self) -> str:
         """Hash of the text graph, which word vectors depend on."""
         return self.files[self.graph("text")].sha256
+
+    def with_input_side(self, side: int | None) -> "Bundle":
+        """The same bundle with another `Preprocessing.side`; None keeps its own. Raises UsageError outside its profile."""
+        if side is None:
+            return self
+        allowed = self.size
+        if isinstance(side, bool) or not isinstance(side, int) or not allowed.min <= side <= allowed.max:
+            raise UsageError(
+                f"input_size is {side!r}; the bundle in {self.folder} takes whole numbers of {allowed.min} to {allowed.max}",
+                f"give one of those; its own is {self.preprocessing.side}",
+            )
+        return replace(self, preprocessing=replace(self.preprocessing, side=side))
 
     def input_size(self, height: int, width: int, picture: str) -> tuple[int, int]:
         """Network input (h, w) of a picture. picture: its name for messages. Raises SizeOutsideProfile."""

@@ -34,7 +34,7 @@ class EncodedPicture:
         """Raises UsageError where it comes from another backend or bundle, or was encoded with another window."""
         if self.picture_sha256 != picture_sha256:
             raise UsageError(
-                f"was encoded by another bundle (pictures' hash {self.picture_sha256[:12]}…, this "
+                f"was encoded by another bundle or for another input_size (pictures' hash {self.picture_sha256[:12]}…, this "
                 f"session's {picture_sha256[:12]}…)",
                 "encode the picture with this session",
                 subject=str(self),

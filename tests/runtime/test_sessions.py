@@ -483,3 +483,28 @@ def test_closing_gives_every_graph_back(tiny_bundle: Path) -> None:
     session.close()
     gc.collect()
     assert not any(graph() for graph in graphs)
+
+
+def test_the_networks_input_can_be_chosen_when_a_bundle_is_opened(tiny_bundle: Path, session: Session) -> None:
+    rgb = scene(96, 160)
+    own = session.bundle.preprocessing.side
+    chosen = 64 if own != 64 else 96
+    with Session(tiny_bundle, cache=False, input_size=chosen) as other:
+        encoded = other.encode(rgb)
+        expected = other.bundle.preprocessing.input_size(96, 160)
+        assert encoded.input_size == expected != session.encode(rgb).input_size
+        assert expected[0] * expected[1] == pytest.approx(chosen**2, rel=0.6)
+        assert other.segment(rgb, WORDS).labels.shape == (96, 160)
+        agree(other.segment(encoded, WORDS), other.segment(rgb, WORDS))
+        with pytest.raises(UsageError, match="for another input_size"):
+            session.segment(encoded, WORDS)
+    with Session(tiny_bundle, cache=False, input_size=own) as same:
+        agree(same.segment(rgb, WORDS), session.segment(rgb, WORDS))
+
+
+@pytest.mark.parametrize("side", [0, -32, 31, 10**6, 64.0, "64", True])
+def test_an_input_size_outside_the_profile_is_refused_with_what_it_takes(tiny_bundle: Path, side: Any) -> None:
+    with pytest.raises(
+        UsageError, match=r"input_size is .* takes whole numbers of \d+ to \d+; give one of those; its own"
+    ):
+        Session(tiny_bundle, cache=False, input_size=side)
