@@ -172,7 +172,7 @@ def prepare(files: Files, precisions: list[str], count: int) -> None:
                 served = {"backend": "auto", "kernels": "sm_{}{}".format(*torch.cuda.get_device_capability())}
             build(Options(files.checkpoint, bundle, precision == "fp16", **served), shown=False)
         image_fusion = onnx.load(bundle / "image_fusion.onnx")
-        whole = monolith(image_fusion, model.config.width, model.config.temperature)
+        whole = monolith(image_fusion, model.config.channels, model.config.temperature)
         onnx.save_model(whole, files.monolith(precision))
         with Session(bundle, "onnxruntime-cpu", files.work / "words") as session:
             session.set_vocabulary(names[: session.bundle.words.max])  # every measurement finds them in the cache

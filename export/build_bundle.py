@@ -13,16 +13,25 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
 import fusioner_rt
 from export import compile_kernels, gates, make_known_answer
-from export.onnx import for_cpu, half_precision, mask_head_graphs, model_graphs, shared_weights, winograd_decoder
+from export.onnx import (
+    for_cpu,
+    half_precision,
+    mask_head_graphs,
+    model_graphs,
+    shared_weights,
+    small_weights,
+    winograd_decoder,
+)
 from export.options import Options
 from export.stages import Stages, Step
 from export.summary_table import Row, rows
@@ -36,6 +45,7 @@ from fusioner_rt.onnx.runtime import OnnxRuntime
 from fusioner_rt.preprocess import Preprocessing
 from training import checkpoint, training_free
 from training.encoders import allow_download
+from training.encoders.bert import Bert
 from training.model import IDENTITY, LONGEST_EDGE, Fusioner, FusionerConfig
 
 MAX_WORDS = 65535  # a label map has 16 bits
@@ -48,6 +58,7 @@ class Build:
 
     graphs: those that are whole in themselves, by name. parts: those that image_fusion is made of, for CPUs.
     running_whole, running_parts: the same, loaded. bf16_graphs: sources of plans in bfloat16, or none.
+    codes, small_text: of a text encoder with rounded weights, and what rounding does to words.
     manifest: as it grows. no_kernels: why none can be compiled, or nothing.
     """
 
@@ -60,6 +71,8 @@ class Build:
     model: Fusioner = field(init=False)
     preprocessing: Preprocessing = field(init=False)
     sizes: tuple[int, int, int] = field(init=False)
+    codes: dict[bytes, small_weights.Rounded] = field(default_factory=dict)
+    small_text: dict[str, Any] = field(default_factory=dict)
     graphs: dict[str, onnx.ModelProto] = field(default_factory=dict)
     parts: dict[str, onnx.ModelProto] = field(default_factory=dict)
     bf16_graphs: dict[str, onnx.ModelProto] = field(default_factory=dict)
@@ -80,6 +93,7 @@ class Build:
         bf16, with_plans = self.options.bf16, self.plan_options.flavour in build_plans.MODULES
         return [
             ("checkpoint and encoders", self.load_model),
+            *([("gate: small text", self.round_text)] if self.options.small_text else []),
             ("text graph", self.export_text),
             ("image_fusion graph", self.export_image_fusion),
             ("mask head graphs", self.export_mask_head),
@@ -125,10 +139,21 @@ class Build:
         image = self.model.image_encoder
         self.sizes = _sizes(self.options.sizes, image.multiple, image.side)
         self.preprocessing = self.model.preprocessing(*self.sizes[1:])
-        self.no_kernels = self.no_kernels or compile_kernels.unfit(self.model.config.channels)
+        self.no_kernels = self.no_kernels or compile_kernels.unfit(self.model.config.width, self.model.config.aligned)
+
+    def round_text(self) -> None:
+        words = gates.gate_words(self.model.text_encoder)
+        before = self.model.word_vectors(words)
+        if isinstance(self.model.text_encoder, Bert):
+            self.model.text_encoder.drop_unread_positions()
+        self.codes = small_weights.round_weights(cast(nn.Module, self.model.text_encoder), self.options.fp16)
+        self.small_text = gates.small_text(before, self.model.word_vectors(words))
 
     def export_text(self) -> None:
-        self.graphs["text"] = self._in_precision(model_graphs.text_graph(self.model))
+        graph = self._in_precision(model_graphs.text_graph(self.model))
+        if self.options.fp16:
+            half_precision.prove_half("text", graph)
+        self.graphs["text"] = small_weights.small(graph, self.codes)
 
     def export_image_fusion(self) -> None:
         """As a whole, and in the parts that a CPU runs."""
@@ -139,9 +164,8 @@ class Build:
             self.parts |= winograd_decoder.decoder_graphs(
                 self.model.decoder, self.options.fp16, self.model.config.aligned
             )
-        if self.options.fp16:
-            for name, graph in self.graphs.items():  # which hold all weights of the parts
-                half_precision.prove_half(name, graph)
+        if self.options.fp16:  # the whole holds all weights of the parts
+            half_precision.prove_half("image_fusion", self.graphs["image_fusion"])
 
     def export_mask_head(self) -> None:
         config = self.model.config
@@ -265,7 +289,7 @@ class Build:
                 "size": {"min": least, "opt": usual, "max": longest},
             },
             "graphs": {name: model_graphs.described(name, graph) for name, graph in written.items()},
-            "gates": {},
+            "gates": {"small_text": self.small_text} if self.small_text else {},
             "engines": [],
         }
 

@@ -163,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
         help="bfloat16 in the TensorRT plans of image_fusion alone, proved; the ONNX graphs stay fp32, as no CPU backend runs "
         "them in bf16",
     )
+    add(
+        "--small-text",
+        action="store_true",
+        help="the text encoder's weights in 8 bits and its table of tokens in 4: a bundle of half the size; words keep "
+        "their vectors but for a cosine that is measured and bounded",
+    )
     for offered_nowhere in NOT_OFFERED:
         add(f"--{offered_nowhere}", action="store_true", help=argparse.SUPPRESS)
     add("--out", type=Path, help="folder to write (default: engines/NAME, as in models/NAME/checkpoint)")

@@ -53,6 +53,9 @@ flip twice as many pixels as PyTorch does in bfloat16, where that is more."""
 MASK_HEAD_ERROR = 1e-5
 """Largest probability error of the mask head against its definition."""
 
+LEAST_WORD_COSINE = 0.99
+"""Of a word's vector by a text encoder with rounded weights and by the encoder itself."""
+
 ROUNDINGS = 16 * float(np.finfo(np.float32).eps)
 """An error that every float32 computation may have, relative to the largest value. It is added to what is allowed, so that
 a plain PyTorch that happens to err by almost nothing sets no bound of almost nothing."""
@@ -80,6 +83,12 @@ class WordsFailed(FusionerError):
     """Permuting the vocabulary does more than permute the masks."""
 
     exit_code = 84
+
+
+class SmallTextFailed(FusionerError):
+    """Rounded weights of the text encoder change what words mean."""
+
+    exit_code = 98
 
 
 class NoPictures(FusionerError):
@@ -135,6 +144,19 @@ class Parity:
         if self.plain_agreement is not None:
             mask["pytorch_mask_agreement"] = self.plain_agreement
         return {**outputs, **mask}
+
+
+def small_text(before: torch.Tensor, after: torch.Tensor) -> Record:
+    """before, after: (K, t) unit vectors of words, of a text encoder and with its weights rounded. Raises SmallTextFailed."""
+    cosine = (before * after).sum(1)
+    record = {"least_cosine": float(cosine.min()), "mean_cosine": float(cosine.mean()), "words": len(cosine)}
+    if not record["least_cosine"] >= LEAST_WORD_COSINE:
+        raise SmallTextFailed(
+            f"with rounded weights the text encoder turns a word's vector to a cosine of {record['least_cosine']:.4f} with "
+            f"its own, {LEAST_WORD_COSINE} is the least",
+            "build without --small-text",
+        )
+    return record
 
 
 def parity(

@@ -13,7 +13,7 @@ class Options:
     model: of training.training_free.MODELS, in place of a checkpoint. weights: of that model: a file, a tag of open_clip's
     or "random"; None is OpenAI's release. download: whether weights may be fetched. sizes: least, usual and longest input edge, pixels. kernels: as in `--kernels`. chosen: the user named the checkpoint,
     and may then replace a bundle of another model. bf16: of the TensorRT plans alone. profiles and what follows: as
-    tensorrt.build_plans.PlanOptions. image_weights, text_weights, command: as training.checkpoint.Moved.
+    tensorrt.build_plans.PlanOptions. small_text: the text encoder's weights in 8 and 4 bits (export.onnx.small_weights). image_weights, text_weights, command: as training.checkpoint.Moved.
     """
 
     checkpoint: Path
@@ -28,6 +28,7 @@ class Options:
     pictures: Path | None = None
     chosen: bool = True
     bf16: bool = False
+    small_text: bool = False
     profiles: tuple[str, ...] = ()
     timing_cache: Path | None = None
     hardware_compatible: bool = False

@@ -88,13 +88,21 @@ class Bundle(Manifest):
         """The same bundle with another `Preprocessing.side`; None keeps its own. Raises UsageError outside its profile."""
         if side is None:
             return self
-        allowed = self.size
-        if isinstance(side, bool) or not isinstance(side, int) or not allowed.min <= side <= allowed.max:
+        takes = [other for other in range(self.size.min, self.size.max + 1) if self._fits(other)]
+        if isinstance(side, bool) or not isinstance(side, int) or side not in takes:
+            own = self.preprocessing.side
             raise UsageError(
-                f"input_size is {side!r}; the bundle in {self.folder} takes whole numbers of {allowed.min} to {allowed.max}",
-                f"give one of those; its own is {self.preprocessing.side}",
+                f"input_size is {side!r}; the bundle in {self.folder} takes whole numbers of {takes[0]} to {takes[-1]}"
+                if takes
+                else f"input_size is {side!r}; the bundle in {self.folder} takes no other than its own",
+                f"give one of those; its own is {own}" if takes else f"leave it out; its own is {own}",
             )
         return replace(self, preprocessing=replace(self.preprocessing, side=side))
+
+    def _fits(self, side: int) -> bool:
+        """Whether pictures of 16:9 keep their aspect within the bundle's sizes."""
+        edges = replace(self.preprocessing, side=side, longest=2 * self.size.max).input_size(900, 1600)
+        return self.size.min <= min(edges) and max(edges) <= self.size.max
 
     def input_size(self, height: int, width: int, picture: str) -> tuple[int, int]:
         """Network input (h, w) of a picture. picture: its name for messages. Raises SizeOutsideProfile."""

@@ -24,8 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SHARPNESS = 20.0  # of the attention that gathers evidence: logits a unit of cosine
-KNOWN_FROM, KNOWN_AT = 0.8, 0.9
-"""Cosines of a word's vector with the nearest trained name's: below the first it is unknown, from the second on known."""
+KNOWN_FROM, KNOWN_AT = 2 / 3, 5 / 6
+"""Nearness of a word's vector to the nearest trained name's: up to the first it is unknown, from the second on known.
+
+Nearness is 1 for equal vectors, and 0 at the mean cosine of different names, which text encoders do not agree on: of
+MiniLM's it is about 0.4, so that the bounds are cosines of 0.8 and 0.9.
+"""
 
 
 class Aligned(NamedTuple):
@@ -40,16 +44,23 @@ class AlignedResidual(nn.Module):
     """Tokens and word vectors to their directions, evidence and channels of the score.
 
     width: of the fusion. channels: of the score, with the offset's. `names` (N, t) are the known words' vectors; N is what
-    training or a checkpoint says.
+    training or a checkpoint says. common: the mean cosine of different names. trusted: a factor of what the residual says
+    of unknown words, 1 in training. Training's unknown words have better directions than words will have that no training
+    showed: among its names are near ones. So it leaves them too little weight. How much is seen on sets that a training
+    leaves out.
     """
 
     names: Tensor
+    common: Tensor
+    trusted: Tensor
 
     def __init__(self, image_width: int, text_width: int, width: int, channels: int) -> None:
         super().__init__()
         self.pixels = nn.Linear(image_width, channels - 1)
         self.words = nn.Linear(text_width, channels - 1)
         self.register_buffer("names", torch.zeros(1, text_width))  # zeros are near no word
+        self.register_buffer("common", torch.tensor(0.0))
+        self.register_buffer("trusted", torch.tensor(1.0))
         self.prototype = nn.Linear(width, width)
         self.nearness = nn.Linear(1, width)
         self.unknown = nn.Parameter(torch.zeros(width))  # in place of an unknown word's projected vector
@@ -62,19 +73,15 @@ class AlignedResidual(nn.Module):
         pixels, directions = (F.normalize(x, dim=-1) for x in (self.pixels(tokens), self.words(words)))
         return Aligned(pixels, directions, self.known(words) if known is None else known)
 
-    @torch.no_grad()
-    def trust(self, factor: float) -> None:
-        """√β of unknown words times `factor`, their √o divided by it.
-
-        Training's unknown words have better directions than words will have that no training showed: among its names are
-        near ones. So it leaves them too little weight. How much is seen on sets that a training leaves out.
-        """
-        self.root_weight[1] *= factor
-        self.root_offset[1] /= factor
+    def keep(self, names: Tensor) -> None:
+        """names: (N, t) unit vectors of the words that are known from now on."""
+        self.names = names.clone()
+        if len(names) > 1:
+            self.common.copy_(((names @ names.T).sum() - len(names)) / (len(names) * (len(names) - 1)))
 
     def known(self, words: Tensor) -> Tensor:
         """words (B, K, t), unit → (B, K, 1) from 0 to 1."""
-        nearest = (words @ self.names.T).amax(-1, keepdim=True)
+        nearest = ((words @ self.names.T).amax(-1, keepdim=True) - self.common) / (1 - self.common)
         return ((nearest - KNOWN_FROM) / (KNOWN_AT - KNOWN_FROM)).clamp(0, 1)
 
     def with_evidence(self, aligned: Aligned, pixels: Tensor, words: Tensor) -> Tensor:
@@ -87,11 +94,12 @@ class AlignedResidual(nn.Module):
 
     def channels(self, aligned: Aligned) -> tuple[Tensor, Tensor]:
         """Of pixels (P, h, w, channels) and words (B, K, channels)."""
-        weight, offset = (
-            aligned.known * x[0] + (1 - aligned.known) * x[1] for x in (self.root_weight, self.root_offset)
-        )
-        pixels, constant = aligned.pixels * self.root_weight[0], self.root_offset[:1].expand(1)
+        known, unknown = aligned.known, 1 - aligned.known
+        weight = known * self.root_weight[0] + unknown * self.root_weight[1] * self.trusted
+        offset = known * self.root_offset[0] + unknown * self.root_offset[1] / self.trusted
+        pixels = aligned.pixels * self.root_weight[0]
+        constant = self.root_offset[:1].expand(*pixels.shape[:-1], 1)
         return (
-            torch.cat([pixels, constant.expand(*pixels.shape[:-1], 1)], -1),
+            torch.cat([pixels, constant], -1),
             torch.cat([aligned.words * weight, -offset], -1),
         )

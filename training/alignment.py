@@ -10,6 +10,7 @@ encoders without a classifier, too.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,15 +105,15 @@ class Regions:
     classes: Tensor  # (n,) int64
 
     @classmethod
-    def collect(cls, cache: FeatureCache, pictures: list[str]) -> Regions:
-        """Of regions that cover a token's area, at most MAX_REGIONS a class, spread over the pictures."""
+    def collect(cls, cache: FeatureCache, pictures: list[str], of: Collection[int]) -> Regions:
+        """Of regions that cover a token's area, at most MAX_REGIONS a class, spread over the pictures. of: classes."""
         tokens: list[Tensor] = []
         classes: list[int] = []
         found: dict[int, int] = {}
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
         for place in tqdm(order, desc="regions", unit="picture"):
             cached = cache.get(pictures[place])
-            wanted = [i for i in cached.labels.unique().tolist() if i > 0 and found.get(i, 0) < MAX_REGIONS]
+            wanted = [i for i in cached.labels.unique().tolist() if i in of and found.get(i, 0) < MAX_REGIONS]
             if not wanted:
                 continue
             grid = cache.tokens([cached])[0].cpu()

@@ -53,7 +53,8 @@ MODEL_HELP = {
     "heads": "its attention heads",
     "fusion": "early: joint attention; late: separate MLPs; none",
     "decoder": "channels of each decoder stage, comma separated; 0 = no decoder",
-    "aligned": "channels of the aligned residual (training/aligned_residual.py), such as 64; 0 = none",
+    "aligned": "channels of the aligned residual (training/aligned_residual.py), such as 64; 0 = none. GPUs need width + "
+    "aligned to be a multiple of 16",
     "temperature": "of the sigmoid over cosines",
 }
 PLAN_HELP = {
@@ -78,7 +79,8 @@ PLAN_HELP = {
     "trust": "factor, after training, of what the aligned residual says of a word that training never showed",
     "near": "share of absent words taken from the nearest to one that is shown, by their vectors",
     "word_noise": "noise on the word vectors, relative to their length",
-    "word_rate": "learning rate of the words' projection, relative (0: as aligned; without an alignment, 1)",
+    "word_rate": "learning rate of the words' projection and an aligned residual's directions, relative (0: as aligned; the "
+    "projection's without an alignment: 1)",
     "names": "chance of a class going by an ImageNet name for what its mask shows (efficientnet-lite encoders)",
     "strangers": "chance of a word being any ImageNet name, so that words never seen are looked for (efficientnet-lite)",
     "augment": "none; flip; full: crop, scale, affine, colour, noise, and no feature cache",
@@ -91,7 +93,7 @@ CHOICE_HELP = {
     "folds": "a split into folds, e.g. pascal-5i; '' = no class is held out",
     "fold": "which fold's classes are held out of training",
     "holdout": "further classes to hold out, comma separated",
-    "without": "sets of the recipe's [sets] table to leave out, comma separated: to be scored as names never seen",
+    "without": "sets of the recipe's [sets] table to leave out, comma separated: names that no other set has are never seen",
     "split": "of a folder without train.txt and val.txt: the share of its pictures kept for validation, such as 0.1",
 }
 SECTIONS: tuple[tuple[str, str, Any, dict[str, str]], ...] = (
@@ -155,8 +157,9 @@ def overrides(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def default_out(chosen: Recipe, seeded: bool) -> Path:
-    """runs/RECIPE[-foldN][-seedN]; seeded: a flag set the seed."""
+    """runs/RECIPE[-foldN][-without-SET][-seedN]; seeded: a flag set the seed."""
     fold = "" if chosen.data.fold is None else f"-fold{chosen.data.fold}"
+    fold += "".join(f"-without-{name}" for name in chosen.data.without)
     return Path("runs") / f"{chosen.name}{fold}{f'-seed{chosen.training.seed}' if seeded else ''}"
 
 

@@ -30,6 +30,8 @@ from training.model import Fusioner, FusionerConfig
 
 FORMAT = "fusioner-rt checkpoint"
 NAMES = "aligned.names"
+OF_TRAINING = (NAMES, "aligned.common", "aligned.trusted")
+"""What an aligned residual knows of the training that it comes from; a further training has its own."""
 
 
 class CheckpointError(FusionerError):

@@ -46,11 +46,10 @@ class FusionerConfig:
             raise ValueError(f"fusion {IDENTITY!r} has neither layers nor a decoder; expected layers 0 and decoder ()")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
-        if self.aligned == 1 or self.aligned < 0 or (self.aligned and self.fusion == IDENTITY):
-            raise ValueError(
-                f"aligned is {self.aligned}; expected 2 channels or more, such as 64, or 0 for none; a training-free "
-                "model has none, for it is aligned as a whole"
-            )
+        if self.aligned == 1 or self.aligned < 0:
+            raise ValueError(f"aligned is {self.aligned}; expected 2 channels or more, such as 64, or 0 for none")
+        if self.aligned and self.fusion == IDENTITY:
+            raise ValueError(f"aligned is {self.aligned}; fusion {IDENTITY!r} is aligned as a whole, expected 0")
         if not 0 < self.temperature <= 1:
             raise ValueError(f"temperature is {self.temperature}; expected a number in (0, 1], the paper's is 0.07")
         check_templates(self.templates)
@@ -135,8 +134,9 @@ class Fusioner(nn.Module):
     @property
     def one_space(self) -> bool:
         """Whether tokens and word vectors are compared as they are: both of one CLIP, patches by its own projection."""
-        image, text = (name.split(":")[:2] for name in (self.config.image_encoder, self.config.text_encoder))
-        return image[0] == "dense_clip" and text == ["open_clip", image[1]]
+        image, text = self.config.image_encoder, self.config.text_encoder
+        one_file = self.config.encoder_sha256.get("image") == self.config.encoder_sha256.get("text")
+        return image.startswith("dense_clip:") and text.startswith("open_clip:") and one_file
 
     @property
     def random_weights(self) -> list[str]:

@@ -21,7 +21,8 @@ ENCODERS = ("image_encoder", "text_encoder")
 class Optimiser:
     """AdamW on the trained parameters (paper 4.1). Frozen encoders are not optimised, averaged or copied.
 
-    aligned: the word projection starts aligned and has its own learning rate (`Plan.word_rate`).
+    aligned: the word projection starts aligned and has its own learning rate (`Plan.word_rate`), as the directions of an
+    aligned residual always have.
     steps: of the whole run. warmup: the first of them, in which the learning rate grows.
     """
 
@@ -30,15 +31,17 @@ class Optimiser:
     ) -> None:
         self.plan, self.device = plan, device
         self.trained = nn.ModuleDict({name: part for name, part in model.named_children() if name not in ENCODERS})
-        word_projection = list(model.project_words.parameters())
+        word_projection, directions = list(model.project_words.parameters()), []
         if model.aligned is not None:
-            word_projection += [*model.aligned.words.parameters(), *model.aligned.pixels.parameters()]
-        others = [p for p in self.trained.parameters() if not any(p is q for q in word_projection)]
-        self.parameters = others + word_projection
+            directions = [*model.aligned.words.parameters(), *model.aligned.pixels.parameters()]
+        slow = {id(p) for p in (*word_projection, *directions)}
+        others = [p for p in self.trained.parameters() if id(p) not in slow]
+        self.parameters = others + word_projection + directions
         self.adamw = torch.optim.AdamW(
             [
                 {"params": others, "lr": plan.rate},
                 {"params": word_projection, "lr": plan.rate * (plan.word_rate if aligned else 1.0)},
+                *([{"params": directions, "lr": plan.rate * plan.word_rate}] if directions else []),
             ],
             weight_decay=plan.weight_decay,
         )

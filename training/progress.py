@@ -200,12 +200,21 @@ def smoothed(values: list[float], share: float = 0.05) -> list[float]:
     return result
 
 
+LATER: dict[str, Any] = {
+    "model": {"aligned": 0},
+    "plan": {"choice": 0.0, "alone": 0.0, "near": 0.0, "unknown": 0.4, "trust": 1.0},
+    "split": 0.0, "without": [],
+}  # fmt: skip
+"""Settings that records of earlier versions lack, as those versions had them."""
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Up to three settings that differ, each with both values."""
     differing = []
-    for section in new:
-        was, now = json.loads(json.dumps(old.get(section))), new[section]
+    for section in (*new, *(name for name in ("sets", "from") if name in old and name not in new)):
+        was, now = (json.loads(json.dumps(of.get(section, LATER.get(section)))) for of in (old, new))
         if isinstance(was, dict) and isinstance(now, dict):
+            was = {**LATER.get(section, {}), **was}
             differing += [f"{key} {was.get(key)!r} there, {now[key]!r} here" for key in now if was.get(key) != now[key]]
         elif was != now:
             differing.append(f"{section} {was!r} there, {now!r} here")

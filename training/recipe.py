@@ -67,11 +67,12 @@ class Plan:
     exact_words: bool = False  # exactly `words` in every picture
     absent: float = 0.5  # probability that a word after the first is absent
     alone: float = 0.0  # probability that every word of a picture is absent: teaches to mark nothing
-    unknown: float = 0.0  # probability that the aligned residual takes a word for unknown
+    unknown: float = 0.4  # probability that an aligned residual takes a word for one that training never showed
     trust: float = 1.0  # factor, after training, of what the aligned residual says of an unknown word
     near: float = 0.0  # share of absent words taken from the nearest to one that is present, by their vectors
     word_noise: float = 0.0  # standard deviation added to unit word vectors
-    word_rate: float = 0.0  # relative learning rate of the word projection; 0 keeps its initial alignment
+    # relative learning rate of the word projection and an aligned residual's directions; 0 keeps their initial alignment
+    word_rate: float = 0.0
     names: float = 0.5  # probability that a class gets the ImageNet name of what its mask shows
     strangers: float = 0.0  # probability that a word is any ImageNet name: teaches to look for unknown words
     augment: str = "flip"  # "none"; "flip"; "full": also crop, scale, affine, colour, noise, and no feature cache
@@ -185,6 +186,13 @@ def read(name: str, overrides: dict[str, dict[str, Any]] | None = None) -> Recip
     for section, values in (overrides or {}).items():
         document[section] = {**document.get(section, {}), **values}
     data = document.get("data", {})
+    if document.get("model", {}).get("aligned") and document.get("training", {}).get("unknown") == 0:
+        raise RecipeError(
+            f"recipe {name}: unknown is 0, so that nothing teaches an aligned model the words that training does not show",
+            "set training.unknown, such as 0.4, or model.aligned = 0",
+        )
+    if data.get("without") and not document.get("sets"):
+        raise RecipeError(f"recipe {name} has no [sets] table to leave sets out of", "leave --without out")
     protocol_fields = {f.name for f in fields(Protocol)}
     evaluation = {**data, **document.get("evaluation", {})}
     try:

@@ -79,7 +79,7 @@ def train(
     if _complete(progress):
         _say(processes, f"{out / 'checkpoint'} is complete, from these settings; remove it to train again")
         return
-    task = _prepare(chosen, data, cache, processes)
+    task = _prepare(chosen, data, cache, processes, start is None)
     if start is not None:
         _begin_with(task, start)
     model, epoch_steps = task.model.to(processes.device), task.batches.steps()
@@ -220,8 +220,11 @@ def _validate(task: Task, processes: Processes, least: int) -> float:
     )  # few pictures give a noisy IoU
 
 
-def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Processes) -> Task:
-    """Prepares everything before the first step; features and word vectors are cached on disk."""
+def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Processes, anew: bool) -> Task:
+    """Prepares everything before the first step; features and word vectors are cached on disk.
+
+    anew: an aligned residual gets its directions; otherwise a checkpoint will bring them.
+    """
     plan = chosen.training
     torch.manual_seed(plan.seed)
     model = checkpoint.build(chosen.model)
@@ -262,10 +265,13 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
             "set --patience 0, or add such pictures",
         )
     if model.aligned is not None:
-        regions = alignment.Regions.collect(cache, names)
         if known := vocabulary.known():
-            model.aligned.names = vocabulary.vectors[known].clone()
-        vocabulary.unseen = alignment.initialise_residual(model, regions, vocabulary.vectors, aligned)
+            model.aligned.keep(vocabulary.vectors[known])
+        vocabulary.unseen = vocabulary.vectors
+        if anew:
+            with processes.quiet():
+                regions = alignment.Regions.collect(cache, names, seen)
+            vocabulary.unseen = alignment.initialise_residual(model, regions, vocabulary.vectors, aligned)
     if aligned is not None:
         sample = [cache.tokens([cache.get(name)]).flatten(0, 2).cpu() for name in names[:: max(1, len(names) // 64)]]
         alignment.initialise(model, aligned, torch.cat(sample))
@@ -292,10 +298,8 @@ def _begin_with(task: Task, start: Path) -> None:
         )
     state = other.trained_state()
     if model.aligned is not None and other.aligned is not None:
-        model.aligned.names = torch.cat([other.aligned.names, model.aligned.names]).unique(dim=0)
-        del state[checkpoint.NAMES]
-        vocabulary = task.batches.sampler.vocabulary
-        vocabulary.unseen = vocabulary.vectors  # the others belong to directions that are replaced here
+        model.aligned.keep(torch.cat([other.aligned.names, model.aligned.names]).unique(dim=0))
+        state = {name: value for name, value in state.items() if name not in checkpoint.OF_TRAINING}
     model.load_state_dict(state, strict=False)
 
 
@@ -343,9 +347,6 @@ def _settings(chosen: Recipe, data: PictureMasks, start: Path | None) -> dict[st
     templates = hashlib.sha256(json.dumps(chosen.model.templates).encode()).hexdigest()[:12]
     model = {**_model_settings(chosen.model), "templates": templates}  # as configured: a table of names ignores them
     settings = {"model": model, "plan": asdict(chosen.training), "data": data.root.name, **asdict(chosen.data)}
-    for name in ("split", "without"):
-        if not settings[name]:
-            del settings[name]
     if chosen.sets:
         settings["sets"] = json.loads(json.dumps({name: asdict(choice) for name, choice in chosen.sets.items()}))
     if start is not None:
@@ -375,7 +376,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
             optimiser.trained.load_state_dict(progress.best)
             print(f"kept: epoch {progress.best_epoch} of {progress.epoch}, the one with the best validation score")
         if task.model.aligned is not None:
-            task.model.aligned.trust(chosen.training.trust)
+            task.model.aligned.trusted.fill_(chosen.training.trust)
         record = {name: value for name, value in progress.settings.items() if name != "model"} | {
             "recipe": chosen.name,
             "seed": chosen.training.seed,

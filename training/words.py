@@ -133,6 +133,8 @@ class WordSampler:
         # Absent words are drawn in proportion to their presence. Drawn uniformly, a rare word would be learnt as "never
         # there", and with it the unseen words near it.
         self.frequency = vocabulary.frequency[:candidates]
+        self.known = np.zeros(len(vocabulary.words), bool)
+        self.known[vocabulary.known()] = True
         self.strangers = np.arange(vocabulary.first_name, len(vocabulary.frequency))
         classes = np.array(vocabulary.classes)
         unit = vocabulary.vectors[classes].numpy()
@@ -144,9 +146,13 @@ class WordSampler:
     def draw(self, pictures: list[str], labels: Tensor, random: np.random.Generator) -> Drawn:
         """labels (B, H, W) int16.
 
-        The first word is present where the picture shows any class. Each further word is absent with probability
+        The first word is present where the picture shows any class, but for a share `Plan.alone` of the pictures, all of
+        whose words are absent. Each further word is absent with probability
         `Plan.absent`, or when no class of the picture is left. No two words of a picture have the same region.
-        Words have no positions: a permutation of the words permutes the masks.
+        Words have no positions: a permutation of the words permutes the masks. A share `Plan.near` of the absent words is
+        drawn from the NEAR classes that are nearest to one that is shown.
+
+        Of a vocabulary with `unseen`, a share `Plan.unknown` of the words is not known, and every word that is shown seldom.
 
         With probability `Plan.strangers` a word is any ImageNet name, a stranger. In place of a present word its target
         is the region. In place of an absent word, which happens only while no region has a stranger, it is empty. So
@@ -160,7 +166,7 @@ class WordSampler:
             shown = [int(index) for index in left]
             excluded = {w for i in left for w in (i, *self.vocabulary.names.get((picture, int(i)), ()))}
             excluded |= self.vocabulary.never_absent.get(picture, frozenset())
-            if random.random() < self.plan.alone:
+            if self.plan.alone and random.random() < self.plan.alone:
                 left = []
             stranger_shown = False  # a region of this picture already has a stranger as its word
             for position in range(count):
@@ -179,7 +185,8 @@ class WordSampler:
         shape = (len(pictures), count)
         vectors, known = self.vocabulary.vectors[words], torch.ones(len(words), 1)
         if self.vocabulary.unseen is not None:
-            known = torch.from_numpy((random.random((len(words), 1)) >= self.plan.unknown).astype(np.float32))
+            drawn = (random.random(len(words)) >= self.plan.unknown) & self.known[words]
+            known = torch.from_numpy(drawn.astype(np.float32))[:, None]
             vectors = torch.where(known > 0, vectors, self.vocabulary.unseen[words])
         return Drawn(
             vectors.unflatten(0, shape), torch.stack(targets).unflatten(0, shape).float(),
@@ -202,10 +209,11 @@ class WordSampler:
         return None if word in excluded else word
 
     def _absent(self, excluded: set[int], shown: list[int], random: np.random.Generator) -> int:
-        if shown and random.random() < self.plan.near:
-            close = [i for i in self.nearest[int(random.choice(shown))][: len(excluded) + NEAR] if i not in excluded]
+        if self.plan.near and shown and random.random() < self.plan.near:
+            close = [i for i in self.nearest[int(random.choice(shown))] if i not in excluded][:NEAR]
             if close:
-                return int(random.choice(close[:NEAR]))
+                chances = self.frequency[close]
+                return int(random.choice(close, p=chances / chances.sum()))
         chances = self.frequency.copy()
         chances[[i for i in excluded if i < len(chances)]] = 0
         if not chances.any():  # no other word is ever present: take the background's, which has no mask

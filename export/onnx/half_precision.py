@@ -41,6 +41,7 @@ FULL = {  # stay float32
 FIRST_OPERAND_ONLY = {"Resize"}  # its scales are float32 by definition
 TABLE_READERS = {"Gather", "Slice"}
 
+SCALE = ".scale"  # ends the name of a scale of codes (export/onnx/small_weights.py)
 LARGE = 4096  # bytes; no shape depends on the values of a weight of this size
 
 LEAST_HALF_SHARE = 0.95
@@ -223,7 +224,8 @@ def half_weight_share(model: onnx.ModelProto, kind: Half = FP16) -> float:
         if tensor.data_type in (FLOAT, kind.onnx):
             elements = int(np.prod(tensor.dims, dtype=np.int64))
             total += elements
-            half += elements if tensor.data_type == kind.onnx and readers.get(tensor.name) != {"Cast"} else 0
+            widened = readers.get(tensor.name) == {"Cast"} and not tensor.name.endswith(SCALE)
+            half += elements if tensor.data_type == kind.onnx and not widened else 0
     return half / total if total else 0.0
 
 

@@ -4,9 +4,10 @@ The decoder is k times [3×3 conv, instance norm, ReLU, 2× bilinear]. A 3×3 co
 map before the upsampling: a tile of 4×4 outputs depends on 6×6 upsampled values, which are linear in 4×4 values of the
 low-resolution map. Winograd's minimal filtering F(4×4, 3×3) is linear too, so both together are one matrix per axis. A
 tile then takes 36 products of channels instead of 144 (Lavin and Gray 2016, arXiv:1509.09308). The result is exact but for
-rounding, and no upsampled map is ever written.
+rounding, and none of the decoder's maps is ever written upsampled.
 
-decoder_first   fused (B, h, w, D), refined (B, K, D) → map (B, h, w, c), before its norm, and its statistics; words (B, K, e)
+decoder_first   fused (B, h, w, D), refined (B, K, D) → map (B, h, w, c), before its norm, and its statistics; words (B, K, e);
+                of a model with an aligned residual its channels (B, h', w', r) in the size of the scores
 decoder_up_i    rows of one picture's map → rows of the next, twice as large, before its norm, and their statistics
                 (convolutions leave their bias out: an instance norm follows, which takes the mean away)
 decoder_scores  rows of the last map, and of the aligned residual where there is one → rows of the scores and Gram maps of `kernels.reference.score_maps`, unscaled

@@ -8,6 +8,7 @@ What differs between versions is in fusioner_rt/tensorrt/versions.py.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import onnx
 
+from export.onnx import small_weights
 from export.onnx.half_precision import HALVES, LEAST_HALF_SHARE, PrecisionNotReached
 from export.tensorrt import report
 from export.tensorrt.profiles import Shapes, distinct
@@ -336,7 +338,7 @@ def add_plans(
     chosen, gpu = targets(options), this_gpu() is not None
     for graph in PLANNED:
         source, start = (sources or {}).get(graph, folder / manifest["graphs"][graph]["file"]), time.perf_counter()
-        network = Network(trt, source)
+        network = _network(trt, source)
         report.compare(network.definition, manifest["graphs"][graph], f"{_name(trt)}, {source.name}")
         precision = options.precision if graph in (sources or {}) else manifest["precision"]
         network.prove(precision)
@@ -365,6 +367,16 @@ def add_plans(
             start = time.perf_counter()
     manifest["built_with"][options.flavour] = trt.__version__
     return seconds
+
+
+def _network(trt: ModuleType, source: Path) -> Network:
+    """TensorRT reads weights as floats alone."""
+    coded = onnx.load(source, load_external_data=False)
+    if not small_weights.has_codes(coded):
+        return Network(trt, source)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save_model(small_weights.whole(coded), Path(folder) / source.name)
+        return Network(trt, Path(folder) / source.name)
 
 
 def _name(trt: ModuleType) -> str:

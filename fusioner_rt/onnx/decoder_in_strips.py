@@ -151,7 +151,7 @@ class Decoder:
         self._lock = threading.Lock()
 
     def maps(self, fused: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """fused: (B, h, w, d) float32. refined: (B, K, d) float32.
+        """fused: (B, h, w, D) float32. refined: (B, K, D) float32. D: d, and the channels of an aligned residual.
 
         Returns scores (B, K, h', w') and gram (B, 5, h', w'), float32, as `MaskHead.maps`, up to a factor per picture that
         cancels in the cosine. h' = h·2^(k-1) for k convolutions. A picture with a non-finite value on the way has NaN maps.

@@ -102,6 +102,21 @@ def test_a_set_left_out_keeps_its_names_and_gives_no_picture(folders: Path) -> N
         ManySets(folders, whole.choices, ("three",)).names("train")
 
 
+def test_a_run_that_left_a_set_out_is_another_run(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [str(folders / "many.toml"), "--data", str(folders), "--cache", str(folders / "cache"), "--epochs", "1"]
+    for first, second in (("one", "two"), ("two", "one")):
+        out = ["--out", str(folders / f"run-{first}")]
+        left = {"one": [], "two": ["--without", "two"]}
+        assert main([*given, *out, *left[first]]) == 0
+        assert main([*given, *out, *left[second]]) == 2
+        assert "without" in capsys.readouterr().err
+
+
+def test_a_recipe_without_sets_has_none_to_leave_out(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiny", "--data", str(folders / "one"), "--without", "two", "--out", str(folders / "x")]) != 0
+    assert "no [sets] table to leave sets out of" in capsys.readouterr().err
+
+
 def test_absent_words_are_drawn_among_those_alone_that_cannot_be_there(folders: Path) -> None:
     data, model, plan = opened(folders), tiny(), Plan(words=5, names=0.0, absent=1.0, exact_words=True)
     cache = feature_cache(folders / "cache", data, model, torch.device("cpu"))

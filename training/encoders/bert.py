@@ -79,6 +79,11 @@ class Bert(nn.Module):
             fit(model, encoder_state(read_state(weights)), str(weights))
         return model
 
+    def drop_unread_positions(self) -> None:
+        """No prompt is longer than `max_tokens`."""
+        positions = self.embeddings["position_embeddings"]
+        positions.weight = nn.Parameter(positions.weight[: self.max_tokens], requires_grad=False)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids, attention_mask (N, L) int64 → (N, width) float32, unit length."""
         # Positions by a slice, not a lookup by arange: a simpler graph.
