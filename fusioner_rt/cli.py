@@ -189,7 +189,7 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (one per core)")
     parser.add_argument(
         "--input-size", type=int, metavar="N",
-        help="side in pixels of what the network sees (the bundle's own): half is twice as fast and loses small things",
+        help="side in pixels of what the network sees (the bundle's own); a smaller one is faster and loses small things",
     )  # fmt: skip
     parser.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
 

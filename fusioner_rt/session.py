@@ -64,8 +64,8 @@ class Session:
         cache: folder for word vectors, by default $FUSIONER_CACHE or the user's cache folder; False keeps them in memory.
         threads: CPU threads per graph, by default one per core.
         input_size: side in pixels of what the network sees of a picture, by default what the bundle was built for: the
-            square root of its area, or its short edge (`Preprocessing.fit`). Half of it is about twice as fast and loses
-            small things.
+            square root of its area, or its short edge (`Preprocessing.fit`). A smaller one is faster and loses small
+            things (docs/latency.md).
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing, BundleFileAltered,
         BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
