@@ -32,6 +32,7 @@ from export.onnx import (
     small_weights,
     winograd_decoder,
 )
+from export.onnx.round_weights import round_weights
 from export.options import Options
 from export.stages import Stages, Step
 from export.summary_table import Row, rows
@@ -139,14 +140,14 @@ class Build:
         image = self.model.image_encoder
         self.sizes = _sizes(self.options.sizes, image.multiple, image.side)
         self.preprocessing = self.model.preprocessing(*self.sizes[1:])
-        self.no_kernels = self.no_kernels or compile_kernels.unfit(self.model.config.width, self.model.config.aligned)
+        self.no_kernels = self.no_kernels or compile_kernels.unfit(self.model.config.channels)
 
     def round_text(self) -> None:
         words = gates.gate_words(self.model.text_encoder)
         before = self.model.word_vectors(words)
         if isinstance(self.model.text_encoder, Bert):
             self.model.text_encoder.drop_unread_positions()
-        self.codes = small_weights.round_weights(cast(nn.Module, self.model.text_encoder), self.options.fp16)
+        self.codes = round_weights(cast(nn.Module, self.model.text_encoder), self.options.fp16)
         self.small_text = gates.small_text(before, self.model.word_vectors(words))
 
     def export_text(self) -> None:

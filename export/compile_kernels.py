@@ -73,14 +73,9 @@ def choice(asked: str) -> Choice:
     return Choice(some or TARGETS, tuple(extra for extra in EXTRAS if extra in named))
 
 
-def unfit(width: int, aligned: int = 0) -> str | None:
-    """Why a model's channels rule the kernels out: they load 16 at a time. aligned: beside the width d, the residual's."""
-    beside = f" with {aligned} aligned channels" if aligned else ""
-    return (
-        f"the model's width {width}{beside} is not a multiple of 16, which they need"
-        if (width + aligned) % 16
-        else None
-    )
+def unfit(width: int) -> str | None:
+    """Why a model's width rules the kernels out: they load 16 channels at a time. width: of all that is compared."""
+    return f"the model's width {width} is not a multiple of 16, which they need" if width % 16 else None
 
 
 def add(

@@ -77,8 +77,8 @@ def test_the_parts_in_turn_are_the_whole(graphs, parts, pictures, vocabularies, 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"fusion": "late"}, {"fusion": "none", "decoder": ()}, {"aligned": 16}, {"aligned": 16, "decoder": ()},
-        {"aligned": 16, "fusion": "late"},
+        {"fusion": "late"}, {"fusion": "none", "decoder": ()}, {"aligned": 16, "decoder": ()},
+        pytest.param({"aligned": 16, "fusion": "late"}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_every_kind_of_model_is_its_parts_and_their_whole(parts, changed):

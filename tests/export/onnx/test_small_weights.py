@@ -1,5 +1,7 @@
 """Weights in 8 and 4 bits: exact codes of an encoder that was rounded first, and what the file saves."""
 
+import functools
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,13 +11,13 @@ from onnx import numpy_helper
 
 from export.onnx.half_precision import to_half
 from export.onnx.model_graphs import text_graph
-from export.onnx.small_weights import GROUP, round_weights, small, whole
+from export.onnx.round_weights import round_weights
+from export.onnx.small_weights import GROUP, Rounded, small, whole
 from training.encoders.bert import Bert
 from training.model import Fusioner, tiny
 
 
-@pytest.fixture
-def model() -> Fusioner:
+def made() -> Fusioner:
     """The tiny model with a BERT of two layers, 128 channels wide, of random weights."""
     own = tiny()
     with torch.random.fork_rng():
@@ -23,6 +25,15 @@ def model() -> Fusioner:
         bert = Bert(900, 128, 2, 4, 256, 32, 1e-12, own.text_encoder.tokenizer_file)
     own.text_encoder = bert.eval().requires_grad_(False)
     return own
+
+
+@functools.cache
+def rounded(half: bool) -> tuple[dict[bytes, Rounded], onnx.ModelProto]:
+    """The codes of the encoder's weights, and the graph of the encoder that was rounded."""
+    model = made()
+    codes = round_weights(model.text_encoder, half)
+    graph = text_graph(model)
+    return codes, to_half(graph) if half else graph
 
 
 IDS = np.random.default_rng(0).integers(0, 900, (3, 7))
@@ -36,10 +47,8 @@ def run(graph: onnx.ModelProto) -> np.ndarray:
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_the_small_graph_is_the_graph_of_the_rounded_encoder(model: Fusioner, half: bool) -> None:
-    codes = round_weights(model.text_encoder, half)
-    graph = text_graph(model)
-    graph = to_half(graph) if half else graph
+def test_the_small_graph_is_the_graph_of_the_rounded_encoder(half: bool) -> None:
+    codes, graph = rounded(half)
     stored = small(graph, codes)
     onnx.checker.check_model(stored, full_check=True)
     np.testing.assert_allclose(run(stored), run(graph), rtol=0, atol=1e-3 if half else 2e-6)
@@ -50,10 +59,8 @@ def test_the_small_graph_is_the_graph_of_the_rounded_encoder(model: Fusioner, ha
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_the_whole_graph_comes_back_weight_by_weight(model: Fusioner, half: bool) -> None:
-    codes = round_weights(model.text_encoder, half)
-    graph = text_graph(model)
-    graph = to_half(graph) if half else graph
+def test_the_whole_graph_comes_back_weight_by_weight(half: bool) -> None:
+    codes, graph = rounded(half)
     again = whole(small(graph, codes))
     onnx.checker.check_model(again, full_check=True)
     before, after = ({t.name: t for t in g.graph.initializer} for g in (graph, again))
@@ -64,13 +71,14 @@ def test_the_whole_graph_comes_back_weight_by_weight(model: Fusioner, half: bool
     np.testing.assert_array_equal(run(again), run(graph))
 
 
-def test_a_graph_without_codes_stays_what_it_is(model: Fusioner) -> None:
-    graph = text_graph(model)
+def test_a_graph_without_codes_stays_what_it_is() -> None:
+    _, graph = rounded(False)
     assert whole(graph) == graph
     assert small(graph, {}) == graph
 
 
-def test_a_weight_errs_at_most_half_a_step(model: Fusioner) -> None:
+def test_a_weight_errs_at_most_half_a_step() -> None:
+    model = made()
     layer = model.text_encoder.encoder["layer"][0].intermediate["dense"]  # type: ignore[attr-defined]
     table = model.text_encoder.embeddings["word_embeddings"]  # type: ignore[attr-defined]
     before, rows = layer.weight.clone(), table.weight.clone()
