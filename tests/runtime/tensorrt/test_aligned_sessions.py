@@ -40,11 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Pa
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"size": (40, 31)}, {"probabilities": True}, {"mode": "independent"}, {"background": "grass, sky"}]
-)
-@pytest.mark.parametrize("input_size", [None, 64])
+    ("input_size", "options"),
+    [
+        (None, {}), (None, {"size": (40, 31)}), (None, {"probabilities": True}), (None, {"mode": "independent"}),
+        (None, {"background": "grass, sky"}), (64, {}), (64, {"mode": "independent"}),
+    ],
+)  # fmt: skip
 def test_masks_are_those_of_the_cpu(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], input_size: int | None
+    folder: Path, monkeypatch: pytest.MonkeyPatch, input_size: int | None, options: dict[str, Any]
 ) -> None:
     gpu = EmulatedGpu(folder / "planned")
     emulated_gpu.install(monkeypatch, gpu)
