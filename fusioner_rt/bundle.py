@@ -88,19 +88,19 @@ class Bundle(Manifest):
         """The same bundle with another `Preprocessing.side`; None keeps its own. Raises UsageError outside its profile."""
         if side is None:
             return self
-        takes = [other for other in range(self.size.min, self.size.max + 1) if self._fits(other)]
-        if isinstance(side, bool) or not isinstance(side, int) or side not in takes:
-            own = self.preprocessing.side
+        if isinstance(side, bool) or not isinstance(side, int) or not self._fits(side):
+            takes, own = [s for s in range(self.size.min, self.size.max + 1) if self._fits(s)], self.preprocessing.side
             raise UsageError(
-                f"input_size is {side!r}; the bundle in {self.folder} takes whole numbers of {takes[0]} to {takes[-1]}"
-                if takes
-                else f"input_size is {side!r}; the bundle in {self.folder} takes no other than its own",
+                f"input_size is {side!r}; the bundle in {self.folder} takes "
+                + (f"whole numbers of {takes[0]} to {takes[-1]}" if takes else "no other than its own"),
                 f"give one of those; its own is {own}" if takes else f"leave it out; its own is {own}",
             )
         return replace(self, preprocessing=replace(self.preprocessing, side=side))
 
     def _fits(self, side: int) -> bool:
-        """Whether pictures of 16:9 keep their aspect within the bundle's sizes."""
+        """Whether it is one of the bundle's sizes, and pictures of 16:9 keep their aspect within them."""
+        if not self.size.min <= side <= self.size.max:
+            return False
         edges = replace(self.preprocessing, side=side, longest=2 * self.size.max).input_size(900, 1600)
         return self.size.min <= min(edges) and max(edges) <= self.size.max
 

@@ -65,7 +65,7 @@ class Session:
         threads: CPU threads per graph, by default one per core.
         input_size: side in pixels of what the network sees of a picture, by default what the bundle was built for: the
             square root of its area, or its short edge (`Preprocessing.fit`). A smaller one is faster and loses small
-            things (docs/latency.md).
+            things.
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing, BundleFileAltered,
         BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.

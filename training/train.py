@@ -287,7 +287,8 @@ def _prepare(chosen: Recipe, data: PictureMasks, folder: Path, processes: Proces
 def _begin_with(task: Task, start: Path) -> None:
     """Trained weights, the directions of an aligned residual among them: it knows the names of both trainings.
 
-    Raises UsageError for a checkpoint of another model, CheckpointError, WeightsNotFound."""
+    Raises UsageError for a checkpoint of another model, CheckpointError, WeightsNotFound.
+    """
     model, other = task.model, checkpoint.load(start)
     ours, theirs = (_model_settings(config) for config in (model.config, other.config))
     if ours != theirs:
