@@ -3,11 +3,12 @@
 import argparse
 import io
 import json
+import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,10 @@ examples:
       one line per picture: the words found, their share of the pixels, and where the overlay lies
   fusioner-rt segment photos/ more.png --words "red car, bus stop" --out seen --labels
       a folder and a picture; besides the overlays, label maps as PNG (pixel value n = word n)
+  fusioner-rt segment 'photos/**/*.png' --words dog
+      what a pattern names, ** being folders of any depth; docs/pictures.md tells what is read
+  curl -s https://example.org/photo.jpg | fusioner-rt segment - --words dog
+      a picture from stdin; its results are called stdin
   fusioner-rt segment photo.jpg --words "cat, dog" --mode independent --threshold 0.6
       judge every word alone, and only paint pixels above 60%
   fusioner-rt segment photo.jpg --words "cat, sofa|couch" --background common
@@ -76,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     # The runtime has its own, stricter limit for huge pictures.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    notes = _Notes()
+    logging.getLogger("fusioner_rt").addHandler(notes)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -88,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        logging.getLogger("fusioner_rt").removeHandler(notes)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,7 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         "segment", help="find words in pictures", description="Find words in pictures.", epilog=_SEGMENT_EXAMPLES,
         formatter_class=raw,
     )  # fmt: skip
-    segment.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files, or folders of them")
+    segment.add_argument(
+        "pictures",
+        nargs="*",
+        metavar="PICTURE",
+        help="picture files, folders of them, patterns in quotes, or - for stdin",
+    )
     asked = segment.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--words", nargs="+", metavar="WORD",
@@ -205,15 +219,16 @@ def _open(options: argparse.Namespace) -> "Session":
 
 def _segment(options: argparse.Namespace) -> int:
     from .atomic_files import writable_folder, writable_place
+    from .named_pictures import named_pictures, names_a_picture
     from .words.arguments import join_words, parse_threshold, read_words, take_pictures
     from .words.parse import parse_words
 
     size = _parse_size(options.size)
     threshold = parse_threshold(options.threshold)
     if options.words and not options.pictures:
-        options.words, options.pictures = take_pictures(options.words)
+        options.words, options.pictures = take_pictures(options.words, names_a_picture)
     if not options.pictures:
-        raise UsageError("no pictures were given", "name files or folders of them before --words")
+        raise UsageError("no pictures were given", "name files, folders or patterns of them before --words")
     words = read_words(options.words_file) if options.words_file else join_words(options.words)
     background = join_words(options.background) if options.background else None
     parse_words(words, background)
@@ -224,7 +239,7 @@ def _segment(options: argparse.Namespace) -> int:
     out = writable_folder(options.out)
     if options.json:
         writable_place(options.json)
-    pictures = list(_expand(options.pictures, out))
+    pictures = named_pictures(options.pictures, out)
     report = _Report(out, options.labels, bool(options.json))
     failures: list[FusionerError] = []
     with _open(options) as session:
@@ -233,10 +248,12 @@ def _segment(options: argparse.Namespace) -> int:
             if note:
                 print(f"fusioner-rt: note: {' '.join(note.split())}", file=sys.stderr)
         bar = _Bar(len(pictures))
-        for path in pictures:
+        for name, picture in pictures:
             try:
-                result = session.segment(path, size=size, threshold=threshold, mode=options.mode, window=options.window)
-                line = report.add(path, result)
+                result = session.segment(
+                    picture, size=size, threshold=threshold, mode=options.mode, window=options.window
+                )
+                line = report.add(Path(name), result)
             except (OutputUnwritable, UsageError):
                 bar.clear()
                 raise  # the next picture would fail too
@@ -304,37 +321,6 @@ class _Report:
             name = f"{stem}-{number}"
         self._names.add(name)
         return name
-
-
-def _expand(names: Sequence[str], out: Path) -> Iterator[Path]:
-    """The files named, and all pictures below the folders named, sorted.
-
-    Hidden files and results of earlier runs are skipped. Results are told by their names, below `out` alone.
-    """
-    from .decode_picture import SUFFIXES
-
-    out = out.resolve()
-
-    def is_result(path: Path) -> bool:
-        ending = "".join(path.suffixes[-2:])
-        return (".overlay." in ending or ending == ".labels.png") and path.resolve().is_relative_to(out)
-
-    def is_picture(path: Path, root: Path) -> bool:
-        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in path.relative_to(root).parts):
-            return False
-        return path.is_file() and not is_result(path)
-
-    for name in names:
-        path = Path(name)
-        if not path.is_dir():
-            yield path
-            continue
-        pictures = [file for file in sorted(path.rglob("*")) if is_picture(file, path)]
-        if not pictures:
-            raise UsageError(
-                "no pictures in this folder", f"name one that holds {', '.join(sorted(SUFFIXES))}", subject=path
-            )
-        yield from pictures
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
@@ -499,6 +485,17 @@ class _Bar:
             left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
             text += f"  {left:.0f} s left"
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+class _Notes(logging.Handler):
+    """What the runtime logs, a line each on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        start = "\r\033[K" if sys.stderr.isatty() else ""  # over a progress bar
+        print(f"{start}fusioner-rt: note: {' '.join(record.getMessage().split())}", file=sys.stderr)
 
 
 def _print_error(error: FusionerError) -> int:

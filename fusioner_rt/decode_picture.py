@@ -1,135 +1,212 @@
 """Decodes pictures to RGB pixels, for serving and for training.
 
 EXIF orientation is applied, transparent pixels are blended with white, 16-bit grey is scaled to 8 bits. Embedded colour
-profiles are not applied.
+profiles are not applied. Of a file of several frames or pages the first is taken, which is logged.
 """
 
 import io
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, Union
 
 import numpy as np
 
-from .errors import PictureInvalid, PictureMissing, PictureTooLarge, PictureUnreadable, one_line
+from . import pixel_arrays
+from .errors import PictureInvalid, PictureTooLarge, PictureUnreadable, one_line
+from .missing_pictures import why_missing
+from .picture_formats import COMMON, SUFFIXES, is_raw, readable, teach, unread
+from .pixel_arrays import Channels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, "Image", np.ndarray]
+__all__ = ["PIXEL_LIMIT", "SUFFIXES", "Picture", "decode", "describe"]
+
+
+class Tensor(Protocol):
+    """An array of another library: torch, JAX, TensorFlow."""
+
+    def __array__(self, /, *arguments: Any) -> np.ndarray: ...
+
+
+Picture: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, IO[bytes], "Image", np.ndarray, Tensor]
 
 PIXEL_LIMIT = 1 << 27
 """Pixels of the largest picture: 134 million, an 11,585 x 11,585 square."""
 
-SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()  # noqa: SIM905
-)
-"""Suffixes of the files in a folder that count as pictures."""
-
-# Raster formats only: Pillow passes others, such as EPS, to an external interpreter.
-_COMMON = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # Pillow opens these without loading all its plugins
-_FORMATS = (*_COMMON, "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA")
+_log = logging.getLogger("fusioner_rt")
+_EXPECTED = "a path, the bytes of a file, a file opened in binary mode, a Pillow image or a (H, W, 3) uint8 array"
 
 
-def decode(picture: Picture) -> np.ndarray:
+def decode(picture: Picture, channels: Channels = "rgb", copy: bool = False) -> np.ndarray:
     """Decode a picture to RGB.
 
-    picture: a path, the bytes of a file, a Pillow image, or a (H, W, 3) uint8 RGB array.
-    Returns (H, W, 3) uint8, C-contiguous. A contiguous array is returned without a copy.
-    Raises PictureMissing, PictureUnreadable, PictureTooLarge or PictureInvalid.
+    picture: a path, the bytes of a file, a binary file object, a Pillow image, or a uint8 array or tensor of the CPU's
+        memory: (H, W, 3) colours, (H, W) or (H, W, 1) grey, (H, W, 4) colours and alpha, (H, W, 2) grey and alpha.
+        A file object is read from its start, or where it cannot be sought, from where it stands.
+    channels: the order of an array's colours, "rgb" or "bgr". All else knows its own.
+    copy: never share memory with the array that was given.
+    Returns (H, W, 3) uint8, C-contiguous. Raises PictureMissing, PictureUnreadable, PictureTooLarge or PictureInvalid.
     """
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture)
     if isinstance(picture, (str, os.PathLike)):
-        return _from_path(Path(picture))
-    if isinstance(picture, (bytes, bytearray, memoryview)):
-        return _from_stream(io.BytesIO(picture), describe(picture))
+        return _from_path(os.fsdecode(picture))
     if _is_pillow(picture):
         _check_pixels(picture.width, picture.height, describe(picture))
         return _from_pillow(picture, describe(picture))
-    raise PictureInvalid(
-        f"a picture was given as {type(picture).__module__}.{type(picture).__qualname__}",
-        "pass a path, the bytes of a file, a Pillow image or a (H, W, 3) uint8 numpy array",
-    )
+    if pixel_arrays.is_array(picture):
+        return _from_array(picture, channels, copy)
+    if hasattr(picture, "read"):
+        return _from_stream(io.BytesIO(_read(picture)), describe(picture))
+    return _from_stream(io.BytesIO(_bytes(picture)), describe(picture))
+
+
+def pictures_of(batch: Any) -> list[np.ndarray] | None:
+    """The pictures of a (B, H, W, C) array or tensor, as `decode` takes them; None where it is none. Raises PictureInvalid."""
+    if _is_pillow(batch) or not pixel_arrays.is_array(batch):
+        return None
+    array = pixel_arrays.as_array(batch)
+    return pixel_arrays.pictures_of(array, describe(batch)) if array.ndim == 4 else None
 
 
 def describe(picture: Any) -> str:
     """A short name for messages."""
     if isinstance(picture, (str, os.PathLike)):
-        return os.fspath(picture)
-    if isinstance(picture, np.ndarray):
-        return f"the {picture.dtype} array of shape {picture.shape}"
-    if isinstance(picture, (bytes, bytearray, memoryview)):
-        return f"the picture of {memoryview(picture).nbytes} bytes"
+        return os.fsdecode(picture) or "''"
     if _is_pillow(picture):
         return getattr(picture, "filename", "") or f"the Pillow image of {picture.width}x{picture.height}"
-    return f"the {type(picture).__qualname__}"
+    if pixel_arrays.is_array(picture):
+        return pixel_arrays.describe(picture)
+    if hasattr(picture, "read"):
+        name = getattr(picture, "name", None)
+        return name if isinstance(name, str) and name else f"the {type(picture).__qualname__}"
+    try:
+        return f"the picture of {memoryview(picture).nbytes} bytes"
+    except (TypeError, ValueError):
+        return f"the {type(picture).__qualname__}"
 
 
-def _is_pillow(picture: Any) -> bool:
+def _is_pillow(picture: Any) -> TypeGuard["Image"]:
     from PIL import Image
 
     return isinstance(picture, Image.Image)
 
 
-def _from_array(array: np.ndarray) -> np.ndarray:
-    name = describe(array)
-    if array.dtype != np.uint8:
-        raise PictureInvalid(
-            "pixels must be uint8, 0..255",
-            "convert floats in 0..1 with (array * 255).round().astype('uint8')",
-            subject=name,
-        )
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise PictureInvalid(
-            "the shape must be (height, width, 3), RGB",
-            "stack grey to three channels, drop alpha, and move channels last with array.transpose(1, 2, 0)",
-            subject=name,
-        )
-    _check_pixels(array.shape[1], array.shape[0], name)
-    return np.ascontiguousarray(array)
+def _from_array(picture: Any, channels: Channels, copy: bool) -> np.ndarray:
+    from PIL import Image
+
+    name = describe(picture)
+    array = pixel_arrays.as_array(picture)
+    pixels = pixel_arrays.shaped(array, name)
+    _check_pixels(pixels.shape[1], pixels.shape[0], name)
+    pixels = pixel_arrays.in_rgb_order(pixels, channels)
+    if pixels.shape[2] in (2, 4):
+        return _from_pillow(Image.fromarray(np.ascontiguousarray(pixels)), name)
+    if pixels.shape[2] == 1:
+        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    rgb = np.ascontiguousarray(pixels)
+    return rgb.copy() if copy and np.may_share_memory(rgb, array) else rgb
 
 
-def _from_path(path: Path) -> np.ndarray:
+def _read(stream: Any) -> bytes:
+    """All bytes of a file object."""
+    name = describe(stream)
+    text = PictureInvalid(
+        "this file is opened as text, bytes were expected", "open it in binary mode: open(path, 'rb')", subject=name
+    )
+    if isinstance(stream, io.TextIOBase):
+        raise text
+    try:
+        stream.seek(0)
+    except Exception:  # a pipe, or a response
+        pass
+    try:
+        content = stream.read()
+    except Exception as error:
+        raise PictureUnreadable(
+            f"cannot be read ({one_line(error)})", "open it again, in binary mode: open(path, 'rb')", subject=name
+        ) from None
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return bytes(content)
+    if isinstance(content, str):
+        raise text
+    if hasattr(content, "close"):  # a coroutine, which complains where nobody waits for it
+        content.close()
+        raise PictureInvalid("its read() is asynchronous", "pass what it gives: await file.read()", subject=name)
+    raise PictureInvalid(
+        f"its read() gives {type(content).__qualname__}, bytes were expected", f"pass {_EXPECTED}", subject=name
+    )
+
+
+def _bytes(picture: Any) -> memoryview:
+    """The bytes of an object that holds a file's content."""
+    try:
+        view = memoryview(picture)
+    except (TypeError, ValueError) as error:
+        if isinstance(picture, memoryview):
+            raise PictureInvalid(f"this memoryview cannot be read ({one_line(error)})", "pass bytes") from None
+        raise PictureInvalid(
+            f"a picture was given as {type(picture).__module__}.{type(picture).__qualname__}", _cure_of(picture)
+        ) from None
+    if view.ndim != 1 or view.itemsize != 1 or not view.contiguous:
+        raise PictureInvalid(
+            f"a {type(picture).__qualname__} of shape {view.shape}, strides {view.strides} and format {view.format!r} holds "
+            "no file's bytes in their order",
+            "pass bytes; or, where it holds pixels, numpy.asarray(view)",
+        )
+    if view.nbytes <= 1024 and os.path.exists(bytes(view)):
+        raise PictureInvalid(
+            "these bytes are a path; those of a file were expected", "pass it as text, os.fsdecode(path)"
+        )
+    return view
+
+
+def _cure_of(picture: Any) -> str:
+    if picture is None:
+        return f"pass {_EXPECTED}; cv2.imread gives None where it cannot read a file: pass the path itself"
+    if hasattr(picture, "__next__") or isinstance(picture, (set, frozenset)) or hasattr(picture, "mapping"):
+        return f"pass a list of pictures, list(...), or one: pass {_EXPECTED}"
+    if isinstance(picture, (list, tuple)):
+        return f"pass {_EXPECTED}; a list in a list is none, and pixels are numpy.asarray(list, 'uint8')"
+    if hasattr(picture, "content"):
+        return "pass response.content, the bytes"
+    return f"pass {_EXPECTED}"
+
+
+def _from_path(path: str) -> np.ndarray:
+    if path.startswith("~") and not os.path.exists(path):
+        path = os.path.expanduser(path)
     try:
         with open(path, "rb") as stream:
-            return _from_stream(stream, str(path))
-    except FileNotFoundError:
-        raise PictureMissing(
-            "there is no such file", f"check the path (relative to {Path.cwd()})", subject=path
-        ) from None
-    except IsADirectoryError:
-        raise PictureMissing(
-            "this is a folder, a picture file was expected", "name the file in it", subject=path
-        ) from None
-    except OSError as error:
-        raise PictureMissing(
-            f"cannot be opened ({error.strerror or error})", "check its permissions", subject=path
-        ) from None
-    except ValueError as error:  # a path with a null byte
-        raise PictureMissing(f"is not a path ({error})", "check the path", subject=f"{str(path)!r}") from None
+            return _from_stream(stream if stream.seekable() else io.BytesIO(stream.read()), path)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise why_missing(path, error) from None
 
 
 def _from_stream(stream: Any, name: str) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
+    suffix = Path(name).suffix
+    head = b""
     try:
-        with _open(stream) as image:  # reads the header alone
+        head = stream.read(32)
+        stream.seek(0)
+        with _open(stream, head) as image:  # reads the header alone
+            if is_raw(image, head, suffix):
+                raise UnidentifiedImageError
             _check_pixels(image.width, image.height, name)
             image.load()
-            return _from_pillow(image, name)
+            rgb = _from_pillow(image, name)
+            if _has_more(image):
+                _log.warning("%s: holds several frames or pages; the first one is taken", name)
+            return rgb
     except (PictureTooLarge, PictureUnreadable):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # the application has set a lower limit in Pillow
         raise PictureTooLarge(f"Pillow refuses it ({error})", "shrink the picture first", subject=name) from None
     except UnidentifiedImageError:
-        raise PictureUnreadable(
-            "the content is not a picture that is understood (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, "
-            "...), whatever its name says",
-            "convert it to one of these",
-            subject=name,
-        ) from None
+        raise PictureUnreadable(*unread(head, suffix), subject=name) from None
     except MemoryError:
         raise PictureTooLarge(
             "there is not enough memory to decode it", "shrink the picture first", subject=name
@@ -140,15 +217,23 @@ def _from_stream(stream: Any, name: str) -> np.ndarray:
         ) from None
 
 
-def _open(stream: Any) -> "Image":
+def _open(stream: Any, head: bytes) -> "Image":
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(stream, formats=_COMMON)
+        return Image.open(stream, formats=COMMON)
     except UnidentifiedImageError:
-        Image.init()
+        teach(head)
         stream.seek(0)
-        return Image.open(stream, formats=[form for form in _FORMATS if form in Image.OPEN])
+        return Image.open(stream, formats=readable())
+
+
+def _has_more(image: "Image") -> bool:
+    """Whether a file holds more frames or pages. The second picture of a camera's MPO, a preview, is none."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # the first is good even where the second is broken
+        return False
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:

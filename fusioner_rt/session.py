@@ -14,11 +14,12 @@ import numpy as np
 
 from . import sliding_windows
 from .bundle import Bundle, find_bundle
-from .decode_picture import PIXEL_LIMIT, Picture, decode, describe
+from .decode_picture import PIXEL_LIMIT, Picture, decode, describe, pictures_of
 from .encoder_output import EncodedPicture
 from .errors import FusionerError, UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
 from .ladder import Backend, open_executor
+from .pixel_arrays import Channels, check_channels
 from .results.segmentation import STAGES, Segmentation
 from .words.cache import TextCache, default_folder
 from .words.encoder import TextEncoder, Vocabulary
@@ -57,6 +58,7 @@ class Session:
         cache: str | os.PathLike[str] | Literal[False] | None = None,
         threads: int | None = None,
         input_size: int | None = None,
+        channels: Channels = "rgb",
     ) -> None:
         """bundle: its folder; by default the first of $FUSIONER_ENGINE, ./engines/demo and ./models/demo/bundle.
         backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or onnxruntime for the better of the
@@ -66,12 +68,15 @@ class Session:
         input_size: side in pixels of what the network sees of a picture, by default what the bundle was built for: the
             square root of its area, or its short edge (`Preprocessing.fit`). A smaller one is faster and loses small
             things.
+        channels: order of the colours of arrays and tensors, "rgb", or "bgr" as OpenCV reads them. Files, bytes and Pillow
+            images know their own.
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing, BundleFileAltered,
         BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads is {threads!r}", "give 1 or more, or leave it out for one per core")
+        self.channels = check_channels(channels)
         self.bundle = Bundle.open(find_bundle(bundle)).with_input_side(input_size)
         folder = None if cache is False else Path(cache) if cache is not None else default_folder()
         self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
@@ -131,16 +136,22 @@ class Session:
         self._vocabulary = self._encode_words(words, templates, background)
 
     @overload
-    def encode(self, picture: Picture | EncodedPicture, window: Window = "whole") -> EncodedPicture: ...
+    def encode(
+        self, picture: Picture | EncodedPicture, window: Window = "whole", channels: Channels | None = None
+    ) -> EncodedPicture: ...
 
     @overload
-    def encode(self, picture: Pictures, window: Window = "whole") -> list[EncodedPicture]: ...
+    def encode(
+        self, picture: Pictures, window: Window = "whole", channels: Channels | None = None
+    ) -> list[EncodedPicture]: ...
 
-    def encode(self, picture: Any, window: Window = "whole") -> EncodedPicture | list[EncodedPicture]:
+    def encode(
+        self, picture: Any, window: Window = "whole", channels: Channels | None = None
+    ) -> EncodedPicture | list[EncodedPicture]:
         """Run the part of `segment` that needs no words, and keep the result for calls with different words.
 
-        picture, window: as for `segment`. Returns an EncodedPicture, or a list for a list. `segment` takes it like a picture, with
-        the same results. It is valid for this bundle and backend, also after the session is closed.
+        picture, window, channels: as for `segment`. Returns an EncodedPicture, or a list for a list. `segment` takes it like a
+        picture, with the same results. It is valid for this bundle and backend, also after the session is closed.
 
         onnxruntime-cpu keeps the image encoder's tokens. GPU backends run encoder and fusion as one and keep the prepared
         picture, so that each call costs a whole pass. Of sliding windows all keep the joined features.
@@ -148,8 +159,8 @@ class Session:
         """
         self._check_open()
         self._check_window(window)
-        many = isinstance(picture, (list, tuple))
-        pictures: Sequence[Picture | EncodedPicture] = picture if many else [picture]
+        channels = self.channels if channels is None else check_channels(channels)
+        pictures, many = _listed(picture)
         results: dict[int, EncodedPicture] = {}
         decoded: dict[int, np.ndarray] = {}
 
@@ -171,7 +182,7 @@ class Session:
                 self._check_encoded(given, window)
                 results[index] = given
                 continue
-            rgb = _decode(given)
+            rgb = decode(given, channels, copy=True)
             if window == "sliding":
                 features, input_size = self._joined_windows(rgb, describe(given))
                 results[index] = EncodedPicture(
@@ -195,6 +206,7 @@ class Session:
         probabilities: bool = False,
         background: Words | None = None,
         window: Window = "whole",
+        channels: Channels | None = None,
     ) -> Segmentation: ...
 
     @overload
@@ -208,6 +220,7 @@ class Session:
         probabilities: bool = False,
         background: Words | None = None,
         window: Window = "whole",
+        channels: Channels | None = None,
     ) -> list[Segmentation]: ...
 
     def segment(
@@ -220,11 +233,13 @@ class Session:
         probabilities: bool = False,
         background: Words | None = None,
         window: Window = "whole",
+        channels: Channels | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Masks of one picture, or of each picture of a list, in its order.
 
-        picture: path, bytes, Pillow image, (H, W, 3) uint8 RGB array or EncodedPicture, or a list of them. Pictures of a
-            list that share an input size run as one batch.
+        picture: path, bytes, binary file object, Pillow image, EncodedPicture, or uint8 array or tensor of the CPU's memory,
+            (H, W, 3), (H, W) or (H, W, 1) grey, (H, W, 4) with alpha; or a list of them, or a (B, H, W, C) batch, which
+            gives a list too. Pictures of a list that share an input size run as one batch. All of them: docs/pictures.md.
         words: of this call, "cat, sofa" or a list, groups as in `set_vocabulary`; by default those of `set_vocabulary`.
         size: (H, W) of the label map, by default the picture's own.
         threshold: a pixel belongs to its best word where that word's probability exceeds this (paper 3.1.3). A mapping
@@ -236,6 +251,7 @@ class Session:
         background: beside `words`, words whose pixels belong to nothing, or "common".
         window: "whole" shows the network the picture; "sliding" shows it overlapping windows and joins their features,
             which finds smaller things and costs a pass per window. Of bundles with `windows`.
+        channels: order of the colours of arrays and tensors, by default the session's.
 
         Every result of a list holds its picture and maps; besides, at most 32 network inputs, or a batch, are in memory.
         Raises the errors of pictures and words, SizeOutsideProfile, GraphUnusable, UsageError.
@@ -243,8 +259,8 @@ class Session:
         self._check_open()
         size = _check_options(size, threshold, mode)
         self._check_window(window)
-        many = isinstance(picture, (list, tuple))
-        pictures: Sequence[Picture | EncodedPicture] = picture if many else [picture]
+        channels = self.channels if channels is None else check_channels(channels)
+        pictures, many = _listed(picture)
 
         watch = _Stopwatch(len(pictures))
         with watch("text"):
@@ -254,7 +270,7 @@ class Session:
         request = Request(vocabulary.vectors, thresholds.least, "independent" if alone else "joint", probabilities)
         call = _Call(self._executor, vocabulary.asked, thresholds, request, mode, watch)
         for index, given in enumerate(pictures):
-            rgb = self._pixels(given, index, watch, window)
+            rgb = self._pixels(given, index, watch, window, channels)
             edges = size or _edges(rgb)
             call.reserve(edges)
             call.add(index, rgb, self._waiting(given, rgb, edges, index, watch, window))
@@ -270,6 +286,7 @@ class Session:
         stream: int = 0,
         out: tuple[Any, Any] | None = None,
         background: Words | None = None,
+        channels: Channels | None = None,
     ) -> "DeviceSegmentation":
         """Masks of pictures in GPU memory, without a copy to the host. GPU backends only.
 
@@ -279,6 +296,7 @@ class Session:
         stream: a CUDA stream's handle. The work is enqueued on it, and the call returns at once.
         out: arrays for the results, labels (H, W) or (B, H, W) uint16 and confidence of that shape, float32 or float16.
             With them a call allocates nothing. By default new arrays.
+        channels: "rgb" alone, by default the session's.
 
         `picture` and `out` must live until the stream is done. NaN features give NaN confidence. Raises
         DeviceArrayInvalid, BackendUnavailable, CudaFailed, KernelsUnusable and as `segment`.
@@ -286,6 +304,11 @@ class Session:
         from .gpu.device_segmentation import segment_on_device
 
         self._check_open()
+        if (self.channels if channels is None else check_channels(channels)) != "rgb":
+            raise UsageError(
+                "segment_on_device takes RGB alone, channels is 'bgr'",
+                "turn them round on the device, frame.flip(-1).contiguous() in PyTorch, and pass channels='rgb'",
+            )
         size = _check_options(size, threshold, "joint")
         vocabulary = self._vocabulary_of(words, background)
         thresholds = Thresholds(threshold, vocabulary.asked, self.bundle.threshold)
@@ -309,13 +332,13 @@ class Session:
         if self._closed:
             raise session_closed()
 
-    def _pixels(self, given: Any, index: int, watch: "_Stopwatch", window: Window) -> np.ndarray:
+    def _pixels(self, given: Any, index: int, watch: "_Stopwatch", window: Window, channels: Channels) -> np.ndarray:
         """The pixels of a call's picture, (H, W, 3) uint8. index: of the picture in the call."""
         if isinstance(given, EncodedPicture):
             self._check_encoded(given, window)
             return given.picture
         with watch("decode", index):
-            return _decode(given)
+            return decode(given, channels, copy=True)  # the caller may fill an array with the next frame
 
     def _waiting(
         self, given: Any, rgb: np.ndarray, size: tuple[int, int], index: int, watch: "_Stopwatch", window: Window
@@ -499,12 +522,12 @@ class _Stopwatch:
         return {stage: round(seconds * 1000, 3) for stage, seconds in self._seconds[index].items()}
 
 
-def _decode(picture: Picture) -> np.ndarray:
-    """(H, W, 3) uint8, in memory that the caller does not share."""
-    rgb = decode(picture)
-    if isinstance(picture, np.ndarray) and np.may_share_memory(rgb, picture):
-        rgb = rgb.copy()  # the caller may fill the array with the next frame
-    return rgb
+def _listed(picture: Any) -> tuple[Sequence[Picture | EncodedPicture], bool]:
+    """The pictures of a call, and whether it gave several: a list, or a (B, H, W, C) batch."""
+    if isinstance(picture, (list, tuple)):
+        return picture, True
+    batch = pictures_of(picture)
+    return ([picture], False) if batch is None else (batch, True)
 
 
 def _edges(rgb: np.ndarray) -> tuple[int, int]:

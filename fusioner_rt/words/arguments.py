@@ -1,7 +1,6 @@
 """Words and thresholds of a command line."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +12,13 @@ _NO_WORDS = ("a", "an", "the", "and", "or", "of", "with", "on", "in")
 _LONGEST_FILE = 1 << 20  # bytes; 65,535 words are half of it
 
 
-def take_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part the arguments of `--words` before all pictures: those at the end that are files or folders are pictures.
+def take_pictures(arguments: Sequence[str], is_picture: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Part the arguments of `--words` before all pictures: those at the end that name pictures are these.
 
     Returns words, of which one at least stays, and pictures.
     """
     first = len(arguments)
-    while first > 1 and os.path.exists(arguments[first - 1]):
+    while first > 1 and is_picture(arguments[first - 1]):
         first -= 1
     return list(arguments[:first]), list(arguments[first:])
 

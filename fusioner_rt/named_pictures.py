@@ -1,0 +1,110 @@
+"""The pictures that a command line names: files, folders, patterns, stdin."""
+
+import glob
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from .errors import UsageError
+from .missing_pictures import is_pattern
+from .picture_formats import SUFFIXES, suffixes
+
+_log = logging.getLogger("fusioner_rt")
+
+
+class NamedPicture(NamedTuple):
+    """name: the path as it was given, or stdin. picture: what `Session.segment` takes."""
+
+    name: str
+    picture: str | IO[bytes]
+
+
+def names_a_picture(argument: str) -> bool:
+    """Whether an argument names pictures that are there."""
+    return argument == "-" or os.path.exists(argument) or (is_pattern(argument) and bool(_matches(argument)))
+
+
+def named_pictures(names: Sequence[str], out: Path) -> list[NamedPicture]:
+    """The files named, all pictures below the folders named, and what patterns name, sorted. `-` is stdin.
+
+    Of folders, hidden files and results of earlier runs are skipped. Results are told by their names, below `out` alone.
+    Raises UsageError where a folder or a pattern names nothing, or stdin is no picture.
+    """
+    if names.count("-") > 1:
+        raise UsageError("stdin is named twice", "name it once: it holds one picture", subject="-")
+    return [picture for name in names for picture in _named(name, out.resolve())]
+
+
+def _named(name: str, out: Path) -> Iterator[NamedPicture]:
+    if name == "-":
+        yield NamedPicture("stdin", _stdin())
+    elif os.path.isdir(name):
+        yield from _of(_below(Path(name), out))
+    elif is_pattern(name) and not os.path.lexists(name):
+        yield from _of(_named_by(name, out))
+    else:
+        yield NamedPicture(name, name)
+
+
+def _of(files: Sequence[Path]) -> Iterator[NamedPicture]:
+    return (NamedPicture(str(file), str(file)) for file in files)
+
+
+def _stdin() -> IO[bytes]:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(
+            "nothing is piped into stdin", "pipe a picture: cat photo.jpg | fusioner-rt segment - ...", subject="-"
+        )
+    return sys.stdin.buffer
+
+
+def _below(folder: Path, out: Path) -> list[Path]:
+    endings = suffixes()
+    files = [file for file in _walk(folder) if file.suffix.lower() in endings and not _is_result(file, out)]
+    if not files:
+        raise UsageError(
+            "no pictures in this folder", f"name one that holds {', '.join(sorted(SUFFIXES))}", subject=folder
+        )
+    return sorted(files)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        _log.warning("%s: its pictures are left out, the folder cannot be read (%s)", error.filename, error.strerror)
+
+    for root, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(root, name) for name in files if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
+
+
+def _named_by(pattern: str, out: Path) -> list[Path]:
+    """The files that a pattern names, and the pictures below the folders that it names.
+
+    Where it says no suffix, only files that their own suffix calls pictures.
+    """
+    endings = suffixes()
+    suffix = Path(pattern).suffix
+    any_suffix = bool(suffix) and not is_pattern(suffix)
+    files: list[Path] = []
+    for path in map(Path, _matches(pattern)):
+        if path.is_dir():
+            files += [file for file in _walk(path) if file.suffix.lower() in endings]
+        elif any_suffix or path.suffix.lower() in endings:
+            files.append(path)
+    files = sorted({file for file in files if not _is_result(file, out)})
+    if not files:
+        raise UsageError("no picture has such a name", f"check the pattern (relative to {Path.cwd()})", subject=pattern)
+    return files
+
+
+def _matches(pattern: str) -> list[str]:
+    return glob.glob(os.path.expanduser(pattern), recursive=True)
+
+
+def _is_result(path: Path, out: Path) -> bool:
+    ending = "".join(path.suffixes[-2:])
+    return (".overlay." in ending or ending == ".labels.png") and path.resolve().is_relative_to(out)
