@@ -7,7 +7,6 @@ profiles are not applied. Of a file of several frames or pages the first is take
 import io
 import logging
 import os
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, Union
 
 import numpy as np
@@ -186,14 +185,13 @@ def _from_path(path: str) -> np.ndarray:
 def _from_stream(stream: Any, name: str) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
-    suffix = Path(name).suffix
     head = b""
     try:
         head = stream.read(32)
         stream.seek(0)
         with _open(stream, head) as image:  # reads the header alone
-            if is_raw(image, head, suffix):
-                raise UnidentifiedImageError
+            if is_raw(head, name, image):
+                raise PictureUnreadable(*unread(head, raw=True), subject=name)
             _check_pixels(image.width, image.height, name)
             image.load()
             rgb = _from_pillow(image, name)
@@ -206,7 +204,7 @@ def _from_stream(stream: Any, name: str) -> np.ndarray:
         # the application has set a lower limit in Pillow
         raise PictureTooLarge(f"Pillow refuses it ({error})", "shrink the picture first", subject=name) from None
     except UnidentifiedImageError:
-        raise PictureUnreadable(*unread(head, suffix), subject=name) from None
+        raise PictureUnreadable(*unread(head, raw=is_raw(head, name)), subject=name) from None
     except MemoryError:
         raise PictureTooLarge(
             "there is not enough memory to decode it", "shrink the picture first", subject=name

@@ -1,6 +1,7 @@
 """Which files are pictures: by their content where they are opened, by their suffix where a folder is looked through."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,11 +91,11 @@ def teach(head: bytes) -> None:
         return
 
 
-def unread(head: bytes, suffix: str) -> tuple[str, str]:
-    """What is found in a file that no reader takes, and the cure. head: how it begins."""
+def unread(head: bytes, raw: bool) -> tuple[str, str]:
+    """What is found in a file that no reader takes, and the cure. head: how it begins. raw: it is a camera's raw file."""
     if not head:
         return "is empty, not a picture", "fetch or export it again"
-    kind = _kind(head) or (_CAMERA if suffix.lower() in _RAW else "")
+    kind = _CAMERA if raw else _kind(head)
     if not kind:
         return (
             "the content is not a picture that is understood (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, "
@@ -108,14 +109,19 @@ def unread(head: bytes, suffix: str) -> tuple[str, str]:
     return f"this is {kind}, which is not read without another package", f"pip install {_PLUGINS[kind][2]}"
 
 
-def is_raw(image: "Image", head: bytes, suffix: str) -> bool:
-    """Whether an opened file is a camera's raw one, of which Pillow sees a small preview. head: how it begins."""
+def is_raw(head: bytes, name: str, image: "Image | None" = None) -> bool:
+    """Whether a file is a camera's raw one. head: how it begins.
+
+    image: what Pillow opened, which of such a file is a small preview; None where it opened nothing.
+    """
+    named = Path(name).suffix.lower() in _RAW or _kind(head) == _CAMERA
+    if image is None:
+        return named
     if image.format != "TIFF":
         return False
     tags = image.tag_v2  # type: ignore[attr-defined]
     dng_version, subfile_type, sub_files = 50706, 254, 330
-    small = tags.get(subfile_type, 0) & 1 == 1 and sub_files in tags
-    return small or dng_version in tags or suffix.lower() in _RAW or _kind(head) == _CAMERA
+    return named or dng_version in tags or (tags.get(subfile_type, 0) & 1 == 1 and sub_files in tags)
 
 
 def _taught() -> list[str]:

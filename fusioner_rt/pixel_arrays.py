@@ -45,7 +45,7 @@ def as_array(picture: Any) -> np.ndarray:
             "pass it to session.segment_on_device, which takes CUDA's, or copy it: tensor.cpu()",
             subject=name,
         )
-    _check_dtype(getattr(picture, "dtype", np.uint8), name)
+    _check_dtype(getattr(picture, "dtype", "uint8"), name)
     try:
         by_dlpack = not (hasattr(picture, "__array__") or hasattr(picture, "__array_interface__"))
         array = np.from_dlpack(picture) if by_dlpack else np.asarray(picture)
@@ -125,7 +125,7 @@ def _on_device(picture: Any) -> bool:
 
 
 def _check_dtype(dtype: Any, name: str) -> None:
-    kind = re.sub(r"^<dtype: '(.*)'>$", r"\1", str(dtype)).rpartition(".")[2]
+    kind = re.findall(r"\w+", str(dtype))[-1]  # uint8, torch.uint8, <dtype: 'uint8'>, <class 'numpy.uint8'>
     if kind == "uint8":
         return
     cure = {"bool": "x.astype('uint8') * 255 makes it black and white", "uint16": _BITS}.get(kind, _FLOATS)

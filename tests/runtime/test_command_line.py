@@ -129,6 +129,67 @@ def test_results_may_lie_beside_the_pictures(
     assert "results-of-others" in capsys.readouterr().out
 
 
+def test_files_whose_suffix_says_picture_fail_each_where_they_cannot_be_read(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)  # type: ignore[arg-type]
+    for name, content in (("b.heic", b"\0\0\0\x18ftypheic" + bytes(16)), ("c.NEF", b"II*\0"), ("d.txt", b"")):
+        (tmp_path / name).write_bytes(content)
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["segment", str(tmp_path), "--words", "cat", "--engine", str(tiny_bundle), *out]) == 11
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{photo}: ")
+    heic, raw, summary = said.err.splitlines()
+    assert f"{tmp_path / 'b.heic'}: this is HEIC" in heic
+    assert "pip install pillow-heif" in heic
+    assert f"{tmp_path / 'c.NEF'}: this is a camera's raw file" in raw
+    assert "2 of 3 pictures failed" in summary
+
+
+def test_of_an_animated_picture_a_note_says_that_its_first_frame_is_taken(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [Image.fromarray(scene(20, 30, seed)) for seed in range(3)]
+    path = tmp_path / "dance.gif"
+    path.write_bytes(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    for _ in range(2):
+        command = ["segment", str(path), "--words", "cat", "--engine", str(tiny_bundle), "--out", str(tmp_path / "out")]
+        assert main(command) == 0
+        assert capsys.readouterr().err.splitlines() == [
+            f"fusioner-rt: note: {path}: holds several frames or pages; the first one is taken"
+        ]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_picture_from_stdin_is_called_stdin(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, before: bool,
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    names = ["-", "--words", "cat"] if before else ["--words", "cat", "-"]
+    with photo.open() as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        coco = ["--json", str(tmp_path / "all.json"), "--threshold", "0"]
+        assert main(["segment", *names, "--engine", str(tiny_bundle), "--out", str(out), *coco]) == 0
+    assert capsys.readouterr().out.startswith("stdin: ")
+    assert [path.name for path in out.iterdir()] == ["stdin.overlay.jpg"]
+    assert json.loads((tmp_path / "all.json").read_text())["images"][0]["file_name"] == "stdin"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_pattern_in_quotes_names_what_the_shell_would_have(
+    tiny_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str], before: bool
+) -> None:
+    (photo.parent / "deeper").mkdir()
+    shutil.copy(photo, photo.parent / "deeper" / "other.jpg")
+    pattern = str(photo.parent / "**" / "*.jpg")
+    names = [pattern, "--words", "cat"] if before else ["--words", "cat", pattern]
+    assert main(["segment", *names, "--engine", str(tiny_bundle), "--out", str(photo.parent / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(photo.parent / "deeper" / "other.jpg"), str(photo)]
+
+
 def test_an_overlay_that_jpeg_cannot_hold_is_png_and_stops_no_run(
     tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +226,8 @@ def test_bad_pictures(fails: Fails, tmp_path: Path, photo: Path) -> None:
     assert "shrink" in fails(huge, 12)
     (tmp_path / "empty").mkdir()
     assert "no pictures in this folder" in fails(tmp_path / "empty", 2)
+    assert "nothing is fetched from the network" in fails("https://example.org/a.jpg", 10)
+    assert "no picture has such a name" in fails(tmp_path / "*.webp", 2)
     floats = tmp_path / "floats.tiff"
     floats.write_bytes(encoded(Image.new("F", (2, 2)), "TIFF"))
     assert "convert it to 8-bit RGB" in fails(floats, 11)

@@ -1,5 +1,10 @@
 import io
+import mmap
+import os
+import tempfile
+import threading
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -159,18 +164,127 @@ def test_a_header_of_60000_by_60000_is_refused_before_decoding() -> None:
     [
         (np.zeros((4, 4, 3), np.float32), "uint8"),
         (np.zeros((4, 4, 3), np.int64), "uint8"),
-        (np.zeros((4, 4), np.uint8), "height, width, 3"),
-        (np.zeros((4, 4, 4), np.uint8), "height, width, 3"),
+        (np.zeros((4, 4, 5), np.uint8), "height, width, 3"),
         (np.zeros((3, 8, 8), np.uint8), "transpose"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         (np.broadcast_to(np.zeros(3, np.uint8), (60_000, 60_000, 3)), "at most"),
-        ([[0, 0, 0]], "pass a path"),
-        (None, "pass a path"),
+        ([[0, 0, 0]], "numpy.asarray"),
+        (None, "cv2.imread gives None"),
+        (iter([]), "pass a list of pictures"),
+        (3, "builtins.int; pass a path"),
+        (memoryview(scene(4, 4)), "numpy.asarray"),
+        (memoryview(bytes(8))[::2], "pass bytes"),
+        (memoryview(bytes(8)).cast("I"), "format 'I'"),
+        (__file__.encode(), "os.fsdecode"),
     ],
 )  # fmt: skip
 def test_what_is_no_picture_in_memory(array: Any, says: str) -> None:
     with pytest.raises((PictureInvalid, PictureTooLarge), match=says):
         decode(array)
+
+
+def test_a_released_memoryview() -> None:
+    view = memoryview(b"content")
+    view.release()
+    with pytest.raises(PictureInvalid, match="released memoryview"):
+        decode(view)
+
+
+class Pipe:
+    """A stream that cannot be sought, as a response's body."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def read(self) -> Any:
+        return self.content
+
+
+class Upload:
+    async def read(self) -> bytes:
+        return b""
+
+
+def test_a_file_object_is_read_from_its_start_or_where_that_cannot_be_from_where_it_stands(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(scene(5, 7)))
+    written = io.BytesIO()
+    written.write(content)
+    (tmp_path / "picture.png").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        archive.writestr("picture.png", content)
+    spooled = tempfile.SpooledTemporaryFile()  # noqa: SIM115
+    spooled.write(content)
+    receiving, sending = os.pipe()
+    os.write(sending, content)
+    os.close(sending)
+    with (
+        open(tmp_path / "picture.png", "rb") as opened,
+        zipfile.ZipFile(tmp_path / "pictures.zip") as archive,
+        archive.open("picture.png") as member,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        spooled,
+        os.fdopen(receiving, "rb") as pipe,
+    ):
+        for source in (written, opened, member, mapped, spooled, pipe, Pipe(content), Pipe(bytearray(content))):
+            np.testing.assert_array_equal(decode(source), scene(5, 7))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_the_path_of_a_pipe_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    content = encoded(Image.fromarray(scene(5, 7)), "WEBP", lossless=True)
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content), daemon=True)
+    writer.start()
+    np.testing.assert_array_equal(decode(tmp_path / "pipe"), scene(5, 7))
+    writer.join(10)
+
+
+def test_file_objects_that_hold_no_bytes_say_what_they_need(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(Image.fromarray(scene(5, 7))))
+    closed = open(path, "rb")  # noqa: SIM115
+    closed.close()
+    with open(path) as text:
+        cases: list[tuple[Any, type[FusionerError], str]] = [
+            (text, PictureInvalid, "picture.png: this file is opened as text"),
+            (io.StringIO("text"), PictureInvalid, "open it in binary mode"),
+            (Pipe("text"), PictureInvalid, "open it in binary mode"),
+            (Pipe(None), PictureInvalid, "gives NoneType"),
+            (Upload(), PictureInvalid, "await file.read"),
+            (closed, PictureUnreadable, "closed file.*open it again"),
+            (Pipe(b""), PictureUnreadable, "is empty"),
+        ]
+        for source, kind, says in cases:
+            with pytest.raises(kind, match=says):
+                decode(source)
+
+
+def frames(form: str) -> bytes:
+    """Three frames, the first of one colour."""
+    images = [Image.new("RGB", (8, 8), colour) for colour in ((10, 20, 30), (200, 0, 0), (0, 200, 0))]
+    return encoded(images[0], form, save_all=True, append_images=images[1:])
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_of_several_frames_the_first_is_taken_and_that_is_logged(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    decoded = decode(io.BytesIO(frames(form)))
+    np.testing.assert_allclose(decoded, np.broadcast_to([10, 20, 30], (8, 8, 3)), atol=4)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("fusioner_rt", "WARNING")
+    assert record.getMessage() == "the BytesIO: holds several frames or pages; the first one is taken"
+
+
+def test_single_pictures_and_a_cameras_mpo_are_not_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
+    for form in ("GIF", "WEBP", "PNG", "TIFF", "AVIF", "JPEG"):
+        decode(encoded(Image.fromarray(scene(8, 8)), form))
+    decode(frames("MPO"))
+    decode(Image.open(io.BytesIO(frames("GIF"))))  # whoever opened it chose the frame
+    assert caplog.records == []
+
+
+def test_a_broken_second_frame_does_not_cost_the_first() -> None:
+    content = frames("GIF")
+    assert decode(content[: len(content) * 2 // 3]).shape == (8, 8, 3)
 
 
 def test_a_pillow_image_without_pixels() -> None:

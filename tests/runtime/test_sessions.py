@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from made_pictures import scene
 from PIL import Image
 
@@ -20,6 +22,7 @@ from fusioner_rt.errors import (
     BundleMissing,
     FusionerError,
     GraphUnusable,
+    PictureInvalid,
     PictureMissing,
     PlanMissing,
     SizeOutsideProfile,
@@ -185,6 +188,62 @@ def test_all_kinds_of_sources_give_one_result(session: Session, picture: np.ndar
     results = session.segment([picture, Image.fromarray(picture), path, str(path), path.read_bytes()], WORDS)
     for result in results:
         np.testing.assert_array_equal(result.labels, results[0].labels)
+
+
+@pytest.mark.parametrize("mode", ["whole", "encoded", "independent"])
+def test_bgr_gives_the_masks_and_the_picture_of_rgb(
+    tiny_bundle: Path, session: Session, picture: np.ndarray, tmp_path: Path, mode: str
+) -> None:
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    frame = cv2.imread(str(tmp_path / "picture.png"))
+    assert frame is not None
+    with Session(tiny_bundle, cache=False, channels="bgr") as opened:
+        for one, channels in ((opened, None), (session, "bgr")):
+            given: Any = one.encode(frame, channels=channels) if mode == "encoded" else frame  # type: ignore[call-overload]
+            how: Any = {"mode": "independent"} if mode == "independent" else {}
+            result = one.segment(given, WORDS, channels=channels, **how)
+            expected = session.segment(picture, WORDS, **how)
+            np.testing.assert_array_equal(result.labels, expected.labels)
+            np.testing.assert_array_equal(result.picture, picture)
+        np.testing.assert_array_equal(opened.segment(picture, WORDS, channels="rgb").picture, picture)
+        np.testing.assert_array_equal(opened.segment(tmp_path / "picture.png", WORDS).picture, picture)
+        with pytest.raises(UsageError, match="takes RGB alone"):
+            opened.segment_on_device(frame, WORDS)
+        with pytest.raises(BackendUnavailable):
+            opened.segment_on_device(frame, WORDS, channels="rgb")
+
+
+def test_another_order_of_channels_is_refused_wherever_it_is_given(tiny_bundle: Path, session: Session) -> None:
+    frame, wrong = scene(5, 7), "BGR"
+    for call in (
+        lambda: Session(tiny_bundle, channels=wrong),  # type: ignore[arg-type]
+        lambda: session.segment(frame, WORDS, channels=wrong),  # type: ignore[call-overload]
+        lambda: session.encode(frame, channels=wrong),  # type: ignore[call-overload]
+        lambda: session.segment_on_device(frame, WORDS, channels=wrong),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UsageError, match="channels is 'BGR'; choose 'rgb', or 'bgr'"):
+            call()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_batch_gives_what_its_pictures_give_in_a_list(session: Session, count: int) -> None:
+    batch = np.stack([scene(33, 45, seed) for seed in range(3)])[:count]
+    expected = session.segment(list(batch), WORDS)
+    for given in (batch, torch.from_numpy(batch)):
+        results: Any = session.segment(given, WORDS)
+        encoded: Any = session.encode(given)
+        assert isinstance(results, list)
+        assert isinstance(encoded, list)
+        for one in (results, session.segment(encoded, WORDS)):
+            assert len(one) == count
+            for result, other, picture in zip(one, expected, batch, strict=True):
+                np.testing.assert_array_equal(result.labels, other.labels)
+                np.testing.assert_array_equal(result.picture, picture)
+
+
+def test_a_batch_in_a_list_is_refused(session: Session) -> None:
+    with pytest.raises(PictureInvalid, match="give a batch by itself"):
+        session.segment([np.zeros((2, 5, 7, 3), np.uint8)], WORDS)
 
 
 def test_an_exif_rotated_picture_has_upright_masks(session: Session, picture: np.ndarray) -> None:
@@ -427,6 +486,7 @@ def test_a_result_keeps_its_picture_when_the_callers_array_takes_the_next(sessio
     frame = scene(61, 93)
     before = frame.copy()
     results = [session.segment(frame, WORDS), session.segment([frame], WORDS)[0], session.segment(frame[:30], WORDS)]
+    results += [session.segment(torch.from_numpy(frame), WORDS), session.segment(frame[None], WORDS)[0]]  # type: ignore[index]
     frame[:] = 0
     for result in results:
         np.testing.assert_array_equal(result.picture, before[: len(result.picture)])

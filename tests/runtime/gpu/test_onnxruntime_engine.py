@@ -17,7 +17,7 @@ from made_pictures import scene
 
 from fusioner_rt import Session
 from fusioner_rt.bundle import write_manifest
-from fusioner_rt.errors import BackendUnavailable, CudaFailed
+from fusioner_rt.errors import BackendUnavailable, CudaFailed, UsageError
 
 WORDS = ["cat", "tree", "red car"]
 BACKEND = "onnxruntime-cuda"
@@ -61,6 +61,14 @@ def test_masks_are_those_of_the_cpu_and_made_on_the_gpu(session: Session, cpu: S
             agree(one, other)
             if options.get("probabilities"):
                 np.testing.assert_allclose(one.probabilities, other.probabilities, atol=2e-5)
+
+
+def test_frames_in_bgr_are_prepared_as_rgb(session: Session, gpu: EmulatedGpu) -> None:
+    picture = scene(61, 93)
+    result = session.segment(picture[..., ::-1], WORDS, channels="bgr")
+    np.testing.assert_array_equal(result.labels, session.segment(picture, WORDS).labels)
+    with pytest.raises(UsageError, match="takes RGB alone"):
+        session.segment_on_device(picture, WORDS, channels="bgr")
 
 
 def test_a_call_waits_once_and_records_nothing(session: Session, gpu: EmulatedGpu) -> None:
