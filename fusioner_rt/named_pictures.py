@@ -78,7 +78,9 @@ def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(root, name) for name in files if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
+        yield from (
+            path for path in paths if path.is_file() or not path.exists()
+        )  # a link to nothing has its own error
 
 
 def _named_by(pattern: str, out: Path) -> list[Path]:

@@ -29,11 +29,11 @@ _OTHER = frozenset(
 )
 
 _PLUGINS = {
-    "HEIC": ("HEIF", "pillow_heif", "pillow-heif"),
-    "JPEG XL": ("JXL", "pillow_jxl", "pillow-jxl-plugin"),
-    "AVIF": ("AVIF", "pillow_avif", "pillow-avif-plugin"),
+    "HEIC": ("HEIF", ("pillow_heif", "pi_heif"), "pillow-heif"),
+    "JPEG XL": ("JXL", ("pillow_jxl",), "pillow-jxl-plugin"),
+    "AVIF": ("AVIF", ("pillow_avif",), "pillow-avif-plugin"),
 }
-"""By kind of picture: Pillow's name of it, the module that teaches it to Pillow, and that module's package."""
+"""By kind of picture: Pillow's name of it, the modules of which one teaches it to Pillow, and the package of the first."""
 
 _CAMERA = "a camera's raw file"
 _CONVERT = "convert it to JPEG or PNG"
@@ -81,14 +81,15 @@ def readable() -> list[str]:
 def teach(head: bytes) -> None:
     """Register what reads a file that begins with `head`, where Pillow does not read it and a package for it is installed."""
     kind = _kind(head)
-    if kind not in _PLUGINS or _is_read(kind):
-        return
-    try:
-        module = import_module(_PLUGINS[kind][1])
-        if register := getattr(module, "register_heif_opener", None):
-            register()
-    except Exception:  # missing, or broken: the picture's own error says what to install
-        return
+    for name in _PLUGINS[kind][1] if kind in _PLUGINS else ():
+        if _is_read(kind):
+            return
+        try:
+            module = import_module(name)
+            if register := getattr(module, "register_heif_opener", None):
+                register()
+        except Exception:  # missing, or broken: the picture's own error says what to install
+            continue
 
 
 def unread(head: bytes, raw: bool) -> tuple[str, str]:

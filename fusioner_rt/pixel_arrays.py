@@ -125,7 +125,7 @@ def _on_device(picture: Any) -> bool:
 
 
 def _check_dtype(dtype: Any, name: str) -> None:
-    kind = re.findall(r"\w+", str(dtype))[-1]  # uint8, torch.uint8, <dtype: 'uint8'>, <class 'numpy.uint8'>
+    kind = (re.findall(r"\w+", str(dtype)) or [""])[-1]  # uint8, torch.uint8, <dtype: 'uint8'>, <class 'numpy.uint8'>
     if kind == "uint8":
         return
     cure = {"bool": "x.astype('uint8') * 255 makes it black and white", "uint16": _BITS}.get(kind, _FLOATS)

@@ -132,7 +132,8 @@ def test_results_may_lie_beside_the_pictures(
 def test_files_whose_suffix_says_picture_fail_each_where_they_cannot_be_read(
     tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    for name in ("pillow_heif", "pi_heif"):
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)  # type: ignore[arg-type]
     for name, content in (("b.heic", b"\0\0\0\x18ftypheic" + bytes(16)), ("c.NEF", b"II*\0"), ("d.txt", b"")):
         (tmp_path / name).write_bytes(content)

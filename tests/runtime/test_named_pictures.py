@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def test_a_folder_names_its_pictures_and_nothing_hidden(folder: Path) -> None:
 def test_a_folder_leaves_out_no_file_whose_suffix_says_picture(folder: Path, suffix: str) -> None:
     (folder / "photos" / f"z{suffix}").write_bytes(b"unreadable")
     assert f"photos/z{suffix}" in names("photos")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_a_folder_leaves_out_no_link_to_a_picture_that_is_gone_and_waits_for_no_pipe(folder: Path) -> None:
+    (folder / "photos" / "gone.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(folder / "photos" / "pipe.jpg")
+    assert "photos/gone.jpg" in names("photos")
+    assert "photos/pipe.jpg" not in names("photos")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def test_heic_is_read_where_pillow_heif_is_installed(heic: bytes, tmp_path: Path
 
 @pytest.mark.usefixtures("untaught")
 def test_heic_without_pillow_heif_names_the_package(heic: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    for name in ("pillow_heif", "pi_heif"):
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
     with pytest.raises(PictureUnreadable, match=r"this is HEIC, .*; pip install pillow-heif$"):
         decode(heic)
 
