@@ -24,6 +24,7 @@ class NamedPicture(NamedTuple):
 
 def names_a_picture(argument: str) -> bool:
     """Whether an argument names pictures that are there."""
+    argument = _at_home(argument)
     return argument == "-" or os.path.exists(argument) or (is_pattern(argument) and bool(_matches(argument)))
 
 
@@ -39,6 +40,7 @@ def named_pictures(names: Sequence[str], out: Path) -> list[NamedPicture]:
 
 
 def _named(name: str, out: Path) -> Iterator[NamedPicture]:
+    name = _at_home(name)
     if name == "-":
         yield NamedPicture("stdin", _stdin())
     elif os.path.isdir(name):
@@ -103,8 +105,13 @@ def _named_by(pattern: str, out: Path) -> list[Path]:
     return files
 
 
+def _at_home(name: str) -> str:
+    """A name whose ~ is the home folder: a shell leaves it where it stands in quotes."""
+    return os.path.expanduser(name) if name.startswith("~") and not os.path.lexists(name) else name
+
+
 def _matches(pattern: str) -> list[str]:
-    return glob.glob(os.path.expanduser(pattern), recursive=True)
+    return glob.glob(pattern, recursive=True)
 
 
 def _is_result(path: Path, out: Path) -> bool:

@@ -76,7 +76,7 @@ class Session:
         """
         if threads is not None and not (isinstance(threads, int) and threads >= 1):
             raise UsageError(f"threads is {threads!r}", "give 1 or more, or leave it out for one per core")
-        self.channels = check_channels(channels)
+        self._channels = check_channels(channels)
         self.bundle = Bundle.open(find_bundle(bundle)).with_input_side(input_size)
         folder = None if cache is False else Path(cache) if cache is not None else default_folder()
         self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
@@ -159,7 +159,7 @@ class Session:
         """
         self._check_open()
         self._check_window(window)
-        channels = self.channels if channels is None else check_channels(channels)
+        channels = self._channels if channels is None else check_channels(channels)
         pictures, many = _listed(picture)
         results: dict[int, EncodedPicture] = {}
         decoded: dict[int, np.ndarray] = {}
@@ -259,7 +259,7 @@ class Session:
         self._check_open()
         size = _check_options(size, threshold, mode)
         self._check_window(window)
-        channels = self.channels if channels is None else check_channels(channels)
+        channels = self._channels if channels is None else check_channels(channels)
         pictures, many = _listed(picture)
 
         watch = _Stopwatch(len(pictures))
@@ -304,7 +304,7 @@ class Session:
         from .gpu.device_segmentation import segment_on_device
 
         self._check_open()
-        if (self.channels if channels is None else check_channels(channels)) != "rgb":
+        if (self._channels if channels is None else check_channels(channels)) != "rgb":
             raise UsageError(
                 "segment_on_device takes RGB alone, channels is 'bgr'",
                 "turn them round on the device, frame.flip(-1).contiguous() in PyTorch, and pass channels='rgb'",

@@ -66,6 +66,14 @@ def test_a_file_that_is_really_named_like_a_pattern_comes_first(folder: Path) ->
     assert names("photos/[ab].png") == ["photos/[ab].png"]
 
 
+def test_a_tilde_in_quotes_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    for argument in ("~/photos/*.png", "~/photos/deeper"):
+        assert names_a_picture(argument)
+        assert all(name.startswith(str(folder / "photos")) for name in names(argument))
+
+
 def test_a_pattern_takes_no_results_of_earlier_runs(folder: Path) -> None:
     (folder / "output").mkdir()
     for name in ("b.overlay.png", "b.labels.png", "b.png"):
