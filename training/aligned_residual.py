@@ -6,8 +6,9 @@ the weighted sum of two cosines and an offset:
 
   score = (cosine of fused pixel and refined word + β · cosine of aligned pixel and word − o) / length
 
-It is the cosine of concatenated vectors, so no mask head knows of it: pixels [f, √β a, √o], words [t, √β a, −√o], of unit
-parts. Between pixels it is interpolated as all channels are.
+It is the cosine of concatenated vectors, so no mask head knows of it: pixels [f, √β a, √o, 0], words [t, √β a, −√o, z], of
+unit parts. z lengthens an unknown word's vector and so scales its score: what is marked stays, for a threshold of a half asks
+for a score above 0, but where a known word is marked too, that one has the pixel. Between pixels the score is interpolated as all channels are.
 
 The fusion gets evidence with each word: the mean of the pixels nearest to the word's direction, and how near they are.
 A word that is close to none of the training's names is fused by its evidence alone: of its vector the trained layers know
@@ -40,27 +41,33 @@ class Aligned(NamedTuple):
     known: Tensor
 
 
+BESIDE = 2
+"""Channels beside the directions' axes: of the offset, and the one that pixels have none of."""
+
+
 class AlignedResidual(nn.Module):
     """Tokens and word vectors to their directions, evidence and channels of the score.
 
-    width: of the fusion. channels: of the score, with the offset's. `names` (N, t) are the known words' vectors; N is what
-    training or a checkpoint says. common: the mean cosine of different names. trusted: a factor of what the residual says
-    of unknown words, 1 in training. Training's unknown words have better directions than words will have that no training
-    showed: among its names are near ones. So it leaves them too little weight. How much is seen on sets that a training
-    leaves out.
+    width: of the fusion. channels: of the score, with those `BESIDE` the axes. `names` (N, t) are the known words' vectors;
+    N is what training or a checkpoint says. common: the mean cosine of different names. trusted and yielding: factors of
+    what the residual says of unknown words, and of their whole score, 1 in training. Training's unknown words have better
+    directions than words will have that no training showed: among its names are near ones. So it leaves them too little
+    weight; how much is seen on sets that a training leaves out. With more weight they win over known words, unless they yield.
     """
 
     names: Tensor
     common: Tensor
     trusted: Tensor
+    yielding: Tensor
 
     def __init__(self, image_width: int, text_width: int, width: int, channels: int) -> None:
         super().__init__()
-        self.pixels = nn.Linear(image_width, channels - 1)
-        self.words = nn.Linear(text_width, channels - 1)
+        self.pixels = nn.Linear(image_width, channels - BESIDE)
+        self.words = nn.Linear(text_width, channels - BESIDE)
         self.register_buffer("names", torch.zeros(1, text_width))  # zeros are near no word
         self.register_buffer("common", torch.tensor(0.0))
         self.register_buffer("trusted", torch.tensor(1.0))
+        self.register_buffer("yielding", torch.tensor(1.0))
         self.prototype = nn.Linear(width, width)
         self.nearness = nn.Linear(1, width)
         self.unknown = nn.Parameter(torch.zeros(width))  # in place of an unknown word's projected vector
@@ -97,9 +104,11 @@ class AlignedResidual(nn.Module):
         known, unknown = aligned.known, 1 - aligned.known
         weight = known * self.root_weight[0] + unknown * self.root_weight[1] * self.trusted
         offset = known * self.root_offset[0] + unknown * self.root_offset[1] / self.trusted
+        length = (1 + weight.square() + offset.square()).sqrt()
+        lengthens = unknown * length * (self.yielding**-2 - 1).sqrt()
         pixels = aligned.pixels * self.root_weight[0]
         constant = self.root_offset[:1].expand(*pixels.shape[:-1], 1)
         return (
-            torch.cat([pixels, constant], -1),
-            torch.cat([aligned.words * weight, -offset], -1),
+            torch.cat([pixels, constant, torch.zeros_like(constant)], -1),
+            torch.cat([aligned.words * weight, -offset, lengthens], -1),
         )

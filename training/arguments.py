@@ -77,6 +77,7 @@ PLAN_HELP = {
     "alone": "chance of a picture being asked only for words that it does not show, so that it is marked nowhere",
     "unknown": "chance of a word being fused as one that training never showed (with an aligned residual)",
     "trust": "factor, after training, of what the aligned residual says of a word that training never showed",
+    "yielding": "factor, after training, of the score of such a word: below 1 it leaves pixels to words that training showed",
     "near": "share of absent words taken from the nearest to one that is shown, by their vectors",
     "word_noise": "noise on the word vectors, relative to their length",
     "word_rate": "learning rate of the words' projection and an aligned residual's directions, relative (0: as aligned; the "

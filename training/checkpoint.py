@@ -30,7 +30,7 @@ from training.model import Fusioner, FusionerConfig
 
 FORMAT = "fusioner-rt checkpoint"
 NAMES = "aligned.names"
-OF_TRAINING = (NAMES, "aligned.common", "aligned.trusted")
+OF_TRAINING = (NAMES, "aligned.common", "aligned.trusted", "aligned.yielding")
 """What an aligned residual knows of the training that it comes from; a further training has its own."""
 
 

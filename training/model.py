@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.words.templates import PAPER_TEMPLATES, check_templates, fill
-from training.aligned_residual import Aligned, AlignedResidual
+from training.aligned_residual import BESIDE, Aligned, AlignedResidual
 from training.encoders import ImageEncoder, TextEncoder, has_random_weights, image_encoder, text_encoder
 from training.encoders.attention import self_attention
 
@@ -32,7 +32,7 @@ class FusionerConfig:
     heads: int = 8
     fusion: str = "early"  # "early": joint attention; "late": separate MLPs (table 1); "none" (table 4);
     decoder: tuple[int, ...] = (512, 512, 512, 512)  # channels of each 3×3 conv; () = no decoder (table 4)
-    aligned: int = 0  # channels of the aligned residual, its offset's included; 0 = none (training.aligned_residual)
+    aligned: int = 0  # channels of the aligned residual, two beside its axes; 0 = none (training.aligned_residual)
     temperature: float = 0.07
     templates: tuple[str, ...] = PAPER_TEMPLATES
     encoder_sha256: dict[str, str] = field(default_factory=dict)  # hash of the frozen weights, by "image" and "text"
@@ -46,8 +46,10 @@ class FusionerConfig:
             raise ValueError(f"fusion {IDENTITY!r} has neither layers nor a decoder; expected layers 0 and decoder ()")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
-        if self.aligned == 1 or self.aligned < 0:
-            raise ValueError(f"aligned is {self.aligned}; expected 2 channels or more, such as 64, or 0 for none")
+        if self.aligned < 0 or 0 < self.aligned <= BESIDE:
+            raise ValueError(
+                f"aligned is {self.aligned}; expected {BESIDE + 1} channels or more, such as 64, or 0 for none"
+            )
         if self.aligned and self.fusion == IDENTITY:
             raise ValueError(f"aligned is {self.aligned}; fusion {IDENTITY!r} is aligned as a whole, expected 0")
         if not 0 < self.temperature <= 1:

@@ -202,7 +202,7 @@ def smoothed(values: list[float], share: float = 0.05) -> list[float]:
 
 LATER: dict[str, Any] = {
     "model": {"aligned": 0},
-    "plan": {"choice": 0.0, "alone": 0.0, "near": 0.0, "unknown": 0.4, "trust": 1.0},
+    "plan": {"choice": 0.0, "alone": 0.0, "near": 0.0, "unknown": 0.4, "trust": 1.0, "yielding": 1.0},
     "split": 0.0, "without": [],
 }  # fmt: skip
 """Settings that records of earlier versions lack, as those versions had them."""

@@ -69,6 +69,7 @@ class Plan:
     alone: float = 0.0  # probability that every word of a picture is absent: teaches to mark nothing
     unknown: float = 0.4  # probability that an aligned residual takes a word for one that training never showed
     trust: float = 1.0  # factor, after training, of what the aligned residual says of an unknown word
+    yielding: float = 1.0  # factor, after training, of an unknown word's score; below 1 known words win over it
     near: float = 0.0  # share of absent words taken from the nearest to one that is present, by their vectors
     word_noise: float = 0.0  # standard deviation added to unit word vectors
     # relative learning rate of the word projection and an aligned residual's directions; 0 keeps their initial alignment
@@ -103,6 +104,7 @@ class Plan:
         self._require("ema", lambda value: value != 1, "below 1, such as 0.999: 1 keeps the first weights for ever")
         for name in ("rate", "clip", "positive_weight", "trust"):
             self._require(name, lambda value: value > 0, "a number above 0")
+        self._require("yielding", lambda value: 0 < value <= 1, "a number above 0, at most 1")
         for name in vars(self):
             if name != "clip":  # where inf means: no clipping
                 self._require(name, lambda value: value != math.inf, "a finite number")

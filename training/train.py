@@ -378,6 +378,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
             print(f"kept: epoch {progress.best_epoch} of {progress.epoch}, the one with the best validation score")
         if task.model.aligned is not None:
             task.model.aligned.trusted.fill_(chosen.training.trust)
+            task.model.aligned.yielding.fill_(chosen.training.yielding)
         record = {name: value for name, value in progress.settings.items() if name != "model"} | {
             "recipe": chosen.name,
             "seed": chosen.training.seed,

@@ -36,6 +36,7 @@ def model_with(aligned: int = 16, **changed: object) -> Fusioner:
             residual.root_weight.copy_(torch.tensor([1.3, 1.7]))
             residual.root_offset.copy_(torch.tensor([0.4, 0.2]))
             residual.trusted.fill_(1.25)
+            residual.yielding.fill_(0.6)
             residual.names = F.normalize(torch.randn(3, model.text_encoder.width), dim=-1)
     return model
 
@@ -62,6 +63,26 @@ def test_the_score_is_the_weighted_sum_of_two_cosines_and_an_offset(changed: dic
         weight = 1.3 * (known * 1.3 + (1 - known) * 1.7 * 1.25)
         offset = 0.4 * (known * 0.4 + (1 - known) * 0.2 / 1.25)
     torch.testing.assert_close(score, fused + weight * maps - offset, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("changed", [{}, {"decoder": ()}])
+def test_unknown_words_yield_by_a_factor_of_their_score_and_known_ones_not_at_all(changed: dict[str, object]) -> None:
+    model = model_with(**changed)
+    residual = model.aligned
+    assert residual is not None
+    torch.manual_seed(4)
+    tokens = F.normalize(torch.randn(1, 5, 3, model.image_encoder.width), dim=-1)
+    vectors = F.normalize(torch.randn(1, 4, model.text_encoder.width), dim=-1)
+    known = torch.tensor([1.0, 0.0, 0.0, 1.0])[None, :, None]
+
+    def scores(yielding: float) -> Tensor:
+        residual.yielding.fill_(yielding)
+        with torch.no_grad():
+            features, words = (F.normalize(x, dim=-1) for x in model.fuse(tokens, vectors, known))
+        return torch.einsum("bhwd,bkd->bkhw", features, words)
+
+    factor = (known * 1.0 + (1 - known) * 0.6)[..., None]
+    torch.testing.assert_close(scores(0.6), factor * scores(1.0), atol=1e-6, rtol=1e-5)
 
 
 def test_a_word_is_known_by_its_nearness_to_a_trained_name() -> None:
@@ -189,9 +210,9 @@ def test_too_little_to_align_with_is_an_error_that_says_so() -> None:
         initialise_residual(model, regions, vectors, None)
 
 
-@pytest.mark.parametrize("channels", [1, -2])
+@pytest.mark.parametrize("channels", [1, 2, -2])
 def test_a_residual_of_no_direction_is_refused(channels: int) -> None:
-    with pytest.raises(ValueError, match="expected 2 channels or more"):
+    with pytest.raises(ValueError, match="expected 3 channels or more"):
         FusionerConfig(aligned=channels)
 
 
@@ -200,7 +221,20 @@ def test_a_run_trains_keeps_its_names_and_goes_on(
 ) -> None:
     monkeypatch.setattr(words, "FREQUENT", 2)
     given = ["tiny", "--data", str(shapes), "--cache", str(tmp_path / "cache"), "--aligned", "16", "--unknown", "0.5"]
-    given += ["--epochs", "2", "--alone", "0.2", "--near", "0.5", "--choice", "1", "--trust", "1.5"]
+    given += [
+        "--epochs",
+        "2",
+        "--alone",
+        "0.2",
+        "--near",
+        "0.5",
+        "--choice",
+        "1",
+        "--trust",
+        "1.5",
+        "--yielding",
+        "0.5",
+    ]
     assert train.main([*given, "--out", str(tmp_path / "run")]) == 0
     model = checkpoint.load(tmp_path / "run" / "checkpoint")
     assert model.aligned is not None
@@ -210,6 +244,7 @@ def test_a_run_trains_keeps_its_names_and_goes_on(
     assert further.aligned is not None
     assert len(further.aligned.names) == len(model.aligned.names), "names known before are not kept twice"
     assert float(model.aligned.trusted) == float(further.aligned.trusted) == 1.5, "trust does not grow from run to run"
+    assert float(model.aligned.yielding) == float(further.aligned.yielding) == 0.5
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(shapes: Path, tmp_path: Path) -> None:

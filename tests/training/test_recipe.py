@@ -45,7 +45,7 @@ def test_a_recipe_has_what_it_extends_has_where_it_is_silent(tmp_path: Path) -> 
         ("[model]\nwidth = true", "width is True; expected int"),
         ("[model]\nwidth = 9\nheads = 2", "not a multiple"),
         ("[model]\nheads = 0", "heads is 0; expected 1 or more"),
-        ("[model]\naligned = 1", "aligned is 1; expected 2 channels or more"),
+        ("[model]\naligned = 2", "aligned is 2; expected 3 channels or more"),
         ("[model]\naligned = 16\n[training]\nunknown = 0", "unknown is 0"),
         ('[data]\nwithout = ["street"]', "no [sets] table to leave sets out of"),
         ("[model]\ndecoder = [8, 0]", "expected 1 or more"),
@@ -104,8 +104,8 @@ def test_a_flag_replaces_the_recipes_value_and_nothing_else(data: st.DataObject)
         given = [flag, str(value)]
     found = arguments.overrides(arguments.parser().parse_args(["tiny", *given]))
     assert found == {section: {name: value}}
-    # width and heads must fit each other, a residual has two channels or more, and tiny has no sets to leave out
-    if name not in ("width", "heads", "without") and (name, value) != ("aligned", 1):
+    # width and heads must fit each other, a residual has three channels or more, and tiny has no sets to leave out
+    if name not in ("width", "heads", "without") and (name, value) not in (("aligned", 1), ("aligned", 2)):
         assert (
             getattr(getattr(recipe.read("tiny", found), "training" if section == "training" else section), name)
             == value
