@@ -113,12 +113,12 @@ def test_without_a_legend_an_overlay_has_the_label_maps_size(height: int, width:
 
 
 def test_a_huge_picture_has_a_legend_that_grows_with_it() -> None:
-    labels = np.zeros((3000, 4000), np.uint16)
+    labels = np.zeros((2100, 2800), np.uint16)
     labels[900:2000, 800:2500] = 1
     drawn = result(labels, ("cat", "sofa"), np.full((75, 100, 3), 90, np.uint8)).overlay()
-    strip = np.asarray(drawn)[3000:]
-    assert strip.shape[0] > 100
-    assert (strip == word_colours(["cat", "sofa"])[0]).all(axis=2).sum() > 60**2
+    strip = np.asarray(drawn)[2100:]
+    assert strip.shape[0] > 70
+    assert (strip == word_colours(["cat", "sofa"])[0]).all(axis=2).sum() >= 55**2
 
 
 def test_texts_stay_where_they_are_from_frame_to_frame() -> None:
