@@ -109,7 +109,7 @@ def _paint(picture: np.ndarray, labels: np.ndarray, colours: np.ndarray, enlarge
     opacity = np.greater(index, 0).view(np.uint8)
     opacity *= round(255 * alpha)
     np.maximum(opacity, edge.view(np.uint8) * 255, out=opacity)
-    dark = _luminance(table) < 75
+    dark = _luminance(table) < 0.19  # lightness under 51, no colour of a word's own
     dark[0] = False
     if dark.any():
         index[_edges(dark[index], thickness, closed=False) & (index == 0)] = len(table) - 1
@@ -151,8 +151,8 @@ def _tint(index: np.ndarray, table: np.ndarray) -> "Image":
 
 
 def _luminance(table: np.ndarray) -> np.ndarray:
-    """Rec. 601's, 0..255."""
-    return table @ np.array([0.299, 0.587, 0.114])
+    """0..1, linear."""
+    return (table / 255) ** 2.2 @ np.array([0.2126, 0.7152, 0.0722])
 
 
 def _joined(painted: "Image", strip: "Image", side: str) -> "Image":
