@@ -140,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--json", type=Path, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
     )
+    segment.add_argument(
+        "--legend", choices=("below", "right", "none"), default="below",
+        help="where the overlay has its legend; with none it has the masks' size (below)",
+    )  # fmt: skip
+    segment.add_argument("--alpha", type=float, default=0.5, metavar="A", help="how much masks cover, 0 to 1 (0.5)")
+    segment.add_argument("--outlines", action="store_true", help="draw the masks' outlines alone")
     segment.add_argument("--labels", action="store_true", help="also write each label map as PNG, value n = word n")
     segment.add_argument(
         "--threshold",
@@ -220,9 +226,15 @@ def _open(options: argparse.Namespace) -> "Session":
 def _segment(options: argparse.Namespace) -> int:
     from .atomic_files import writable_folder, writable_place
     from .named_pictures import named_pictures, names_a_picture
+    from .results.overlay import check_options
     from .words.arguments import join_words, parse_threshold, read_words, take_pictures
     from .words.parse import parse_words
 
+    overlay = {
+        "legend": False if options.legend == "none" else options.legend, "alpha": options.alpha,
+        "outlines": options.outlines,
+    }  # fmt: skip
+    check_options(**overlay)
     size = _parse_size(options.size)
     threshold = parse_threshold(options.threshold)
     if options.words and not options.pictures:
@@ -240,7 +252,7 @@ def _segment(options: argparse.Namespace) -> int:
     if options.json:
         writable_place(options.json)
     pictures = named_pictures(options.pictures, out)
-    report = _Report(out, options.labels, bool(options.json))
+    report = _Report(out, overlay, options.labels, bool(options.json))
     failures: list[FusionerError] = []
     with _open(options) as session:
         session.set_vocabulary(words, background=background)
@@ -279,8 +291,8 @@ def _segment(options: argparse.Namespace) -> int:
 class _Report:
     """Writes each picture's files under a unique name and collects all annotations."""
 
-    def __init__(self, out: Path, labels: bool, coco: bool) -> None:
-        self._out, self._labels, self._coco = out, labels, coco
+    def __init__(self, out: Path, overlay: dict[str, Any], labels: bool, coco: bool) -> None:
+        self._out, self._overlay, self._labels, self._coco = out, overlay, labels, coco
         self._names: set[str] = set()
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
@@ -288,13 +300,13 @@ class _Report:
     def add(self, path: Path, result: "Segmentation") -> str:
         """Write the files of a picture. Returns the line to print."""
         from .results import coco
-        from .results.overlay import percent
+        from .results.legend import percent
 
         name = self._unique(path.stem)
         try:
-            overlay = result.save(self._out / f"{name}.overlay.jpg")
+            overlay = result.save(self._out / f"{name}.overlay.jpg", **self._overlay)
         except OverlayTooLarge:
-            overlay = result.save(self._out / f"{name}.overlay.png")
+            overlay = result.save(self._out / f"{name}.overlay.png", **self._overlay)
         saved = str(overlay)
         if self._labels:
             saved += f", {result.save(self._out / f'{name}.labels.png')}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fusioner_rt.results.colours import colours
+from fusioner_rt.results.colours import word_colours
 from training.data import IGNORE, DataError, PictureMasks, present, read_picture
 from training.metrics import ClassIoU
 from training.scoring import Predictor
@@ -89,7 +89,7 @@ def draw(rows: Sequence[Row], words: Sequence[str], title: str) -> Image.Image:
     """words: by class index. A word has the same colour in every row, truth and prediction."""
     shown = _by_use(rows, len(words))
     palette = np.zeros((len(words), 3), np.uint8)
-    palette[shown] = colours(len(shown))
+    palette[shown] = word_colours([words[index] for index in shown])
     columns = 2 if len(rows) > 3 else 1
     width, height = PANEL
     cell = 3 * width + 2 * GAP
@@ -116,7 +116,7 @@ def draw(rows: Sequence[Row], words: Sequence[str], title: str) -> Image.Image:
 
 
 def _by_use(rows: Sequence[Row], classes: int) -> list[int]:
-    """Class indices on the sheet, most frequent in truths first: the first colours are the most distinct."""
+    """Class indices on the sheet, most frequent in truths first."""
     uses = np.zeros((classes, 2), int)
     for row in rows:
         uses[present(row.truth), 0] += 1

@@ -1,170 +1,169 @@
-"""Draws a picture with coloured masks and a legend below."""
+"""Draws a picture with coloured masks and a legend."""
 
-import bisect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .colours import colours
+from ..errors import UsageError
+from ..words.parse import word_key
+from .colours import Colour, word_colours
+from .legend import BACKGROUND, draw_legend
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont, ImageFont
 
-OPACITY = 0.5
-MIN_EDGE = 320  # pixels; smaller pictures are enlarged
-MAX_ABSENT = 6  # words without pixels in the legend
-MAX_LISTED = 40  # words with pixels in the legend
-_BACKGROUND, _TEXT, _GREY = (24, 26, 31), (236, 238, 242), (128, 133, 143)
-_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "DejaVuSans.ttf", "NotoSans-Regular.ttf")
+LEGENDS = ("below", "right", False)
+MIN_EDGE = 320  # pixels; smaller pictures are enlarged where there is a legend
+_DARK, _LIGHT = (12, 13, 16), (255, 255, 255)  # the outer line of an outline: light around dark colours
 
 
-@dataclass(frozen=True)
-class _Entry:
-    text: str
-    colour: tuple[int, int, int] | None
-    width: int
+def draw_overlay(
+    picture: np.ndarray,
+    labels: np.ndarray,
+    words: Sequence[str],
+    *,
+    legend: Literal["below", "right", False] = "below",
+    alpha: float = 0.5,
+    outlines: bool = False,
+    only: str | Sequence[str] | None = None,
+    colours: Mapping[str, Colour] | None = None,
+    resize: bool = True,
+) -> "Image":
+    """picture: (H', W', 3) uint8 RGB. labels: (H, W) uint16, 0 = background, n = words[n - 1].
 
-
-def draw_overlay(picture: np.ndarray, labels: np.ndarray, words: Sequence[str], shares: np.ndarray) -> "Image":
-    """picture: (H', W', 3) uint8 RGB. labels: (H, W) uint16, 0 = background. shares: (K,) of pixels per word, 0..1.
-
-    Returns an RGB image, the label map's size with the legend below; small pictures are enlarged by a whole factor.
+    `Segmentation.overlay` tells what the others mean. Returns an RGB image. Raises UsageError.
     """
-    palette = colours(len(words))
-    painted = _paint(picture, labels, palette)
-    side = math.sqrt(painted.width * painted.height)
-    legend = _legend(max(painted.width, MIN_EDGE), max(14, round(side / 34)), words, shares, palette)
-    return _stack(painted, legend)
+    check_options(legend, alpha, outlines, resize)
+    shown = _named(only, words)
+    table = word_colours(words, colours)
+    if only is not None:
+        kept = np.zeros(len(words) + 1, labels.dtype)
+        kept[np.array(shown) + 1] = np.array(shown) + 1
+        labels = kept[labels]
+    enlarge = max(1, math.ceil(MIN_EDGE / max(labels.shape))) if legend and resize else 1
+    painted = _paint(picture, labels, table, enlarge, 0.0 if outlines else float(alpha))
+    if not legend:
+        return painted
+    shares = _pixels(labels, len(words)) / labels.size
+    strip = draw_legend(tuple(words[n] for n in shown), shares[shown], table[shown], painted.size, legend)
+    return painted if strip is None else _joined(painted, strip, legend)
 
 
-def _paint(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> "Image":
+def check_options(legend: Any, alpha: Any, outlines: Any = False, resize: Any = True) -> None:
+    """Raises UsageError."""
+    if not any(legend is known or (isinstance(legend, str) and legend == known) for known in LEGENDS):
+        raise UsageError(f"{legend!r} is no place for a legend", 'give "below", "right" or False', "legend")
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= float(alpha) <= 1:
+        raise UsageError(f"{alpha!r} is not between 0 and 1", "give 0 for outlines alone, 1 for full colour", "alpha")
+    for name, value in (("outlines", outlines), ("resize", resize)):
+        if not isinstance(value, (bool, np.bool_)):
+            raise UsageError(f"{value!r} is neither True nor False", "give one of them", name)
+
+
+def _named(only: Any, words: Sequence[str]) -> list[int]:
+    """Indices of the words that are drawn, in their order."""
+    if only is None:
+        return list(range(len(words)))
+    index = {word_key(word): number for number, word in enumerate(words)}
+    if isinstance(only, str):
+        only = [only] if word_key(only) in index else only.split(",")
+    try:
+        asked = list(only)
+        unknown = [word for word in asked if word_key(" ".join(word.split())) not in index]
+    except (AttributeError, TypeError):
+        raise UsageError(f"{only!r} names no words", "give a word or a list of them", "words") from None
+    if unknown or not asked:
+        found = f"{unknown[0]!r} is none of the words" if unknown else "no word is named"
+        rest = f" and {len(words) - 20} more" if len(words) > 20 else ""
+        raise UsageError(found, f"give of {', '.join(words[:20])}{rest}", "words")
+    return sorted({index[word_key(" ".join(word.split()))] for word in asked})
+
+
+def _pixels(labels: np.ndarray, words: int) -> np.ndarray:
+    """(K,) pixels of each word."""
     from PIL import Image
 
-    height, width = labels.shape
-    enlarge = max(1, math.ceil(MIN_EDGE / max(height, width)))
+    if words < 256:  # a fifth of bincount's time
+        return np.array(Image.fromarray(labels.astype(np.uint8)).histogram()[1 : words + 1])
+    return np.bincount(labels.ravel(), minlength=words + 1)[1:]
+
+
+def _paint(picture: np.ndarray, labels: np.ndarray, colours: np.ndarray, enlarge: int, alpha: float) -> "Image":
+    from PIL import Image
+
+    # Colour 0 is that of outer lines; the last is that around dark colours.
+    table = np.concatenate((np.array([_DARK], np.uint8), colours, np.array([_LIGHT], np.uint8)))
+    index = labels.astype(np.uint8 if len(table) <= 256 else np.uint32)
     if enlarge > 1:
-        labels = labels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-    size = (width * enlarge, height * enlarge)
+        index = index.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
     image = Image.fromarray(picture)
+    size = index.shape[1], index.shape[0]
     if image.size != size:
         image = image.resize(size, Image.Resampling.NEAREST if enlarge > 1 else Image.Resampling.BICUBIC)
 
-    tint = Image.fromarray(np.concatenate((np.zeros((1, 3), np.uint8), palette))[labels])
-    foreground = Image.fromarray((labels > 0).astype(np.uint8) * 255)
-    painted = Image.composite(Image.blend(image, tint, OPACITY), image, foreground)
-    bright = Image.blend(tint, Image.new("RGB", size, (255, 255, 255)), 0.25)
-    contour = Image.fromarray(_contour(labels, max(1, round(min(size) / 400))).astype(np.uint8) * 255)
-    return Image.composite(bright, painted, contour)
+    thickness = max(1, round(min(size) / 400)) if alpha else max(2, round(min(size) / 250))
+    edge = _edges(index, thickness, closed=alpha == 0)
+    opacity = np.greater(index, 0).view(np.uint8)
+    opacity *= round(255 * alpha)
+    np.maximum(opacity, edge.view(np.uint8) * 255, out=opacity)
+    dark = _luminance(table) < 0.19  # lightness under 51, no colour of a word's own
+    dark[0] = False
+    if dark.any():
+        index[_edges(dark[index], thickness, closed=False) & (index == 0)] = len(table) - 1
+    image.paste(_tint(index, table), mask=Image.fromarray(opacity))
+    return image
 
 
-def _contour(labels: np.ndarray, thickness: int) -> np.ndarray:
-    """(H, W) bool: pixels of a word within `thickness` of another label, across rows and columns."""
-    edge = np.zeros(labels.shape, bool)
-    for distance in range(1, thickness + 1):
-        across = labels[:, distance:] != labels[:, :-distance]
-        down = labels[distance:] != labels[:-distance]
-        edge[:, distance:] |= across
-        edge[:, :-distance] |= across
-        edge[distance:] |= down
-        edge[:-distance] |= down
-    return edge & (labels > 0)
+def _edges(index: np.ndarray, thickness: int, closed: bool) -> np.ndarray:
+    """(H, W) bool: pixels within `thickness` of another label; where closed, those of words at the picture's edge too."""
+    edge = np.zeros(index.shape, bool)
+    across = index[:, 1:] != index[:, :-1]
+    down = index[1:] != index[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    if closed:
+        for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+            edge[side] |= index[side] > 0
+    for lines in (edge, edge.T):
+        reach = 0
+        while reach < thickness - 1:
+            step = min(2 * reach + 1, thickness - 1 - reach)
+            before = lines.copy(order="K")
+            lines[step:] |= before[:-step]
+            lines[:-step] |= before[step:]
+            reach += step
+    return edge
 
 
-def _legend(width: int, text_size: int, words: Sequence[str], shares: np.ndarray, palette: np.ndarray) -> "Image":
-    from PIL import Image, ImageDraw
-
-    font = _font(text_size, "".join(words))
-    pad, swatch = text_size * 2 // 3, round(text_size * 0.85)
-    gap, line = text_size // 2, round(text_size * 1.6)
-    entries = []
-    for text, colour in _lines(words, shares, palette):
-        fitted = _shorten(text, font, width - 2 * pad - swatch - gap)
-        entries.append(_Entry(fitted, colour, swatch + gap + math.ceil(font.getlength(fitted))))
-
-    rows: list[list[_Entry]] = [[]]
-    used = 0
-    for entry in entries:
-        if rows[-1] and used + entry.width > width - 2 * pad:
-            rows.append([])
-            used = 0
-        rows[-1].append(entry)
-        used += entry.width + text_size * 3 // 2
-
-    strip = Image.new("RGB", (width, 2 * pad + line * len(rows) - (line - text_size)), _BACKGROUND)
-    draw = ImageDraw.Draw(strip)
-    for number, row in enumerate(rows):
-        x, middle = pad, pad + number * line + text_size // 2
-        for entry in row:
-            box = (x, middle - swatch // 2, x + swatch, middle - swatch // 2 + swatch)
-            if entry.colour is None:
-                draw.rounded_rectangle(box, swatch // 4, outline=_GREY)
-            else:
-                draw.rounded_rectangle(box, swatch // 4, fill=entry.colour)
-            fill = _GREY if entry.colour is None else _TEXT
-            draw.text((x + swatch + gap, middle), entry.text, fill=fill, font=font, anchor="lm")
-            x += entry.width + text_size * 3 // 2
-    return strip
-
-
-def _lines(
-    words: Sequence[str], shares: np.ndarray, palette: np.ndarray
-) -> list[tuple[str, tuple[int, int, int] | None]]:
-    """Texts and colours of the legend, the largest share first; words without pixels last, without a colour."""
-    order = sorted(range(len(words)), key=lambda index: -shares[index])
-    found = [index for index in order if shares[index] > 0]
-    absent = [index for index in order if shares[index] == 0]
-    lines: list[tuple[str, tuple[int, int, int] | None]] = []
-    for index in found[:MAX_LISTED]:
-        red, green, blue = (int(channel) for channel in palette[index])
-        lines.append((f"{words[index]} {percent(shares[index])}", (red, green, blue)))
-    if len(found) > MAX_LISTED:
-        lines.append((f"and {len(found) - MAX_LISTED} more", None))
-    lines += [(f"{words[index]} 0%", None) for index in absent[:MAX_ABSENT]]
-    if len(absent) > MAX_ABSENT:
-        lines.append((f"{len(absent) - MAX_ABSENT} more not found", None))
-    return lines
-
-
-def percent(share: float) -> str:
-    """A share of 0..1 as text; a positive share is never 0%."""
-    if 0 < share < 0.001:
-        return "<0.1%"
-    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
-
-
-def _shorten(text: str, font: "FreeTypeFont | ImageFont", width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    head, _, share = text.rpartition(" ")
-
-    def width_of(characters: int) -> int:
-        return math.ceil(font.getlength(f"{head[:characters]}... {share}"))
-
-    fits = bisect.bisect_right(range(1, len(head) + 1), width, key=width_of)
-    return f"{head[:fits]}... {share}"
-
-
-def _font(size: int, text: str) -> "FreeTypeFont | ImageFont":
-    from PIL import ImageFont
-
-    if any(ord(character) > 0x24F for character in text):  # Pillow's own font has Latin letters only
-        for name in _WIDE_FONTS:
-            try:
-                return ImageFont.truetype(name, size)
-            except OSError:
-                continue
-    return ImageFont.load_default(size)
-
-
-def _stack(painted: "Image", legend: "Image") -> "Image":
+def _tint(index: np.ndarray, table: np.ndarray) -> "Image":
     from PIL import Image
 
-    width = max(painted.width, legend.width)
-    whole = Image.new("RGB", (width, painted.height + legend.height), _BACKGROUND)
-    whole.paste(painted, ((width - painted.width) // 2, 0))
-    whole.paste(legend, (0, painted.height))
+    if index.dtype != np.uint8:
+        return Image.fromarray(table[index])
+    image = Image.fromarray(index)
+    image.putpalette(table.tobytes())
+    return image.convert("RGB")
+
+
+def _luminance(table: np.ndarray) -> np.ndarray:
+    """0..1, linear."""
+    return (table / 255) ** 2.2 @ np.array([0.2126, 0.7152, 0.0722])
+
+
+def _joined(painted: "Image", strip: "Image", side: str) -> "Image":
+    from PIL import Image
+
+    if side == "right":
+        whole = Image.new("RGB", (painted.width + strip.width, painted.height), BACKGROUND)
+        whole.paste(painted, (0, 0))
+        whole.paste(strip, (painted.width, 0))
+        return whole
+    whole = Image.new("RGB", (strip.width, painted.height + strip.height), BACKGROUND)
+    whole.paste(painted, ((strip.width - painted.width) // 2, 0))
+    whole.paste(strip, (0, painted.height))
     return whole

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from . import coco
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .colours import Colour
+
 STAGES = (
     "decode", "preprocess", "text", "image", "fusion", "decoder", "image_fusion", "mask_head", "total",
 )  # fmt: skip
+_OVERLAYS = (".overlay.png", ".jpg", ".jpeg", ".webp")
 _CHUNK = 1 << 20  # pixels summed at a time, to bound memory
 
 
@@ -78,22 +81,44 @@ class Segmentation:
             totals[1] += np.bincount(part, weights=confidence[start : start + _CHUNK], minlength=bins)
         return totals[0, 1:], totals[1, 1:]
 
-    def overlay(self) -> "Image":
-        """A Pillow RGB image: the picture at the label map's size with coloured masks and a legend below."""
+    def overlay(
+        self,
+        *,
+        legend: Literal["below", "right", False] = "below",
+        alpha: float = 0.5,
+        outlines: bool = False,
+        words: str | Sequence[str] | None = None,
+        colours: "Mapping[str, Colour] | None" = None,
+        resize: bool = True,
+    ) -> "Image":
+        """A Pillow RGB image: the picture at the label map's size with coloured masks, and a legend beside it.
+
+        legend: where it stands; of at most a third of the picture, and left out where that has no room for a word. Without
+            one the image has the label map's size. With one, its size depends on the label map's, on words and options,
+            never on what was found, and the edge that it lengthens is even.
+        alpha: of the masks' colour, 0..1. outlines: their outlines alone.
+        words: those to draw, one or some; all where None.
+        colours: {"cat": "red", "sofa": (0, 90, 255)} in place of the words' own.
+        resize: enlarge pictures under 320 pixels by a whole factor where there is a legend.
+        Raises UsageError.
+        """
         from .overlay import draw_overlay
 
-        return draw_overlay(self.picture, self.labels, self.words, self.shares)
+        return draw_overlay(
+            self.picture, self.labels, self.words, legend=legend, alpha=alpha, outlines=outlines, only=words,
+            colours=colours, resize=resize,
+        )  # fmt: skip
 
     def label_image(self) -> "Image":
         """A Pillow image whose pixel values are the labels: indexed colour up to 255 words, 16-bit grey beyond."""
         from PIL import Image
 
-        from .colours import colours
+        from .colours import word_colours
 
         if len(self.words) > 255:
             return Image.fromarray(self.labels)
         image = Image.fromarray(self.labels.astype(np.uint8))
-        image.putpalette(bytes(3) + colours(len(self.words)).tobytes())
+        image.putpalette(bytes(3) + word_colours(self.words).tobytes())
         return image
 
     def to_coco(self, image_id: int = 1, first_id: int = 1, compressed: bool = False) -> list[dict[str, Any]]:
@@ -103,25 +128,32 @@ class Segmentation:
         """
         return coco.annotations(self.labels, self.words, self.scores, image_id, first_id, compressed)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], **overlay: Any) -> Path:
         """Write one file atomically. Its suffix chooses the content.
 
         .png           the label map; pixel value n is words[n - 1]
         .jpg .webp     the overlay; also .overlay.png
         .json          COCO, masks compressed
         .npz           labels, confidence, words, scores, and probabilities if any
+        overlay: arguments of `overlay`, for names that write one.
         Returns the path. Raises OutputUnwritable, its kind OverlayTooLarge, and UsageError for any other name.
         """
         path = Path(path)
         suffix = path.suffix.lower()
+        if overlay and not path.name.lower().endswith(_OVERLAYS):
+            raise UsageError(
+                f"no overlay is written there, which {', '.join(overlay)} is for",
+                f"end the name with {', '.join(_OVERLAYS)}, or leave it out",
+                subject=path,
+            )
         if path.name.lower().endswith(".overlay.png"):
-            _save_image(path, self.overlay(), "PNG", compress_level=4)
+            _save_image(path, self.overlay(**overlay), "PNG", compress_level=4)
         elif suffix == ".png":
             _save_image(path, self.label_image(), "PNG")
         elif suffix in (".jpg", ".jpeg"):
-            _save_image(path, self.overlay(), "JPEG", quality=92)
+            _save_image(path, self.overlay(**overlay), "JPEG", quality=92)
         elif suffix == ".webp":
-            _save_image(path, self.overlay(), "WEBP", quality=90)
+            _save_image(path, self.overlay(**overlay), "WEBP", quality=90)
         elif suffix == ".json":
             height, width = self.labels.shape
             image = coco.image_entry(1, height, width, path.stem)
@@ -146,7 +178,7 @@ class Segmentation:
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        from .overlay import percent
+        from .legend import percent
 
         height, width = self.labels.shape
         found = ", ".join(

@@ -72,6 +72,27 @@ def test_a_picture_becomes_one_line_and_an_overlay(
     assert "none of the words" in capsys.readouterr().out
 
 
+def test_the_overlay_is_drawn_as_asked(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(scene(330, 400)).save(photo)
+    command = ["segment", str(photo), "--words", "cat, sofa", "--engine", str(tiny_bundle), "--out", str(tmp_path)]
+    sizes, drawn = [], []
+    for asked in ([], ["--legend", "none"], ["--legend", "right"], ["--legend", "none", "--alpha", "0"]):
+        assert main([*command, "--threshold", "0", *asked]) == 0
+        image = Image.open(tmp_path / "photo.overlay.jpg")
+        sizes.append(image.size)
+        drawn.append(np.asarray(image))
+    assert sizes[1] == sizes[3] == (400, 330)
+    assert sizes[0][0] == 400 < sizes[2][0]
+    assert sizes[0][1] > 330 == sizes[2][1]
+    assert not np.array_equal(drawn[1], drawn[3])
+    assert main([*command, "--threshold", "0", "--legend", "none", "--outlines"]) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "photo.overlay.jpg")), drawn[3])
+    capsys.readouterr()
+    assert "alpha: 1.5 is not between 0 and 1" in fails(photo, 2, alpha=1.5)
+
+
 def test_a_folder_is_done_but_for_its_bad_files(
     tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

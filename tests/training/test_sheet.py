@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner_rt.results.colours import colours
+from fusioner_rt.results.colours import word_colours
 from training import sheet
 from training.data import IGNORE, DataError, MaskFolder
 
@@ -48,7 +48,7 @@ def test_a_word_has_one_colour_in_truth_and_prediction_and_legend(data: MaskFold
     truth, prediction = rows[0].truth, rows[0].prediction
     assert np.array_equal(np.where(truth == IGNORE, 0, truth), prediction)
     drawn = np.asarray(sheet.draw(rows, data.words, "a title"))
-    for colour in colours(len(rows[0].asked)):
+    for colour in word_colours([data.words[index] for index in rows[0].asked]):
         assert (drawn == colour).all(axis=2).sum() > 100, "the legend's swatch, in full colour"
     # The panels of truth and prediction differ only where the truth is void, in its first two rows.
     width, gap, margin = sheet.PANEL[0], sheet.GAP, sheet.MARGIN

@@ -12,9 +12,7 @@ from PIL import Image
 from fusioner_rt import Segmentation
 from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.errors import OutputUnwritable, UsageError
-from fusioner_rt.results import overlay, rle
-from fusioner_rt.results.colours import colours
-from fusioner_rt.results.overlay import percent
+from fusioner_rt.results import rle
 
 
 def result(height: int, width: int, words: int, seed: int = 0, absent: int = 0) -> Segmentation:
@@ -151,70 +149,11 @@ def test_a_jpeg_cannot_be_that_tall(tmp_path: Path) -> None:
         result(65_501, 1, 1).save(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (33, 47), (500, 375)])
-def test_overlays_of_any_size_keep_the_picture_whole_and_a_legend_below(size: tuple[int, int]) -> None:
-    drawn = result(*size, words=4, absent=2).overlay()
-    assert drawn.mode == "RGB"
-    assert max(drawn.size) >= 320
-    assert drawn.height > size[0]
-    assert drawn.width >= max(size[1], 320)
-
-
-def test_an_overlay_paints_words_and_leaves_the_rest_alone() -> None:
-    found = result(400, 400, 2)
-    labels = np.zeros((400, 400), np.uint16)
-    labels[100:200, 100:200] = 2
-    drawn = np.asarray(Segmentation(found.words, labels, found.confidence, found.picture, {}, 0.5, "joint").overlay())[
-        :400
-    ]
-    np.testing.assert_array_equal(drawn[labels == 0], found.picture[labels == 0])
-    middle = (found.picture[110:190, 110:190].astype(int) + colours(2)[1]) / 2
-    np.testing.assert_allclose(drawn[110:190, 110:190], middle, atol=1)
-
-
 def test_overlays_at_another_size_than_the_pictures_and_with_any_letters() -> None:
     found = result(350, 420, 3)
     words = ("Straße", "猫", "a very long phrase " * 20)
     other = Segmentation(words, found.labels, found.confidence, scene(61, 93), {}, 0.5, "joint")
     assert other.overlay().width == 420
-
-
-def test_a_long_words_legend_line_is_cut_to_fit_without_trying_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    font, measured = overlay._font(14, ""), []
-
-    class Counting:
-        def getlength(self, text: str) -> float:
-            measured.append(text)
-            return font.getlength(text)
-
-    text = "a long word " * 400 + "12%"
-    for width in (40, 100, 300):
-        measured.clear()
-        cut = overlay._shorten(text, Counting(), width)  # type: ignore[arg-type]
-        assert len(measured) < 20
-        assert text.startswith(cut.removesuffix("... 12%"))
-        assert font.getlength(cut) <= width or cut == "... 12%"
-        kept = len(cut) - len("... 12%")
-        assert font.getlength(f"{text[: kept + 1]}... 12%") > width
-    assert overlay._shorten("cat 12%", Counting(), 300) == "cat 12%"  # type: ignore[arg-type]
-
-
-def test_many_words_make_a_bounded_legend() -> None:
-    found = result(512, 512, 300)
-    assert found.overlay().height < 2 * 512
-
-
-def test_colours_are_distinct_and_do_not_depend_on_how_many_there_are() -> None:
-    many = colours(256)
-    assert len({tuple(colour) for colour in many.tolist()}) == 256
-    np.testing.assert_array_equal(colours(5), many[:5])
-    assert colours(0).shape == (0, 3)
-
-
-def test_percentages_never_call_something_nothing() -> None:
-    assert [percent(share) for share in (0, 1e-6, 0.012, 0.0999, 0.345, 1)] == [
-        "0.0%", "<0.1%", "1.2%", "10.0%", "34%", "100%",
-    ]  # fmt: skip
 
 
 def test_a_result_describes_itself() -> None:
