@@ -227,9 +227,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"build one: {in_checkout(f'python export/build_engine.py --checkpoint {shlex.quote(str(place))} --fp16')}",
                 subject=folder,
             ) from None
+        by_environment = os.environ.get("FUSIONER_ENGINE") == str(folder)
+        another = "change or unset FUSIONER_ENGINE, name another" if by_environment else "name another"
         raise BundleMissing(
             f"{found}, an engine bundle was expected",
-            f"name another with --engine DIR, {_get_one(folder)}",
+            f"{another} with --engine DIR, {_get_one(folder)}",
             subject=folder,
         ) from None
     except NotADirectoryError:

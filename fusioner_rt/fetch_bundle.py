@@ -119,18 +119,25 @@ def _check_place(folder: Path, force: bool) -> None:
     check_replaceable(folder)
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
-    try:
-        read_manifest(folder)
-    except BundleVersionUnknown:
-        pass  # a bundle, though of another version
-    except FusionerError:
+    if not _is_bundle(folder):
         raise OutputUnwritable(
             "is there already and is no bundle", "choose another place with --out DIR", subject=folder
-        ) from None
+        )
     if not force:
         raise OutputUnwritable(
             "is there already and holds another bundle", "replace it with --force, or choose --out DIR", subject=folder
         )
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether the folder was fetched, or has the manifest of a bundle, of any version."""
+    try:
+        read_manifest(folder)
+    except BundleVersionUnknown:
+        return True
+    except FusionerError:
+        return folder.is_dir() and folder.parent == fetched_folder()
+    return True
 
 
 def _is_same(new: Path, old: Path) -> bool:

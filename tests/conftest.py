@@ -47,6 +47,20 @@ def tiny_bundle_fp16(tiny_checkpoint: Path, picture_folder: Path, tmp_path_facto
     return _built(tiny_checkpoint, picture_folder, tmp_path_factory, fp16=True)
 
 
+@pytest.fixture(scope="session")
+def made_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle to be moved about and not run: the demonstration's manifest, over files of a few bytes."""
+    from fusioner_rt.bundle import write_manifest
+
+    folder = tmp_path_factory.mktemp("made")
+    manifest = json.loads(Path(ROOT, "models/demo/bundle/manifest.json").read_text())
+    for name in [name for name in manifest["files"] if "sm_" not in name]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode() * 5)
+    write_manifest(folder, manifest)
+    return folder
+
+
 @pytest.fixture
 def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle with plans of both graphs, for the emulated TensorRT (tests/emulation/emulated_gpu.py)."""

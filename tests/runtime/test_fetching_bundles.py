@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusioner_rt import archive, fetch_bundle
-from fusioner_rt.bundle import find_bundle, write_manifest
+from fusioner_rt.bundle import find_bundle
 from fusioner_rt.cli import main
 from fusioner_rt.errors import (
     ArchiveInvalid,
@@ -40,20 +40,13 @@ from fusioner_rt.errors import (
 from fusioner_rt.fetch_bundle import fetch
 from fusioner_rt.manifest import MANIFEST
 
-DEMONSTRATION = Path(__file__).parents[2] / "models/demo/bundle"
 Files = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """A bundle's files by their path: the demonstration's manifest, over files of a few bytes."""
-    folder = tmp_path_factory.mktemp("made")
-    manifest = json.loads((DEMONSTRATION / MANIFEST).read_text())
-    for name in [name for name in manifest["files"] if "sm_" not in name]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode() * 5)
-    write_manifest(folder, manifest)
-    return read(folder)
+def files(made_bundle: Path) -> Files:
+    """A bundle's files by their path."""
+    return read(made_bundle)
 
 
 def read(folder: Path) -> Files:
@@ -415,6 +408,17 @@ def test_only_a_bundle_is_replaced_and_only_where_that_is_asked(files: Files, se
     assert other.read_bytes() == b"harmed"
     fetch(url, out=Path("empty"), force=True)
     assert read(Path("empty")) == files
+
+
+def test_a_fetched_bundle_is_fetched_again_however_it_was_harmed(files: Files, server: Server, data: Path) -> None:
+    url = f"{server.url}/demo.tar.gz"
+    for content in (b"{", b"[]", b'{"format": "fusioner-rt bundle", "format_version": 99}'):
+        (fetch(url).folder / MANIFEST).write_bytes(content)
+        with pytest.raises(OutputUnwritable, match="replace it with --force"):
+            fetch(url)
+        fetch(url, force=True)
+        assert read(data / "demo") == files
+    assert fetch(url).unchanged
 
 
 def test_an_interrupt_leaves_nothing(server: Server, data: Path) -> None:

@@ -369,6 +369,12 @@ def test_messages_name_the_scripts_of_a_checkout_only_where_they_are(
     assert plans_command(Path("mine"), "tensorrt") == "python export/add_plans.py mine --backend tensorrt"
 
 
+def test_a_folder_that_the_environment_names_in_vain_is_called_so(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSIONER_ENGINE", "gone")
+    with pytest.raises(BundleMissing, match="gone: there is no such folder.*change or unset FUSIONER_ENGINE"):
+        Session()
+
+
 def test_a_damaged_bundle_that_was_fetched_is_fetched_again(tiny_bundle: Path, empty: Path) -> None:
     folder = shutil.copytree(tiny_bundle, empty.parent / "data/fusioner-rt/bundles/tiny")
     (folder / "text.onnx").write_bytes(b"")
