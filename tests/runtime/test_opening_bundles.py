@@ -371,7 +371,7 @@ def test_messages_name_the_scripts_of_a_checkout_only_where_they_are(
 
 def test_a_folder_that_the_environment_names_in_vain_is_called_so(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSIONER_ENGINE", "gone")
-    with pytest.raises(BundleMissing, match="gone: there is no such folder.*change or unset FUSIONER_ENGINE"):
+    with pytest.raises(BundleMissing, match=r"gone: there is no such folder.*change or unset FUSIONER_ENGINE"):
         Session()
 
 
