@@ -25,10 +25,10 @@ ROOM ?= runtime/words
 room: lint  ## one room's tests, while you work: make room ROOM=runtime/gpu
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 tests/$(ROOM)
 
-bare:  ## the runtime alone, as an application installs it: its size, and the cost of a first picture
+bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture
 	rm -rf .venv-bare
 	$(PYTHON) -m venv .venv-bare
-	.venv-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]'
+	.venv-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]' ./models/demo
 	.venv-bare/bin/python benchmarks/bare_environment.py
 
 bench: $(VENV)/.ready-bench  ## the latency benchmark's table, on an idle machine: an hour or two

@@ -140,7 +140,7 @@ def _is_whole(bundle: Bundle, plan: Plan) -> bool:
     from fusioner_rt.bundle import verify_files
 
     try:
-        verify_files({file: bundle.files[file] for file in plan.files}, "")
+        verify_files({file: bundle.files[file] for file in plan.files}, str)
     except FusionerError:
         return False
     return True

@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .atomic_files import write_atomically
-from .cures import OPEN_AGAIN, PLACES, build_command, plans_command, rebuild
+from .bundle_places import bundles_in, named_bundles
+from .cures import GET_ONE, OPEN_AGAIN, PLACES, build_command, in_checkout, is_checkout, plans_command, rebuild, restore
 from .errors import (
     BundleFileAltered,
     BundleFileMissing,
@@ -41,11 +42,10 @@ class Bundle(Manifest):
         folder = Path(folder)
         bundle = cls.of(folder, read_manifest(folder))
         plan_files = {file for plan in bundle.plans for file in plan.files}
-        verify_files({file: entry for file, entry in bundle.files.items() if file not in plan_files}, rebuild(folder))
+        rest = {file: entry for file, entry in bundle.files.items() if file not in plan_files}
+        verify_files(rest, lambda: restore(folder))
         if plans:
-            flavour = bundle.plans[0].flavour if bundle.plans else "tensorrt"
-            cure = f"copy the bundle again, or build its plans again: {plans_command(folder, flavour)}"
-            verify_files({file: entry for file, entry in bundle.files.items() if file in plan_files}, cure)
+            verify_files({file: bundle.files[file] for file in plan_files}, bundle._plans_again)
         return bundle
 
     @classmethod
@@ -54,7 +54,10 @@ class Bundle(Manifest):
         try:
             return cls(**vars(Manifest.parse(folder, content)), folder=folder)
         except ManifestInvalid as error:
-            raise ManifestInvalid(error.found, rebuild(folder), subject=folder / MANIFEST) from None
+            raise ManifestInvalid(error.found, restore(folder), subject=folder / MANIFEST) from None
+
+    def _plans_again(self) -> str:
+        return f"copy the bundle again, or build its plans again: {plans_command(self.folder, self.plans[0].flavour)}"
 
     def graph(self, name: str) -> Path:
         """The path of a graph."""
@@ -140,21 +143,74 @@ class Bundle(Manifest):
         return content
 
 
-def find_bundle(folder: str | os.PathLike[str] | None = None) -> Path:
-    """The bundle's folder: the one given, else $FUSIONER_ENGINE, else the first of PLACES. Raises BundleMissing, UsageError."""
-    if folder is not None:
-        if not isinstance(folder, (str, os.PathLike)):
-            raise UsageError(f"the bundle is given as {folder!r}", "give the path of its folder")
-        return Path(folder)
+@dataclass(frozen=True)
+class FoundBundle:
+    """why: a sentence's part that tells why it is this one."""
+
+    folder: Path
+    why: str
+
+
+def find_bundle(given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that `locate_bundle` finds."""
+    return locate_bundle(given).folder
+
+
+def locate_bundle(given: str | os.PathLike[str] | None = None) -> FoundBundle:
+    """The bundle that is meant. Its files are not read.
+
+    given: its folder, the folder that it alone lies in, or the name of an installed or fetched bundle. By default
+        $FUSIONER_ENGINE, which names one likewise, else the first of PLACES, else the first of `named_bundles`.
+    Raises BundleMissing, UsageError.
+    """
+    if given is not None:
+        if not isinstance(given, (str, os.PathLike)):
+            raise UsageError(f"the bundle is given as {given!r}", "give the path of its folder, or its name")
+        return _named(os.fsdecode(given), "it was named")
     if from_environment := os.environ.get("FUSIONER_ENGINE"):
-        return Path(from_environment)
+        return _named(from_environment, "FUSIONER_ENGINE names it")
     for place in PLACES:
-        if (Path(place) / MANIFEST).is_file():
-            return Path(place)
+        if os.path.isfile(Path(place, MANIFEST)):
+            return FoundBundle(
+                Path(place), f"none was named; the first in {' and '.join(PLACES)} below the current folder"
+            )
+    for name, bundle in (known := named_bundles()).items():
+        others = ", ".join(list(known)[1:])
+        others = f"; there are also {others}, which --engine NAME takes" if others else ""
+        return FoundBundle(bundle.folder, f"none was named; {name}, {bundle.source}{others}")
     raise BundleMissing(
-        f"no engine bundle was named and none lies in {' or '.join(PLACES)} below {Path.cwd()}",
-        f"name one with --engine DIR or FUSIONER_ENGINE, or build one: {build_command(Path(PLACES[0]))}",
+        f"no engine bundle was named, none lies in {' or '.join(PLACES)} below {Path.cwd()}, and none is installed or fetched",
+        f"name one with --engine DIR or FUSIONER_ENGINE, {_get_one(Path(PLACES[0]))}",
     )
+
+
+def _named(given: str, why: str) -> FoundBundle:
+    if "://" in given:
+        raise BundleMissing(
+            "is a URL, a folder was expected",
+            "fetch it, and name what that prints: fusioner-rt fetch URL",
+            subject=given,
+        )
+    folder = Path(given)
+    if folder.name == MANIFEST and os.path.isfile(folder):
+        folder = folder.parent
+    if os.path.isfile(folder / MANIFEST):
+        return FoundBundle(folder, why)
+    inside = bundles_in(folder)
+    if len(inside) > 1:
+        names = ", ".join(bundle.name for bundle in inside)
+        raise BundleMissing(
+            f"holds no {MANIFEST} and several bundles: {names}", f"name one, such as {inside[0]}", subject=folder
+        )
+    if inside:
+        return FoundBundle(inside[0], f"{why}: the one bundle in {given}")
+    if given == folder.name and not os.path.exists(folder) and (bundle := named_bundles().get(given)):
+        return FoundBundle(bundle.folder, f"{why}: {given}, {bundle.source}")
+    return FoundBundle(folder, why)
+
+
+def _get_one(folder: Path) -> str:
+    return f"{GET_ONE}{f', or build it: {build_command(folder)}' if is_checkout() else ''}"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -163,26 +219,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        found = f"holds no {MANIFEST}" if folder.is_dir() else "there is no such folder"
+        found = f"holds no {MANIFEST}" if folder.is_dir() else _no_such(folder)
         if (folder / "config.json").is_file():
+            place = folder if is_checkout() else folder.absolute()
             raise BundleMissing(
                 "is a checkpoint, an engine bundle was expected",
-                f"build one: python export/build_engine.py --checkpoint {shlex.quote(str(folder))} --fp16",
+                f"build one: {in_checkout(f'python export/build_engine.py --checkpoint {shlex.quote(str(place))} --fp16')}",
                 subject=folder,
             ) from None
+        by_environment = os.environ.get("FUSIONER_ENGINE") == str(folder)
+        another = "change or unset FUSIONER_ENGINE, name another" if by_environment else "name another"
         raise BundleMissing(
             f"{found}, an engine bundle was expected",
-            f"name another with --engine DIR, or build it: {build_command(folder)}",
+            f"{another} with --engine DIR, {_get_one(folder)}",
             subject=folder,
         ) from None
     except NotADirectoryError:
-        raise BundleMissing("is not a folder, an engine bundle was expected", "name one", subject=folder) from None
+        packed = folder.name.endswith((".zip", ".tar", ".tgz", ".gz"))
+        cure = f"unpack it: fusioner-rt fetch {shlex.quote(str(folder))}" if packed else "name one"
+        raise BundleMissing("is not a folder, an engine bundle was expected", cure, subject=folder) from None
     except OSError as error:
         raise BundleMissing(f"cannot be read ({error.strerror})", "check its permissions", subject=path) from None
     except ValueError as error:  # JSON and UTF-8 errors
-        raise ManifestInvalid(f"is not JSON ({error})", rebuild(folder), subject=path) from None
+        raise ManifestInvalid(f"is not JSON ({error})", restore(folder), subject=path) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ManifestInvalid(f'does not say "format": "{FORMAT}"', f"name another, or {rebuild(folder)}", subject=path)
+        raise ManifestInvalid(f'does not say "format": "{FORMAT}"', f"name another, or {restore(folder)}", subject=path)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -194,8 +255,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_files(files: Mapping[Path, FileEntry], cure: str) -> None:
-    """Compare size and sha256 of every file with the manifest's. cure: of the error where they differ.
+def _no_such(folder: Path) -> str:
+    names = ", ".join(named_bundles()) if folder.name == str(folder) else ""
+    return f"there is no such folder{f', nor a bundle of this name (there are: {names})' if names else ''}"
+
+
+def verify_files(files: Mapping[Path, FileEntry], cure: Callable[[], str]) -> None:
+    """Compare size and sha256 of every file with the manifest's. cure: tells that of the error where they differ.
 
     Raises BundleFileMissing or BundleFileAltered.
     """
@@ -203,19 +269,19 @@ def verify_files(files: Mapping[Path, FileEntry], cure: str) -> None:
         try:
             size = file.stat().st_size
             if size != expected.bytes:
-                raise BundleFileAltered(f"has {size} bytes, the manifest says {expected.bytes}", cure, subject=file)
+                raise BundleFileAltered(f"has {size} bytes, the manifest says {expected.bytes}", cure(), subject=file)
             digest = sha256(file)
         except FileNotFoundError:
-            raise BundleFileMissing("is missing, the manifest lists it", cure, subject=file) from None
+            raise BundleFileMissing("is missing, the manifest lists it", cure(), subject=file) from None
         except OSError as error:
             raise BundleFileMissing(
-                f"cannot be read ({error.strerror}), the manifest lists it", cure, subject=file
+                f"cannot be read ({error.strerror}), the manifest lists it", cure(), subject=file
             ) from None
         if digest != expected.sha256:
             raise BundleFileAltered(
                 f"its content is not what the bundle was built with (sha256 {digest[:12]}…, expected "
                 f"{expected.sha256[:12]}…)",
-                cure,
+                cure(),
                 subject=file,
             )
 

@@ -1,10 +1,11 @@
-"""The command line: `fusioner-rt segment | info | doctor | words`."""
+"""The command line: `fusioner-rt segment | info | doctor | words | fetch`."""
 
 import argparse
 import io
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -29,6 +30,7 @@ examples:
   fusioner-rt info                                             what runs this bundle here, and why
   fusioner-rt doctor                                           what each backend lacks, and what cures it
   fusioner-rt words                                            which words are cached
+  fusioner-rt fetch https://HOST/demo.tar.gz                   a bundle by its URL, verified
 """
 
 _SEGMENT_EXAMPLES = """\
@@ -73,6 +75,21 @@ exit code: 0 when some backend works; otherwise that of the error that onnxrunti
 """
 
 
+_FETCH_EXAMPLES = """\
+examples:
+  fusioner-rt fetch https://HOST/demo.tar.gz#sha256=HEX          into the user's data folder, by the bundle's name
+  fusioner-rt fetch https://HOST/demo.zip --out engines/demo     into this folder
+  fusioner-rt fetch demo.tar.gz                                  a file
+
+The archive, .tar.gz, .tgz, .tar or .zip, holds a bundle's files, or one folder of them. Only what its manifest lists is
+written, and only once all of it is verified. A URL of http needs a sha256. Then --engine NAME is the bundle. Proxies:
+HTTPS_PROXY, HTTP_PROXY. To pack one: tar czf demo.tar.gz -C models/demo bundle && sha256sum demo.tar.gz
+
+exit code: 70 where nothing could be downloaded, 71 where it is no archive of a bundle or another than was expected, 31 to 34
+where the bundle in it is not whole, 50 where it cannot be written.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code; messages go to stderr, results to stdout."""
     options = _parser().parse_args(arguments)
@@ -108,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"fusioner-rt {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="segment | info | doctor | words")
+    commands = parser.add_subparsers(required=True, metavar="segment | info | doctor | words | fetch")
 
     segment = commands.add_parser(
         "segment", help="find words in pictures", description="Find words in pictures.", epilog=_SEGMENT_EXAMPLES,
@@ -191,12 +208,28 @@ def _parser() -> argparse.ArgumentParser:
     words.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
     words.add_argument("--clear", action="store_true", help="remove them all")
     words.set_defaults(run=_words)
+
+    fetch = commands.add_parser(
+        "fetch", help="download a bundle by its URL, and verify it",
+        description="Download a bundle, verify it, and put it where --engine NAME finds it.",
+        epilog=_FETCH_EXAMPLES, formatter_class=raw,
+    )  # fmt: skip
+    fetch.add_argument("url", metavar="URL", help="of http, https or a file, or a path; may end in #sha256=HEX")
+    fetch.add_argument("--sha256", metavar="HEX", help="the archive's, which is then compared")
+    fetch.add_argument(
+        "--out", type=Path, metavar="DIR", help="the bundle's folder (the user's data folder, by its name)"
+    )
+    fetch.add_argument("--force", action="store_true", help="replace the bundle that lies there, and nothing else")
+    fetch.set_defaults(run=_fetch)
     return parser
 
 
 def _add_engine_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--engine", metavar="DIR", help="engine bundle (FUSIONER_ENGINE, engines/demo or models/demo/bundle)"
+        "--engine",
+        metavar="DIR",
+        help="engine bundle, or the name of an installed or fetched one (FUSIONER_ENGINE, engines/demo, models/demo/bundle, "
+        "or what is installed)",
     )
 
 
@@ -345,8 +378,10 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _info(options: argparse.Namespace) -> int:
+    from .bundle import locate_bundle
+
     with _open(options) as session:
-        facts = _facts(session)
+        facts = _facts(session, locate_bundle(options.engine).why)
     if options.json:
         print(json.dumps(facts, indent=2, default=lambda plan: plan.to_json()))
         return 0
@@ -367,7 +402,7 @@ def _lines(value: Any) -> list[str]:
     return [str(value)]
 
 
-def _facts(session: "Session") -> dict[str, dict[str, Any]]:
+def _facts(session: "Session", found: str) -> dict[str, dict[str, Any]]:
     import platform
 
     from .onnx.mask_head import cores
@@ -393,6 +428,7 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
         },
         "bundle": {
             "folder": str(bundle.folder),
+            "found": found,
             "name": bundle.name,
             "created": bundle.created,
             "precision": bundle.precision,
@@ -468,6 +504,30 @@ def _words(options: argparse.Namespace) -> int:
         print(f"{entry.word}  ({entry.prompts} prompts, {entry.precision}, encoder {entry.graph[:8]}, used {written})")
     total = sum(entry.bytes for entry in entries)
     print(f"{len(entries)} words, {total / 1000:.1f} kB in {folder}")
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from .fetch_bundle import fetch
+
+    shown, last = sys.stderr.isatty(), 0.0
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal last
+        if shown and (time.monotonic() > last + 0.1 or done == total):
+            last = time.monotonic()
+            of = f" of {total / 1e6:.1f}" if total else ""
+            print(f"\r\033[K{done / 1e6:.1f}{of} MB", end="", file=sys.stderr, flush=True)
+
+    try:
+        fetched = fetch(options.url, options.sha256, options.out, options.force, progress)
+    finally:
+        if shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+    checked = "as expected" if fetched.checked else "not compared; --sha256 compares it"
+    print(f"sha256 of the archive: {fetched.sha256} ({checked})")
+    print(f"{fetched.folder}: {fetched.name}, all files verified{', was there already' if fetched.unchanged else ''}")
+    print(f'use it: fusioner-rt segment photo.jpg --words "cat, sofa" --engine {shlex.quote(fetched.engine)}')
     return 0
 
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .bundle_places import named_bundles
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST
 from .plans import LISTED
 
 PLACES = ("engines/demo", "models/demo/bundle")
 """Default places of a bundle, below the current folder."""
-_DEMONSTRATION = tuple(Path(place) for place in (*PLACES, "models/demo"))
+_DEMONSTRATION = tuple(Path(place) for place in (*PLACES, "models/demo", "fusioner_rt_demo/bundle"))
+GET_ONE = "install the demonstration (pip install ./models/demo in a checkout of fusioner-rt), or fetch one: fusioner-rt fetch URL"
 
 OPEN_AGAIN = "close this session and open the bundle again"
 INSTALL_DRIVER = "install NVIDIA's driver, or a newer one"
@@ -27,8 +29,20 @@ CLIP_MODELS = {"clip-b16": "ViT-B-16", "clip-l14": "ViT-L-14"}
 _PORTABLE = (8, 0)  # GPUs from this capability on need no --for
 
 
+def is_checkout() -> bool:
+    """Whether the current folder is a checkout of fusioner-rt: the scripts that build bundles lie in it."""
+    return Path("export/build_engine.py").is_file()
+
+
+def in_checkout(command: str) -> str:
+    """A command of the checkout; where the current folder is none, it says so."""
+    return command if is_checkout() else f"in a checkout of fusioner-rt, {command}"
+
+
 def build_command(folder: Path, **cured: str | int) -> str:
     """The command that rebuilds the bundle in `folder` with its own precision and profiles, except for `cured`.
+
+    An installed or fetched bundle is built into engines/, beside it.
 
     cured: precision ("fp16", "bf16" or "fp32"), sizes ("32,320,1024"), max_words, max_batch, backend, profiles.
 
@@ -58,7 +72,13 @@ def build_command(folder: Path, **cured: str | int) -> str:
         parts.append(f"--{options['precision']}")
     names = ("sizes", "max_words", "max_batch", "backend", "profiles")
     parts += [f"--{name.replace('_', '-')} {options[name]}" for name in names if name in options]
-    return " ".join([*parts, "--out", shlex.quote(str(folder))])
+    name = next((name for name, bundle in named_bundles().items() if bundle.folder == folder), None)
+    return in_checkout(" ".join([*parts, "--out", f"engines/{name}" if name else _quoted(folder)]))
+
+
+def _quoted(folder: Path) -> str:
+    """A folder for a command of the checkout, which is run from another folder than the current one where that is none."""
+    return shlex.quote(str(folder if is_checkout() else folder.absolute()))
 
 
 def _untrained(model: Any) -> str:
@@ -70,8 +90,20 @@ def _untrained(model: Any) -> str:
 
 
 def rebuild(folder: Path, **cured: str | int) -> str:
-    """The cure for a damaged or unsuitable bundle."""
+    """The cure for an unsuitable bundle."""
     return f"rebuild it: {build_command(folder, **cured)}"
+
+
+def restore(folder: Path) -> str:
+    """The cure for a damaged bundle."""
+    named = next((bundle for bundle in named_bundles().values() if bundle.folder == folder), None)
+    if named is None:
+        return rebuild(folder)
+    return (
+        f"install the package {named.package} again"
+        if named.package
+        else "fetch it again: fusioner-rt fetch URL --force"
+    )
 
 
 def rebuild_without_fp16(folder: Path) -> str:
@@ -80,8 +112,8 @@ def rebuild_without_fp16(folder: Path) -> str:
 
 def plans_command(folder: Path, backend: str, profiles: str = "") -> str:
     """The command that builds TensorRT plans into a bundle from its own graphs."""
-    command = f"python export/add_plans.py {shlex.quote(str(folder))} --backend {backend}"
-    return f"{command} --profiles {profiles}" if profiles else command
+    command = f"python export/add_plans.py {_quoted(folder)} --backend {backend}"
+    return in_checkout(f"{command} --profiles {profiles}" if profiles else command)
 
 
 def plans_for_this_gpu(
@@ -96,8 +128,8 @@ def plans_for_this_gpu(
         return f"build plans for it on the machine with this GPU: {build}"
     if here not in LISTED:
         return (
-            f"TensorRT-RTX lists {', '.join(LISTED)} and not {here}: use full TensorRT, on this machine: pip install "
-            f"tensorrt && {plans_command(folder, 'tensorrt')}, or choose onnxruntime-cuda"
+            f"TensorRT-RTX lists {', '.join(LISTED)} and not {here}: use full TensorRT (pip install "
+            f"tensorrt) on this machine: {plans_command(folder, 'tensorrt')}, or choose onnxruntime-cuda"
         )
     if tuple(capability) >= _PORTABLE and not alone:
         return f"build plans for it: {build}"

@@ -126,6 +126,18 @@ class BundleFileAltered(FusionerError):
     exit_code = 34
 
 
+class FetchFailed(FusionerError):
+    """A URL cannot be downloaded: no such host or file, a connection that broke, a redirect that is not followed."""
+
+    exit_code = 70
+
+
+class ArchiveInvalid(FusionerError):
+    """What was downloaded has another digest than was given, or is no archive of a bundle."""
+
+    exit_code = 71
+
+
 class GraphUnusable(FusionerError):
     """A graph cannot be loaded or run, or gave values that are not finite."""
 

@@ -60,7 +60,8 @@ class Session:
         input_size: int | None = None,
         channels: Channels = "rgb",
     ) -> None:
-        """bundle: its folder; by default the first of $FUSIONER_ENGINE, ./engines/demo and ./models/demo/bundle.
+        """bundle: its folder, a folder that holds it alone, or the name of an installed or fetched one; by default the first
+            of $FUSIONER_ENGINE, ./engines/demo, ./models/demo/bundle and those that are installed or fetched.
         backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or onnxruntime for the better of the
             last two. The property `backend` tells which one runs.
         cache: folder for word vectors, by default $FUSIONER_CACHE or the user's cache folder; False keeps them in memory.

@@ -17,8 +17,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("P
 
 @pytest.fixture(scope="session", autouse=True)
 def no_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the cache of the user who runs it."""
+    """No test reads or writes the cache or the bundles of the user who runs it."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         patch.setenv("FUSIONER_CACHE", str(tmp_path_factory.mktemp("words")))
         yield
 
@@ -44,6 +45,20 @@ def tiny_bundle(tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: p
 def tiny_bundle_fp16(tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As tiny_bundle, with --fp16."""
     return _built(tiny_checkpoint, picture_folder, tmp_path_factory, fp16=True)
+
+
+@pytest.fixture(scope="session")
+def made_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle to be moved about and not run: the demonstration's manifest, over files of a few bytes."""
+    from fusioner_rt.bundle import write_manifest
+
+    folder = tmp_path_factory.mktemp("made")
+    manifest = json.loads(Path(ROOT, "models/demo/bundle/manifest.json").read_text())
+    for name in [name for name in manifest["files"] if "sm_" not in name]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode() * 5)
+    write_manifest(folder, manifest)
+    return folder
 
 
 @pytest.fixture

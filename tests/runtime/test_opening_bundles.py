@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from fusioner_rt import Session
-from fusioner_rt.bundle import Bundle, find_bundle, write_manifest
-from fusioner_rt.cures import build_command
+from fusioner_rt.bundle import Bundle, find_bundle, locate_bundle, write_manifest
+from fusioner_rt.cli import main
+from fusioner_rt.cures import build_command, plans_command
 from fusioner_rt.errors import (
     BundleFileAltered,
     BundleFileMissing,
@@ -253,25 +254,129 @@ def test_the_cure_builds_the_users_model_again_as_it_was_but_for_what_is_cured(c
     assert build_command(spaced).endswith(f"--out '{spaced}'")
 
 
+def a_bundle(folder: Path) -> Path:
+    """What is found as a bundle: a folder with a manifest."""
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is an empty one, of a user who has fetched nothing."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return tmp_path / "empty"
+
+
+def make_checkout(folder: Path) -> None:
+    (folder / "export").mkdir()
+    (folder / "export/build_engine.py").touch()
+
+
 @pytest.mark.parametrize("place", ["engines/demo", "models/demo/bundle", "models/demo"])
-def test_the_demonstration_alone_is_rebuilt_from_the_default_checkpoint(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # where no bundle is
-    for folder in (Path(place), tmp_path / place):
+def test_the_demonstration_alone_is_rebuilt_from_the_default_checkpoint(place: str, empty: Path) -> None:
+    make_checkout(empty)
+    for folder in (Path(place), empty / place):
         assert build_command(folder) == f"python export/build_engine.py --fp16 --out {folder}"
-    assert "--checkpoint CHECKPOINT" in build_command(tmp_path / place / "mine")
-    assert "--checkpoint CHECKPOINT" in build_command(tmp_path / "mine" / "demo")
+    assert "--checkpoint CHECKPOINT" in build_command(empty / place / "mine")
+    assert "--checkpoint CHECKPOINT" in build_command(empty / "mine" / "demo")
 
 
-def test_where_a_bundle_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_where_a_bundle_is_looked_for(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BundleMissing, match="FUSIONER_ENGINE"):
         find_bundle()
+    fetched = a_bundle(empty.parent / "data/fusioner-rt/bundles/demo")
+    assert find_bundle() == fetched
     for place in ("models/demo/bundle", "engines/demo"):  # later ones win over earlier
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / MANIFEST).write_text("{}")
+        a_bundle(Path(place))
         assert find_bundle() == Path(place)
     monkeypatch.setenv("FUSIONER_ENGINE", "/from/environment")
     assert find_bundle() == Path("/from/environment")
+    monkeypatch.setenv("FUSIONER_ENGINE", "demo")
+    assert find_bundle() == fetched
+    assert "FUSIONER_ENGINE names it: demo" in locate_bundle().why
     assert find_bundle("named") == Path("named")
+
+
+def test_of_fetched_bundles_the_first_by_name_is_meant_and_the_demonstration_last(empty: Path) -> None:
+    places = {name: a_bundle(empty.parent / "data/fusioner-rt/bundles" / name) for name in ("zebra", "demo", "cats")}
+    found = locate_bundle()
+    assert found.folder == places["cats"]
+    assert "there are also zebra, demo, which --engine NAME takes" in found.why
+    for name, place in places.items():
+        assert find_bundle(name) == place
+
+
+def test_a_folder_with_one_bundle_in_it_stands_for_that(empty: Path) -> None:
+    bundle = a_bundle(Path("models/demo/bundle"))
+    (bundle.parent / "checkpoint").mkdir()
+    a_bundle(bundle.parent / ".hidden")
+    for given in ("models/demo", Path("models/demo"), "models/demo/", bundle, bundle / MANIFEST):
+        assert find_bundle(given) == bundle
+    assert "the one bundle in models/demo" in locate_bundle("models/demo").why
+    assert find_bundle("models") == Path("models")  # two levels are not searched
+    a_bundle(bundle.parent / "another")
+    with pytest.raises(BundleMissing, match="several bundles: another, bundle; name one, such as models/demo/another"):
+        find_bundle("models/demo")
+    assert find_bundle(bundle) == bundle
+
+
+def test_a_name_is_a_path_where_there_is_such_a_path(empty: Path) -> None:
+    fetched = a_bundle(empty.parent / "data/fusioner-rt/bundles/demo")
+    assert find_bundle("demo") == fetched
+    assert find_bundle("./demo") == Path("demo")
+    Path("demo").mkdir()
+    assert find_bundle("demo") == Path("demo")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "nul\0", "a/b/../c", "https://host/demo.zip"])
+def test_names_of_no_folder_are_errors_of_one_line(name: str, empty: Path) -> None:
+    with pytest.raises(FusionerError) as caught:
+        Bundle.open(find_bundle(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_messages_name_the_scripts_of_a_checkout_only_where_they_are(
+    empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str) -> str:
+        assert main(["info", *arguments]) == BundleMissing.exit_code
+        return capsys.readouterr().err
+
+    a_bundle(empty.parent / "data/fusioner-rt/bundles/demo").rename(empty.parent / "data/fusioner-rt/bundles/mine")
+    assert "(there are: mine)" in said("--engine", "absent")
+    (empty.parent / "data").rename(empty.parent / "gone")
+    (empty / "checkpoint").mkdir()
+    (empty / "checkpoint/config.json").touch()
+    (empty / "a.tar.gz").touch()
+    for arguments in ((), ("--engine", "absent"), ("--engine", str(empty))):
+        message = said(*arguments)
+        assert "python export" not in message
+        for cure in ("--engine DIR", "pip install ./models/demo", "fusioner-rt fetch URL"):
+            assert cure in message
+    assert "fusioner-rt fetch a.tar.gz" in said("--engine", "a.tar.gz")
+    elsewhere = f"in a checkout of fusioner-rt, python export/build_engine.py --checkpoint {empty}/checkpoint --fp16"
+    assert elsewhere in said("--engine", "checkpoint")
+    assert build_command(Path("mine")).startswith("in a checkout of fusioner-rt, python export/build_engine.py")
+    assert build_command(Path("mine")).endswith(f" --out {empty}/mine")
+    assert plans_command(Path("mine"), "tensorrt").startswith(
+        f"in a checkout of fusioner-rt, python export/add_plans.py {empty}/"
+    )
+    make_checkout(empty)
+    assert "or build it: python export/build_engine.py --fp16 --out engines/demo" in said()
+    assert plans_command(Path("mine"), "tensorrt") == "python export/add_plans.py mine --backend tensorrt"
+
+
+def test_a_folder_that_the_environment_names_in_vain_is_called_so(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSIONER_ENGINE", "gone")
+    with pytest.raises(BundleMissing, match=r"gone: there is no such folder.*change or unset FUSIONER_ENGINE"):
+        Session()
+
+
+def test_a_damaged_bundle_that_was_fetched_is_fetched_again(tiny_bundle: Path, empty: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, empty.parent / "data/fusioner-rt/bundles/tiny")
+    (folder / "text.onnx").write_bytes(b"")
+    with pytest.raises(BundleFileAltered, match="fetch it again: fusioner-rt fetch URL --force"):
+        Bundle.open(find_bundle("tiny"))
