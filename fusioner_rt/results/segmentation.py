@@ -1,5 +1,6 @@
 """`Segmentation`, the result of `Session.segment`."""
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -11,8 +12,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..atomic_files import write_result
-from ..errors import OverlayTooLarge, UsageError
+from ..errors import OverlayTooLarge, UsageError, WordsInvalid
+from ..words.parse import word_key
+from ..words.spellings import clean, shown
 from . import coco
+from .instances import Instance, connected
+from .polygons import Polygon, trace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 STAGES = (
     "decode", "preprocess", "text", "image", "fusion", "decoder", "image_fusion", "mask_head", "total",
 )  # fmt: skip
+_SHOWN = 10  # words in a message
 _CHUNK = 1 << 20  # pixels summed at a time, to bound memory
 
 
@@ -34,6 +40,7 @@ class Segmentation:
     probabilities: (K, H, W) float32 with `segment(..., probabilities=True)`, else None.
     picture: (H', W', 3) uint8 RGB, as decoded, at its own size.
     threshold: as given to `segment`; the bundle's where none was.
+    source: the picture's path as it was given, or None where it came without one.
     timing: milliseconds per stage: decode, preprocess, text, image, fusion, decoder, image_fusion, mask_head, and total,
         their sum. A backend runs either image, fusion and decoder, or image_fusion; the other times are 0. Of sliding
         windows, all that is before the mask head counts as image. Work on
@@ -49,11 +56,65 @@ class Segmentation:
     threshold: float | Mapping[str, float]
     mode: str
     probabilities: np.ndarray | None = None
+    source: str | None = None
+
+    def __getitem__(self, word: str) -> np.ndarray:
+        """The (H, W) bool mask of a word, written as it was asked for; of a group, its first. Raises UsageError."""
+        return self.labels == self._number(word)
+
+    def __contains__(self, word: object) -> bool:
+        """Whether the word was asked for."""
+        return isinstance(word, str) and _key(word) in map(_key, self.words)
 
     @cached_property
     def masks(self) -> np.ndarray:
         """(K, H, W) bool; masks[k] is labels == k + 1. Computed on first use."""
         return self.labels == np.arange(1, len(self.words) + 1, dtype=np.uint16)[:, None, None]
+
+    @property
+    def masks_uint8(self) -> np.ndarray:
+        """(K, H, W) uint8 of 0 and 255, as OpenCV takes masks."""
+        return self.masks.view(np.uint8) * np.uint8(255)
+
+    def labels_as(self, dtype: Any) -> np.ndarray:
+        """A copy of the labels in another integer type: "uint8", "int32" or "int64" for OpenCV and torch.
+
+        dtype: numpy's, its name, or torch's. Raises UsageError where it is no integer type, or too small for the words.
+        """
+        try:
+            chosen = np.dtype(str(dtype).removeprefix("torch.") if "torch" in str(dtype) else dtype)
+        except TypeError:
+            chosen = np.dtype(object)
+        if chosen.kind not in "iu":
+            raise UsageError(
+                f"labels were asked for as {dtype!r}, which is no type of whole numbers",
+                'take "uint8", "int32" or "int64"',
+            )
+        if len(self.words) > np.iinfo(chosen).max:
+            raise UsageError(
+                f"{chosen} counts to {np.iinfo(chosen).max}, and there are {len(self.words)} words",
+                'take "int32" or "int64"',
+            )
+        return self.labels.astype(chosen)
+
+    def instances(self, min_area: int = 1) -> list[Instance]:
+        """The connected parts of each word, with box, area, score and mask.
+
+        Pixels join by edges or corners. Sorted by word, then from large to small. min_area: pixels; smaller parts are left
+        out. Raises PackageMissing without scipy, UsageError.
+        """
+        return connected(self.labels, self.confidence, self.words, min_area)
+
+    def polygons(self, tolerance: float = 0.0) -> dict[str, list[Polygon]]:
+        """The outlines of each word, holes kept, from large to small; none for a word without pixels.
+
+        They run along the edges of the pixels, x and y in pixels of the label map. tolerance: pixels by which they may be
+        off, to have fewer points. Raises PackageMissing without shapely, UsageError.
+        """
+        found: dict[str, list[Polygon]] = {word: [] for word in self.words}
+        for label, polygon in trace(self.labels, tolerance):
+            found[self.words[label - 1]].append(polygon)
+        return found
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -145,6 +206,19 @@ class Segmentation:
             **probabilities,  # type: ignore[arg-type]
         )  # fmt: skip
 
+    def _number(self, word: Any) -> int:
+        """The label of a word. Raises UsageError."""
+        keys = [_key(own) for own in self.words]
+        if isinstance(word, str) and _key(word) in keys:
+            return keys.index(_key(word)) + 1
+        asked = ", ".join(self.words[:_SHOWN]) + (", …" if len(self.words) > _SHOWN else "")
+        near = difflib.get_close_matches(_key(word), keys, 1) if isinstance(word, str) else []
+        meant = f"did you mean {self.words[keys.index(near[0])]!r}? " if near else ""
+        raise UsageError(
+            f"{shown(word)} is none of the words that were asked for ({asked})",
+            f"{meant}take one of them, of a group its first word",
+        )
+
     def __repr__(self) -> str:
         from .overlay import percent
 
@@ -153,6 +227,14 @@ class Segmentation:
             f"{word} {percent(share)}" for word, share in zip(self.words, self.shares, strict=True) if share
         )
         return f"<Segmentation {width}x{height}: {found or 'no word found'}>"
+
+
+def _key(word: str) -> str:
+    """The same for spellings of a word that `segment` takes for one."""
+    try:
+        return word_key(clean(word))
+    except WordsInvalid:
+        return word
 
 
 def _save_image(path: Path, image: "Image", form: str, **options: Any) -> None:
