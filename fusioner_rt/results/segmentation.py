@@ -1,7 +1,6 @@
 """`Segmentation`, the result of `Session.segment`."""
 
 import difflib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..atomic_files import write_result
+from ..atomic_files import write_json, write_result
 from ..errors import OverlayTooLarge, UsageError, WordsInvalid
 from ..words.parse import word_key
 from ..words.spellings import clean, shown
-from . import coco
-from .instances import Instance, connected
+from . import coco, label_me, yolo
+from .instances import Instance, connected, whole
 from .polygons import Polygon, trace
 
 if TYPE_CHECKING:
@@ -145,56 +144,91 @@ class Segmentation:
 
         return draw_overlay(self.picture, self.labels, self.words, self.shares)
 
-    def label_image(self) -> "Image":
-        """A Pillow image whose pixel values are the labels: indexed colour up to 255 words, 16-bit grey beyond."""
+    def label_image(self, palette: bool = False) -> "Image":
+        """A Pillow image whose pixel values are the labels: grey of 8 bits up to 255 words, of 16 bits beyond.
+
+        palette: with the words' colours, as indexed colour. What reads such an image as grey gets the colours' brightness and
+        not the labels. Raises UsageError beyond 255 words.
+        """
         from PIL import Image
 
         from .colours import colours
 
-        if len(self.words) > 255:
-            return Image.fromarray(self.labels)
-        image = Image.fromarray(self.labels.astype(np.uint8))
-        image.putpalette(bytes(3) + colours(len(self.words)).tobytes())
-        return image
+        if len(self.words) <= 255:
+            image = Image.fromarray(self.labels.astype(np.uint8))
+            if palette:
+                image.putpalette(bytes(3) + colours(len(self.words)).tobytes())
+            return image
+        if palette:
+            raise UsageError(f"{len(self.words)} words are more than a palette's 255", "save the label map as .png")
+        return Image.fromarray(self.labels)
 
-    def to_coco(self, image_id: int = 1, first_id: int = 1, compressed: bool = False) -> list[dict[str, Any]]:
+    def to_coco(
+        self,
+        image_id: int = 1,
+        first_id: int = 1,
+        compressed: bool = False,
+        polygons: bool = False,
+        tolerance: float = 0.0,
+        instances: bool = False,
+    ) -> list[dict[str, Any]]:
         """COCO annotations, one per word that has pixels, with category_id n for words[n - 1].
 
-        Masks are run lengths down the columns: a list of numbers, or COCO's text form where `compressed`.
+        Masks are run lengths down the columns: a list of numbers, or COCO's text form where `compressed`. With `polygons`
+        they are polygons along the pixels' edges; a hole is joined to the ring around it by two edges that lie on each other,
+        as COCO has no holes. tolerance: pixels by which these may be off. instances: one annotation per connected part.
+        `fusioner_rt.to_coco` makes one document of many results.
+        Raises UsageError, and PackageMissing without shapely or scipy where polygons or instances are wanted.
         """
-        return coco.annotations(self.labels, self.words, self.scores, image_id, first_id, compressed)
+        coco.check_masks(polygons, tolerance)
+        found = self.instances() if instances else whole(self.labels, self.words, self.scores)
+        return list(coco.annotations(found, image_id, first_id, polygons, tolerance, compressed))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one file atomically. Its suffix chooses the content.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        polygons: bool = False,
+        tolerance: float = 0.0,
+        instances: bool = False,
+    ) -> Path:
+        """Write one file atomically. Its name's ending chooses the content.
 
-        .png           the label map; pixel value n is words[n - 1]
-        .jpg .webp     the overlay; also .overlay.png
-        .json          COCO, masks compressed
-        .npz           labels, confidence, words, scores, and probabilities if any
-        Returns the path. Raises OutputUnwritable, its kind OverlayTooLarge, and UsageError for any other name.
+        .png                the label map in grey; pixel value n is words[n - 1]
+        .palette.png        the same in the words' colours
+        .jpg .webp          the overlay; also .overlay.png
+        .json .coco.json    COCO, masks compressed, or as `polygons`, `tolerance` and `instances` say (`to_coco`)
+        .labelme.json       LabelMe: a polygon per part, in pixels of the picture, with `tolerance`
+        .txt .yolo.txt      YOLO-seg: a line per connected part, with `tolerance`
+        .npz                labels, confidence, words, scores, and probabilities if any
+        Returns the path. Raises OutputUnwritable, its kind OverlayTooLarge, PackageMissing, and UsageError for any other name.
         """
         path = Path(path)
-        suffix = path.suffix.lower()
-        if path.name.lower().endswith(".overlay.png"):
+        name, suffix = path.name.lower(), path.suffix.lower()
+        if name.endswith(".overlay.png"):
             _save_image(path, self.overlay(), "PNG", compress_level=4)
         elif suffix == ".png":
-            _save_image(path, self.label_image(), "PNG")
+            _save_image(path, self.label_image(palette=name.endswith(".palette.png")), "PNG")
         elif suffix in (".jpg", ".jpeg"):
             _save_image(path, self.overlay(), "JPEG", quality=92)
         elif suffix == ".webp":
             _save_image(path, self.overlay(), "WEBP", quality=90)
+        elif name.endswith(".labelme.json"):
+            edges = self.picture.shape
+            write_json(path, label_me.content(self.instances(), edges, self.source, path.parent, tolerance))
         elif suffix == ".json":
-            height, width = self.labels.shape
-            image = coco.image_entry(1, height, width, path.stem)
-            document = coco.document([image], self.words, self.to_coco(compressed=True))
-            write_result(path, lambda stream: stream.write(json.dumps(document).encode()))
+            entries = self.to_coco(1, 1, True, polygons, tolerance, instances)
+            image = coco.image_entry(1, self.labels.shape, self.source)
+            write_json(path, coco.document([image], self.words, entries))
+        elif suffix == ".txt":
+            text = yolo.lines(self.instances(), tolerance).encode()
+            write_result(path, lambda stream: stream.write(text))
         elif suffix == ".npz":
             write_result(path, self._write_npz)
         else:
             raise UsageError(
                 "the name's ending does not say what to write",
-                "end it with .png for the label map, .jpg, .webp or .overlay.png for the overlay, .json "
-                "for COCO, or .npz for the arrays",
+                "end it with .png for the label map, .jpg, .webp or .overlay.png for the overlay, .json for COCO, "
+                ".labelme.json for LabelMe, .txt for YOLO, or .npz for the arrays",
                 subject=path,
             )
         return path
