@@ -28,14 +28,13 @@ def without_holes(polygon: Polygon) -> np.ndarray:
 
     count = len(holes)
     hit, joints = np.empty(count, np.intp), np.empty((count, 2))
-    for index, start in enumerate(starts[1:].tolist()):  # a hole further right, or none as far left, can be in the way
+    for index, start in enumerate(starts[1:].tolist()):  # only rings that reach further left can be met
         near = edges.beside(points[start, 1])
         hit[index], joints[index] = edges.left_of(points[start], near[owners[near] <= index])
     distances = np.abs(joints - points[hit]).sum(axis=1)
     following = np.concatenate((following, np.empty(2 * count, np.intp)))
-    for index in np.lexsort(
-        (-distances, hit)
-    ).tolist():  # the last of an edge's comes first, as each is put behind its start
+    order = np.lexsort((-distances, hit))  # the last of an edge's comes first, as each is put behind its start
+    for index in order.tolist():
         there, back = len(points) + index, len(points) + count + index
         following[back] = following[hit[index]]
         following[hit[index]] = there

@@ -70,9 +70,9 @@ class Segmentation:
         """(K, H, W) bool; masks[k] is labels == k + 1. Computed on first use."""
         return self.labels == np.arange(1, len(self.words) + 1, dtype=np.uint16)[:, None, None]
 
-    @property
+    @cached_property
     def masks_uint8(self) -> np.ndarray:
-        """(K, H, W) uint8 of 0 and 255, as OpenCV takes masks."""
+        """(K, H, W) uint8 of 0 and 255, as OpenCV takes masks. Computed on first use."""
         return self.masks.view(np.uint8) * np.uint8(255)
 
     def labels_as(self, dtype: Any) -> np.ndarray:

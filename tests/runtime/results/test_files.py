@@ -53,13 +53,13 @@ def test_a_label_map_with_a_palette_has_the_labels_as_its_indices(tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["map.Palette.PNG"]
 
 
-@given(label_maps(1), st.integers(0, 9), st.integers(0, 9), st.integers(0, 2), st.integers(0, 2))
+@given(label_maps(1), st.integers(0, 2), st.integers(0, 1), st.integers(0, 2), st.integers(0, 1))
 @quick
 def test_runs_of_a_crop_are_those_of_the_mask(crop: np.ndarray, x: int, y: int, right: int, below: int) -> None:
     mask = np.pad(crop > 0, ((y, below), (x, right)))
-    assert rle.run_lengths(crop > 0, (x, y), mask.shape) == rle.run_lengths(mask)
-    flat = mask.ravel(order="F")
-    assert rle.run_lengths(mask)[0] == (flat.size if not flat.any() else int(flat.argmax()))
+    counts = rle.run_lengths(crop > 0, (x, y), mask.shape)
+    np.testing.assert_array_equal(np.repeat(np.arange(len(counts)) % 2, counts), mask.ravel(order="F"))
+    assert all(counts[1:])
 
 
 def read_by_coco(document: dict[str, Any], tmp_path: Path) -> COCO:
