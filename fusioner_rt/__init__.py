@@ -8,18 +8,20 @@ Session        pictures and words to masks
 EncodedPicture a picture after the image encoder; `segment` takes it with any words
 Segmentation   the result: labels, masks, scores, timing, overlay, COCO, files
 Preprocessing  picture to network input, for serving and training
+to_coco        one COCO document of many results
 FusionerError  the base class of all errors; `fusioner_rt.errors` lists the kinds
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "__version__"]
+__all__ = ["EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "__version__", "to_coco"]
 
 if TYPE_CHECKING:
     from .encoder_output import EncodedPicture
     from .errors import FusionerError
     from .preprocess import Preprocessing
+    from .results.coco_document import to_coco
     from .results.segmentation import Segmentation
     from .session import Session
 
@@ -29,6 +31,7 @@ _HOMES = {
     "Preprocessing": "preprocess",
     "Segmentation": "results.segmentation",
     "Session": "session",
+    "to_coco": "results.coco_document",
 }
 
 

@@ -1,13 +1,14 @@
 """Atomic writes: a file is written under a temporary name in its folder, then renamed."""
 
 import contextlib
+import json
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import OutputUnwritable
 
@@ -44,6 +45,12 @@ def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write_atomically(Path(os.path.realpath(path)), write)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_result` of JSON. Raises OutputUnwritable."""
+    text = json.dumps(content).encode()
+    write_result(path, lambda stream: stream.write(text))
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -38,11 +38,15 @@ examples:
   fusioner-rt segment photo.jpg --words "cat, sofa"
       one line per picture: the words found, their share of the pixels, and where the overlay lies
   fusioner-rt segment photos/ more.png --words "red car, bus stop" --out seen --labels
-      a folder and a picture; besides the overlays, label maps as PNG (pixel value n = word n)
+      a folder and a picture; besides the overlays, label maps as grey PNG (pixel value n = word n)
   fusioner-rt segment 'photos/**/*.png' --words dog
       what a pattern names, ** being folders of any depth; docs/pictures.md tells what is read
   curl -s https://example.org/photo.jpg | fusioner-rt segment - --words dog
       a picture from stdin; its results are called stdin
+  fusioner-rt segment photos/ --words "cat, sofa" --json masks.json --polygons 1 --instances
+      COCO with a polygon around each cat, off by a pixel at most or so (pip install scipy shapely)
+  fusioner-rt segment photos/ --words "cat, sofa" --out data --yolo
+      data/labels/NAME.txt and data/data.yaml; with the pictures in data/images, what ultralytics trains on
   fusioner-rt segment photo.jpg --words "cat, dog" --mode independent --threshold 0.6
       judge every word alone, and only paint pixels above 60%
   fusioner-rt segment photo.jpg --words "cat, sofa|couch" --background common
@@ -163,7 +167,22 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     segment.add_argument("--alpha", type=float, default=0.5, metavar="A", help="how much masks cover, 0 to 1 (0.5)")
     segment.add_argument("--outlines", action="store_true", help="draw the masks' outlines alone")
-    segment.add_argument("--labels", action="store_true", help="also write each label map as PNG, value n = word n")
+    segment.add_argument(
+        "--polygons", nargs="?", type=float, const=0.0, metavar="TOLERANCE",
+        help="masks of --json as polygons, exact, or off by TOLERANCE pixels to have fewer points; so also those of "
+        "--labelme and --yolo",
+    )  # fmt: skip
+    segment.add_argument("--instances", action="store_true", help="in --json, each connected part of a word by itself")
+    segment.add_argument(
+        "--labels",
+        action="store_true",
+        help="also write each label map as a grey PNG, NAME.labels.png, value n = word n",
+    )
+    segment.add_argument("--labelme", action="store_true", help="also write polygons for LabelMe, NAME.labelme.json")
+    segment.add_argument(
+        "--yolo", action="store_true",
+        help="also write YOLO's labels for segmentation, labels/NAME.txt, and data.yaml with the words",
+    )  # fmt: skip
     segment.add_argument(
         "--threshold",
         metavar="P",
@@ -281,11 +300,14 @@ def _segment(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--json {options.json} is a folder", f"name a file in it, for example {options.json / 'masks.json'}"
         )
+    _check_shapes(options)
     out = writable_folder(options.out)
     if options.json:
         writable_place(options.json)
+    if options.yolo:
+        writable_folder(out / "labels")
     pictures = named_pictures(options.pictures, out)
-    report = _Report(out, overlay, options.labels, bool(options.json))
+    report = _Report(out, overlay, options)
     failures: list[FusionerError] = []
     with _open(options) as session:
         session.set_vocabulary(words, background=background)
@@ -311,8 +333,8 @@ def _segment(options: argparse.Namespace) -> int:
                 print(line, flush=True)
             bar.step()
         bar.clear()
-        if options.json and len(failures) < len(pictures):  # a run without results keeps an earlier file
-            report.write_json(options.json, session.words)
+        if len(failures) < len(pictures):  # a run without results keeps earlier files
+            report.finish(session.words)
     if not failures:
         return 0
     if len(pictures) > 1:
@@ -321,18 +343,39 @@ def _segment(options: argparse.Namespace) -> int:
     return codes.pop() if len(codes) == 1 else PicturesFailed.exit_code
 
 
+def _check_shapes(options: argparse.Namespace) -> None:
+    """Check the options of polygons and instances, and that their packages are there, before any work."""
+    from .optional_packages import optional
+
+    files = options.labelme or options.yolo
+    if options.polygons is not None:
+        from .results.polygons import check_tolerance
+
+        check_tolerance(options.polygons)
+        if not (options.json or files):
+            raise UsageError("--polygons says how masks are written", "add --json FILE, --labelme or --yolo")
+    if options.instances and not options.json:
+        raise UsageError("--instances says what --json holds", "add --json FILE")
+    if files or options.polygons is not None:
+        optional("shapely", "shapely", "polygons")
+    if files or options.instances:
+        optional("scipy.ndimage", "scipy", "instances")
+
+
 class _Report:
     """Writes each picture's files under a unique name and collects all annotations."""
 
-    def __init__(self, out: Path, overlay: dict[str, Any], labels: bool, coco: bool) -> None:
-        self._out, self._overlay, self._labels, self._coco = out, overlay, labels, coco
+    def __init__(self, out: Path, overlay: dict[str, Any], options: argparse.Namespace) -> None:
+        from .results.coco_document import Document
+
+        self._out, self._overlay, self._options = out, overlay, options
         self._names: set[str] = set()
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
+        self._tolerance = options.polygons or 0.0
+        polygons = options.polygons is not None
+        self._document = Document(polygons, self._tolerance, options.instances)
 
     def add(self, path: Path, result: "Segmentation") -> str:
         """Write the files of a picture. Returns the line to print."""
-        from .results import coco
         from .results.legend import percent
 
         name = self._unique(path.stem)
@@ -340,24 +383,30 @@ class _Report:
             overlay = result.save(self._out / f"{name}.overlay.jpg", **self._overlay)
         except OverlayTooLarge:
             overlay = result.save(self._out / f"{name}.overlay.png", **self._overlay)
-        saved = str(overlay)
-        if self._labels:
-            saved += f", {result.save(self._out / f'{name}.labels.png')}"
-        if self._coco:
-            height, width = result.labels.shape
-            number = len(self._images) + 1
-            self._images.append(coco.image_entry(number, height, width, str(path)))
-            self._annotations += result.to_coco(number, len(self._annotations) + 1, compressed=True)
+        saved = [overlay]
+        for wanted, file in (
+            (self._options.labels, f"{name}.labels.png"),
+            (self._options.labelme, f"{name}.labelme.json"),
+            (self._options.yolo, f"labels/{name}.txt"),
+        ):
+            if wanted:
+                saved.append(result.save(self._out / file, tolerance=self._tolerance))
+        if self._options.json:
+            self._document.add(result)
         shares = sorted(zip(result.shares, result.words, strict=True), reverse=True)
         found = ", ".join(f"{word} {percent(share)}" for share, word in shares if share) or "none of the words"
-        return f"{path}: {found} -> {saved}"
+        return f"{path}: {found} -> {', '.join(map(str, saved))}"
 
-    def write_json(self, path: Path, words: Sequence[str]) -> None:
-        from .atomic_files import write_result
-        from .results import coco
+    def finish(self, words: Sequence[str]) -> None:
+        """Write the files of all pictures."""
+        from .atomic_files import write_json, write_result
+        from .results.yolo import data_file
 
-        content = json.dumps(coco.document(self._images, words, self._annotations)).encode()
-        write_result(path, lambda stream: stream.write(content))
+        if self._options.json:
+            write_json(self._options.json, self._document.content())
+        if self._options.yolo:
+            text = data_file(words).encode()
+            write_result(self._out / "data.yaml", lambda stream: stream.write(text))
 
     def _unique(self, stem: str) -> str:
         name, number = stem, 1

@@ -1,6 +1,8 @@
 """A picture after the image encoder, so that further words need no second pass of it."""
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ class EncodedPicture:
     picture: (H, W, 3) uint8 RGB, as decoded. input_size: (h, w) of the network's input, pixels.
     encoded: tokens (h', w', c) float32, or the prepared picture where the backend runs image encoder and fusion as one.
     window: "whole", or "sliding" where they are those of sliding windows.
+    source: the picture's path as it was given, or None.
     backend: `Backend.effective` of its session. picture_sha256: `Bundle.picture_sha256` of its bundle.
 
     The arrays are read-only. Threads, and sessions of the same bundle and backend, may share one.
@@ -25,6 +28,7 @@ class EncodedPicture:
     backend: str
     picture_sha256: str
     window: str = "whole"
+    source: str | None = None
 
     def __post_init__(self) -> None:
         for array in (self.picture, self.encoded):
@@ -57,3 +61,16 @@ class EncodedPicture:
         height, width = self.picture.shape[:2]
         h, w = self.input_size
         return f"<EncodedPicture {width}x{height}, input {w}x{h}>"
+
+
+def source_of(picture: Any) -> str | None:
+    """The path that a picture was given as, or that a Pillow image or an open file was read from; else None."""
+    if isinstance(picture, EncodedPicture):
+        return picture.source
+    if isinstance(picture, (str, os.PathLike)):
+        return os.fsdecode(picture)
+    for name in ("filename", "name"):
+        path = getattr(picture, name, None)
+        if path and isinstance(path, (str, os.PathLike)):
+            return os.fsdecode(path)
+    return None

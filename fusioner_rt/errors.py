@@ -210,6 +210,12 @@ class DeviceArrayInvalid(FusionerError):
     exit_code = 43
 
 
+class PackageMissing(FusionerError):
+    """A call needs a package that is optional and not installed, or that cannot be imported."""
+
+    exit_code = 47
+
+
 class OutputUnwritable(FusionerError):
     """A result cannot be written to its path."""
 

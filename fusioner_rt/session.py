@@ -15,7 +15,7 @@ import numpy as np
 from . import sliding_windows
 from .bundle import Bundle, find_bundle
 from .decode_picture import PIXEL_LIMIT, Picture, decode, describe, pictures_of
-from .encoder_output import EncodedPicture
+from .encoder_output import EncodedPicture, source_of
 from .errors import FusionerError, UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
 from .ladder import Backend, open_executor
@@ -175,6 +175,7 @@ class Session:
                         encoded,
                         self._backend.effective,
                         self.bundle.picture_sha256,
+                        source=source_of(pictures[index]),
                     )
 
         groups = _Groups(self._executor, self._executor.max_group)
@@ -187,8 +188,9 @@ class Session:
             if window == "sliding":
                 features, input_size = self._joined_windows(rgb, describe(given))
                 results[index] = EncodedPicture(
-                    rgb, input_size, features, self._backend.effective, self.bundle.picture_sha256, window
-                )
+                    rgb, input_size, features, self._backend.effective, self.bundle.picture_sha256, window,
+                    source_of(given),
+                )  # fmt: skip
                 continue
             decoded[index] = rgb
             run(groups.add(index, self._prepare(rgb, _edges(rgb), describe(given))))
@@ -274,7 +276,7 @@ class Session:
             rgb = self._pixels(given, index, watch, window, channels)
             edges = size or _edges(rgb)
             call.reserve(edges)
-            call.add(index, rgb, self._waiting(given, rgb, edges, index, watch, window))
+            call.add(index, rgb, source_of(given), self._waiting(given, rgb, edges, index, watch, window))
         results = call.finish()
         return results if many else results[0]
 
@@ -438,6 +440,7 @@ class _Call:
         self._request, self._mode, self._watch = request, mode, watch
         self._groups = _Groups(executor, executor.max_group if request.mode == "joint" else 1)
         self._pictures: dict[int, np.ndarray] = {}
+        self._sources: dict[int, str | None] = {}
         self._results: dict[int, Segmentation] = {}
         self._bytes = 0
 
@@ -448,9 +451,9 @@ class _Call:
             self._bytes += count * height * width * 4
             _check_kept(self._bytes, count, height, width)
 
-    def add(self, index: int, picture: np.ndarray, waiting: Waiting) -> None:
-        """Add a picture; may run a group. index: of the picture in the call."""
-        self._pictures[index] = picture
+    def add(self, index: int, picture: np.ndarray, source: str | None, waiting: Waiting) -> None:
+        """Add a picture; may run a group. index: of the picture in the call. source: its path, if any."""
+        self._pictures[index], self._sources[index] = picture, source
         self._run(self._groups.add(index, waiting))
 
     def finish(self) -> list[Segmentation]:
@@ -473,6 +476,7 @@ class _Call:
                     threshold=thresholds.given,
                     mode=self._mode,
                     probabilities=probabilities_of_names(answer.probabilities, asked),
+                    source=self._sources.pop(index),
                 )
 
 

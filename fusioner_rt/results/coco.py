@@ -1,44 +1,46 @@
 """Segmentations as COCO annotations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
+from ..errors import UsageError
 from . import rle
+from .instances import Instance
+from .key_holes import without_holes
+from .polygons import Polygon, check_tolerance
+
+
+def check_masks(polygons: bool, tolerance: float) -> None:
+    """Raises UsageError."""
+    if check_tolerance(tolerance) and not polygons:
+        raise UsageError(f"the tolerance is {tolerance} and masks are run lengths", "pass polygons=True beside it")
 
 
 def annotations(
-    labels: np.ndarray, words: Sequence[str], scores: np.ndarray, image_id: int, first_id: int, compressed: bool
-) -> list[dict[str, Any]]:
-    """One annotation per word that has pixels.
+    found: Sequence[Instance], image_id: int, first_id: int, polygons: bool, tolerance: float, compressed: bool
+) -> Iterator[dict[str, Any]]:
+    """One annotation per instance. bbox is x, y, width, height and area counts pixels. Options as `Segmentation.to_coco`."""
+    for number, instance in enumerate(found, start=first_id):
+        yield {
+            "id": number,
+            "image_id": image_id,
+            "category_id": instance.label,
+            "category": instance.word,
+            "segmentation": _polygons(instance.polygons(tolerance)) if polygons else _runs(instance, compressed),
+            "bbox": list(instance.box),
+            "area": instance.area,
+            "score": round(instance.score, 6),
+            "iscrowd": 0,
+        }
 
-    labels: (H, W) uint16, n = word n. scores: (K,). bbox is x, y, width, height and area counts pixels.
-    """
-    height, width = labels.shape
-    entries: list[dict[str, Any]] = []
-    for index in np.flatnonzero(np.bincount(labels.ravel(), minlength=len(words) + 1)[1:]).tolist():
-        mask = labels == index + 1
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        x, y = int(columns[0]), int(rows[0])
-        counts = rle.run_lengths(mask)
-        entries.append(
-            {
-                "id": first_id + len(entries),
-                "image_id": image_id,
-                "category_id": index + 1,
-                "category": words[index],
-                "segmentation": {
-                    "size": [height, width],
-                    "counts": rle.compress(counts) if compressed else counts,
-                },
-                "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
-                "area": int(mask.sum()),
-                "score": round(float(scores[index]), 6),
-                "iscrowd": 0,
-            }
-        )
-    return entries
+
+def _polygons(polygons: Sequence[Polygon]) -> list[list[float]]:
+    return [without_holes(polygon).ravel().tolist() for polygon in polygons]
+
+
+def _runs(instance: Instance, compressed: bool) -> dict[str, Any]:
+    counts = rle.run_lengths(instance.crop, instance.box[:2], instance.size)
+    return {"size": list(instance.size), "counts": rle.compress(counts) if compressed else counts}
 
 
 def document(
@@ -49,6 +51,7 @@ def document(
     return {"images": list(images), "categories": categories, "annotations": list(entries)}
 
 
-def image_entry(image_id: int, height: int, width: int, file_name: str) -> dict[str, Any]:
-    """One of a COCO file's `images`."""
-    return {"id": image_id, "width": width, "height": height, "file_name": file_name}
+def image_entry(number: int, size: tuple[int, ...], source: str | None) -> dict[str, Any]:
+    """One of a COCO file's `images`. size: (H, W) of the label map. source: its picture's file."""
+    name = f"picture {number}" if source is None else source
+    return {"id": number, "width": size[1], "height": size[0], "file_name": name}

@@ -3,15 +3,24 @@
 import numpy as np
 
 
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """mask: (H, W) bool. Returns the lengths of alternating runs of 0 and 1, column by column, starting with 0."""
-    flat = np.asarray(mask, bool).ravel(order="F")
-    if not flat.size:
+def run_lengths(crop: np.ndarray, corner: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None) -> list[int]:
+    """The lengths of alternating runs of 0 and 1, column by column, starting with 0.
+
+    crop: (h, w) bool, the mask or the part of it that has ones. corner: x and y of the crop in the mask. size: (H, W) of the
+    mask, by default the crop's.
+    """
+    crop = np.asarray(crop, bool)
+    (x, y), (height, width) = corner, size or crop.shape
+    if not height * width:
         return []
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate(([0], changes, [flat.size]))
-    counts: list[int] = np.diff(edges).tolist()
-    return [0, *counts] if flat[0] else counts
+    closed = np.zeros((crop.shape[1], crop.shape[0] + 2), bool)  # every run of a column begins and ends in it
+    closed[:, 1:-1] = crop.T
+    column, row = np.nonzero(closed[:, 1:] != closed[:, :-1])
+    edges = (column + x) * height + row + y
+    through = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1  # runs that go on in the next column
+    edges = np.delete(edges, np.concatenate((through, through + 1)))
+    counts: list[int] = np.diff(edges, prepend=0, append=height * width).tolist()
+    return counts if counts[-1] else counts[:-1]
 
 
 def compress(counts: list[int]) -> str:

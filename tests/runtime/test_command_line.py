@@ -13,6 +13,8 @@ import pytest
 from made_pictures import encoded, png_header, scene
 from PIL import Image
 
+import fusioner_rt
+from fusioner_rt import Session
 from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.bundle import write_manifest
 from fusioner_rt.cli import main
@@ -126,6 +128,47 @@ def test_a_folder_is_done_but_for_its_bad_files(
     identifiers = [entry["id"] for entry in whole["annotations"]]
     assert identifiers == list(range(1, len(identifiers) + 1))
     assert len(identifiers) >= 3
+
+
+def test_polygons_and_label_files_for_other_tools(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = photo.parent, tmp_path / "out"
+    (folder / "deeper").mkdir()
+    shutil.copy(photo, folder / "deeper")
+    command = ["segment", str(folder), "--words", "cat, sofa", "--engine", str(tiny_bundle), "--threshold", "0"]
+    command += ["--out", str(out), "--yolo", "--labelme", "--labels", "--json", str(out / "masks.json")]
+    assert main([*command, "--instances", "--polygons", "1.5"]) == 0
+    assert capsys.readouterr().out.count("labels/photo") == 2
+    with Session(tiny_bundle, cache=False) as session:
+        results = [session.segment(path, "cat, sofa", threshold=0) for path in sorted(folder.rglob("photo.jpg"))]
+    wanted = fusioner_rt.to_coco(results, polygons=True, tolerance=1.5, instances=True)
+    assert json.loads((out / "masks.json").read_text()) == wanted
+    for name, result in zip(("photo", "photo-2"), results, strict=True):
+        for file, ending in ((out / f"{name}.labelme.json", ".labelme.json"), (out / "labels" / f"{name}.txt", ".txt")):
+            assert file.read_bytes() == result.save(out / f"own{ending}", tolerance=1.5).read_bytes()
+        np.testing.assert_array_equal(np.asarray(Image.open(out / f"{name}.labels.png")), result.labels)
+    assert '0: "cat"' in (out / "data.yaml").read_text()
+    assert main([*command, "--polygons"]) == 0
+    assert json.loads((out / "masks.json").read_text()) == fusioner_rt.to_coco(results, polygons=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        (["--polygons"], "add --json FILE, --labelme or --yolo"),
+        (["--instances"], "add --json FILE"),
+        (["--polygons", "-1", "--yolo"], "give a number of pixels"),
+    ],
+)
+def test_options_of_polygons_that_mean_nothing(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], cure: str
+) -> None:
+    command = ["segment", str(photo), "--words", "cat", "--out", str(tmp_path / "out"), *options]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert cure in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("inside", [True, False])

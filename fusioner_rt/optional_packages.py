@@ -1,0 +1,20 @@
+"""Packages that the runtime can do without."""
+
+from importlib import import_module
+from typing import Any
+
+from .errors import PackageMissing, one_line
+
+
+def optional(module: str, package: str, purpose: str) -> Any:
+    """Import a module of a package that only some calls need. purpose: what needs it, for the message.
+
+    Raises PackageMissing.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise PackageMissing(
+            f"{purpose} need the package {package}, which cannot be imported here ({one_line(error)})",
+            f"pip install {package}",
+        ) from None

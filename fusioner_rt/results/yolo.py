@@ -1,0 +1,28 @@
+"""Segmentations as label files of YOLO's segmentation task."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from .instances import Instance
+from .key_holes import in_one, without_holes
+
+
+def lines(found: Sequence[Instance], tolerance: float) -> str:
+    """A line per instance: the number of its word from 0, then x and y of its outline, 0 to 1 of width and height.
+
+    An outline is one ring: holes and parts that touch at corners are joined to it. Raises PackageMissing, UsageError.
+    """
+    text = []
+    for instance in found:
+        ring = in_one([without_holes(polygon) for polygon in instance.polygons(tolerance)])
+        points = (ring / np.array(instance.size[::-1])).ravel().tolist()
+        text.append(" ".join([str(instance.label - 1), *(f"{value:.7g}" for value in points)]) + "\n")
+    return "".join(text)
+
+
+def data_file(words: Sequence[str]) -> str:
+    """The content of data.yaml beside the folders images and labels, whose paths are relative to it."""
+    names = "".join(f"  {number}: {json.dumps(word, ensure_ascii=False)}\n" for number, word in enumerate(words))
+    return f"train: images\nval: images\nnames:\n{names}"

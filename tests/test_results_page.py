@@ -1,0 +1,56 @@
+"""docs/results.md: its Python blocks run in their order, and its commands run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "results.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> str:
+    for name in ("docs", "models"):
+        (folder / name).symlink_to(ROOT / name)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_python_blocks_run_in_their_order(tmp_path: Path) -> None:
+    lines = run([sys.executable, "-c", "".join(blocks("python"))], tmp_path).splitlines()
+    assert lines[0].startswith("<Segmentation 451x300: ")
+    assert lines[1] == "docs/pictures/cat.jpg"
+    exact = sum(int(line.split()[0]) for line in lines if line.endswith("holes"))
+    (few,) = (int(line.split()[0]) for line in lines if line.endswith("points"))
+    assert 4 <= few < exact
+    labels = np.asarray(Image.open(tmp_path / "cat.png"))
+    assert set(np.unique(labels)) == {0, 1}
+    with np.load(tmp_path / "cat.npz") as arrays:
+        np.testing.assert_array_equal(arrays["labels"], labels)
+    assert len(json.loads((tmp_path / "coco.json").read_text())["images"]) == 3
+
+
+def test_the_commands_run(tmp_path: Path) -> None:
+    (script,) = blocks("sh")
+    there = Path(sys.executable).parent
+    run(["env", f"PATH={there}:/usr/bin:/bin", "sh", "-ec", script], tmp_path)
+    annotations = json.loads((tmp_path / "seen" / "masks.json").read_text())["annotations"]
+    assert all(isinstance(annotation["segmentation"], list) for annotation in annotations)
+    assert {file.name for file in (tmp_path / "data" / "labels").iterdir()} == {
+        "astronaut.txt",
+        "cat.txt",
+        "coffee.txt",
+    }
+    opened = json.loads((tmp_path / "seen" / "cat.labelme.json").read_text())
+    assert (tmp_path / "seen" / opened["imagePath"]).samefile(ROOT / "docs" / "pictures" / "cat.jpg")
