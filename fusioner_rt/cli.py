@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -378,6 +379,7 @@ class _Report:
         """Write the files of a picture. Returns the line to print."""
         from .results.legend import percent
 
+        result = replace(result, source=str(path))  # of stdin its name, not that of the file behind it
         name = self._unique(path.stem)
         try:
             overlay = result.save(self._out / f"{name}.overlay.jpg", **self._overlay)

@@ -247,7 +247,7 @@ def test_given_colours_are_taken_and_the_others_keep_away_from_them() -> None:
 
 def test_label_maps_have_the_words_colours() -> None:
     found = blocks(50, 60, TWELVE)
-    image = found.label_image()
+    image = found.label_image(palette=True)
     palette = np.array(image.getpalette()).reshape(-1, 3)
     np.testing.assert_array_equal(palette[1:13], word_colours(TWELVE))
 
