@@ -53,12 +53,14 @@ class PlansDisagree(FusionerError):
     """On this GPU the new plans give other masks than the graphs they were built from."""
 
     exit_code = 94
+    is_input = False
 
 
 class BundleChanged(FusionerError):
     """The bundle is no longer the one that plans were built for."""
 
     exit_code = 95
+    is_input = False
 
 
 def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, **options: Any) -> dict[str, Any]:

@@ -59,18 +59,21 @@ class OutputNotABundle(FusionerError):
     """The output folder holds something else."""
 
     exit_code = 86
+    is_input = True
 
 
 class LibraryMissing(FusionerError):
     """A library the build needs is not installed; the runtime alone does not bring it."""
 
     exit_code = 90
+    is_input = False
 
 
 class InputUnreadable(FusionerError):
     """A file the build reads, other than those with errors of their own, cannot be read."""
 
     exit_code = 89
+    is_input = True
 
 
 def build(options: Options, shown: bool = True) -> list[Row]:

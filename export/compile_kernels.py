@@ -19,6 +19,7 @@ class KernelsNotCompiled(FusionerError):
     """Triton or its assembler gives no usable kernel."""
 
     exit_code = 93
+    is_input = False
 
 
 @dataclass(frozen=True)

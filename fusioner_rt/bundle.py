@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .argument_checks import as_path, named, whole
 from .atomic_files import write_atomically
 from .cures import OPEN_AGAIN, PLACES, build_command, plans_command, rebuild
 from .errors import (
@@ -19,6 +20,7 @@ from .errors import (
     KernelsUnusable,
     ManifestInvalid,
     SizeOutsideProfile,
+    Spelled,
     UsageError,
 )
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, FileEntry, Manifest
@@ -88,11 +90,17 @@ class Bundle(Manifest):
         """The same bundle with another `Preprocessing.side`; None keeps its own. Raises UsageError outside its profile."""
         if side is None:
             return self
-        if isinstance(side, bool) or not isinstance(side, int) or not self._fits(side):
+        try:
+            side = whole(side, "input_size", self.size.min, self.size.max, "")
+            fits = self._fits(side)
+        except UsageError:
+            fits = False
+        if not fits:
             takes, own = [s for s in range(self.size.min, self.size.max + 1) if self._fits(s)], self.preprocessing.side
+            whole_numbers = f"whole numbers of {takes[0]} to {takes[-1]}" if takes else "no other than its own"
+            found, expected = named("input_size", side), f"the bundle in {self.folder} takes {whole_numbers}"
             raise UsageError(
-                f"input_size is {side!r}; the bundle in {self.folder} takes "
-                + (f"whole numbers of {takes[0]} to {takes[-1]}" if takes else "no other than its own"),
+                Spelled(f"{found}; {expected}", f"{found.command}; {expected}"),
                 f"give one of those; its own is {own}" if takes else f"leave it out; its own is {own}",
             )
         return replace(self, preprocessing=replace(self.preprocessing, side=side))
@@ -143,9 +151,7 @@ class Bundle(Manifest):
 def find_bundle(folder: str | os.PathLike[str] | None = None) -> Path:
     """The bundle's folder: the one given, else $FUSIONER_ENGINE, else the first of PLACES. Raises BundleMissing, UsageError."""
     if folder is not None:
-        if not isinstance(folder, (str, os.PathLike)):
-            raise UsageError(f"the bundle is given as {folder!r}", "give the path of its folder")
-        return Path(folder)
+        return as_path(folder, "the bundle")
     if from_environment := os.environ.get("FUSIONER_ENGINE"):
         return Path(from_environment)
     for place in PLACES:
@@ -153,7 +159,10 @@ def find_bundle(folder: str | os.PathLike[str] | None = None) -> Path:
             return Path(place)
     raise BundleMissing(
         f"no engine bundle was named and none lies in {' or '.join(PLACES)} below {Path.cwd()}",
-        f"name one with --engine DIR or FUSIONER_ENGINE, or build one: {build_command(Path(PLACES[0]))}",
+        Spelled(
+            f"name one, also by FUSIONER_ENGINE, or build one: {build_command(Path(PLACES[0]))}",
+            f"name one with --engine DIR or FUSIONER_ENGINE, or build one: {build_command(Path(PLACES[0]))}",
+        ),
     )
 
 
@@ -172,7 +181,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             ) from None
         raise BundleMissing(
             f"{found}, an engine bundle was expected",
-            f"name another with --engine DIR, or build it: {build_command(folder)}",
+            Spelled(
+                f"name another, or build it: {build_command(folder)}",
+                f"name another with --engine DIR, or build it: {build_command(folder)}",
+            ),
             subject=folder,
         ) from None
     except NotADirectoryError:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .command_parser import CommandParser
-from .errors import BackendUnavailable, FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
+from .errors import (
+    BackendUnavailable,
+    FusionerError,
+    OutputUnwritable,
+    OverlayTooLarge,
+    PicturesFailed,
+    UsageError,
+    as_command,
+)
 
 if TYPE_CHECKING:
     from .preprocess import Preprocessing
@@ -231,7 +239,7 @@ def _segment(options: argparse.Namespace) -> int:
         session.set_vocabulary(words, background=background)
         for note in (session.backend.note, *session.notes):
             if note:
-                print(f"fusioner-rt: note: {' '.join(note.split())}", file=sys.stderr)
+                print(f"fusioner-rt: note: {' '.join(as_command(note).split())}", file=sys.stderr)
         bar = _Bar(len(pictures))
         for path in pictures:
             try:
@@ -411,7 +419,7 @@ def _facts(session: "Session") -> dict[str, dict[str, Any]]:
             "encoders": ", ".join(bundle.encoders) or "not said",
             "weights": f"random: {', '.join(bundle.random_weights)}" if bundle.random_weights else "trained",
         },
-        "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},
+        "cache": {"folder": str(session.cache_folder), "notes": as_command(cache.note or "none")},
     }
 
 
@@ -503,5 +511,5 @@ class _Bar:
 
 def _print_error(error: FusionerError) -> int:
     """Print an error as one line on stderr. Returns its exit code."""
-    print(f"fusioner-rt: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"fusioner-rt: {error.as_command()}", file=sys.stderr)
     return error.exit_code

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import Spelled
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST
 from .plans import LISTED
 
@@ -14,6 +15,9 @@ PLACES = ("engines/demo", "models/demo/bundle")
 """Default places of a bundle, below the current folder."""
 _DEMONSTRATION = tuple(Path(place) for place in (*PLACES, "models/demo"))
 
+WRITABLE_CACHE = Spelled(
+    "name a writable folder with cache= or FUSIONER_CACHE", "name a writable folder with --cache or FUSIONER_CACHE"
+)
 OPEN_AGAIN = "close this session and open the bundle again"
 INSTALL_DRIVER = "install NVIDIA's driver, or a newer one"
 CUDA_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 
 from . import sliding_windows
+from .argument_checks import as_path, choice, flag, shown, whole
 from .bundle import Bundle, find_bundle
 from .decode_picture import PIXEL_LIMIT, Picture, decode, describe
 from .encoder_output import EncodedPicture
-from .errors import FusionerError, UsageError, session_closed
+from .errors import FusionerError, Spelled, UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
-from .ladder import Backend, open_executor
+from .ladder import Backend, check_requested, open_executor
 from .results.segmentation import STAGES, Segmentation
 from .words.cache import TextCache, default_folder
 from .words.encoder import TextEncoder, Vocabulary
@@ -39,6 +40,7 @@ WINDOWS = ("whole", "sliding")
 KEPT_LIMIT = 4_000_000_000
 """Maximum bytes of probabilities of one `segment` call."""
 
+_MOST_THREADS = 1024
 _WAITING = 32  # maximum of pictures that wait for others of their input size
 
 
@@ -70,10 +72,12 @@ class Session:
         BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
-        if threads is not None and not (isinstance(threads, int) and threads >= 1):
-            raise UsageError(f"threads is {threads!r}", "give 1 or more, or leave it out for one per core")
+        check_requested(backend)
+        if threads is not None:
+            cure = f"give 1 to {_MOST_THREADS}, or leave it out for one per core"
+            threads = whole(threads, "threads", 1, _MOST_THREADS, cure)
+        folder = None if cache is False else as_path(cache, "the cache") if cache is not None else default_folder()
         self.bundle = Bundle.open(find_bundle(bundle)).with_input_side(input_size)
-        folder = None if cache is False else Path(cache) if cache is not None else default_folder()
         self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
         self._closing = threading.Lock()
         self._closed = False
@@ -242,6 +246,7 @@ class Session:
         """
         self._check_open()
         size = _check_options(size, threshold, mode)
+        probabilities = flag(probabilities, "probabilities")
         self._check_window(window)
         many = isinstance(picture, (list, tuple))
         pictures: Sequence[Picture | EncodedPicture] = picture if many else [picture]
@@ -287,6 +292,9 @@ class Session:
 
         self._check_open()
         size = _check_options(size, threshold, "joint")
+        stream = whole(stream, "stream", 0, (1 << 64) - 1, "give a CUDA stream's handle, or 0 for the default stream")
+        if out is not None and not (isinstance(out, (tuple, list)) and len(out) == 2):
+            raise UsageError(f"out is {shown(out)}", "give two arrays in GPU memory: labels and confidence")
         vocabulary = self._vocabulary_of(words, background)
         thresholds = Thresholds(threshold, vocabulary.asked, self.bundle.threshold)
         request = Request(vocabulary.vectors, thresholds.least, "joint", False)
@@ -340,12 +348,11 @@ class Session:
         return sliding_windows.joined(features, input_size, bundle.windows, bundle.preprocessing.multiple), input_size
 
     def _check_window(self, window: str) -> None:
-        if window not in WINDOWS:
-            raise UsageError(f"window is {window!r}", f"choose {' or '.join(WINDOWS)}")
+        choice(window, "window", WINDOWS)
         if window == "sliding" and self.bundle.windows is None:
             raise UsageError(
                 f"the bundle in {self.bundle.folder} has no sliding windows",
-                "leave window out; bundles of training-free CLIP have windows, where --sizes lets inputs be as small as one",
+                "leave window out; bundles of training-free CLIP have windows, where their sizes let inputs be as small as one",
             )
 
     def _prepare(self, rgb: np.ndarray, size: tuple[int, int], name: str) -> Waiting:
@@ -369,10 +376,11 @@ class Session:
     def _unshared(self) -> str | None:
         if self.bundle.scoring != "softmax" or self._vocabulary is None or 0 in self._vocabulary.asked.owners:
             return None
-        return (
+        found = (
             "this bundle compares words with each other alone, and what is none of them goes to the nearest: name what else "
-            "may be in the picture as background words, or take background='common'"
+            "may be in the picture as background words, or take"
         )
+        return Spelled(f"{found} background='common'", f"{found} --background common")
 
     def _check_encoded(self, picture: EncodedPicture, window: Window) -> None:
         picture.check(self._backend.effective, self.bundle.picture_sha256, window)
@@ -392,7 +400,7 @@ class Session:
     ) -> Vocabulary:
         self._check_open()
         asked = parse_words(words, background)
-        check_count(asked.words, self.bundle.words.max, self.bundle.folder)
+        check_count(asked, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
         return self._text.encode_words(asked, chosen)
 
@@ -522,21 +530,23 @@ def _check_kept(size: int, words: int, height: int, width: int) -> None:
 
 def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | None:
     """Check the options of a call. Returns the size as two ints. Raises UsageError."""
-    if mode not in MODES:
-        raise UsageError(f"mode is {mode!r}", f"choose {' or '.join(MODES)}")
+    choice(mode, "mode", MODES)
     default = isinstance(threshold, str) and threshold == "default"
     for given in threshold.values() if isinstance(threshold, Mapping) else [] if default else [threshold]:
-        if isinstance(given, bool) or not (isinstance(given, Real) and 0 <= float(given) <= 1):  # NaN fails too
-            raise UsageError(f"the threshold is {given!r}", "give a probability within 0..1, or leave it out")
+        if isinstance(given, bool) or not (isinstance(given, Real) and 0 <= given <= 1):  # type: ignore[operator]  # NaN fails too
+            raise UsageError(f"the threshold is {shown(given)}", "give a probability within 0..1, or leave it out")
     if size is None:
         return None
     if not (
-        isinstance(size, (tuple, list, np.ndarray))
+        (isinstance(size, (tuple, list)) or (isinstance(size, np.ndarray) and size.ndim == 1))
         and len(size) == 2
-        and all(isinstance(edge, (int, np.integer)) and edge >= 1 for edge in size)
+        and all(isinstance(edge, (int, np.integer)) and not isinstance(edge, bool) and edge >= 1 for edge in size)
     ):
-        raise UsageError(f"the size is {size!r}", "give height and width in whole pixels, at least 1 each")
+        raise UsageError(f"the size is {shown(size)}", "give height and width in whole pixels, at least 1 each")
     height, width = (int(edge) for edge in size)
     if height * width > PIXEL_LIMIT:
-        raise UsageError(f"the size {height}x{width} is over {PIXEL_LIMIT / 1e6:.0f} million pixels", "give a smaller")
+        raise UsageError(
+            f"the size {shown(height)}x{shown(width)} is over {PIXEL_LIMIT / 1e6:.0f} million pixels",
+            "give a smaller one",
+        )
     return height, width

@@ -38,6 +38,7 @@ class CheckpointError(FusionerError):
     """A checkpoint is missing, damaged, or trained on other encoder weights than the installed ones."""
 
     exit_code = 71
+    is_input = False
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class RecipeError(FusionerError):
     """A recipe is missing, or holds an unknown name or an invalid value."""
 
     exit_code = 73
+    is_input = True
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class TrainingFailed(FusionerError):
     """The loss is NaN or infinite; training since the last whole epoch is lost."""
 
     exit_code = 77
+    is_input = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..argument_checks import as_path, flag, whole
 from ..atomic_files import write_result
 from ..errors import OverlayTooLarge, UsageError
 from . import coco
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 STAGES = (
     "decode", "preprocess", "text", "image", "fusion", "decoder", "image_fusion", "mask_head", "total",
 )  # fmt: skip
+_LARGEST_ID = (1 << 63) - 1
 _CHUNK = 1 << 20  # pixels summed at a time, to bound memory
 
 
@@ -100,8 +102,15 @@ class Segmentation:
         """COCO annotations, one per word that has pixels, with category_id n for words[n - 1].
 
         Masks are run lengths down the columns: a list of numbers, or COCO's text form where `compressed`.
+        Raises UsageError.
         """
-        return coco.annotations(self.labels, self.words, self.scores, image_id, first_id, compressed)
+        image_id, first_id = (
+            whole(number, name, 0, _LARGEST_ID, "give a whole number, 0 or more")
+            for number, name in ((image_id, "image_id"), (first_id, "first_id"))
+        )
+        return coco.annotations(
+            self.labels, self.words, self.scores, image_id, first_id, flag(compressed, "compressed")
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one file atomically. Its suffix chooses the content.
@@ -112,7 +121,7 @@ class Segmentation:
         .npz           labels, confidence, words, scores, and probabilities if any
         Returns the path. Raises OutputUnwritable, its kind OverlayTooLarge, and UsageError for any other name.
         """
-        path = Path(path)
+        path = as_path(path, "the file")
         suffix = path.suffix.lower()
         if path.name.lower().endswith(".overlay.png"):
             _save_image(path, self.overlay(), "PNG", compress_level=4)

@@ -38,6 +38,7 @@ class TableInvalid(FusionerError):
     """Names and vectors do not make a table."""
 
     exit_code = 79
+    is_input = False
 
 
 class Table(nn.Module):
