@@ -1,9 +1,12 @@
 """The command line: `fusioner-rt segment | info | doctor | words`."""
 
 import argparse
+import contextlib
 import io
 import json
+import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -12,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .command_parser import CommandParser
+from .argument_checks import shown
+from .command_parser import CommandParser, count, path, unforeseen
 from .errors import (
     BackendUnavailable,
     FusionerError,
@@ -85,17 +89,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The runtime has its own, stricter limit for huge pictures.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     try:
-        code: int = options.run(options)
+        with _told(getattr(options, "verbose", 0)):
+            code: int = options.run(options)
         sys.stdout.flush()
         return code
     except FusionerError as error:
         return _print_error(error)
-    except KeyboardInterrupt:
-        print("fusioner-rt: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of stdout closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        return _print_error(unforeseen(error))
+    except KeyboardInterrupt:
+        print("fusioner-rt: interrupted", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def _told(verbose: int) -> Iterator[None]:
+    """Show the log on stderr, but for the notes, which are printed anyway. verbose: how often -v was given."""
+    logger = logging.getLogger("fusioner_rt")
+    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    handler.setFormatter(logging.Formatter("fusioner-rt: %(message)s"))
+    handler.addFilter(lambda record: record.levelno < logging.WARNING)
+    if verbose:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _given(text: str) -> str:
+    """A picture or folder, as it was given."""
+    path(text)
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,26 +143,28 @@ def _parser() -> argparse.ArgumentParser:
         "segment", help="find words in pictures", description="Find words in pictures.", epilog=_SEGMENT_EXAMPLES,
         formatter_class=raw,
     )  # fmt: skip
-    segment.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files, or folders of them")
+    segment.add_argument(
+        "pictures", nargs="*", type=_given, metavar="PICTURE", help="picture files, or folders of them"
+    )
     asked = segment.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--words", nargs="+", metavar="WORD",
         help='what to look for: "cat, red sofa", "cat, sofa|couch" where two words mean one thing',
     )  # fmt: skip
-    asked.add_argument("--words-file", type=Path, metavar="FILE", help="what to look for, a word per line")
+    asked.add_argument("--words-file", type=path, metavar="FILE", help="what to look for, a word per line")
     segment.add_argument(
         "--background", nargs="+", metavar="WORD",
         help='words whose pixels belong to nothing, for example "wall, sky", or common for a list of them',
     )  # fmt: skip
     segment.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("output"),
         metavar="DIR",
         help="folder for results, made where it is missing (output)",
     )
     segment.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
+        "--json", type=path, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
     )
     segment.add_argument("--labels", action="store_true", help="also write each label map as PNG, value n = word n")
     segment.add_argument(
@@ -176,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         "words", help="list or clear the cached words",
         description="List the words whose vectors are cached on disk; they are not encoded again.",
     )  # fmt: skip
-    words.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    words.add_argument("--cache", type=path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
     words.add_argument("--clear", action="store_true", help="remove them all")
     words.set_defaults(run=_words)
     return parser
@@ -184,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_engine_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--engine", metavar="DIR", help="engine bundle (FUSIONER_ENGINE, engines/demo or models/demo/bundle)"
+        "--engine", type=path, metavar="DIR", help="engine bundle (FUSIONER_ENGINE, engines/demo or models/demo/bundle)"
     )
 
 
@@ -194,12 +226,19 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto", metavar="NAME",
         help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or onnxruntime for either of the last two (auto)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (one per core)")
+    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (one per core)")
     parser.add_argument(
-        "--input-size", type=int, metavar="N",
+        "--input-size", type=count, metavar="N",
         help="side in pixels of what the network sees (the bundle's own); a smaller one is faster and loses small things",
     )  # fmt: skip
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    parser.add_argument("--cache", type=path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say on stderr what is opened; twice: how long each step takes",
+    )
 
 
 def _open(options: argparse.Namespace) -> "Session":
@@ -348,10 +387,14 @@ def _expand(names: Sequence[str], out: Path) -> Iterator[Path]:
 def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise UsageError("give height x width in pixels, for example 480x640", subject=f"--size {text!r}")
-    return int(height), int(width)
+    size = re.fullmatch(r"0*([1-9][0-9]{0,8})[xX]0*([1-9][0-9]{0,8})", text.strip())
+    if not size:
+        raise UsageError(
+            "expected height x width in pixels, at least 1 each",
+            "give for example 480x640",
+            subject=f"--size {shown(text)}",
+        )
+    return int(size[1]), int(size[2])
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -75,7 +75,10 @@ class Preprocessing:
         cure = "give height and width in whole pixels"
         height, width = (whole(edge, "an edge of the picture", -1, 1 << 31, cure) for edge in (height, width))
         if height < 1 or width < 1:
-            raise PictureInvalid(f"a picture of {width}x{height} has no pixels; both edges must be at least 1")
+            raise PictureInvalid(
+                f"a picture of {width}x{height} has no pixels; both edges must be at least 1",
+                "give a picture with pixels",
+            )
         scale = self.side / (min(height, width) if self.fit == "short" else math.sqrt(height * width))
         return self._edge(height * scale), self._edge(width * scale)
 

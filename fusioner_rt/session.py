@@ -1,5 +1,6 @@
 """`Session`: pictures and words to masks."""
 
+import logging
 import os
 import threading
 import time
@@ -41,6 +42,8 @@ KEPT_LIMIT = 4_000_000_000
 """Maximum bytes of probabilities of one `segment` call."""
 
 _MOST_THREADS = 1024
+_WITH_WINDOWS = "bundles of training-free CLIP have windows, where their sizes let inputs be as small as one"
+_log = logging.getLogger("fusioner_rt")
 _WAITING = 32  # maximum of pictures that wait for others of their input size
 
 
@@ -72,6 +75,7 @@ class Session:
         BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
+        start = time.perf_counter()
         check_requested(backend)
         if threads is not None:
             cure = f"give 1 to {_MOST_THREADS}, or leave it out for one per core"
@@ -84,6 +88,13 @@ class Session:
         self._vocabulary: Vocabulary | None = None
         self._noted: tuple[Vocabulary, str | None] | None = None
         self._text = TextEncoder(self.bundle, self._executor.text, TextCache(folder))
+        self._told: set[str] = set()
+        seconds, opened = time.perf_counter() - start, self._backend
+        _log.info("opened %s with %s, %s, in %.2f s", self.bundle.folder, opened.effective, opened.why, seconds)
+        for name, reason in opened.passed_over:
+            _log.debug("passed over %s: %s", name, reason)
+        self._tell(opened.note, self.bundle.note, opened.unproved)
+        self._tell_what_ran()
 
     @property
     def backend(self) -> Backend:
@@ -133,6 +144,9 @@ class Session:
         Raises WordsInvalid, TooManyWords, TemplatesInvalid.
         """
         self._vocabulary = self._encode_words(words, templates, background)
+        _log.info("words: %d, %d for the background", len(self.words), self._vocabulary.asked.owners.count(0))
+        if _log.isEnabledFor(logging.WARNING):
+            self._tell(*self.notes)
 
     @overload
     def encode(self, picture: Picture | EncodedPicture, window: Window = "whole") -> EncodedPicture: ...
@@ -264,6 +278,11 @@ class Session:
             call.reserve(edges)
             call.add(index, rgb, self._waiting(given, rgb, edges, index, watch, window))
         results = call.finish()
+        self._tell_what_ran()
+        if _log.isEnabledFor(logging.DEBUG):
+            for given, result in zip(pictures, results, strict=True):
+                stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in result.timing.items() if taken)
+                _log.debug("segment %s, %d words, ms: %s", describe(given), len(result.words), stages)
         return results if many else results[0]
 
     def segment_on_device(
@@ -313,6 +332,18 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _tell(self, *notes: str | None) -> None:
+        """Log notes, each once in a session's life."""
+        for note in notes:
+            if note and note not in self._told:
+                self._told.add(note)
+                _log.warning("%s", note)
+
+    def _tell_what_ran(self) -> None:
+        """Log the notes that running adds."""
+        if _log.isEnabledFor(logging.WARNING):
+            self._tell(self._text.cache.note, *self._executor.notes)
+
     def _check_open(self) -> None:
         if self._closed:
             raise session_closed()
@@ -352,7 +383,7 @@ class Session:
         if window == "sliding" and self.bundle.windows is None:
             raise UsageError(
                 f"the bundle in {self.bundle.folder} has no sliding windows",
-                "leave window out; bundles of training-free CLIP have windows, where their sizes let inputs be as small as one",
+                Spelled(f"leave window= out; {_WITH_WINDOWS}", f"leave --window out; {_WITH_WINDOWS}"),
             )
 
     def _prepare(self, rgb: np.ndarray, size: tuple[int, int], name: str) -> Waiting:
