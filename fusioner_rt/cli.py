@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .argument_checks import shown
-from .command_parser import CommandParser, count, path, unforeseen
+from .command_parser import CommandParser, count, path_argument, unforeseen
 from .errors import (
     BackendUnavailable,
     FusionerError,
@@ -124,7 +124,7 @@ def _told(verbose: int) -> Iterator[None]:
 
 def _given(text: str) -> str:
     """A picture or folder, as it was given."""
-    path(text)
+    path_argument(text)
     return text
 
 
@@ -151,20 +151,20 @@ def _parser() -> argparse.ArgumentParser:
         "--words", nargs="+", metavar="WORD",
         help='what to look for: "cat, red sofa", "cat, sofa|couch" where two words mean one thing',
     )  # fmt: skip
-    asked.add_argument("--words-file", type=path, metavar="FILE", help="what to look for, a word per line")
+    asked.add_argument("--words-file", type=path_argument, metavar="FILE", help="what to look for, a word per line")
     segment.add_argument(
         "--background", nargs="+", metavar="WORD",
         help='words whose pixels belong to nothing, for example "wall, sky", or common for a list of them',
     )  # fmt: skip
     segment.add_argument(
         "--out",
-        type=path,
+        type=path_argument,
         default=Path("output"),
         metavar="DIR",
         help="folder for results, made where it is missing (output)",
     )
     segment.add_argument(
-        "--json", type=path, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
+        "--json", type=path_argument, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
     )
     segment.add_argument("--labels", action="store_true", help="also write each label map as PNG, value n = word n")
     segment.add_argument(
@@ -208,7 +208,9 @@ def _parser() -> argparse.ArgumentParser:
         "words", help="list or clear the cached words",
         description="List the words whose vectors are cached on disk; they are not encoded again.",
     )  # fmt: skip
-    words.add_argument("--cache", type=path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    words.add_argument(
+        "--cache", type=path_argument, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)"
+    )
     words.add_argument("--clear", action="store_true", help="remove them all")
     words.set_defaults(run=_words)
     return parser
@@ -216,7 +218,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_engine_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--engine", type=path, metavar="DIR", help="engine bundle (FUSIONER_ENGINE, engines/demo or models/demo/bundle)"
+        "--engine",
+        type=path_argument,
+        metavar="DIR",
+        help="engine bundle (FUSIONER_ENGINE, engines/demo or models/demo/bundle)",
     )
 
 
@@ -231,7 +236,9 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
         "--input-size", type=count, metavar="N",
         help="side in pixels of what the network sees (the bundle's own); a smaller one is faster and loses small things",
     )  # fmt: skip
-    parser.add_argument("--cache", type=path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    parser.add_argument(
+        "--cache", type=path_argument, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)"
+    )
     parser.add_argument(
         "-v",
         "--verbose",

@@ -19,7 +19,7 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains\n")
 
 
-def path(text: str) -> Path:
+def path_argument(text: str) -> Path:
     """A path of a command line."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{shown(text)} is no path, the path of a file or folder was expected")
