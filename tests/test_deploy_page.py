@@ -55,7 +55,7 @@ NOT_MET = {
     "size is …x… pixels; the kernels make edges of 1 to …; give a smaller one",
     "a batch of … pictures; expected 1 to …",
     "… lies at …; expected an address that is a multiple of 16",
-    "… lies on GPU …; expected memory of …: copy it there",
+    "… lies on GPU …; expected memory of …; copy it there",
     "… at … is no memory of a GPU (…); expected memory of …",
 }
 
