@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import Spelled, UsageError
 
 
@@ -32,14 +30,18 @@ def whole(given: Any, name: str, least: int, most: int, cure: str) -> int:
         number = operator.index(given)
     except TypeError:
         number = least - 1
-    if isinstance(given, (bool, np.bool_)) or not least <= number <= most:
+    if isinstance(given, bool) or not least <= number <= most:
         raise UsageError(named(name, given), cure)
     return number
 
 
 def flag(given: Any, name: str) -> bool:
     """True or False."""
-    if not isinstance(given, (bool, np.bool_)):
+    kind = type(given)
+    if kind is not bool and (kind.__module__, kind.__name__.rstrip("_")) != (
+        "numpy",
+        "bool",
+    ):  # which is not imported here
         raise UsageError(named(name, given), "give True or False")
     return bool(given)
 
