@@ -73,6 +73,7 @@ class Disagreement(FusionerError):
     """A candidate computes something else than the model."""
 
     exit_code = 96
+    is_input = False
 
 
 class Failed(Exception):

@@ -27,6 +27,7 @@ class MachineBusy(FusionerError):
     """Other processes are running: times would tell of them."""
 
     exit_code = 92
+    is_input = False
 
 
 def check_idle(busy: bool) -> None:

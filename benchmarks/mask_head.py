@@ -52,6 +52,7 @@ class Disagreement(FusionerError):
     """A candidate computes something else than the mask head's definition."""
 
     exit_code = 97
+    is_input = False
 
 
 def measure(case: Case, given: argparse.Namespace, bar: tqdm[Any]) -> list[Row]:

@@ -40,6 +40,7 @@ class Disagreement(FusionerError):
     """A scoring gives other labels than its definition."""
 
     exit_code = 97
+    is_input = False
 
 
 def head(scoring: str, threads: int) -> MaskHead:

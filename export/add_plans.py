@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 
 from export.stages import hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
-from fusioner_rt.command_parser import CommandParser  # noqa: E402
+from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -53,12 +53,14 @@ class PlansDisagree(FusionerError):
     """On this GPU the new plans give other masks than the graphs they were built from."""
 
     exit_code = 94
+    is_input = False
 
 
 class BundleChanged(FusionerError):
     """The bundle is no longer the one that plans were built for."""
 
     exit_code = 95
+    is_input = False
 
 
 def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, **options: Any) -> dict[str, Any]:
@@ -81,6 +83,10 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     before = (folder / MANIFEST).read_bytes()
     bundle = Bundle.open(folder, plans=False)
     _refuse_bf16(bundle, backend)
+    if pictures is not None and not pictures.is_dir():
+        raise UsageError(
+            "is no folder", "name one that holds pictures, to compare masks on", subject=f"--pictures {pictures}"
+        )
     asked = build_plans.PlanOptions(backend, precision=bundle.precision, **options)
     build_plans.check(asked, needed=True)
     out = folder.absolute()
@@ -236,11 +242,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="add_plans.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="BUNDLE", help="the bundle's folder, such as engines/demo")
+    parser.add_argument(
+        "folder", type=path_argument, metavar="BUNDLE", help="the bundle's folder, such as engines/demo"
+    )
     parser.add_argument("--backend", choices=("tensorrt", "tensorrt-rtx"), required=True, help="what runs the plans")
     plan_arguments.add_to(parser)
     parser.add_argument(
-        "--pictures", type=Path, metavar="DIR", help="photographs to compare masks on (default: docs/pictures)"
+        "--pictures", type=path_argument, metavar="DIR", help="photographs to compare masks on (default: docs/pictures)"
     )
     return parser.parse_args(arguments)
 
@@ -258,6 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"add_plans: the Python package {error.name} is not installed; pip install {error.name}", file=sys.stderr)
         return 90
+    except OSError as error:
+        print(f"add_plans: {unforeseen(error)}", file=sys.stderr)
+        return UsageError.exit_code
     except KeyboardInterrupt:
         print(f"add_plans: interrupted; {folder} is as it was", file=sys.stderr)
         return 130

@@ -50,6 +50,7 @@ from training.encoders.bert import Bert
 from training.model import IDENTITY, LONGEST_EDGE, Fusioner, FusionerConfig
 
 MAX_WORDS = 65535  # a label map has 16 bits
+MAX_BATCH = 1024
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -118,6 +119,10 @@ class Build:
                 f"a label map numbers its words with 16 bits, {MAX_WORDS} at most",
                 "give fewer",
                 subject=f"--max-words {options.max_words}",
+            )
+        if options.max_batch > MAX_BATCH:
+            raise UsageError(
+                f"at most {MAX_BATCH} pictures run at once", "give fewer", subject=f"--max-batch {options.max_batch}"
             )
         self.plan_options = build_plans.PlanOptions(
             build_plans.choose(options.backend), options.build_for, options.profiles, options.timing_cache,

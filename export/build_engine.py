@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import shutil
 import sys
@@ -20,7 +21,8 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 from export.options import Options, named  # noqa: E402
 from export.stages import Stages, hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
-from fusioner_rt.command_parser import CommandParser  # noqa: E402
+from fusioner_rt.argument_checks import shown  # noqa: E402
+from fusioner_rt.command_parser import CommandParser, count, path_argument, unforeseen  # noqa: E402
 from fusioner_rt.cures import CLIP_MODELS, INSTALL_TRAINING  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
@@ -59,18 +61,21 @@ class OutputNotABundle(FusionerError):
     """The output folder holds something else."""
 
     exit_code = 86
+    is_input = True
 
 
 class LibraryMissing(FusionerError):
     """A library the build needs is not installed; the runtime alone does not bring it."""
 
     exit_code = 90
+    is_input = False
 
 
 class InputUnreadable(FusionerError):
     """A file the build reads, other than those with errors of their own, cannot be read."""
 
     exit_code = 89
+    is_input = True
 
 
 def build(options: Options, shown: bool = True) -> list[Row]:
@@ -79,6 +84,13 @@ def build(options: Options, shown: bool = True) -> list[Row]:
     Raises what the stages raise, all of it FusionerError: CheckpointError, WeightsNotFound, UsageError,
     PrecisionNotReached, ParityFailed, BatchFailed, WordsFailed, KernelsNotCompiled, TensorRTMissing and others.
     """
+    from fusioner_rt.atomic_files import left_where_filled
+
+    with left_where_filled(options.out):
+        return _build(options, shown)
+
+
+def _build(options: Options, shown: bool) -> list[Row]:
     from fusioner_rt.atomic_files import check_replaceable, replace_folder, unwritable
     from fusioner_rt.manifest import MANIFEST
 
@@ -132,17 +144,17 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--checkpoint",
-        type=Path,
+        type=path_argument,
         help="folder with config.json and weights.safetensors (default: the demonstration model)",
     )
     add(
         "--image-weights",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="where the image encoder's weights lie now, if not where the "
         "checkpoint says; known again by their sha256. Of an encoder pair in one file, one flag is enough",
     )
-    add("--text-weights", type=Path, metavar="FILE_OR_FOLDER", help="likewise, the text encoder's")
+    add("--text-weights", type=path_argument, metavar="FILE_OR_FOLDER", help="likewise, the text encoder's")
     add(
         "--model",
         choices=CLIP_MODELS,
@@ -171,11 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     for offered_nowhere in NOT_OFFERED:
         add(f"--{offered_nowhere}", action="store_true", help=argparse.SUPPRESS)
-    add("--out", type=Path, help="folder to write (default: engines/NAME, as in models/NAME/checkpoint)")
-    add("--max-words", type=_positive, default=256, metavar="N", help="longest vocabulary (default: 256)")
+    add("--out", type=path_argument, help="folder to write (default: engines/NAME, as in models/NAME/checkpoint)")
+    add("--max-words", type=count, default=256, metavar="N", help="longest vocabulary (default: 256)")
     add(
         "--max-batch",
-        type=_positive,
+        type=count,
         default=8,
         metavar="N",
         help="most pictures, or independent words, at once (default: 8)",
@@ -201,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         "needed. With sm_80 comes a portable form, which a GPU newer than all of them compiles when it loads it. In the same list, kernels "
         "that no session launches: float16 (features in half precision), masks, probabilities (default: all)",
     )
-    add("--pictures", type=Path, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")
+    add("--pictures", type=path_argument, metavar="DIR", help="photographs the gates run on (default: docs/pictures)")
     return parser
 
 
@@ -233,16 +245,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     return Options(**vars(found), chosen=chosen, command=f"python export/build_engine.py {again}".strip())
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _three(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not MIN,OPT,MAX in pixels, such as 256,512,1024")
+    if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not MIN,OPT,MAX in pixels, such as 256,512,1024")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
@@ -264,6 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FusionerError as error:
         print(f"build_engine: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"build_engine: {unforeseen(error)}", file=sys.stderr)
+        return UsageError.exit_code
     except KeyboardInterrupt:
         print(f"build_engine: interrupted; {options.out if options else 'the bundle'} is as it was", file=sys.stderr)
         return 130

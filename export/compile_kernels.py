@@ -19,6 +19,7 @@ class KernelsNotCompiled(FusionerError):
     """Triton or its assembler gives no usable kernel."""
 
     exit_code = 93
+    is_input = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def choice(asked: str) -> Choice:
     if not named <= {"all", *gpus, *EXTRAS}:
         raise UsageError(
             f"expected all, none, or some of {','.join(gpus)}, and beside them any of {','.join(EXTRAS)}",
-            subject=f"--kernels {asked}",
+            "name some of these with commas between them, such as --kernels sm_80,sm_90",
+            subject=f"--kernels {asked!r}",
         )
     some = () if "all" in named else tuple(target for name, target in gpus.items() if name in named)
     return Choice(some or TARGETS, tuple(extra for extra in EXTRAS if extra in named))

@@ -71,30 +71,35 @@ class ParityFailed(FusionerError):
     """The graphs err more than precision explains, or draw other masks than PyTorch."""
 
     exit_code = 82
+    is_input = False
 
 
 class BatchFailed(FusionerError):
     """A picture's result depends on the batch it is in."""
 
     exit_code = 83
+    is_input = False
 
 
 class WordsFailed(FusionerError):
     """Permuting the vocabulary does more than permute the masks."""
 
     exit_code = 84
+    is_input = False
 
 
 class SmallTextFailed(FusionerError):
     """Rounded weights of the text encoder change what words mean."""
 
     exit_code = 98
+    is_input = False
 
 
 class NoPictures(FusionerError):
     """The folder for the gates holds no picture."""
 
     exit_code = 85
+    is_input = True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ to_coco        one COCO document of many results
 FusionerError  the base class of all errors; `fusioner_rt.errors` lists the kinds
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
+
+logging.getLogger("fusioner_rt").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 __all__ = ["EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "__version__", "to_coco"]

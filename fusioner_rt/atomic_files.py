@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,6 +78,21 @@ def check_replaceable(folder: Path) -> None:
             "mount the folder above it, or build in a copy and copy that here",
             subject=folder,
         )
+
+
+@contextlib.contextmanager
+def left_where_filled(*folders: Path) -> Iterator[None]:
+    """Folders that the work makes, and those above them, go again where it fails and leaves them empty."""
+    made = [
+        place for folder in map(Path.absolute, folders) for place in (folder, *folder.parents) if not place.exists()
+    ]
+    try:
+        yield
+    except BaseException:
+        for place in made:
+            with contextlib.suppress(OSError):  # it holds something
+                place.rmdir()
+        raise
 
 
 def writable_folder(folder: Path) -> Path:

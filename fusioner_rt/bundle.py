@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .argument_checks import as_path, named, whole
 from .atomic_files import write_atomically
 from .bundle_places import bundles_in, named_bundles
 from .cures import GET_ONE, OPEN_AGAIN, PLACES, build_command, in_checkout, is_checkout, plans_command, rebuild, restore
@@ -20,6 +21,7 @@ from .errors import (
     KernelsUnusable,
     ManifestInvalid,
     SizeOutsideProfile,
+    Spelled,
     UsageError,
 )
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, FileEntry, Manifest
@@ -91,11 +93,17 @@ class Bundle(Manifest):
         """The same bundle with another `Preprocessing.side`; None keeps its own. Raises UsageError outside its profile."""
         if side is None:
             return self
-        if isinstance(side, bool) or not isinstance(side, int) or not self._fits(side):
+        try:
+            side = whole(side, "input_size", self.size.min, self.size.max, "")
+            fits = self._fits(side)
+        except UsageError:
+            fits = False
+        if not fits:
             takes, own = [s for s in range(self.size.min, self.size.max + 1) if self._fits(s)], self.preprocessing.side
+            whole_numbers = f"whole numbers of {takes[0]} to {takes[-1]}" if takes else "no other than its own"
+            found, expected = named("input_size", side), f"the bundle in {self.folder} takes {whole_numbers}"
             raise UsageError(
-                f"input_size is {side!r}; the bundle in {self.folder} takes "
-                + (f"whole numbers of {takes[0]} to {takes[-1]}" if takes else "no other than its own"),
+                Spelled(f"{found}; {expected}", f"{found.command}; {expected}"),
                 f"give one of those; its own is {own}" if takes else f"leave it out; its own is {own}",
             )
         return replace(self, preprocessing=replace(self.preprocessing, side=side))
@@ -164,9 +172,8 @@ def locate_bundle(given: str | os.PathLike[str] | None = None) -> FoundBundle:
     Raises BundleMissing, UsageError.
     """
     if given is not None:
-        if not isinstance(given, (str, os.PathLike)):
-            raise UsageError(f"the bundle is given as {given!r}", "give the path of its folder, or its name")
-        return _named(os.fsdecode(given), "it was named")
+        as_path(given, "the bundle")
+        return _named(os.fspath(given), "it was named")
     if from_environment := os.environ.get("FUSIONER_ENGINE"):
         return _named(from_environment, "FUSIONER_ENGINE names it")
     for place in PLACES:
@@ -180,7 +187,10 @@ def locate_bundle(given: str | os.PathLike[str] | None = None) -> FoundBundle:
         return FoundBundle(bundle.folder, f"none was named; {name}, {bundle.source}{others}")
     raise BundleMissing(
         f"no engine bundle was named, none lies in {' or '.join(PLACES)} below {Path.cwd()}, and none is installed or fetched",
-        f"name one with --engine DIR or FUSIONER_ENGINE, {_get_one(Path(PLACES[0]))}",
+        Spelled(
+            f"name one, also by FUSIONER_ENGINE, {_get_one(Path(PLACES[0]))}",
+            f"name one with --engine DIR or FUSIONER_ENGINE, {_get_one(Path(PLACES[0]))}",
+        ),
     )
 
 
@@ -231,7 +241,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         another = "change or unset FUSIONER_ENGINE, name another" if by_environment else "name another"
         raise BundleMissing(
             f"{found}, an engine bundle was expected",
-            f"{another} with --engine DIR, {_get_one(folder)}",
+            Spelled(f"{another}, {_get_one(folder)}", f"{another} with --engine DIR, {_get_one(folder)}"),
             subject=folder,
         ) from None
     except NotADirectoryError:

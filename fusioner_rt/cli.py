@@ -1,22 +1,34 @@
 """The command line: `fusioner-rt segment | info | doctor | words | fetch`."""
 
 import argparse
+import contextlib
 import io
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .command_parser import CommandParser
-from .errors import BackendUnavailable, FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
+from .argument_checks import shown
+from .command_parser import CommandParser, count, path_argument, unforeseen
+from .errors import (
+    BackendUnavailable,
+    FusionerError,
+    OutputUnwritable,
+    OverlayTooLarge,
+    PicturesFailed,
+    Spelled,
+    UsageError,
+    as_command,
+)
 
 if TYPE_CHECKING:
     from .preprocess import Preprocessing
@@ -103,22 +115,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     # The runtime has its own, stricter limit for huge pictures.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-    notes = _Notes()
-    logging.getLogger("fusioner_rt").addHandler(notes)
     try:
-        code: int = options.run(options)
+        with _told(getattr(options, "verbose", 0)):
+            code: int = options.run(options)
         sys.stdout.flush()
         return code
     except FusionerError as error:
         return _print_error(error)
-    except KeyboardInterrupt:
-        print("fusioner-rt: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of stdout closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        return _print_error(unforeseen(error))
+    except KeyboardInterrupt:
+        print("fusioner-rt: interrupted", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def _told(verbose: int) -> Iterator[None]:
+    """Show the log on stderr, but for the notes, which are printed anyway. verbose: how often -v was given."""
+    logger = logging.getLogger("fusioner_rt")
+    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    handler.setFormatter(logging.Formatter("fusioner-rt: %(message)s"))
+    handler.addFilter(lambda record: record.levelno < logging.WARNING)
+    if verbose:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    try:
+        yield
     finally:
-        logging.getLogger("fusioner_rt").removeHandler(notes)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _given(text: str) -> str:
+    """A picture or folder, as it was given."""
+    path_argument(text)
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "pictures",
         nargs="*",
+        type=_given,
         metavar="PICTURE",
         help="picture files, folders of them, patterns in quotes, or - for stdin",
     )
@@ -147,20 +182,20 @@ def _parser() -> argparse.ArgumentParser:
         "--words", nargs="+", metavar="WORD",
         help='what to look for: "cat, red sofa", "cat, sofa|couch" where two words mean one thing',
     )  # fmt: skip
-    asked.add_argument("--words-file", type=Path, metavar="FILE", help="what to look for, a word per line")
+    asked.add_argument("--words-file", type=path_argument, metavar="FILE", help="what to look for, a word per line")
     segment.add_argument(
         "--background", nargs="+", metavar="WORD",
         help='words whose pixels belong to nothing, for example "wall, sky", or common for a list of them',
     )  # fmt: skip
     segment.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         default=Path("output"),
         metavar="DIR",
         help="folder for results, made where it is missing (output)",
     )
     segment.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
+        "--json", type=path_argument, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
     )
     segment.add_argument(
         "--legend", choices=("below", "right", "none"), default="below",
@@ -225,7 +260,9 @@ def _parser() -> argparse.ArgumentParser:
         "words", help="list or clear the cached words",
         description="List the words whose vectors are cached on disk; they are not encoded again.",
     )  # fmt: skip
-    words.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    words.add_argument(
+        "--cache", type=path_argument, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)"
+    )
     words.add_argument("--clear", action="store_true", help="remove them all")
     words.set_defaults(run=_words)
 
@@ -247,6 +284,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_engine_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
+        type=path_argument,
         metavar="DIR",
         help="engine bundle, or the name of an installed or fetched one (FUSIONER_ENGINE, engines/demo, models/demo/bundle, "
         "or what is installed)",
@@ -259,12 +297,21 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto", metavar="NAME",
         help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or onnxruntime for either of the last two (auto)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (one per core)")
+    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (one per core)")
     parser.add_argument(
-        "--input-size", type=int, metavar="N",
+        "--input-size", type=count, metavar="N",
         help="side in pixels of what the network sees (the bundle's own); a smaller one is faster and loses small things",
     )  # fmt: skip
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    parser.add_argument(
+        "--cache", type=path_argument, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)"
+    )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say on stderr what is opened; twice: how long each step takes",
+    )
 
 
 def _open(options: argparse.Namespace) -> "Session":
@@ -310,11 +357,8 @@ def _segment(options: argparse.Namespace) -> int:
     pictures = named_pictures(options.pictures, out)
     report = _Report(out, overlay, options)
     failures: list[FusionerError] = []
-    with _open(options) as session:
+    with _notes_on_stderr(), _open(options) as session:
         session.set_vocabulary(words, background=background)
-        for note in (session.backend.note, *session.notes):
-            if note:
-                print(f"fusioner-rt: note: {' '.join(note.split())}", file=sys.stderr)
         bar = _Bar(len(pictures))
         for name, picture in pictures:
             try:
@@ -422,10 +466,14 @@ class _Report:
 def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise UsageError("give height x width in pixels, for example 480x640", subject=f"--size {text!r}")
-    return int(height), int(width)
+    size = re.fullmatch(r"0*([1-9][0-9]{0,8})[xX]0*([1-9][0-9]{0,8})", text.strip())
+    if not size:
+        raise UsageError(
+            "expected height x width in pixels, at least 1 each",
+            "give for example 480x640",
+            subject=f"--size {shown(text)}",
+        )
+    return int(size[1]), int(size[2])
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -496,7 +544,7 @@ def _facts(session: "Session", found: str) -> dict[str, dict[str, Any]]:
             "encoders": ", ".join(bundle.encoders) or "not said",
             "weights": f"random: {', '.join(bundle.random_weights)}" if bundle.random_weights else "trained",
         },
-        "cache": {"folder": str(session.cache_folder), "notes": cache.note or "none"},
+        "cache": {"folder": str(session.cache_folder), "notes": as_command(cache.note or "none")},
     }
 
 
@@ -611,17 +659,26 @@ class _Bar:
 
 
 class _Notes(logging.Handler):
-    """What the runtime logs, a line each on stderr."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    """What the runtime warns of, a line each on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        spelled = (as_command(given) for given in record.args or () if isinstance(given, Spelled))
         start = "\r\033[K" if sys.stderr.isatty() else ""  # over a progress bar
-        print(f"{start}fusioner-rt: note: {' '.join(record.getMessage().split())}", file=sys.stderr)
+        text = " ".join(next(spelled, record.getMessage()).split())
+        print(f"{start}fusioner-rt: note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _notes_on_stderr() -> Iterator[None]:
+    logger, notes = logging.getLogger("fusioner_rt"), _Notes(logging.WARNING)
+    logger.addHandler(notes)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
 
 
 def _print_error(error: FusionerError) -> int:
     """Print an error as one line on stderr. Returns its exit code."""
-    print(f"fusioner-rt: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"fusioner-rt: {error.as_command()}", file=sys.stderr)
     return error.exit_code

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle_places import named_bundles
+from .errors import Spelled
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST
 from .plans import LISTED
 
@@ -16,6 +17,9 @@ PLACES = ("engines/demo", "models/demo/bundle")
 _DEMONSTRATION = tuple(Path(place) for place in (*PLACES, "models/demo", "fusioner_rt_demo/bundle"))
 GET_ONE = "install the demonstration (pip install ./models/demo in a checkout of fusioner-rt), or fetch one: fusioner-rt fetch URL"
 
+WRITABLE_CACHE = Spelled(
+    "name a writable folder with cache= or FUSIONER_CACHE", "name a writable folder with --cache or FUSIONER_CACHE"
+)
 OPEN_AGAIN = "close this session and open the bundle again"
 INSTALL_DRIVER = "install NVIDIA's driver, or a newer one"
 CUDA_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"

@@ -236,7 +236,11 @@ def _has_more(image: "Image") -> bool:
 
 def _check_pixels(width: int, height: int, name: str) -> None:
     if width < 1 or height < 1:
-        raise PictureInvalid(f"has no pixels ({width}x{height}); both edges must be at least 1", subject=name)
+        raise PictureInvalid(
+            f"has no pixels ({width}x{height}); both edges must be at least 1",
+            "give a picture with pixels",
+            subject=name,
+        )
     if width * height > PIXEL_LIMIT:
         raise PictureTooLarge(
             f"{width}x{height} is {width * height / 1e6:.0f} million pixels, at most "

@@ -44,7 +44,9 @@ class DeviceArray:
         names = {"<f2": "float16", "<f4": "float32", "<i4": "int32", "<u2": "uint16", "|u1": "uint8"}
         dtype = names.get(interface["typestr"])
         if dtype is None:
-            raise DeviceArrayInvalid(f"{name} has dtype {interface['typestr']}; expected one of {', '.join(DTYPES)}")
+            raise DeviceArrayInvalid(
+                f"{name} has dtype {interface['typestr']}; expected one of {', '.join(DTYPES)}", "convert it first"
+            )
         described = cls(int(interface["data"][0]), tuple(interface["shape"]), dtype)
         if not _contiguous(described, interface.get("strides")):
             raise DeviceArrayInvalid(f"{name} has strides {interface['strides']}", "make it contiguous")

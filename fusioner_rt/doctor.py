@@ -204,7 +204,7 @@ def report(findings: Findings) -> str:
     for warning in findings.warnings:
         add("warning", warning.what, "!", warning.cure)
     lines.append(
-        f"backend=auto runs {findings.auto}"
+        f"--backend auto runs {findings.auto}"
         if findings.auto
         else f"no backend works; {LADDER[-1]} takes least to be cured"
     )
@@ -260,7 +260,7 @@ def _attempt(call: Callable[[], _T]) -> tuple[_T | None, FusionerError | None]:
     try:
         return call(), None
     except FusionerError as error:
-        return None, type(error)(*error.args)  # without the traceback, which keeps alive what failed
+        return None, error.as_command()  # without the traceback, which keeps alive what failed
     except Exception as error:  # a broken installation raises anything
         return None, BackendUnavailable(one_line(error), "reinstall what it comes from", subject=type(error).__name__)
 

@@ -31,6 +31,13 @@ class EncodedPicture:
     source: str | None = None
 
     def __post_init__(self) -> None:
+        made = all(isinstance(array, np.ndarray) for array in (self.picture, self.encoded))
+        made = made and self.picture.dtype == np.uint8 and self.picture.ndim == 3 and self.picture.shape[2] == 3
+        made = made and isinstance(self.input_size, tuple) and len(self.input_size) == 2
+        if not (made and all(isinstance(text, str) for text in (self.backend, self.picture_sha256, self.window))):
+            raise UsageError(
+                "an encoded picture's fields are not as they are described", "take what Session.encode returns"
+            )
         for array in (self.picture, self.encoded):
             array.flags.writeable = False
 

@@ -9,8 +9,9 @@ falls back to another.
 from dataclasses import dataclass
 from pathlib import Path
 
+from .argument_checks import shown
 from .bundle import Bundle
-from .errors import BackendUnavailable, FusionerError, one_line
+from .errors import BackendUnknown, FusionerError, one_line
 from .executor_interface import Executor
 from .open_backend import open_rung
 
@@ -38,9 +39,9 @@ class Backend:
 
 
 def check_requested(requested: str) -> None:
-    """Raises BackendUnavailable for a name outside CHOICES."""
-    if requested not in CHOICES:
-        raise BackendUnavailable(f"backend {requested!r} is unknown", f"choose one of {', '.join(CHOICES)}")
+    """Raises BackendUnknown for a name outside CHOICES."""
+    if not isinstance(requested, str) or requested not in CHOICES:
+        raise BackendUnknown(f"backend {shown(requested)} is unknown", f"choose one of {', '.join(CHOICES)}")
 
 
 def open_executor(
@@ -48,7 +49,7 @@ def open_executor(
 ) -> tuple[Executor, Backend]:
     """Open the best rung of `requested` that works. cache: folder for compiled kernels, or None.
 
-    Raises BackendUnavailable, or the error of the last rung with the expected better rungs added to its cure.
+    Raises BackendUnknown, or the error of the last rung with the expected better rungs added to its cure.
     """
     check_requested(requested)
     rungs = CHOICES[requested]
@@ -62,7 +63,9 @@ def open_executor(
                 continue
             if expected := _expected(bundle, passed_over):
                 better = f"better backends: {_listed(expected)}"
-                cure = f"{error.cure}; {better}" if error.cure else better
+                cure = (
+                    f"{error.cure}; {better}" if error.cure else better
+                )  # no cure of a backend is spelled in two ways
                 raise type(error)(error.found, cure, error.subject) from None
             raise
         except Exception as error:  # an unforeseen error of a library also rules the rung out

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from .errors import ManifestInvalid, PictureInvalid
+from .argument_checks import named, shown, whole
+from .errors import ManifestInvalid, PictureInvalid, UsageError
 from .json_fields import Field
 
 FITS = ("area", "short")
@@ -33,6 +35,15 @@ class Preprocessing:
     fit: str = "area"
 
     def __post_init__(self) -> None:
+        most = 1 << 31
+        for name in ("side", "multiple", "longest"):
+            object.__setattr__(self, name, whole(getattr(self, name), name, -most, most, "give a whole number"))
+        for name in ("resample", "fit"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(named(name, getattr(self, name)), "give a text")
+        for name in ("mean", "std"):
+            if not _is_three_numbers(getattr(self, name)):
+                raise UsageError(named(name, getattr(self, name)), "give three finite numbers")
         if not 1 <= self.multiple <= self.longest or self.side < 1:
             raise ManifestInvalid(
                 f"preprocessing: side {self.side}, multiple {self.multiple} and longest {self.longest} do not fit; "
@@ -61,8 +72,13 @@ class Preprocessing:
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Network input (h, w) of a picture of height x width pixels: same aspect, area about side² or short edge `side`."""
+        cure = "give height and width in whole pixels"
+        height, width = (whole(edge, "an edge of the picture", -1, 1 << 31, cure) for edge in (height, width))
         if height < 1 or width < 1:
-            raise PictureInvalid(f"a picture of {width}x{height} has no pixels; both edges must be at least 1")
+            raise PictureInvalid(
+                f"a picture of {width}x{height} has no pixels; both edges must be at least 1",
+                "give a picture with pixels",
+            )
         scale = self.side / (min(height, width) if self.fit == "short" else math.sqrt(height * width))
         return self._edge(height * scale), self._edge(width * scale)
 
@@ -79,7 +95,14 @@ class Preprocessing:
         """rgb: (H, W, 3) uint8. size: (h, w). Returns (h, w, 3) uint8, the picture itself where it has that size."""
         from PIL import Image
 
-        height, width = size
+        if not (
+            isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size
+        ):
+            given = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else shown(rgb)
+            raise PictureInvalid(f"the picture is {given}", "give a (H, W, 3) uint8 RGB array with pixels")
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise UsageError(named("size", size), "give height and width in pixels, (h, w)")
+        height, width = (whole(edge, "size", 1, 1 << 16, "give edges of 1 to 65536 pixels") for edge in size)
         image = Image.fromarray(rgb)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling[self.resample.upper()])
@@ -91,9 +114,19 @@ class Preprocessing:
         rgb: (H, W, 3) uint8. size: (h, w) of the result, by default `input_size(H, W)`.
         Returns (3, h, w) float32, C-contiguous.
         """
-        resized = self.resized(rgb, self.input_size(*rgb.shape[:2]) if size is None else size)
+        if size is None and isinstance(rgb, np.ndarray) and rgb.ndim == 3:
+            size = self.input_size(rgb.shape[0], rgb.shape[1])
+        resized = self.resized(rgb, size)  # type: ignore[arg-type]  # it looks at both
         gain, shift = self.gain_and_shift()
         planes = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
         planes *= gain[:, None, None]
         planes -= shift[:, None, None]
         return planes
+
+
+def _is_three_numbers(given: Any) -> bool:
+    return (
+        isinstance(given, (tuple, list))
+        and len(given) == 3
+        and all(isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number) for number in given)
+    )

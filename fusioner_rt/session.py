@@ -1,5 +1,6 @@
 """`Session`: pictures and words to masks."""
 
+import logging
 import os
 import threading
 import time
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 
 from . import sliding_windows
+from .argument_checks import as_path, choice, flag, shown, whole
 from .bundle import Bundle, find_bundle
 from .decode_picture import PIXEL_LIMIT, Picture, decode, describe, pictures_of
 from .encoder_output import EncodedPicture, source_of
-from .errors import FusionerError, UsageError, session_closed
+from .errors import FusionerError, Spelled, UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
-from .ladder import Backend, open_executor
+from .ladder import Backend, check_requested, open_executor
 from .pixel_arrays import Channels, check_channels
 from .results.segmentation import STAGES, Segmentation
 from .words.cache import TextCache, default_folder
@@ -40,6 +42,9 @@ WINDOWS = ("whole", "sliding")
 KEPT_LIMIT = 4_000_000_000
 """Maximum bytes of probabilities of one `segment` call."""
 
+_MOST_THREADS = 1024
+_WITH_WINDOWS = "bundles of training-free CLIP have windows, where their sizes let inputs be as small as one"
+_log = logging.getLogger("fusioner_rt")
 _WAITING = 32  # maximum of pictures that wait for others of their input size
 
 
@@ -75,17 +80,27 @@ class Session:
         BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
-        if threads is not None and not (isinstance(threads, int) and threads >= 1):
-            raise UsageError(f"threads is {threads!r}", "give 1 or more, or leave it out for one per core")
+        start = time.perf_counter()
+        check_requested(backend)
         self._channels = check_channels(channels)
+        if threads is not None:
+            cure = f"give 1 to {_MOST_THREADS}, or leave it out for one per core"
+            threads = whole(threads, "threads", 1, _MOST_THREADS, cure)
+        folder = None if cache is False else as_path(cache, "the cache") if cache is not None else default_folder()
         self.bundle = Bundle.open(find_bundle(bundle)).with_input_side(input_size)
-        folder = None if cache is False else Path(cache) if cache is not None else default_folder()
         self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
         self._closing = threading.Lock()
         self._closed = False
         self._vocabulary: Vocabulary | None = None
         self._noted: tuple[Vocabulary, str | None] | None = None
         self._text = TextEncoder(self.bundle, self._executor.text, TextCache(folder))
+        self._told: set[str] = set()
+        seconds, opened = time.perf_counter() - start, self._backend
+        _log.info("opened %s with %s, %s, in %.2f s", self.bundle.folder, opened.effective, opened.why, seconds)
+        for name, reason in opened.passed_over:
+            _log.debug("passed over %s: %s", name, reason)
+        self._tell(opened.note, self.bundle.note, opened.unproved)
+        self._tell_what_ran()
 
     @property
     def backend(self) -> Backend:
@@ -135,6 +150,9 @@ class Session:
         Raises WordsInvalid, TooManyWords, TemplatesInvalid.
         """
         self._vocabulary = self._encode_words(words, templates, background)
+        _log.info("words: %d, %d for the background", len(self.words), self._vocabulary.asked.owners.count(0))
+        if _log.isEnabledFor(logging.WARNING):
+            self._tell(*self.notes)
 
     @overload
     def encode(
@@ -261,6 +279,7 @@ class Session:
         """
         self._check_open()
         size = _check_options(size, threshold, mode)
+        probabilities = flag(probabilities, "probabilities")
         self._check_window(window)
         channels = self._channels if channels is None else check_channels(channels)
         pictures, many = _listed(picture)
@@ -278,6 +297,11 @@ class Session:
             call.reserve(edges)
             call.add(index, rgb, source_of(given), self._waiting(given, rgb, edges, index, watch, window))
         results = call.finish()
+        self._tell_what_ran()
+        if _log.isEnabledFor(logging.DEBUG):
+            for given, result in zip(pictures, results, strict=True):
+                stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in result.timing.items() if taken)
+                _log.debug("segment %s, %d words, ms: %s", describe(given), len(result.words), stages)
         return results if many else results[0]
 
     def segment_on_device(
@@ -313,6 +337,9 @@ class Session:
                 "turn them round on the device, frame.flip(-1).contiguous() in PyTorch, and pass channels='rgb'",
             )
         size = _check_options(size, threshold, "joint")
+        stream = whole(stream, "stream", 0, (1 << 64) - 1, "give a CUDA stream's handle, or 0 for the default stream")
+        if out is not None and not (isinstance(out, (tuple, list)) and len(out) == 2):
+            raise UsageError(f"out is {shown(out)}", "give two arrays in GPU memory: labels and confidence")
         vocabulary = self._vocabulary_of(words, background)
         thresholds = Thresholds(threshold, vocabulary.asked, self.bundle.threshold)
         request = Request(vocabulary.vectors, thresholds.least, "joint", False)
@@ -330,6 +357,18 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _tell(self, *notes: str | None) -> None:
+        """Log notes, each once in a session's life."""
+        for note in notes:
+            if note and note not in self._told:
+                self._told.add(note)
+                _log.warning("%s", note)
+
+    def _tell_what_ran(self) -> None:
+        """Log the notes that running adds."""
+        if _log.isEnabledFor(logging.WARNING):
+            self._tell(self._text.cache.note, *self._executor.notes)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -366,12 +405,11 @@ class Session:
         return sliding_windows.joined(features, input_size, bundle.windows, bundle.preprocessing.multiple), input_size
 
     def _check_window(self, window: str) -> None:
-        if window not in WINDOWS:
-            raise UsageError(f"window is {window!r}", f"choose {' or '.join(WINDOWS)}")
+        choice(window, "window", WINDOWS)
         if window == "sliding" and self.bundle.windows is None:
             raise UsageError(
                 f"the bundle in {self.bundle.folder} has no sliding windows",
-                "leave window out; bundles of training-free CLIP have windows, where --sizes lets inputs be as small as one",
+                Spelled(f"leave window= out; {_WITH_WINDOWS}", f"leave --window out; {_WITH_WINDOWS}"),
             )
 
     def _prepare(self, rgb: np.ndarray, size: tuple[int, int], name: str) -> Waiting:
@@ -395,10 +433,11 @@ class Session:
     def _unshared(self) -> str | None:
         if self.bundle.scoring != "softmax" or self._vocabulary is None or 0 in self._vocabulary.asked.owners:
             return None
-        return (
+        found = (
             "this bundle compares words with each other alone, and what is none of them goes to the nearest: name what else "
-            "may be in the picture as background words, or take background='common'"
+            "may be in the picture as background words, or take"
         )
+        return Spelled(f"{found} background='common'", f"{found} --background common")
 
     def _check_encoded(self, picture: EncodedPicture, window: Window) -> None:
         picture.check(self._backend.effective, self.bundle.picture_sha256, window)
@@ -418,7 +457,7 @@ class Session:
     ) -> Vocabulary:
         self._check_open()
         asked = parse_words(words, background)
-        check_count(asked.words, self.bundle.words.max, self.bundle.folder)
+        check_count(asked, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
         return self._text.encode_words(asked, chosen)
 
@@ -550,21 +589,23 @@ def _check_kept(size: int, words: int, height: int, width: int) -> None:
 
 def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | None:
     """Check the options of a call. Returns the size as two ints. Raises UsageError."""
-    if mode not in MODES:
-        raise UsageError(f"mode is {mode!r}", f"choose {' or '.join(MODES)}")
+    choice(mode, "mode", MODES)
     default = isinstance(threshold, str) and threshold == "default"
     for given in threshold.values() if isinstance(threshold, Mapping) else [] if default else [threshold]:
-        if isinstance(given, bool) or not (isinstance(given, Real) and 0 <= float(given) <= 1):  # NaN fails too
-            raise UsageError(f"the threshold is {given!r}", "give a probability within 0..1, or leave it out")
+        if isinstance(given, bool) or not (isinstance(given, Real) and 0 <= given <= 1):  # type: ignore[operator]  # NaN fails too
+            raise UsageError(f"the threshold is {shown(given)}", "give a probability within 0..1, or leave it out")
     if size is None:
         return None
     if not (
-        isinstance(size, (tuple, list, np.ndarray))
+        (isinstance(size, (tuple, list)) or (isinstance(size, np.ndarray) and size.ndim == 1))
         and len(size) == 2
-        and all(isinstance(edge, (int, np.integer)) and edge >= 1 for edge in size)
+        and all(isinstance(edge, (int, np.integer)) and not isinstance(edge, bool) and edge >= 1 for edge in size)
     ):
-        raise UsageError(f"the size is {size!r}", "give height and width in whole pixels, at least 1 each")
+        raise UsageError(f"the size is {shown(size)}", "give height and width in whole pixels, at least 1 each")
     height, width = (int(edge) for edge in size)
     if height * width > PIXEL_LIMIT:
-        raise UsageError(f"the size {height}x{width} is over {PIXEL_LIMIT / 1e6:.0f} million pixels", "give a smaller")
+        raise UsageError(
+            f"the size {shown(height)}x{shown(width)} is over {PIXEL_LIMIT / 1e6:.0f} million pixels",
+            "give a smaller one",
+        )
     return height, width

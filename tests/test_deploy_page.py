@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fusioner_rt import Session
+from fusioner_rt import Session, errors
 from fusioner_rt.errors import FusionerError
 
 ROOT = Path(__file__).parents[1]
@@ -51,10 +52,10 @@ NOT_MET = {
     "…: … programs for … pictures; a GPU takes at most 2**31 and 65535",
     "…: arguments …, expected …",
     "…: … is …, expected a multiple of 16",
-    "size is …x… pixels; the kernels make edges of 1 to …",
+    "size is …x… pixels; the kernels make edges of 1 to …; give a smaller one",
     "a batch of … pictures; expected 1 to …",
     "… lies at …; expected an address that is a multiple of 16",
-    "… lies on GPU …; expected memory of …: copy it there",
+    "… lies on GPU …; expected memory of …; copy it there",
     "… at … is no memory of a GPU (…); expected memory of …",
 }
 
@@ -237,9 +238,19 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_the_python_blocks_run_or_call_a_session_as_it_can_be(checkout: Path) -> None:
-    on_cpu, on_gpu = blocks("python")
+    on_cpu, on_gpu, in_a_service = blocks("python")
     said = run([sys.executable, "-c", on_cpu], checkout)
     assert "not tensorrt: " in said
+    service: dict[str, Any] = {}
+    exec(in_a_service, service)
+    of = {
+        errors.UsageError: 400,
+        errors.WordsInvalid: 422,
+        errors.PictureTooLarge: 413,
+        errors.SessionClosed: 500,
+        errors.BundleMissing: 500,
+    }
+    assert {kind: service["http_status"](kind("")) for kind in of} == of
     tree = ast.parse(on_gpu)
     calls = [
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("session.")

@@ -30,8 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fusioner_rt.atomic_files import writable_folder, writable_place, write_result
-from fusioner_rt.command_parser import CommandParser
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
+from fusioner_rt.errors import FusionerError, UsageError
 from training import evaluate, recipe, scoring
 from training.data import DataError
 from training.datasets.many import ManySets
@@ -133,14 +133,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m training.across", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("target", type=Path, help="a checkpoint folder, or an engine bundle")
-    add("--data", type=Path, required=True, metavar="DIR", help="the folder above the sets")
+    add("target", type=path_argument, help="a checkpoint folder, or an engine bundle")
+    add("--data", type=path_argument, required=True, metavar="DIR", help="the folder above the sets")
     add("--recipe", default="many", metavar="RECIPE", help="whose [sets] table says what they mean (many)")
     add("--background", metavar='"A, B"', help="of a bundle: hidden words asked beside the others, or common")
     add("--least", type=int, default=3, metavar="N", help="pictures a class needs to count in a mean (3)")
     add("--every", type=evaluate.count, default=1, metavar="N", help="take every N-th picture (1)")
-    add("--json", type=Path, metavar="FILE", help="every figure, per set and class")
-    add("--cache", type=Path, default=Path("runs/features"), metavar="DIR", help="kept features (runs/features)")
+    add("--json", type=path_argument, metavar="FILE", help="every figure, per set and class")
+    add(
+        "--cache",
+        type=path_argument,
+        default=Path("runs/features"),
+        metavar="DIR",
+        help="kept features (runs/features)",
+    )
     given = parser.parse_args(arguments)
     try:
         scores = run(given)
@@ -155,6 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FusionerError as error:
         print(f"training.across: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"training.across: {unforeseen(error)}", file=sys.stderr)
+        return UsageError.exit_code
     except KeyboardInterrupt:
         print("training.across: interrupted; nothing was written", file=sys.stderr)
         return 130

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fusioner_rt.command_parser import CommandParser
+from fusioner_rt.command_parser import CommandParser, path_argument
 from fusioner_rt.errors import UsageError
 from training import recipe
 from training.model import FusionerConfig
@@ -113,17 +113,21 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("recipe", nargs="?", metavar="RECIPE", help="a recipe's name, or a .toml file")
-    command.add_argument("--data", type=Path, metavar="DIR", help="the data folder")
-    command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/RECIPE[-foldN][-seedN]")
+    command.add_argument("--data", type=path_argument, metavar="DIR", help="the data folder")
+    command.add_argument("--out", type=path_argument, metavar="DIR", help="default: runs/RECIPE[-foldN][-seedN]")
     command.add_argument(
-        "--cache", type=Path, default=Path("runs/features"), metavar="DIR",
+        "--cache", type=path_argument, default=Path("runs/features"), metavar="DIR",
         help="where frozen features are kept (default: %(default)s; about 0.8 MB a picture with EfficientNet-Lite0)",
     )  # fmt: skip
     command.add_argument(
         "--download", action="store_true", help="fetch encoder weights that are not on this machine yet"
     )
     command.add_argument(
-        "--from", dest="start", type=Path, metavar="CHECKPOINT", help="start from a checkpoint of the same model"
+        "--from",
+        dest="start",
+        type=path_argument,
+        metavar="CHECKPOINT",
+        help="start from a checkpoint of the same model",
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     command.add_argument(

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from fusioner_rt.atomic_files import replace_folder
 from fusioner_rt.bundle import sha256
+from fusioner_rt.command_parser import path_argument
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
 from fusioner_rt.words.templates import PAPER_TEMPLATES
@@ -38,6 +39,7 @@ class CheckpointError(FusionerError):
     """A checkpoint is missing, damaged, or trained on other encoder weights than the installed ones."""
 
     exit_code = 71
+    is_input = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Moved:
         """--image-weights and --text-weights, for commands that load a checkpoint."""
         for kind, place in (("image", "FILE"), ("text", "FILE_OR_FOLDER")):
             parser.add_argument(
-                f"--{kind}-weights", type=Path, metavar=place,
+                f"--{kind}-weights", type=path_argument, metavar=place,
                 help=f"where the {kind} encoder's weights lie now, if not where the checkpoint says; they must be the same, "
                 "by their sha256. Of an encoder pair in one file, one flag is enough",
             )  # fmt: skip

@@ -39,6 +39,7 @@ class DataError(FusionerError):
     """A data set lacks something or contradicts itself."""
 
     exit_code = 72
+    is_input = True
 
 
 class PictureMasks(ABC):

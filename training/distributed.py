@@ -103,7 +103,9 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     kind, _, number = device.partition(":")
     if kind != "cuda" or not (number or "0").isdigit():
-        raise UsageError(f"no device is called {device!r}; expected auto, cpu, cuda or cuda:N")
+        raise UsageError(
+            f"no device is called {device!r}; expected auto, cpu, cuda or cuda:N", "choose one of these by --device"
+        )
     index = int(number) if number else local_rank
     if index >= found:
         raise UsageError(f"device {device} was asked for, but PyTorch sees {found} CUDA devices", "use --device cpu")

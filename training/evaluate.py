@@ -50,7 +50,7 @@ from tqdm import tqdm
 from fusioner_rt import Session
 from fusioner_rt.atomic_files import writable_folder, writable_place, write_result
 from fusioner_rt.bundle import read_manifest
-from fusioner_rt.command_parser import CommandParser
+from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST, Windows
 from fusioner_rt.session import Mode, Window
@@ -467,9 +467,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "target", type=Path, help="a checkpoint folder, or an engine bundle (then nothing of PyTorch computes)"
+        "target", type=path_argument, help="a checkpoint folder, or an engine bundle (then nothing of PyTorch computes)"
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    parser.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="the data set's folder")
     checkpoint.Moved.add_flags(parser)
     _add_selection(parser.add_argument_group("what is scored (defaults: what the checkpoint's training record says)"))
     _add_protocol(parser.add_argument_group("protocol"))
@@ -519,10 +519,14 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_outputs(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--json", type=Path, metavar="FILE", help="every figure; the schema is in training/scorecard.py")
-    group.add_argument("--csv", type=Path, metavar="FILE", help="a line per class")
-    group.add_argument("--confusion", type=Path, metavar="FILE.png", help="picture of the confusion matrix")
-    group.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures, truth and prediction side by side")
+    group.add_argument(
+        "--json", type=path_argument, metavar="FILE", help="every figure; the schema is in training/scorecard.py"
+    )
+    group.add_argument("--csv", type=path_argument, metavar="FILE", help="a line per class")
+    group.add_argument("--confusion", type=path_argument, metavar="FILE.png", help="picture of the confusion matrix")
+    group.add_argument(
+        "--sheet", type=path_argument, metavar="FILE.png", help="pictures, truth and prediction side by side"
+    )
     group.add_argument(
         "--sheet-rows", type=count, default=12, metavar="N", help="pictures on it (default: %(default)s)"
     )
@@ -530,7 +534,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         "--sheet-pictures", type=_names, default=[], metavar="NAMES", help="these pictures, comma separated"
     )
     group.add_argument(
-        "--cache", type=Path, default=Path("runs/features"), metavar="DIR",
+        "--cache", type=path_argument, default=Path("runs/features"), metavar="DIR",
         help="where frozen features are kept (default: %(default)s)",
     )  # fmt: skip
 
@@ -544,6 +548,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FusionerError as error:
         print(f"training.evaluate: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"training.evaluate: {unforeseen(error)}", file=sys.stderr)
+        return UsageError.exit_code
     except ModuleNotFoundError as error:
         print(f"training.evaluate: {lacks(error.name)}", file=sys.stderr)
         return 1

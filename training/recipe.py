@@ -44,6 +44,7 @@ class RecipeError(FusionerError):
     """A recipe is missing, or holds an unknown name or an invalid value."""
 
     exit_code = 73
+    is_input = True
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Plan:
         for name in vars(self):
             if name != "clip":  # where inf means: no clipping
                 self._require(name, lambda value: value != math.inf, "a finite number")
+        self._require("seed", lambda value: value < 1 << 63, "below 2**63")
 
     def _require(self, name: str, valid: Callable[[Any], bool], expected: str) -> None:
         value = getattr(self, name)
@@ -217,7 +219,7 @@ def read(name: str, overrides: dict[str, dict[str, Any]] | None = None) -> Recip
             scored_folds=tuple(int(fold) for fold in document.get("folds", ())),
         )
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"recipe {name}: {error}") from None
+        raise RecipeError(f"recipe {name}: {error}", "correct it in the recipe, or by its flag") from None
 
 
 def _merged(name: str, extended_by: tuple[str, ...]) -> dict[str, Any]:
@@ -267,7 +269,10 @@ def _section(kind: Any, values: dict[str, Any], recipe: str, section: str) -> An
     for key, minimum in MINIMUM.items() if kind is FusionerConfig else ():
         value = checked.get(key, minimum)
         if min(value if isinstance(value, tuple) else (value,), default=minimum) < minimum:
-            raise RecipeError(f"recipe {recipe}: {section}.{key} is {value!r}; expected {minimum} or more")
+            raise RecipeError(
+                f"recipe {recipe}: {section}.{key} is {value!r}; expected {minimum} or more",
+                f"set it in the recipe's [{section}], or by --{key.replace('_', '-')}",
+            )
     if checked.get("fusion") == IDENTITY:
         raise RecipeError(
             f"recipe {recipe}: fusion {IDENTITY!r} has no weights to train",
@@ -284,9 +289,15 @@ def _typed(expected: Any, value: Any, place: str) -> Any:
         value = float(value)
     accepted = [typing.get_origin(t) or t for t in (typing.get_args(expected) if _is_union(expected) else (expected,))]
     if type(value) not in accepted:
-        raise RecipeError(f"{place} is {value!r}; expected {' or '.join(t.__name__ for t in accepted)}")
+        raise RecipeError(
+            f"{place} is {value!r}; expected {' or '.join(t.__name__ for t in accepted)}",
+            "correct it in the recipe, or by its flag",
+        )
     if type(value) is tuple and not all(type(item) is typing.get_args(expected)[0] for item in value):
-        raise RecipeError(f"{place} is {list(value)!r}; expected a list of {typing.get_args(expected)[0].__name__}")
+        raise RecipeError(
+            f"{place} is {list(value)!r}; expected a list of {typing.get_args(expected)[0].__name__}",
+            "correct it in the recipe, or by its flag",
+        )
     return value
 
 

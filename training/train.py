@@ -22,8 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import fusioner_rt
-from fusioner_rt.atomic_files import writable_folder
+from fusioner_rt.atomic_files import left_where_filled, writable_folder
 from fusioner_rt.bundle import sha256
+from fusioner_rt.command_parser import unforeseen
 from fusioner_rt.errors import FusionerError, UsageError
 from training import alignment, arguments, checkpoint, encoders, lacks, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
@@ -39,11 +40,14 @@ from training.progress import Progress
 from training.recipe import Choice, Recipe
 from training.words import Vocabulary, WordSampler
 
+_MOST_WORKERS = 1024
+
 
 class TrainingFailed(FusionerError):
     """The loss is NaN or infinite; training since the last whole epoch is lost."""
 
     exit_code = 77
+    is_input = False
 
 
 @dataclass(frozen=True)
@@ -422,17 +426,6 @@ def _say(processes: Processes, text: str) -> None:
         print(text, flush=True)
 
 
-@contextlib.contextmanager
-def _empty_or_used(folder: Path) -> Iterator[None]:
-    """A run that fails before it writes anything removes its empty folder."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # fails unless empty
-        raise
-
-
 def main(given: Sequence[str] | None = None) -> int:
     command = arguments.parser()
     given = sys.argv[1:] if given is None else list(given)
@@ -444,8 +437,10 @@ def main(given: Sequence[str] | None = None) -> int:
         if options.list:
             print(arguments.listing())
             return 0
-        if options.workers < 0:
-            raise UsageError(f"--workers is {options.workers}; expected 0 or more threads")
+        if not 0 <= options.workers <= _MOST_WORKERS:
+            raise UsageError(
+                f"--workers is {options.workers}; expected 0 to {_MOST_WORKERS}", "give fewer, such as one a core"
+            )
         if options.recipe is None or options.data is None:
             raise UsageError("a recipe and --data DIR are needed", "without arguments, this command explains both")
         chosen = recipe.read(options.recipe, arguments.overrides(options))
@@ -454,14 +449,17 @@ def main(given: Sequence[str] | None = None) -> int:
         if options.download:
             encoders.allow_download()
         out = options.out or arguments.default_out(chosen, seeded=getattr(options, "training.seed") is not None)
-        with processes(options.device) as group, _empty_or_used(writable_folder(out)):
+        if options.start is not None:
+            checkpoint.read_config(options.start)
+        data = (
+            ManySets(options.data, chosen.sets, chosen.data.without)
+            if chosen.sets
+            else open_dataset(chosen.data.dataset, options.data, chosen.data.split)
+        )
+        with processes(options.device) as group, left_where_filled(out, options.cache):
             check_precision(chosen.training, group.device)
+            writable_folder(out)
             writable_folder(options.cache)
-            data = (
-                ManySets(options.data, chosen.sets, chosen.data.without)
-                if chosen.sets
-                else open_dataset(chosen.data.dataset, options.data, chosen.data.split)
-            )
             train(chosen, data, out, options.cache, group, options.workers, options.start)
     except FusionerError as error:
         print(f"training.train: {error}", file=sys.stderr)
@@ -469,6 +467,9 @@ def main(given: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"training.train: {lacks(error.name)}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"training.train: {unforeseen(error)}", file=sys.stderr)
+        return UsageError.exit_code
     except KeyboardInterrupt:
         print("training.train: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
         return 130

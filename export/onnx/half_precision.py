@@ -52,12 +52,14 @@ class PrecisionNotReached(FusionerError):
     """A graph that was to be half precision computes in float32."""
 
     exit_code = 80
+    is_input = False
 
 
 class WeightsOverflow(FusionerError):
     """A weight lies outside the half precision's range."""
 
     exit_code = 81
+    is_input = False
 
 
 def to_half(model: onnx.ModelProto, kind: Half = FP16) -> onnx.ModelProto:

@@ -39,12 +39,14 @@ class TensorRTMissing(FusionerError):
     """The TensorRT flavour asked for is not installed, or cannot be loaded."""
 
     exit_code = 87
+    is_input = False
 
 
 class TensorRTRefused(FusionerError):
     """TensorRT does not take a graph, or builds no engine from it."""
 
     exit_code = 88
+    is_input = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
+
+from fusioner_rt.command_parser import path_argument
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--timing-cache",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="with tensorrt: what it measured of kernels, read if it is there and written after",
     )

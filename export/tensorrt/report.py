@@ -32,6 +32,7 @@ class NetworkNotDescribed(FusionerError):
     """The network TensorRT parsed has other inputs or outputs than the manifest says."""
 
     exit_code = 91
+    is_input = False
 
 
 def dtype_name(dtype: Any) -> str:

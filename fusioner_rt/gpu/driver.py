@@ -122,7 +122,7 @@ class Device:
                 f"{name} at {pointer:#x} is no memory of a GPU ({error}); expected memory of {self}"
             ) from None
         if ordinal != self.ordinal:
-            raise DeviceArrayInvalid(f"{name} lies on GPU {ordinal}; expected memory of {self}: copy it there")
+            raise DeviceArrayInvalid(f"{name} lies on GPU {ordinal}; expected memory of {self}", "copy it there")
 
     @property
     def free_bytes(self) -> int:

@@ -69,9 +69,14 @@ class CudaPreprocess:
         after = self._preprocessing.input_size(height, width) if size is None else (int(size[0]), int(size[1]))
         before = (height, width)
         if min(before) < 1 or max(before) > MAX_EDGE:
-            raise PictureInvalid(f"a picture of {width}x{height} pixels; the kernels take edges of 1 to {MAX_EDGE}")
+            raise PictureInvalid(
+                f"a picture of {width}x{height} pixels; the kernels take edges of 1 to {MAX_EDGE}",
+                "make it smaller first",
+            )
         if min(after) < 1 or max(after) > MAX_EDGE:
-            raise UsageError(f"size is {after[1]}x{after[0]} pixels; the kernels make edges of 1 to {MAX_EDGE}")
+            raise UsageError(
+                f"size is {after[1]}x{after[0]} pixels; the kernels make edges of 1 to {MAX_EDGE}", "give a smaller one"
+            )
         order = (0, 1) if columns_first(before, after) else (1, 0)
         axes = [axis for axis in order if before[axis] != after[axis]] or [0]  # at least one: it normalises
         passes, parts, length = [], [], 0

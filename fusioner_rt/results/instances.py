@@ -70,7 +70,7 @@ def connected(labels: np.ndarray, confidence: np.ndarray, words: Sequence[str], 
     return found
 
 
-def whole(labels: np.ndarray, words: Sequence[str], scores: np.ndarray) -> list[Instance]:
+def per_word(labels: np.ndarray, words: Sequence[str], scores: np.ndarray) -> list[Instance]:
     """All pixels of each word that has any, as one instance each. scores: (K,)."""
     found = []
     for label, rows, columns in _extents(labels):

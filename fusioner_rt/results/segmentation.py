@@ -10,12 +10,13 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..argument_checks import as_path, flag, whole
 from ..atomic_files import write_json, write_result
 from ..errors import OverlayTooLarge, UsageError, WordsInvalid
 from ..words.parse import word_key
 from ..words.spellings import clean, shown
 from . import coco, label_me, yolo
-from .instances import Instance, connected, whole
+from .instances import Instance, connected, per_word
 from .polygons import Polygon, trace
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ STAGES = (
 )  # fmt: skip
 _OVERLAYS = (".overlay.png", ".jpg", ".jpeg", ".webp")
 _SHOWN = 10  # words in a message
+_LARGEST_ID = (1 << 63) - 1
 _CHUNK = 1 << 20  # pixels summed at a time, to bound memory
 
 
@@ -205,8 +207,13 @@ class Segmentation:
         `fusioner_rt.to_coco` makes one document of many results.
         Raises UsageError, and PackageMissing without shapely or scipy where polygons or instances are wanted.
         """
+        image_id, first_id = (
+            whole(number, name, 0, _LARGEST_ID, "give a whole number, 0 or more")
+            for number, name in ((image_id, "image_id"), (first_id, "first_id"))
+        )
+        compressed, instances = flag(compressed, "compressed"), flag(instances, "instances")
         coco.check_masks(polygons, tolerance)
-        found = self.instances() if instances else whole(self.labels, self.words, self.scores)
+        found = self.instances() if instances else per_word(self.labels, self.words, self.scores)
         return list(coco.annotations(found, image_id, first_id, polygons, tolerance, compressed))
 
     def save(
@@ -229,7 +236,7 @@ class Segmentation:
         overlay: arguments of `overlay`, for names that write one.
         Returns the path. Raises OutputUnwritable, its kind OverlayTooLarge, PackageMissing, and UsageError for any other name.
         """
-        path = Path(path)
+        path = as_path(path, "the file")
         name, suffix = path.name.lower(), path.suffix.lower()
         if overlay and not name.endswith(_OVERLAYS):
             raise UsageError(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import write_atomically
-from ..errors import CudaFailed, one_line
+from ..cures import WRITABLE_CACHE
+from ..errors import CudaFailed, Spelled, one_line
 from ..gpu.driver import Device
 
 
@@ -50,10 +51,8 @@ class RuntimeCache:
                     write_atomically(self.path, lambda stream: stream.write(content))
                     self._saved, self.note = content, None
             except (OSError, RuntimeError, CudaFailed) as error:
-                self.note = (
-                    f"what TensorRT-RTX compiled cannot be kept in {self.path} ({one_line(error)}): the next process compiles "
-                    "again; name a writable folder with --cache, cache= or FUSIONER_CACHE"
-                )
+                found = f"what TensorRT-RTX compiled cannot be kept in {self.path} ({one_line(error)}): the next process compiles again"
+                self.note = Spelled(f"{found}; {WRITABLE_CACHE}", f"{found}; {WRITABLE_CACHE.command}")
 
     def close(self) -> None:
         """Save, and free the cache. Its contexts must be gone. Closing twice is fine."""

@@ -1,9 +1,11 @@
 """Words and thresholds of a command line."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from ..argument_checks import shown
 from ..errors import UsageError, WordsInvalid
 from .parse import Words
 from .spellings import clean, separates, split
@@ -46,7 +48,10 @@ def join_words(arguments: Sequence[str]) -> Words:
 
 
 def read_words(path: Path) -> Words:
-    """The words of a text file, one per line or with commas; or a JSON list. Raises UsageError and WordsInvalid."""
+    """The words of a text file, one per line or with commas; or a JSON list. Lines that begin with # are comments.
+
+    Raises UsageError and WordsInvalid.
+    """
     try:
         with path.open("rb") as stream:
             content = stream.read(_LONGEST_FILE + 1)
@@ -60,7 +65,7 @@ def read_words(path: Path) -> Words:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"cannot be read ({reason})", "name a text file with a word per line", subject=path) from None
-    text = text.strip()
+    text = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#")).strip()
     if not text:
         raise WordsInvalid("holds no words", "write one per line", subject=path)
     return text if separates(text) or text[0] in "[({" else [text]  # one line may be one group
@@ -82,8 +87,9 @@ def parse_threshold(text: str | None) -> float | dict[str, float] | Literal["def
             thresholds[word] = float(least)
         return thresholds
     except (ValueError, WordsInvalid):
+        percent = re.fullmatch(r"\s*(\d{1,2}(?:\.\d+)?|100)\s*%\s*", text)
         raise UsageError(
             "expected a probability, or words with theirs, each once",
-            'give 0.6, or "cat=0.7, sofa=0.4"',
-            subject=f"--threshold {text!r}",
+            f"give {float(percent[1]) / 100:g}" if percent else 'give 0.6, or "cat=0.7, sofa=0.4"',
+            subject=f"--threshold {shown(text)}",
         ) from None

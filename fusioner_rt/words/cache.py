@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 
 from ..atomic_files import TEMPORARY, write_atomically
+from ..cures import WRITABLE_CACHE
+from ..errors import Spelled
 
 MAGIC = b"fusioner-rt word 1\n"
 SUFFIX = ".word"
@@ -179,10 +181,11 @@ class TextCache:
         """Note a failed write. A folder without permission is not tried again; a full disk or a removed folder is."""
         self._refused = isinstance(error, _REFUSALS) or error.errno == errno.EROFS
         self._disk_bytes = None
-        self.note = (
+        found = (
             f"the cache folder {self.folder} cannot be written ({error.strerror or error}): words are kept in "
-            "memory alone and encoded again by the next process; name a writable folder with --cache, cache= or FUSIONER_CACHE"
+            "memory alone and encoded again by the next process"
         )
+        self.note = Spelled(f"{found}; {WRITABLE_CACHE}", f"{found}; {WRITABLE_CACHE.command}")
 
     def _evict(self) -> int:
         """Remove the least recently used files of a full folder until a tenth is free. Returns the bytes left."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..argument_checks import shown
 from ..errors import UsageError
 from .parse import Asked, word_key
-from .spellings import clean, shown
+from .spellings import clean
 
 _SHOWN = 10  # words in a message
 
@@ -54,12 +55,17 @@ class Thresholds:
         if not isinstance(given, Mapping):
             self.least = float(self.given)  # type: ignore[arg-type]
             return
-        owners = {word_key(word): owner for word, owner in zip(asked.words, asked.owners, strict=True) if owner}
+        owners = {word_key(word): owner for word, owner in zip(asked.words, asked.owners, strict=True)}
         least = np.full(len(asked.names) + 1, default, np.float32)
         least[0] = 0
         named: dict[int, str] = {}
         for name, probability in given.items():
             owner = owners.get(word_key(clean(str(name))))
+            if owner == 0:
+                raise UsageError(
+                    f"threshold holds {shown(name)}, a background word, and these have none of their own",
+                    "leave it out: a background word takes the pixels where it is the best",
+                )
             if owner is None:
                 words = ", ".join(asked.names[:_SHOWN]) + (", …" if len(asked.names) > _SHOWN else "")
                 raise UsageError(
@@ -67,7 +73,9 @@ class Thresholds:
                     "give probabilities by the words that are asked for",
                 )
             if owner in named:
-                raise UsageError(f"threshold holds {named[owner]!r} and {name!r}, which are one", "give it once")
+                raise UsageError(
+                    f"threshold holds {shown(named[owner])} and {shown(name)}, which are one", "give it once"
+                )
             named[owner] = name
             least[owner] = probability
         self.least = float(least[1:].min())

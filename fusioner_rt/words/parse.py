@@ -2,14 +2,17 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import UserString
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..argument_checks import shown
 from ..cures import build_command
 from ..errors import TooManyWords, WordsInvalid
-from .spellings import EXAMPLE, clean, shown, split
+from .spellings import EXAMPLE, clean, split
 
 Words: TypeAlias = str | Iterable[str | Iterable[str]] | Mapping[str, str | Iterable[str]]
 
@@ -22,6 +25,10 @@ COMMON = (
 )  # fmt: skip
 """The background words of `background="common"`: what surrounds things in photographs."""
 
+MOST = 65535
+"""Words of any call: label maps have 16 bits."""
+
+_BYTES = (bytes, bytearray, memoryview)
 _SEPARATOR = re.compile(r"[|;\n\r]")  # that no word of a list holds; a comma it may
 _INVISIBLE = ("Cf", "Mn", "Me", "Zs")  # layout marks and combining accents
 
@@ -61,7 +68,13 @@ def parse_words(words: Words, background: Words | None = None) -> Asked:
     seen: dict[str, str] = {}
     names, flat, owners = [], [], []
     for number, group in enumerate(groups, start=1):
-        checked = [_checked(word, number, len(groups), seen) for word in group or [""]]
+        members = group or [""]
+        places = (
+            [f"word {number}"]
+            if len(members) == 1
+            else [f"word {m} of group {number}" for m in range(1, len(members) + 1)]
+        )
+        checked = [_checked(word, place, len(groups), seen) for word, place in zip(members, places, strict=True)]
         names.append(checked[0])
         flat += checked
         owners += [number] * len(checked)
@@ -75,29 +88,40 @@ def parse_words(words: Words, background: Words | None = None) -> Asked:
     return Asked(tuple(names), tuple(flat), tuple(owners))
 
 
-def check_count(words: Sequence[str], max_words: int, bundle: Path) -> None:
+def check_count(asked: Asked, max_words: int, bundle: Path) -> None:
     """Raises TooManyWords. max_words: of the bundle's profile. bundle: its folder."""
-    count = len(words)
+    count, background = len(asked.words), asked.owners.count(0)
     if count > max_words:
+        parts = f" ({count - background} for {len(asked.names)} names, {background} for the background)"
         raise TooManyWords(
-            f"{count} words were given, the bundle in {bundle} was built for at most {max_words}",
+            f"{count} words were given{'' if asked.is_plain else parts}, the bundle in {bundle} was built for at most {max_words}",
             f"give fewer, or rebuild it: {build_command(bundle, max_words=count)}",
         )
 
 
 def _groups(words: Any) -> list[list[Any]]:
     """The words of every name, neither cleaned nor checked. Raises WordsInvalid where there are none."""
+    if isinstance(words, UserString):
+        words = str(words)
     if isinstance(words, str) and words.strip():
         words = split(words)
+    if isinstance(words, (set, frozenset)):
+        raise WordsInvalid("words were given as a set, which has no order", "give a list, such as sorted(words)")
     try:
-        if isinstance(words, (str, bytes, bytearray)):
+        if isinstance(words, (str, *_BYTES)):
             raise TypeError
-        entries = list(words.items() if isinstance(words, Mapping) else words)
+        entries = list(islice(words.items() if isinstance(words, Mapping) else words, MOST + 1))
     except TypeError:
-        found = "no words were given" if isinstance(words, str) else f"words were given as {type(words).__name__}"
-        raise WordsInvalid(found, EXAMPLE) from None
+        if isinstance(words, str):
+            raise WordsInvalid("no words were given", EXAMPLE) from None
+        raise WordsInvalid(
+            f"words were given as {type(words).__name__}, a text or a list of texts was expected",
+            f"{EXAMPLE} or ['cat', 'sofa']",
+        ) from None
     if not entries:
         raise WordsInvalid("no words were given", EXAMPLE)
+    if len(entries) > MOST:
+        raise TooManyWords(f"more than {MOST} words were given", "give fewer")
     return (
         [_members(*entry) for entry in entries]
         if isinstance(words, Mapping)
@@ -109,11 +133,15 @@ def _members(given: Any, more: Any = None) -> list[Any]:
     """The words of one group: a string with `|` between them, or a list. more: those that a mapping gives a name."""
     if isinstance(more, str):
         more = [member for part in (split(f"{more},") if more.strip() else []) for member in part.split("|")]
-    if isinstance(given, str):
-        given = given.split("|")
-    elif isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
+    if isinstance(given, (str, UserString)):
+        given = str(given).split("|")
+    elif (
+        isinstance(given, (set, frozenset, Mapping, *_BYTES))
+        or not isinstance(given, Iterable)
+        or getattr(given, "ndim", 1) == 0
+    ):
         given = [given]
-    return [*given, *([] if more is None else _members(more))]
+    return [*islice(given, MOST), *([] if more is None else _members(more))]
 
 
 def _background(background: Any) -> list[str]:
@@ -123,46 +151,50 @@ def _background(background: Any) -> list[str]:
         background = background.replace("|", ",")  # groups among them mean nothing
     try:
         groups = _groups(background)
-        words = [_checked(word, number, len(groups), {}) for number, group in enumerate(groups, 1) for word in group]
+        words = [
+            _checked(word, f"word {number}", len(groups), {})
+            for number, group in enumerate(groups, 1)
+            for word in group
+        ]
     except WordsInvalid as error:
         raise WordsInvalid(f"background: {error.found}", error.cure) from None
     return [word for given in words for word in (COMMON if given.casefold() == "common" else (given,))]
 
 
-def _checked(given: Any, position: int, count: int, seen: dict[str, str]) -> str:
-    """A cleaned word. position, count: of its name, for messages. seen: words by key, to which it is added."""
+def _checked(given: Any, place: str, count: int, seen: dict[str, str]) -> str:
+    """A cleaned word. place: "word 2", count: of names, for messages. seen: words by key, to which it is added."""
     if not isinstance(given, str):
         raise WordsInvalid(
-            f"word {position} is {shown(given)}, a string was expected",
+            f"{place} is {shown(given)}, a string was expected",
             "give strings; a group is a list of strings within the list",
         )
     if any(unicodedata.category(character) in ("Cc", "Cs") and not character.isspace() for character in given):
-        raise WordsInvalid(f"word {position}, {shown(given)}, holds unprintable characters", "remove them")
+        raise WordsInvalid(f"{place}, {shown(given)}, holds unprintable characters", "remove them")
     if sign := _SEPARATOR.search(given.strip()):
         raise WordsInvalid(
-            f"word {position}, {shown(given)}, holds {sign[0]!r}, which separates words",
+            f"{place}, {shown(given)}, holds {sign[0]!r}, which separates words",
             "give its words one by one, or all words as one text",
         )
     if len(given) > 2 * LONGEST:
-        raise _too_long(given, position)
+        raise _too_long(given, place)
     word = clean(given)
     if not word:
-        raise WordsInvalid(f"word {position} of {count} is empty", "remove it or its comma")
+        raise WordsInvalid(f"{place} of {count} is empty", "remove it or its comma")
     if all(unicodedata.category(character) in _INVISIBLE for character in word):
-        raise WordsInvalid(f"word {position}, {word!r}, holds no letter or sign that can be seen", "remove it")
+        raise WordsInvalid(f"{place}, {word!r}, holds no letter or sign that can be seen", "remove it")
     if all(unicodedata.category(character)[0] in "PZ" for character in word):
-        raise WordsInvalid(f"word {position}, {word!r}, is punctuation alone", "remove it")
+        raise WordsInvalid(f"{place}, {word!r}, is punctuation alone", "remove it")
     if len(word) > LONGEST:
-        raise _too_long(word, position)
+        raise _too_long(word, place)
     if first := seen.get(word_key(word)):
-        raise WordsInvalid(f"word {position}, {word!r}, repeats word {first}", "give each word once")
-    seen[word_key(word)] = f"{position}, {word!r}"
+        raise WordsInvalid(f"{place}, {word!r}, repeats {first}", "give each word once")
+    seen[word_key(word)] = f"{place}, {word!r}"
     return word
 
 
-def _too_long(word: str, position: int) -> WordsInvalid:
+def _too_long(word: str, place: str) -> WordsInvalid:
     return WordsInvalid(
-        f"word {position}, {word[:20]!r}…, has {len(word)} characters, at most {LONGEST} are read",
+        f"{place}, {word[:20]!r}…, has {len(word)} characters, at most {LONGEST} are read",
         "shorten it, or put commas between its words",
     )
 

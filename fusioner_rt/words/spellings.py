@@ -5,9 +5,10 @@ import json
 import re
 from typing import Any
 
-from ..errors import WordsInvalid
+from ..argument_checks import shown
+from ..errors import Spelled, WordsInvalid
 
-EXAMPLE = 'give at least one, for example --words "cat, sofa"'
+EXAMPLE = 'give at least one, such as "cat, sofa"'
 _LISTS = {"[": "]", "(": ")", "{": "}"}
 _SEPARATORS = re.compile(r"[,;，；、。،؛\n\r\x85\u2028\u2029]")
 _LINES = re.compile(r"[\n\r\x85\u2028\u2029]+")
@@ -21,16 +22,6 @@ _OPENING = '"“„«`'
 _BULLET = re.compile(r"^(?:[-*•–—·]\s+|•)(?=\S)")
 _ARTICLE = re.compile(r"^(?:(?:an?|the)\s+(?!la\b)(?=\S)|(?:An?|The)\s+(?=[a-z]))")
 _FILE = re.compile(r"\.(?:txt|csv|tsv|json|ya?ml|md|jpe?g|png|webp|bmp|gif|tiff?|heic|svg|pdf)$", re.IGNORECASE)
-_SHOWN = 60  # characters of what was given, in messages
-
-
-def shown(given: Any) -> str:
-    """What was given, for a message: one line, not long."""
-    try:
-        text = " ".join(repr(given).split())
-    except ValueError:  # an int of thousands of digits
-        text = f"a {type(given).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def separates(text: str) -> bool:
@@ -54,8 +45,11 @@ def split(text: str) -> Any:
     if len(parts) == 1 and "|" in text:
         raise WordsInvalid(
             f"{shown(text)} has `|` between its words alone, which makes them one group, as synonyms are",
-            "put commas between words; give a group inside a list, [['cat', 'kitten'], 'sofa'], or beside other words, "
-            "'cat|kitten, sofa'",
+            Spelled(
+                "put commas between words; give a group inside a list, [['cat', 'kitten'], 'sofa'], or beside other words, "
+                "'cat|kitten, sofa'",
+                'put commas between words; give a group beside other words, "cat|kitten, sofa", or as a line of --words-file',
+            ),
         )
     return parts
 
@@ -106,8 +100,10 @@ def clean(word: str) -> str:
     if _FILE.search(word):
         raise WordsInvalid(
             f"{shown(word)} is the name of a file and not a word",
-            "give the words themselves; on the command line --words-file FILE reads them from a file, and pictures stand "
-            "before --words",
+            Spelled(
+                'give the words themselves, such as "cat, sofa", and pictures as pictures',
+                "give the words themselves; --words-file FILE reads them from a file, and pictures stand before --words",
+            ),
         )
     if word and word[0] in _OPENING and _QUOTES[word[0]] not in word[1:]:
         raise WordsInvalid(

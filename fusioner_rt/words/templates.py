@@ -1,10 +1,14 @@
 """Prompt templates: sentences with a place for the word (paper 6.2)."""
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
+from ..argument_checks import shown
 from ..errors import TemplatesInvalid
 
 PLACE = "{category}"
+MOST = 1000
 
 PAPER_TEMPLATES: tuple[str, ...] = (
     "a bad photo of the {category}.",
@@ -47,14 +51,29 @@ def check_templates(templates: Iterable[str]) -> tuple[str, ...]:
     """The templates as a tuple, each holding `{category}` exactly once. Raises TemplatesInvalid."""
     if isinstance(templates, str):
         templates = (templates,)
-    checked = tuple(templates)
+    try:
+        if isinstance(templates, (bytes, bytearray, memoryview, set, frozenset, Mapping)):
+            raise TypeError
+        checked = tuple(islice(templates, MOST + 1))
+    except TypeError:
+        raise TemplatesInvalid(
+            f"prompt templates were given as {type(templates).__name__}",
+            f"give a list, such as ['a photo of a {PLACE}.']",
+        ) from None
     if not checked:
         raise TemplatesInvalid("no prompt templates were given", f"give at least one, such as 'a photo of a {PLACE}.'")
     for template in checked:
         if not isinstance(template, str) or template.count(PLACE) != 1:
             raise TemplatesInvalid(
-                f"the prompt template {template!r} must hold {PLACE} exactly once, such as 'a photo of a {PLACE}.'"
+                f"the prompt template {shown(template)} must hold {PLACE} exactly once",
+                f"put it where the word stands, such as 'a photo of a {PLACE}.'",
             )
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in template):
+            raise TemplatesInvalid(f"the prompt template {shown(template)} holds unprintable characters", "remove them")
+    if len(checked) > MOST:
+        raise TemplatesInvalid(
+            f"more than {MOST} prompt templates were given", "give fewer: every one costs a pass per word"
+        )
     return checked
 
 

@@ -39,7 +39,7 @@ def test_the_screen_names_every_part_and_what_will_run(tiny_bundle: Path, capsys
         assert part in screen
     assert len(screen.splitlines()) <= 40
     assert "✓ onnxruntime-cpu   works: ONNX Runtime, CPU" in screen
-    assert screen.splitlines()[-1] == "backend=auto runs onnxruntime-cpu"
+    assert screen.splitlines()[-1] == "--backend auto runs onnxruntime-cpu"
 
 
 def test_json_tells_the_same(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

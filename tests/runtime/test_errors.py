@@ -21,9 +21,10 @@ def test_an_error_is_one_line_of_three_facts(
 ) -> None:
     error = kind(found, cure, subject=subject)
     assert (error.found, error.cure, error.subject) == (found, cure, subject)
-    what = found if subject is None else f"{subject}: {found}"
+    what = " ".join((found if subject is None else f"{subject}: {found}").splitlines())
     assert error.what == what
-    assert str(error) == (f"{what}; {cure}" if cure else what)
+    assert str(error) == (" ".join(f"{what}; {cure}".splitlines()) if cure else what)
+    assert len(str(error).splitlines()) <= 1
     for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(same) is kind
         assert str(same) == str(error)

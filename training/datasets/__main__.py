@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from fusioner_rt.command_parser import CommandParser
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
+from fusioner_rt.errors import FusionerError, UsageError
 from training.data import DataError
 from training.datasets import KINDS, coco, mosaic, sbd
 from training.datasets.check import check
@@ -78,6 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FusionerError as error:
         print(f"training.datasets: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"training.datasets: {unforeseen(error)}", file=sys.stderr)
+        return UsageError.exit_code
     except KeyboardInterrupt:
         print("training.datasets: interrupted", file=sys.stderr)
         return 130
@@ -99,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "check", _check, "what is there, and what is missing", "Says whether a data set is complete.", _CHECK
     )
     added.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of: {', '.join(KINDS)}")
-    added.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    added.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="the data set's folder")
     added.add_argument("--split", choices=("train", "val"), help="look at this split alone")
     added.add_argument("--folds", choices=FOLDS, default="", help="count per fold of this split (table 6)")
     added.add_argument("--fold", type=int, help="of --folds, this one alone")
@@ -108,23 +110,23 @@ def _parser() -> argparse.ArgumentParser:
     added = command(
         "prepare", _prepare, "COCO's masks as PNG files", "Writes COCO's instances as index masks, once.", _PREPARE
     )
-    added.add_argument("--data", type=Path, required=True, metavar="DIR", help="COCO's folder")
+    added.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="COCO's folder")
     added.add_argument("--split", choices=("train", "val"), help="this split alone (default: both)")
 
     added = command(
         "convert-sbd", _convert, "SBD's MATLAB masks as PNG files", "Turns SBD as released into index masks.", _SBD
     )
     added.add_argument(
-        "--sbd", type=Path, required=True, metavar="DIR", help="benchmark_RELEASE, or its dataset folder"
+        "--sbd", type=path_argument, required=True, metavar="DIR", help="benchmark_RELEASE, or its dataset folder"
     )
-    added.add_argument("--data", type=Path, required=True, metavar="DIR", help="VOC's folder")
+    added.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="VOC's folder")
 
     added = command(
         "mosaic-4", _mosaic, "the paper's Mosaic-4 from FSS-1000", "Makes Mosaic-4 from FSS-1000's test split.", _MOSAIC
     )
-    added.add_argument("--data", type=Path, required=True, metavar="DIR", help="FSS-1000's folder")
+    added.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="FSS-1000's folder")
     added.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where the data set goes; must not exist yet"
+        "--out", type=path_argument, required=True, metavar="DIR", help="where the data set goes; must not exist yet"
     )
     added.add_argument("--seed", type=int, default=0, help="of the arrangement (default: %(default)s)")
     added.add_argument(

@@ -29,6 +29,7 @@ class WeightsNotFound(FusionerError):
     """The frozen weights an encoder needs are not on this machine."""
 
     exit_code = 70
+    is_input = False
     may_lie_elsewhere = False  # the file, folder or release that an encoder's name stands for
 
 
@@ -36,6 +37,7 @@ class WeightsUnfit(FusionerError):
     """A weight file cannot be read, or belongs to another model."""
 
     exit_code = 78
+    is_input = False
 
 
 def not_there(found: str, cure: str, subject: str | Path | None = None) -> WeightsNotFound:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusioner_rt.atomic_files import write_atomically
-from fusioner_rt.command_parser import CommandParser
+from fusioner_rt.command_parser import CommandParser, path_argument
 from fusioner_rt.errors import FusionerError, one_line
 from fusioner_rt.words.templates import PLACE
 from training.encoders.recognition import described, is_safetensors
@@ -38,6 +38,7 @@ class TableInvalid(FusionerError):
     """Names and vectors do not make a table."""
 
     exit_code = 79
+    is_input = False
 
 
 class Table(nn.Module):
@@ -222,9 +223,13 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("out", type=Path, help="the table to write, .safetensors")
-    parser.add_argument("--names", type=Path, action="append", required=True, help=".txt, .json or .csv; once a source")
-    parser.add_argument("--vectors", type=Path, action="append", required=True, help=".npy (N, t), beside each --names")
+    parser.add_argument("out", type=path_argument, help="the table to write, .safetensors")
+    parser.add_argument(
+        "--names", type=path_argument, action="append", required=True, help=".txt, .json or .csv; once a source"
+    )
+    parser.add_argument(
+        "--vectors", type=path_argument, action="append", required=True, help=".npy (N, t), beside each --names"
+    )
     given = parser.parse_args(arguments)
     if len(given.names) != len(given.vectors):
         parser.error(f"{len(given.names)} --names and {len(given.vectors)} --vectors were given; give them in pairs")

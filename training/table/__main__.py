@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 from fusioner_rt.atomic_files import writable_place
-from fusioner_rt.command_parser import CommandParser
+from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
 from fusioner_rt.errors import FusionerError, UsageError
 from training import lacks
 from training.checkpoint import Moved
@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"training.table: {unforeseen(error)}", file=sys.stderr)
+        return UsageError.exit_code
 
 
 def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
@@ -148,14 +151,18 @@ def _parser() -> argparse.ArgumentParser:
         help="1, 2, 3, 4, 5 or 7; ours, or what else recipes name in [table]; or a folder of recipes, written with a /",
     )
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)", metavar="DIR"
+        "--runs",
+        type=path_argument,
+        default=Path("runs"),
+        help="folder of the runs (default: %(default)s)",
+        metavar="DIR",
     )
-    parser.add_argument("--record", type=Path, metavar="FILE", help="read a record instead of --runs")
+    parser.add_argument("--record", type=path_argument, metavar="FILE", help="read a record instead of --runs")
     parser.add_argument(
-        "--write-record", type=Path, metavar="FILE",
+        "--write-record", type=path_argument, metavar="FILE",
         help="keep the table's scores in one small JSON file: machine, versions, date, and every run's classes",
     )  # fmt: skip
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a bar chart (.png, .svg, .pdf)")
+    parser.add_argument("--plot", type=path_argument, metavar="FILE", help="also draw a bar chart (.png, .svg, .pdf)")
     run = parser.add_argument_group("running what is missing")
     run.add_argument(
         "--run", action="store_true", help="train and score every run without scores, then print the table"
@@ -165,9 +172,14 @@ def _parser() -> argparse.ArgumentParser:
         help="where the data set lies; with DATASET= (pascal-5i, coco-20i, fss-1000, mosaic-4) once for each",
     )  # fmt: skip
     run.add_argument(
-        "--evaluation-data", type=Path, metavar="DIR", help="where the data set to score on lies (default: as --data)"
+        "--evaluation-data",
+        type=path_argument,
+        metavar="DIR",
+        help="where the data set to score on lies (default: as --data)",
     )
-    run.add_argument("--cache", type=Path, metavar="DIR", help="of frozen features (default: training.train's own)")
+    run.add_argument(
+        "--cache", type=path_argument, metavar="DIR", help="of frozen features (default: training.train's own)"
+    )
     run.add_argument(
         "--only", action="append", default=[], metavar="ROW",
         help="run only rows whose name or recipe holds this text, upper or lower case; may be repeated",

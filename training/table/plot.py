@@ -24,6 +24,7 @@ class NothingToPlot(FusionerError):
     """No row of the table is complete, the file's format is unknown, or matplotlib is not installed."""
 
     exit_code = 76
+    is_input = False
 
 
 @dataclass(frozen=True)

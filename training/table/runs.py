@@ -29,6 +29,7 @@ class RunsFailed(FusionerError):
     """Some of a table's runs failed; the others were finished."""
 
     exit_code = 75
+    is_input = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class ScoresInvalid(FusionerError):
     """A scores file or a record is invalid."""
 
     exit_code = 74
+    is_input = False
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,10 @@ def test_words_that_are_none(words: str | list[str], says: str) -> None:
 
 def test_too_many_words_names_the_command_that_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where no bundle is, and no checkout
-    check_count(["a", "b"], 2, Path("engines/demo"))
+    check_count(parse_words("a, b"), 2, Path("engines/demo"))
     command = f"in a checkout of fusioner-rt, python export/build_engine.py --fp16 --max-words 3 --out {tmp_path}/engines/demo"
     with pytest.raises(TooManyWords, match=re.escape(command)):
-        check_count(["a", "b", "c"], 2, Path("engines/demo"))
+        check_count(parse_words("x, y, z"), 2, Path("engines/demo"))
 
 
 def test_the_papers_templates() -> None:

@@ -58,7 +58,7 @@ def test_what_belongs_to_a_word_stays(words: Any, names: tuple[str, ...]) -> Non
     ("words", "says"),
     [
         ("cat|sofa", r"one group.*put commas between words.*\[\['cat', 'kitten'\], 'sofa'\]"),
-        ("words.txt", "'words.txt' is the name of a file.*--words-file FILE"), ("cat, photo.jpg", "name of a file.*before --words"),
+        ("words.txt", "'words.txt' is the name of a file.*give the words themselves"), ("cat, photo.jpg", "name of a file.*pictures as pictures"),
         ("cat;; sofa", "word 2 of 3 is empty"), ("cat, 'cat'", "repeats word 1, 'cat'"), ("cat_, the CAT", "repeats word 1"),
         ("['cat', 'sofa'", "bracket without its other one; close the list"), ("[['cat'], [dog]]", "bracket without its other one"),
         ("['cat' 'dog', 'sofa']", "without a comma between them; put commas"), ("['cat''dog']", "without a comma"),
@@ -68,8 +68,9 @@ def test_what_belongs_to_a_word_stays(words: Any, names: tuple[str, ...]) -> Non
         ([10**5000], "word 1 is a int, a string"), (np.array("cat"), "given as ndarray"), ([np.zeros((30, 30))], "a string"),
         ("[]", "no words"), ("['']", "word 1 of 1 is empty"), ('""', "word 1 of 1 is empty"), ("[1, 2]", "word 1 is 1, a string"),
         ("-, cat", "word 1, '-', is punctuation alone"), ("cat, ...", "punctuation alone"), (None, "given as NoneType"), (5, "given as int"), (b"cat", "given as bytes"),
-        (["cat", None], "word 2 is None, a string"), ([["cat", 5]], "word 1 is 5, a string"), ([[]], "word 1 of 1 is empty"),
-        ("cat|kitten, kitten", "word 2, 'kitten', repeats word 1"), ("cat|, dog", "word 1 of 2 is empty"), ({}, "no words"),
+        (["cat", None], "word 2 is None, a string"), ([["cat", 5]], "word 2 of group 1 is 5, a string"), ([[]], "word 1 of 1 is empty"),
+        ("cat|kitten, kitten", "word 2, 'kitten', repeats word 2 of group 1, 'kitten'"), ("cat|, dog", "word 2 of group 1 of 2 is empty"), ({}, "no words"),
+        ({"cat", "dog"}, "a set, which has no order; give a list"), ([{"cat", "dog"}], "word 1 is {.*a string was expected"),
         (["cat", {"dog": []}], r"word 2 is \{'dog': \[\]\}, a string was expected"),
     ],
 )  # fmt: skip
