@@ -47,7 +47,8 @@ def check_folder(
         _drawable(sheet)
     if not root.is_dir():
         raise DataError(
-            f"{root} is no folder; expected pictures and masks", f"give a folder:\n{KINDS['folder'].layout}"
+            f"{root} is no folder; expected pictures and masks",
+            "python -m training.datasets convert EXPORT --out DIR makes one; check --help shows its layout",
         )
     not_converted(root)
     share = 0.0 if alone or not split else _share(split)

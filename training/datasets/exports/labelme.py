@@ -48,7 +48,7 @@ def _read(file: Path, root: Path, pictures: Pictures) -> Marked:
         found = pictures.get(given, file.parent, str(file))  # raises
     size = document.get("imageHeight"), document.get("imageWidth")
     return Marked(
-        file.relative_to(root).with_suffix("").as_posix(),
+        file.relative_to(root).with_suffix("").as_posix().removesuffix(".labelme"),
         found,
         tuple(_shape(shape, f"{file}, shape {number}") for number, shape in enumerate(document["shapes"], start=1)),
         str(file),
