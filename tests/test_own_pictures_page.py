@@ -13,7 +13,7 @@ from PIL import Image
 
 from export import build_engine
 from fusioner_rt import cli
-from training import train
+from training import evaluate, train
 from training.checkpoint import read_config
 from training.datasets import __main__ as datasets
 
@@ -25,7 +25,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = {"training.datasets": datasets, "training.train": train}
+COMMANDS = {"training.datasets": datasets, "training.train": train, "training.evaluate": evaluate}
 
 
 @pytest.fixture
@@ -69,6 +69,17 @@ def test_masks_made_of_arrays_pass_the_check(folder: Path, capsys: pytest.Captur
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, timeout=100)
     run(blocks("sh")[1])
     assert "usable; next: " in capsys.readouterr().out
+
+
+def test_the_measurement_trains_on_a_share_and_scores_the_whole_list(folder: Path) -> None:
+    """The loop's folders are made by the shell; its commands run here, of the first of three numbers."""
+    run("python -m training.datasets convert docs/labels --out data")
+    script = blocks("sh")[2].replace("python -m", "echo python -m").replace("for n in 10 30 100", "for n in 1 2 3")
+    done = subprocess.run(["sh", "-ec", script], cwd=folder, check=True, capture_output=True, text=True, timeout=100)
+    training, scoring, *_ = done.stdout.splitlines()
+    assert len((folder / "few" / "1" / "train.txt").read_text().split()) == 1
+    run(training.replace("train demo --steps 100", "train tiny --steps 1"))
+    run(scoring)
 
 
 def test_the_tree_is_the_layout_that_training_explains() -> None:

@@ -266,6 +266,23 @@ def test_yolos_paths_are_found_as_exporters_write_them(yaml: str, tmp_path: Path
 # --- all forms --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", ["labelme", "coco", "yolo"])
+def test_a_hole_that_is_joined_to_its_ring_stays_a_hole(form: str, tmp_path: Path) -> None:
+    """As tools write a hole where the form has none: out to the hole by an edge, around it, and back by the same edge."""
+    export, hole = tmp_path / "export", [[8, 6], [8, 12], [15, 12], [15, 6], [8, 6]]
+    ring = [[2, 2], *hole, *box(2, 2, 20, 18)]
+    if form == "labelme":
+        labelme(export, "a", [shape("cat", ring)])
+        labelme(export, "b", [])
+    elif form == "coco":
+        coco(export, [{"category_id": 3, "segmentation": [np.ravel(ring).tolist()]}])
+    else:
+        yolo(export, {"train/a": "0 " + " ".join(f"{x / W} {y / H}" for x, y in ring), "val/b": ""})
+    data = converted(export)
+    name = {"labelme": "a", "coco": "sub-p1", "yolo": "train-a"}[form]
+    np.testing.assert_array_equal(data.mask(name) == 1, region(2, 2, 20, 18) & ~region(8, 6, 15, 12))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 def test_a_box_covers_the_pixels_whose_centres_it_holds_whatever_lies_outside(
