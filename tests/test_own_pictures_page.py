@@ -48,7 +48,9 @@ def run(line: str) -> None:
 
 def test_outlines_become_a_folder_a_model_and_a_mask(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A bundle that is there stands for the built one: tests/training/test_train.py builds one of such a checkpoint."""
-    for line in blocks("sh")[0].replace("training.train demo", "training.train tiny --epochs 1").splitlines():
+    for line in (
+        blocks("sh")[0].replace("train demo --data mine --steps 100", "train tiny --data mine --steps 1").splitlines()
+    ):
         if line.startswith("python export/build_engine.py "):
             given = build_engine.parse(shlex.split(line)[2:])
             assert read_config(given.checkpoint)[0].image_encoder == "tiny"
@@ -58,7 +60,7 @@ def test_outlines_become_a_folder_a_model_and_a_mask(folder: Path, capsys: pytes
             run(line)
     said = capsys.readouterr().out
     assert "mine: from labelme, 3 pictures copied, 2 in train.txt, 1 in val.txt" in said
-    assert "usable; next: python -m training.train demo --data mine --out models/mine" in said
+    assert "usable; next: python -m training.train demo --data mine --steps 100 --out models/mine" in said
     assert "docs/pictures/coffee.jpg: " in said
     with Image.open(folder / "sheet.jpg") as sheet, Image.open(ROOT / "docs" / "own_pictures.jpg") as shown:
         assert sheet.size == shown.size

@@ -113,7 +113,9 @@ def test_check_counts_pictures_and_pixels_and_says_what_to_run_next(
     said = capsys.readouterr().out
     assert re.search(rf"2 green thing +{shown[0]} +{shown[1]} +{100 * (values == 2).mean():.1f}%", said)
     assert re.search(rf"ignored \(255\) .* {100 * (values == -1).mean():.1f}%", said)
-    assert said.endswith(f"usable; next: python -m training.train demo --data {shapes} --out models/shapes\n")
+    assert said.endswith(
+        f"usable; next: python -m training.train demo --data {shapes} --steps 100 --out models/shapes\n"
+    )
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 1000
 
@@ -153,9 +155,9 @@ def test_without_lists_a_share_is_kept_and_the_next_command_says_so(
     assert check(shapes, "--split", "0.25") == 0
     said = capsys.readouterr().out
     assert "val of 0.25   3 pictures" in said
-    assert f"--data {shapes} --split 0.25 --out" in said
+    assert f"--data {shapes} --split 0.25 --steps 100 --out" in said
     assert check(shapes) == 0
-    assert f"--data {shapes} --split 0.1 --out" in capsys.readouterr().out
+    assert f"--data {shapes} --split 0.1 --steps 100 --out" in capsys.readouterr().out
     assert check(shapes, "--split", "2") == DataError.exit_code
 
 

@@ -21,6 +21,8 @@ from training.sheet import choose, draw_masks
 SHOWN = 10  # problems that are listed
 ON_SHEET = 6  # pictures on a sheet
 FEW = 10  # training pictures of a class below which it is mentioned
+ENOUGH = 400  # training pictures from which on the recipe's epochs have STEPS steps
+STEPS = 100  # what docs/own_pictures.md measures
 SHARE = 0.1  # kept for validation where neither lists nor --split say
 
 
@@ -92,6 +94,8 @@ def check_folder(
         print(f"\nexpected layout:\n{KINDS['folder'].layout}")
         return False
     place, more = shlex.quote(str(root)), "" if data.has_lists or not share else f" --split {share:g}"
+    if "train" in inspected and len(inspected["train"].names) < ENOUGH:
+        more += f" --steps {STEPS}"
     out = shlex.quote(f"models/{root.resolve().name}")
     print(f"usable; next: python -m training.train demo --data {place}{more} --out {out}")
     return True

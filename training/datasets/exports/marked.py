@@ -17,7 +17,7 @@ from fusioner_rt.errors import one_line
 from training.data import DataError
 
 BACKGROUND = frozenset({"background", "_background_", "__background__"})  # labels of index 0
-IGNORED = frozenset({"__ignore__", "_ignore_", "ignore"})  # labels of pixels that do not count
+IGNORED = frozenset({"__ignore__"})  # labels of pixels that do not count
 Code = dict[str, Any] | tuple[np.ndarray, ...]
 
 
