@@ -174,6 +174,8 @@ class MaskFolder(PictureMasks):
         return [name for name in every if (name in kept) == (split == "val")]
 
     def picture(self, name: str) -> Path:
+        if name not in self.pictures:
+            self.__dict__.pop("pictures")  # it may have come since the folder was listed
         files = self.pictures.get(name, [])
         if len(files) == 1:
             return files[0]
