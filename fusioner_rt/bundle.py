@@ -183,7 +183,7 @@ def locate_bundle(given: str | os.PathLike[str] | None = None) -> FoundBundle:
             )
     for name, bundle in (known := named_bundles()).items():
         others = ", ".join(list(known)[1:])
-        others = f"; there are also {others}, which --engine NAME takes" if others else ""
+        others = f"; there are also {others}, by their names" if others else ""
         return FoundBundle(bundle.folder, f"none was named; {name}, {bundle.source}{others}")
     raise BundleMissing(
         f"no engine bundle was named, none lies in {' or '.join(PLACES)} below {Path.cwd()}, and none is installed or fetched",

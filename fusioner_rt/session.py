@@ -334,7 +334,7 @@ class Session:
         if (self._channels if channels is None else check_channels(channels)) != "rgb":
             raise UsageError(
                 "segment_on_device takes RGB alone, channels is 'bgr'",
-                "turn them round on the device, frame.flip(-1).contiguous() in PyTorch, and pass channels='rgb'",
+                "turn them round on the device, frame.flip(-1).contiguous() in PyTorch, and say that they are rgb",
             )
         size = _check_options(size, threshold, "joint")
         stream = whole(stream, "stream", 0, (1 << 64) - 1, "give a CUDA stream's handle, or 0 for the default stream")

@@ -3,7 +3,7 @@
 python -m training.train       a recipe and a folder of pictures with masks → a checkpoint
 python -m training.evaluate    a checkpoint or an engine bundle → intersection over union per class
 python -m training.table       the paper's tables beside ours; trains and scores what they lack
-python -m training.datasets    check, prepare: PASCAL-5i, COCO-20i, FSS-1000, Mosaic-4; folds (table 6)
+python -m training.datasets    convert, check, prepare: a folder of one's own, PASCAL-5i, COCO-20i, FSS-1000, Mosaic-4; folds (table 6)
 training.model                 Fusioner and its configuration (paper section 3)
 training.checkpoint            load, save, build
 training.recipe, arguments     what to train: a TOML file and command-line flags

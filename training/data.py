@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from fusioner_rt.errors import FusionerError, one_line
 
 IGNORE = -1  # mask value of pixels without a class: not counted in loss or scores
 IGNORE_IN_FILE = 255  # its value in an 8-bit mask file (PASCAL VOC's convention)
+ORIENTATION = 0x0112  # EXIF's tag
 
 # Class lists often run words together; text encoders know the separate words.
 SPOKEN = {
@@ -33,6 +34,8 @@ SPOKEN = {
 
 # COCO's name → PASCAL VOC's name of the same class, without spaces and punctuation.
 SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}
+
+LAYOUT_CURE = "a data folder holds images/, masks/, classes.txt, train.txt and val.txt (or give --split 0.1 in place of the lists)"
 
 
 class DataError(FusionerError):
@@ -118,43 +121,105 @@ class MaskFolder(PictureMasks):
 
     @cached_property
     def classes(self) -> list[str]:
+        file = self.root / "classes.txt"
         names = [line.strip() for line in self._lines("classes.txt")]
+        while names and not names[-1]:
+            names.pop()
         if len(names) < 2:
             raise DataError(
-                f"{self.root / 'classes.txt'} names {len(names)} classes; expected the background and at least one more",
+                f"{file} names {len(names)} classes; expected the background and at least one more",
                 "write a name a line, the background's first",
+            )
+        if "" in names:
+            raise DataError(
+                f"line {names.index('') + 1} of {file} is empty; expected a name a line, for line n + 1 is index n",
+                "name that index, or remove the line where the masks do not count it",
+            )
+        if len(names) > IGNORE_IN_FILE:
+            raise DataError(
+                f"{file} names {len(names)} classes; expected at most {IGNORE_IN_FILE}, the background's included",
+                "8-bit masks hold no more: merge some, or train on several folders ([sets] in a recipe)",
+            )
+        if repeated := repeated_class(names):
+            first, second = repeated
+            raise DataError(
+                f"{file} names one class twice, {names[first]!r} in line {first + 1} and {names[second]!r} in line "
+                f"{second + 1}; expected names that differ in more than case, spaces and synonyms",
+                "give both one index in the masks and one line, or rename one where two things are meant",
             )
         return names
 
     def names(self, split: str) -> list[str]:
         names = self._listed(split)
+        if not names:
+            source = f"{self.root / (split + '.txt')} names" if self.has_lists else f"{self.root} leaves {split}"
+            raise DataError(
+                f"{source} no picture; expected one or more",
+                "write a picture's name a line" if self.has_lists else "add pictures, or choose another --split",
+            )
         for name in names:
             self.picture(name)
             if not self.mask_file(name).is_file():
-                raise DataError(
-                    f"{self.mask_file(name)} is missing", f"every picture of {split}.txt needs an index mask"
-                )
-        if not names:
-            raise DataError(f"{self.root / (split + '.txt')} names no picture", "write a picture's name a line")
+                raise self._without_mask(name, split)
         return names
 
+    @property
+    def has_lists(self) -> bool:
+        return any((self.root / f"{split}.txt").is_file() for split in ("train", "val"))
+
     def _listed(self, split: str) -> list[str]:
-        if not self.split or any((self.root / f"{list_}.txt").is_file() for list_ in ("train", "val")):
+        if not self.split or self.has_lists:
             return [line.strip() for line in self._lines(f"{split}.txt") if line.strip()]
         every = sorted(file.stem for file in (self.root / "masks").glob("*.png"))
-        ranked = sorted(every, key=lambda name: hashlib.sha256(name.encode()).digest())
-        kept = set(ranked[: max(1, round(self.split * len(every)))])
+        kept = for_validation(every, self.split)
         return [name for name in every if (name in kept) == (split == "val")]
 
     def picture(self, name: str) -> Path:
-        file = self.root / "images" / f"{name}.jpg"
-        if file.is_file():
-            return file
-        for candidate in sorted((self.root / "images").glob(f"{name}.*")):
-            if candidate.suffix.lower() in SUFFIXES:
-                return candidate
+        if name not in self.pictures:
+            self.__dict__.pop("pictures")  # it may have come since the folder was listed
+        files = self.pictures.get(name, [])
+        if len(files) == 1:
+            return files[0]
+        if files:
+            raise DataError(
+                f"{self.root / 'images'} holds {' and '.join(file.name for file in files)}; expected one picture called "
+                f"{name!r}",
+                "rename one of them with its mask, or remove it",
+            )
+        stem, _, ending = name.rpartition(".")
+        if f".{ending.lower()}" in SUFFIXES and stem in self.pictures:
+            raise DataError(
+                f"the lists of {self.root} name the file {name!r}; expected {stem!r}, a name without its ending",
+                "remove the endings from train.txt and val.txt",
+            )
         raise DataError(
-            f"{file} is missing; expected a picture of that name in images/", "add it, or take the name off the list"
+            f"{self.root / 'images' / name}.jpg is missing; expected a picture of that name in images/",
+            "add it, or take the name off the list",
+        )
+
+    @cached_property
+    def pictures(self) -> dict[str, list[Path]]:
+        """The picture files below images/, by the path without its ending. Raises DataError."""
+        folder = self.root / "images"
+        if not folder.is_dir():
+            raise DataError(f"{folder} is missing; expected a folder of pictures", LAYOUT_CURE)
+        found: dict[str, list[Path]] = {}
+        for file in sorted(folder.rglob("*")):
+            if file.suffix.lower() in SUFFIXES:
+                found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
+        return found
+
+    def _without_mask(self, name: str, split: str) -> DataError:
+        file = self.mask_file(name)
+        other = next((o for o in map(file.with_suffix, (".jpg", ".jpeg", ".bmp", ".tif", ".PNG")) if o.is_file()), None)
+        if other is not None:
+            return DataError(
+                f"{file} is missing, and {other.name} is there; expected a PNG",
+                "write the indices as 8-bit PNG: JPEG changes them",
+            )
+        return DataError(
+            f"{file} is missing; expected an index mask of every picture of {split}",
+            f"add it, or take the name off {split}.txt" if self.has_lists else "add it",
         )
 
     def mask_file(self, name: str) -> Path:
@@ -168,12 +233,16 @@ class MaskFolder(PictureMasks):
 
     def _lines(self, name: str) -> list[str]:
         try:
-            return (self.root / name).read_text().splitlines()
-        except OSError as error:
+            return (self.root / name).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
             raise DataError(
-                f"{self.root / name} cannot be read ({error.strerror})",
-                "a data folder holds images/, masks/, classes.txt, train.txt and val.txt (or give --split 0.1 in place of the lists)",
+                f"{self.root / name} is not UTF-8 text; expected a name a line", "save it as UTF-8"
             ) from None
+        except OSError as error:
+            cure = LAYOUT_CURE
+            if name != "classes.txt" and self.has_lists:
+                cure = f"write {name}, or remove the other list and give --split 0.1"
+            raise DataError(f"{self.root / name} cannot be read ({error.strerror})", cure) from None
 
 
 def read_picture(data: PictureMasks, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -186,12 +255,40 @@ def decode_as(data: PictureMasks, name: str, size: tuple[int, int]) -> np.ndarra
     """(H, W, 3) uint8. Raises DataError where (H, W) is not `size`, the mask's."""
     rgb = decode(data.picture(name))
     if rgb.shape[:2] != size:
+        cure = "they must agree: scale the mask without interpolation, or take the picture that it was drawn on"
+        if rgb.shape[1::-1] == size and orientation(data.picture(name)) > 4:
+            cure = "the picture is turned by its EXIF data, its mask is not: turn the mask, too"
         raise DataError(
             f"the mask of {name} has {size[1]}×{size[0]} pixels, its picture "
             f"{rgb.shape[1]}×{rgb.shape[0]} as a viewer shows it",
-            "they must agree",
+            cure,
         )
     return rgb
+
+
+def orientation(picture: Path) -> int:
+    """EXIF's orientation: 1 = as stored, 5 to 8 exchange width and height. 1 where the file does not tell."""
+    try:
+        with Image.open(picture) as image:
+            return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # decoding says what is wrong with a file
+        return 1
+
+
+def for_validation(names: Sequence[str], share: float) -> set[str]:
+    """The share of the names, one or more, that is kept for validation: decided by the names alone."""
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return set(ranked[: max(1, round(share * len(names)))])
+
+
+def repeated_class(names: Sequence[str]) -> tuple[int, int] | None:
+    """The places of the first two names that are one class by `same_class`."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        first = places.setdefault(same_class(name) or name, place)
+        if first != place:
+            return first, place
+    return None
 
 
 def read_index_mask(file: Path, classes: int) -> np.ndarray:

@@ -18,6 +18,7 @@ GAP, MARGIN, CAPTION, BETWEEN = 6, 28, 30, 44
 PAPER, INK, FAINT, FIELD = (255, 255, 255), (28, 32, 40), (118, 124, 136), (243, 244, 247)
 VOID = (176, 180, 188)  # colour of pixels that the truth ignores
 OPACITY = 0.62
+SCORED = "Figures: IoU in the picture, in percent. Pale edges in the truth belong to no class and count nowhere."
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,51 @@ def draw(rows: Sequence[Row], words: Sequence[str], title: str) -> Image.Image:
     return sheet
 
 
+def draw_masks(data: PictureMasks, names: Sequence[str], title: str) -> Image.Image:
+    """Pictures beside their masks, two pairs a line. Raises DataError."""
+    drawn = []
+    for name in names:
+        picture, mask = read_picture(data, name)
+        drawn.append(Row(name, picture, mask, mask, present(mask)))
+    words = data.words
+    shown = _by_use(drawn, len(words))
+    palette = np.zeros((len(words), 3), np.uint8)
+    palette[shown] = word_colours([words[index] for index in shown])
+    (width, height), columns = PANEL, min(2, len(drawn))
+    cell, step = 2 * width + GAP, height + CAPTION + 16
+    total = 2 * MARGIN + columns * cell + (columns - 1) * BETWEEN
+    note = "Grey: no class. Pale: ignored, it counts nowhere."
+    head = _head(total, [(words[index], palette[index]) for index in shown], title, note)
+    sheet = Image.new("RGB", (total, head.height + -(-len(drawn) // columns) * step + MARGIN - 16), PAPER)
+    sheet.paste(head, (0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for number, row in enumerate(drawn):
+        left = MARGIN + number % columns * (cell + BETWEEN)
+        top = head.height + number // columns * step
+        for part, panel in enumerate(_panels(row, palette)[:2]):
+            x = left + part * (width + GAP)
+            pen.rectangle((x, top, x + width - 1, top + height - 1), FIELD)
+            sheet.paste(panel, (x + (width - panel.width) // 2, top + (height - panel.height) // 2))
+        _list_words(pen, row, words, palette, left, top + height + CAPTION // 2 + 1, cell)
+    return sheet
+
+
+def _list_words(
+    pen: ImageDraw.ImageDraw, row: Row, words: Sequence[str], palette: np.ndarray, x: int, y: int, room: int
+) -> None:
+    """The picture's name and the words of its mask, as many as fit."""
+    font, bold, end = ImageFont.load_default(14), ImageFont.load_default(15), x + room
+    pen.text((end, y), row.name[-24:], FAINT, font, "rm")
+    end -= int(font.getlength(row.name[-24:])) + 16
+    for index in row.asked:
+        if x + 18 + bold.getlength(words[index]) > end:
+            pen.text((x, y), "…", FAINT, font, "lm")
+            break
+        pen.rounded_rectangle((x, y - 6, x + 12, y + 6), 3, _rgb(palette[index]))
+        pen.text((x + 18, y), words[index], INK, bold, "lm")
+        x += 18 + int(bold.getlength(words[index])) + 16
+
+
 def _by_use(rows: Sequence[Row], classes: int) -> list[int]:
     """Class indices on the sheet, most frequent in truths first."""
     uses = np.zeros((classes, 2), int)
@@ -125,8 +171,8 @@ def _by_use(rows: Sequence[Row], classes: int) -> list[int]:
     return [int(index) for index in sorted(found, key=lambda index: (-uses[index, 0], -uses[index, 1], index))]
 
 
-def _head(width: int, entries: Sequence[tuple[str, np.ndarray]], title: str) -> Image.Image:
-    """The title and a legend of all words on the sheet."""
+def _head(width: int, entries: Sequence[tuple[str, np.ndarray]], title: str, note: str = SCORED) -> Image.Image:
+    """The title, a note, and a legend of all words on the sheet."""
     large, small = ImageFont.load_default(19), ImageFont.load_default(15)
     swatch, line = 14, 26
     places = []
@@ -142,7 +188,6 @@ def _head(width: int, entries: Sequence[tuple[str, np.ndarray]], title: str) -> 
     while title and large.getlength(title) > width - 2 * MARGIN:
         title = title.rpartition(" ")[0]
     pen.text((MARGIN, MARGIN), title, INK, large, "lt")
-    note = "Figures: IoU in the picture, in percent. Pale edges in the truth belong to no class and count nowhere."
     pen.text((MARGIN, MARGIN + 30), note, FAINT, ImageFont.load_default(14), "lt")
     for x, y, word, colour in places:
         pen.rounded_rectangle((x, y - swatch // 2, x + swatch, y + swatch // 2), 3, _rgb(colour))

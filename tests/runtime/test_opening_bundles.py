@@ -226,7 +226,7 @@ def test_arguments_of_another_kind(tiny_bundle: Path, arguments: dict[str, Any])
 
 def test_folders_without_a_bundle(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        refused(folder, BundleMissing, "--engine DIR")
+        refused(folder, BundleMissing, "name another")
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleMissing, match="not a folder"):
         Bundle.open(tmp_path / "file")
@@ -304,7 +304,7 @@ def test_of_fetched_bundles_the_first_by_name_is_meant_and_the_demonstration_las
     places = {name: a_bundle(empty.parent / "data/fusioner-rt/bundles" / name) for name in ("zebra", "demo", "cats")}
     found = locate_bundle()
     assert found.folder == places["cats"]
-    assert "there are also zebra, demo, which --engine NAME takes" in found.why
+    assert "there are also zebra, demo, by their names" in found.why
     for name, place in places.items():
         assert find_bundle(name) == place
 

@@ -97,14 +97,14 @@ NO_WORDS = (
     ["cat", {"dog"}], ["cat", "cat"], "cat\0", ["a\udc80"], "a" * 500, Odd(), int, Path("words.txt"), np.array(5),
     np.array([1, 2]), np.array([b"cat"]), (word for word in ()), itertools.repeat("cat"), itertools.count(), "words.txt",
 )  # fmt: skip
-NO_PICTURES = (5, None, 1.5, object, {}, {"a.jpg"}, "", "a\0b", "nowhere.png", b"", b"no picture", PICTURE[..., 0], PICTURE.astype(float), PICTURE[:0],
+NO_PICTURES = (5, None, 1.5, object, {}, {"a.jpg"}, "", "a\0b", "nowhere.png", b"", b"no picture", PICTURE.astype(float), PICTURE.transpose(2, 0, 1), "https://example.org/a.jpg", PICTURE[:0],
                PICTURE.tolist(), (picture for picture in [PICTURE]), [[PICTURE]], np.array("x"))  # fmt: skip
 NO_PROBABILITY = (3, -0.1, float("nan"), "50%", "0.5", None, True, [0.5], np.array([0.5, 0.6]), 1j, {"cat": 2}, {"cat": "high"},
                   {"dog": 0.5}, {5: 0.5}, 10**5000, Odd())  # fmt: skip
 NO_SIZES = (0, 5, "5x5", (0, 5), (5,), (5, 5, 5), (5.0, 5.0), (True, 5), [None, 5], {5, 6}, np.array("x"), np.zeros((2, 2)),
             (10**5, 10**5), (10**5000, 1), (-1, 5), b"55")  # fmt: skip
 CASES: dict[str, tuple[Callable[[Session, Any], Any], tuple[Any, ...]]] = {
-    "Session(bundle)": (lambda _, given: Session(given), (*NO_PATHS, "nowhere", BUNDLE.parent, BUNDLE / "manifest.json")),
+    "Session(bundle)": (lambda _, given: Session(given), (*NO_PATHS, "nowhere", ROOT, BUNDLE / "text.onnx", "https://example.org/demo.tar.gz")),
     "Session(backend)": (lambda _, given: Session(BUNDLE, backend=given), NO_TEXTS),
     "Session(cache)": (lambda _, given: Session(BUNDLE, cache=given), NO_PATHS),
     "Session(threads)": (lambda _, given: Session(BUNDLE, threads=given), (*NUMBERS, 0, -1, 10**6)),
@@ -235,6 +235,7 @@ MAY_NAME_OPTIONS = {
     "cli.py",
     "command_parser.py",
     "doctor.py",
+    "fetch_bundle.py",
     "words/arguments.py",
     "cures.py",
 }  # cures: commands of a build

@@ -54,7 +54,7 @@ CASES = [
     (["segment", "a.png", "--words", "cat", "--engine", "nowhere"], 30, "name another with --engine DIR"),
     (["segment", "a.png", "--words", "cat", "--engine", "a.png"], 30, "is not a folder"), (["segment", "a.png", "--words", "cat"], 30, "--engine DIR or FUSIONER_ENGINE"),
     (["segment", "", *ENGINE, "--words", "cat"], 2, "'' is no path"), (["segment", "empty", *ENGINE, "--words", "cat"], 2, "no pictures in this folder"),
-    (["segment", "nowhere.png", *ENGINE, "--words", "cat"], 10, "no such file"), (["segment", "p" * 5000, *ENGINE, "--words", "cat"], 2, "File name too long"),
+    (["segment", "nowhere.png", *ENGINE, "--words", "cat"], 10, "no such file"), (["segment", "p" * 5000, *ENGINE, "--words", "cat"], 10, "File name too long"),
     (["segment", "words.txt", *ENGINE, "--words", "cat"], 11, "not a picture"), (["info", "--engine", "nowhere"], 30, "no such folder"),
     (["info", *ENGINE, "--backend", "tensorrt"], 37, "no TensorRT plan"), (["doctor", "--engine", ""], 2, "is no path"), (["words", "--cache", ""], 2, "is no path"),
 ]  # fmt: skip

@@ -1,5 +1,7 @@
 """The paper's data sets (section 4.1): each is a `training.data.PictureMasks`, opened by name.
 
+python -m training.datasets convert EXPORT --out DIR LabelMe, COCO or YOLO-seg into a folder of one's own
+python -m training.datasets check DIR                what is in it, and what would stop a training
 python -m training.datasets check KIND --data DIR    what is there, what is missing, where it comes from
 training.datasets.splits                             which classes are held out (table 6)
 
@@ -14,8 +16,9 @@ from pathlib import Path
 
 from training.data import DataError, MaskFolder, PictureMasks
 from training.datasets import coco, fss, mosaic, voc
+from training.datasets.exports import find_form
 
-__all__ = ["KINDS", "Kind", "open_dataset"]
+__all__ = ["KINDS", "Kind", "not_converted", "open_dataset"]
 
 
 @dataclass(frozen=True)
@@ -62,4 +65,15 @@ def open_dataset(kind: str, root: Path, split: float = 0.0) -> PictureMasks:
         )
     if split and kind != "folder":
         raise DataError(f"{kind} has lists of its own", "leave --split out")
+    if kind == "folder":
+        not_converted(root)
     return MaskFolder(root, split) if kind == "folder" else KINDS[kind].open(root)
+
+
+def not_converted(root: Path) -> None:
+    """Raises DataError for a folder that holds an export in place of index masks."""
+    if not (root / "masks").is_dir() and (form := find_form(root)):
+        raise DataError(
+            f"{root} is an export in the form {form}; expected pictures with index masks",
+            f"convert it: python -m training.datasets convert {root} --out DIR",
+        )

@@ -1,16 +1,21 @@
-"""The data sets' command line: check a data set, prepare its masks."""
+"""The data sets' command line: convert an export, check a data set, prepare its masks."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 
 from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
 from fusioner_rt.errors import FusionerError, UsageError
+from training import lacks
 from training.data import DataError
 from training.datasets import KINDS, coco, mosaic, sbd
+from training.datasets import convert as conversion
 from training.datasets.check import check
+from training.datasets.check_folder import check_folder
+from training.datasets.exports import FORMS, open_export
 from training.datasets.fss import Fss1000
 from training.datasets.splits import FOLDS
 from training.datasets.voc import PascalVoc
@@ -19,6 +24,8 @@ Run = Callable[[argparse.Namespace], int]
 
 _EXAMPLES = """\
 examples:
+  python -m training.datasets convert EXPORT --out mine        LabelMe, COCO or YOLO-seg into the folder that training reads
+  python -m training.datasets check mine --sheet sheet.png     what is in it, what would stop a training, and a picture of it
   python -m training.datasets check pascal-5i --data VOCdevkit         what is there, what is missing, where it belongs
   python -m training.datasets convert-sbd --sbd benchmark_RELEASE --data VOCdevkit
   python -m training.datasets prepare --data coco                      COCO's masks as PNG files, once
@@ -27,10 +34,13 @@ examples:
 Nothing is downloaded: `check KIND --data DIR` says where each data set comes from, and under which terms.
 """
 
-_CHECK = """\
+_CHECK = (
+    """\
 examples:
-  python -m training.datasets check folder --data mine
-      a folder of one's own: images/, masks/, classes.txt, train.txt, val.txt
+  python -m training.datasets check mine --sheet sheet.png
+      a folder of one's own: images/, masks/, classes.txt, train.txt, val.txt; opens every picture and mask, and draws some
+  python -m training.datasets check mine --split 0.2
+      without train.txt and val.txt, a fifth of its pictures is kept for validation, as training does with --split 0.2
   python -m training.datasets check folder --data mine --folds pascal-5i
       also, per fold, how many pictures are left to train on and how many are scored
   python -m training.datasets check pascal-5i --data VOCdevkit --split val --folds coco-20i-to-voc
@@ -39,6 +49,25 @@ examples:
       opens every picture and mask, and compares their sizes
 
 exit code: 0 where the data set is usable, 72 where it is not.
+
+"""
+    + KINDS["folder"].layout
+)
+
+_CONVERT = """\
+examples:
+  python -m training.datasets convert labels --out mine
+      a folder of LabelMe's JSON files; polygons, rectangles, circles and masks, later shapes over earlier ones
+  python -m training.datasets convert annotations/instances.json --pictures photos --out mine --split 0.2
+      a COCO JSON with polygons or run-length codes; smaller shapes over larger ones, crowds do not count
+  python -m training.datasets convert yolo-export --out mine --unmarked ignored
+      data.yaml, images/ and labels/; pixels of no shape do not count, for the shapes do not mark everything
+  python -m training.datasets convert export --from coco --out mine --link
+      chooses the form where a folder holds several; pictures are linked to, not copied
+
+DIR/ is what training reads: images/, masks/ (index masks), classes.txt, train.txt and val.txt. Without a split of the export's
+own, a tenth of the pictures is kept for validation. Labels that differ in case, spaces or by a synonym (tv, TV/monitor) are one
+class, by the most frequent spelling. The labels background and __ignore__ are index 0 and pixels that do not count.
 """
 
 _PREPARE = """\
@@ -80,6 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"training.datasets: {unforeseen(error)}", file=sys.stderr)
         return UsageError.exit_code
+    except ModuleNotFoundError as error:
+        print(f"training.datasets: {lacks(error.name)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("training.datasets: interrupted", file=sys.stderr)
         return 130
@@ -90,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m training.datasets", description=__doc__, epilog=_EXAMPLES, formatter_class=raw
     )
-    commands = parser.add_subparsers(required=True, metavar="check | prepare | convert-sbd | mosaic-4")
+    commands = parser.add_subparsers(required=True, metavar="convert | check | prepare | convert-sbd | mosaic-4")
 
     def command(name: str, run: Run, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=summary, description=description, epilog=examples, formatter_class=raw)
@@ -100,12 +132,48 @@ def _parser() -> argparse.ArgumentParser:
     added = command(
         "check", _check, "what is there, and what is missing", "Says whether a data set is complete.", _CHECK
     )
-    added.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of: {', '.join(KINDS)}")
-    added.add_argument("--data", type=path_argument, required=True, metavar="DIR", help="the data set's folder")
-    added.add_argument("--split", choices=("train", "val"), help="look at this split alone")
+    added.add_argument("kind", metavar="DIR | KIND", help=f"a folder of one's own, or one of: {', '.join(KINDS)}")
+    added.add_argument("--data", type=path_argument, metavar="DIR", help="the data set's folder, after a KIND")
+    added.add_argument(
+        "--split",
+        help="train or val: look at this split alone; or the share of a folder without lists that is kept for validation",
+    )
+    added.add_argument(
+        "--sheet", type=path_argument, metavar="FILE", help="draw some pictures of a folder with their masks"
+    )
     added.add_argument("--folds", choices=FOLDS, default="", help="count per fold of this split (table 6)")
     added.add_argument("--fold", type=int, help="of --folds, this one alone")
     added.add_argument("--thorough", action="store_true", help="open every picture and mask, and compare their sizes")
+
+    added = command(
+        "convert",
+        _convert_export,
+        "LabelMe, COCO or YOLO-seg into the folder that training reads",
+        "Turns an export of a labelling tool into pictures and index masks.",
+        _CONVERT,
+    )
+    added.add_argument("export", type=path_argument, metavar="EXPORT", help="its folder, or a COCO JSON")
+    added.add_argument(
+        "--out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="where the folder goes; must not exist yet, or be empty",
+    )
+    added.add_argument("--from", dest="form", choices=FORMS, default="", help="its form (default: found by itself)")
+    added.add_argument(
+        "--pictures", type=path_argument, metavar="DIR", help="where the pictures lie, if not below EXPORT"
+    )
+    added.add_argument(
+        "--split", type=float, help="share kept for validation (default: the export's own split, or 0.1)"
+    )
+    added.add_argument(
+        "--unmarked",
+        choices=conversion.UNMARKED,
+        default="background",
+        help="what pixels of no shape are (default: %(default)s)",
+    )
+    added.add_argument("--link", action="store_true", help="link to the pictures in place of copies")
 
     added = command(
         "prepare", _prepare, "COCO's masks as PNG files", "Writes COCO's instances as index masks, once.", _PREPARE
@@ -135,9 +203,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _convert_export(given: argparse.Namespace) -> int:
+    export = open_export(given.export, given.form, given.pictures)
+    written = conversion.convert(export, given.out, given.split, given.unmarked, given.link)
+    print(conversion.summary(written))
+    for note in written.notes:
+        print(f"  note: {note}")
+    lists = ", ".join(f"{len(names):,} in {split}.txt" for split, names in written.names.items())
+    print(f"{given.out}: from {export.form}, {export.count:,} pictures {'linked' if given.link else 'copied'}, {lists}")
+    print(f"next: python -m training.datasets check {shlex.quote(str(given.out))} --sheet sheet.png")
+    return 0
+
+
 def _check(given: argparse.Namespace) -> int:
+    kind, folder = (given.kind, given.data) if given.data else ("folder", path_argument(given.kind))
+    if kind not in KINDS:
+        raise UsageError(f"there is no kind of data set called {kind!r}", f"choose one of {', '.join(KINDS)}")
+    if not given.data and given.kind in KINDS and not folder.is_dir():
+        raise UsageError(
+            f"check {given.kind} lacks its folder", f"python -m training.datasets check {given.kind} --data DIR"
+        )
+    if kind == "folder":
+        usable = check_folder(folder, given.split or "", given.folds, given.fold, given.sheet)
+        return 0 if usable else DataError.exit_code
+    if given.sheet:
+        raise UsageError(
+            "--sheet draws a folder of one's own", "leave it out: training.evaluate --sheet draws the others"
+        )
+    if given.split not in (None, "train", "val"):
+        raise UsageError(f"--split is {given.split}; expected train or val", f"{kind} has lists of its own")
     chosen = (given.split,) if given.split else ()
-    usable = check(given.kind, given.data, chosen, given.folds, given.fold, given.thorough)
+    usable = check(kind, folder, chosen, given.folds, given.fold, given.thorough)
     return 0 if usable else DataError.exit_code
 
 

@@ -52,8 +52,8 @@ def check(
             _print_classes(data, shown)
             if isinstance(data, fss.Fss1000) and data.missing_test_classes:
                 missing = data.missing_test_classes
-                print(f"  of the 240 test classes {len(missing)} are missing: {_first(missing)}")
-            _print_folds(data, shown, folds or expected.folds, fold, problems)
+                print(f"  of the 240 test classes {len(missing)} are missing: {first_of(missing)}")
+            print_folds(data, shown, folds or expected.folds, fold, problems)
     except FusionerError as error:
         problems.append(str(error))
     if not problems:
@@ -132,11 +132,11 @@ def _print_classes(data: PictureMasks, shown: dict[str, dict[str, list[int]]]) -
         usual = Counter(count.values()).most_common(1)[0][0]
         fewer = [f"{data.classes[i]} {n}" for i, n in sorted(count.items()) if n < usual]
         print(
-            f"  {split}: {len(count)} classes, most with {usual} pictures{'; fewer: ' + _first(fewer) if fewer else ''}"
+            f"  {split}: {len(count)} classes, most with {usual} pictures{'; fewer: ' + first_of(fewer) if fewer else ''}"
         )
 
 
-def _print_folds(
+def print_folds(
     data: PictureMasks, shown: dict[str, dict[str, list[int]]], split: str, fold: int | None, problems: list[str]
 ) -> None:
     """Per fold: the number of training and of scored pictures."""
@@ -163,5 +163,5 @@ def _print_folds(
         problems.append(f"no class of {split} is here; give --folds a split that fits the data set")
 
 
-def _first(items: list[str]) -> str:
+def first_of(items: list[str]) -> str:
     return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")

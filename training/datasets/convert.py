@@ -1,0 +1,188 @@
+"""Turns an export of a labelling tool into the folder that training reads."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fusioner_rt.atomic_files import writable_folder
+from training.data import IGNORE, IGNORE_IN_FILE, DataError, for_validation, same_class, write_index_mask
+from training.datasets.exports import BACKGROUND, IGNORED, Export, Marked
+from training.datasets.exports.upright import stored_size, upright, upright_size
+
+UNMARKED = ("background", "ignored")
+
+
+@dataclass
+class Classes:
+    """Class names by index, in the order in which they are met; spellings of one class share an index."""
+
+    names: list[str] = field(default_factory=list)
+    spellings: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def index(self, label: str, met: int = 1) -> int:
+        """0 for the background, IGNORE for pixels that do not count, else n ≥ 1. Raises DataError beyond 254."""
+        if label.lower() in BACKGROUND:
+            return 0
+        if label.lower() in IGNORED:
+            return IGNORE
+        key = same_class(label) or label
+        if key not in self.spellings:
+            if len(self.names) >= IGNORE_IN_FILE - 1:
+                raise DataError(
+                    f"the export has more than {IGNORE_IN_FILE - 1} classes", "8-bit masks hold no more: merge some"
+                )
+            self.names.append(key)
+            self.spellings[key] = Counter()
+        self.spellings[key][label] += met
+        return self.names.index(key) + 1
+
+    def called(self) -> list[str]:
+        """Each class by its most frequent spelling."""
+        return [self.spellings[key].most_common(1)[0][0] for key in self.names]
+
+    def merged(self) -> list[str]:
+        """A line for each class that had several spellings."""
+        return [
+            f"{', '.join(repr(other) for other in met if other != name)} and {name!r} are one class, called {name!r}"
+            for name, met in zip(self.called(), (self.spellings[key] for key in self.names), strict=True)
+            if len(met) > 1
+        ]
+
+
+@dataclass
+class Written:
+    """What `convert` wrote. pictures, pixels: by index; ignored pixels are under IGNORE."""
+
+    classes: list[str]
+    names: dict[str, list[str]]
+    pictures: Counter[int]
+    pixels: Counter[int]
+    notes: list[str]
+
+
+def convert(
+    export: Export, out: Path, split: float | None = None, unmarked: str = "background", link: bool = False
+) -> Written:
+    """Writes images/, masks/, classes.txt, train.txt and val.txt, all of them or nothing. Raises DataError.
+
+    split: the share kept for validation; by default the export's own split, or a tenth. unmarked: what pixels of no shape
+    are. link: pictures are linked to, not copied.
+    """
+    if split is not None and not 0 < split < 1:
+        raise DataError(f"--split is {split:g}; expected a share between 0 and 1", "give such as 0.1")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and holds something", "choose another --out, or remove it first")
+    if not export.count:
+        raise DataError("the export holds no picture; expected two or more", "export again")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=writable_folder(out.resolve().parent)))
+    try:
+        new = temporary / "new"
+        written = _write(export, new, split, unmarked, link)
+        if out.is_dir():
+            out.rmdir()
+        new.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def _write(export: Export, new: Path, split: float | None, unmarked: str, link: bool) -> Written:
+    for folder in ("images", "masks"):
+        (new / folder).mkdir(parents=True)
+    classes, own_split = Classes(), {}
+    for name in export.classes:
+        classes.index(name, met=0)
+    pictures: Counter[int] = Counter()
+    pixels: Counter[int] = Counter()
+    places: dict[str, str] = {}
+    turned = 0
+    for marked in tqdm(export.pictures(), total=export.count, desc="masks", unit="picture"):
+        name = "-".join(part for part in Path(marked.name).parts if part not in ("", "..", "/"))
+        if (first := places.setdefault(name.lower(), marked.place)) != marked.place:
+            raise DataError(f"{marked.place} and {first} would both be called {name!r}", "rename one of them")
+        mask = draw(marked, classes, unmarked)
+        _place(marked.picture, new / "images", name, link)
+        write_index_mask(new / "masks" / f"{name}.png", mask)
+        values, counts = np.unique(mask, return_counts=True)
+        pictures.update(int(value) for value in values)
+        pixels.update({int(value): int(count) for value, count in zip(values, counts, strict=True)})
+        turned += stored_size(marked.picture)[1] > 1
+        own_split[name] = marked.split
+    lists = _lists(own_split, split)
+    for name, pictures_of in lists.items():
+        (new / f"{name}.txt").write_text("".join(f"{picture}\n" for picture in pictures_of), encoding="utf-8")
+    if not classes.names:
+        raise DataError("the export marks no class; expected shapes with labels", "label the pictures first")
+    called = classes.called()
+    (new / "classes.txt").write_text("\n".join(["background", *called]) + "\n", encoding="utf-8")
+    notes = [*export.notes, *classes.merged()]
+    if turned:
+        notes.append(f"{turned} pictures are turned by their EXIF data; their masks are as a viewer shows them")
+    return Written(["background", *called], lists, pictures, pixels, notes)
+
+
+def draw(marked: Marked, classes: Classes, unmarked: str = "background") -> np.ndarray:
+    """(H, W) int16 class indices and IGNORE, of the upright picture. Raises DataError."""
+    (stored, turn), shown = stored_size(marked.picture), upright_size(marked.picture)
+    size = marked.size or shown
+    if size not in (shown, stored):
+        raise DataError(
+            f"{marked.place} is of {size[1]}×{size[0]} pixels, its picture has {shown[1]}×{shown[0]}",
+            "put the picture there that was labelled",
+        )
+    mask = np.full(size, 0 if unmarked == "background" else IGNORE, np.int16)
+    drawn = [
+        (IGNORE if shape.label is None else classes.index(shape.label), shape.draw(size), shape.label is None)
+        for shape in marked.shapes
+    ]
+    if marked.largest_first:  # what is ignored lies below all
+        drawn.sort(key=lambda one: (not one[2], -np.count_nonzero(one[1])))
+    for index, pixels, _ in drawn:
+        mask[pixels] = index
+    return upright(mask, turn) if size != shown else mask
+
+
+def _place(picture: Path | bytes, folder: Path, name: str, link: bool) -> None:
+    if isinstance(picture, bytes):
+        suffix = ".png" if picture.startswith(b"\x89PNG") else ".jpg"
+        (folder / f"{name}{suffix}").write_bytes(picture)
+    elif link:
+        (folder / f"{name}{picture.suffix.lower()}").symlink_to(picture.resolve())
+    else:
+        shutil.copyfile(picture, folder / f"{name}{picture.suffix.lower()}")
+
+
+def _lists(own: dict[str, str], share: float | None) -> dict[str, list[str]]:
+    """train and val, by the export's own split where it has both and no share is asked for."""
+    if share is None and {"train", "val"} <= set(own.values()):
+        return {split: [name for name in own if (own[name] == "val") == (split == "val")] for split in ("train", "val")}
+    if len(own) < 2:
+        raise DataError(
+            "the export holds 1 picture; expected two or more, to train on and to validate", "label another picture"
+        )
+    kept = for_validation(list(own), share or 0.1)
+    if len(kept) == len(own):
+        raise DataError(f"--split {share:g} leaves no picture to train on", "give a smaller share")
+    return {split: sorted(name for name in own if (name in kept) == (split == "val")) for split in ("train", "val")}
+
+
+def summary(written: Written) -> str:
+    """A table of the classes: pictures that show each, and its share of the pixels in percent."""
+    total = sum(written.pixels.values())
+    width = max(len("ignored (255)"), *(len(name) for name in written.classes))
+    rows = [(str(index), name, index) for index, name in enumerate(written.classes)]
+    if written.pixels[IGNORE]:
+        rows.append(("", "ignored (255)", IGNORE))
+    lines = [f"       {'class':<{width}}  pictures  pixels"]
+    for number, name, index in rows:
+        lines.append(
+            f"  {number:>4} {name:<{width}}  {written.pictures[index]:>8,}  {100 * written.pixels[index] / total:>5.1f}%"
+        )
+    return "\n".join(lines)
