@@ -3,6 +3,7 @@
 Importing this imports FiftyOne. Raises PackageMissing.
 """
 
+import math
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..optional_packages import optional
+from ..results.instances import Instance
 from ..results.segmentation import Segmentation
 from ..session import Session
 from ..words.parse import Words
@@ -28,18 +30,27 @@ def to_detections(result: Segmentation, instances: bool = True) -> Any:
     """`fiftyone.Detections`, one per connected part, or per word without `instances`. Boxes are shares of the picture, masks
     are cropped to them.
     """
-    height, width = result.labels.shape
     return _fiftyone.Detections(
         detections=[
-            _fiftyone.Detection(
-                label=one.word,
-                bounding_box=[one.box[0] / width, one.box[1] / height, one.box[2] / width, one.box[3] / height],
-                mask=one.crop,
-                confidence=one.score,
-            )
+            _fiftyone.Detection(label=one.word, bounding_box=_shares(one), mask=one.crop, confidence=one.score)
             for one in objects(result, instances)
         ]
     )
+
+
+def _shares(one: Instance) -> list[float]:
+    """x, y, width and height, 0..1. FiftyOne cuts fractions of pixels off: rounded down, a share would lose a pixel."""
+    height, width = one.size
+    starts, extents = [], []
+    for start, extent, edge in zip(one.box[:2], one.box[2:], (width, height), strict=True):
+        near, long = start / edge, extent / edge
+        while int(edge * near) < start:
+            near = math.nextafter(near, 1)
+        while int(edge * (near + long)) < start + extent:
+            long += math.ulp(near + long)
+        starts.append(near)
+        extents.append(long)
+    return starts + extents
 
 
 class FusionerModel(_Model):

@@ -24,7 +24,7 @@ import numpy as np
 from .. import __version__
 from ..command_parser import CommandParser
 from ..decode_picture import Picture
-from ..errors import FusionerError, UsageError, one_line
+from ..errors import FusionerError, PictureMissing, UsageError, one_line
 from ..optional_packages import optional
 from ..results.rle import run_lengths
 from ..results.segmentation import Segmentation
@@ -35,6 +35,7 @@ VERSION = f"fusioner-rt {__version__}"
 _SIZES = (3, 4, 8, 16)  # bits of a run's length, the four widths that Label Studio's editor writes
 _LONGEST = 1 << _SIZES[-1]
 _BODY = 64_000_000  # bytes of a request
+_SDK = "label_studio_sdk._extensions.label_studio_tools.core.utils.io"
 Fetch = Callable[[dict[str, Any], str], Picture]
 
 
@@ -141,12 +142,17 @@ def local_pictures(root: str | os.PathLike[str] | None = None, studio: str | Non
                 return path
             raise UsageError(f"the picture {address} lies outside {root}", "serve the folder that holds it with --root")
         if studio is not None and not local and parts.netloc in ("", urlsplit(studio).netloc):
-            io = optional(
-                "label_studio_sdk._extensions.label_studio_tools.core.utils.io",
-                "label-studio-sdk",
-                "pictures of Label Studio",
-            )
-            return Path(io.get_local_path(address, hostname=studio, task_id=task.get("id")))
+            try:
+                return Path(
+                    optional(_SDK, "label-studio-sdk", "pictures of Label Studio").get_local_path(
+                        address, hostname=studio, task_id=task.get("id")
+                    )
+                )
+            except (OSError, ValueError) as error:  # requests' errors are OSErrors
+                raise PictureMissing(
+                    f"the picture {address} cannot be fetched from {studio} ({one_line(error)})",
+                    "check the address and the key in $LABEL_STUDIO_API_KEY",
+                ) from None
         raise UsageError(
             f"the picture {address} cannot be reached",
             "start the backend with --root for local files, --studio for those that Label Studio holds",
@@ -184,14 +190,18 @@ class Backend:
             return 500, {"error": str(error)}
 
     def _predict(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        brush = read_config(body.get("label_config"))
-        return [self._prediction(task, brush) for task in body.get("tasks") or []]
+        brush, tasks = read_config(body.get("label_config")), body.get("tasks")
+        if not isinstance(tasks, list):
+            raise UsageError(f"the tasks are a {type(tasks).__name__}", "send a list of tasks, each with its data")
+        return [self._prediction(task, brush) for task in tasks]
 
     def _prediction(self, task: dict[str, Any], brush: Brush) -> dict[str, Any]:
         try:
             address = task["data"][brush.data]
         except (KeyError, TypeError):
-            raise UsageError(f"a task has no {brush.data!r}", "give the picture's address under data") from None
+            address = None
+        if not isinstance(address, str):
+            raise UsageError(f"a task has no {brush.data!r}", "give the picture's address under data")
         result = self._session.segment(self._fetch(task, address), words=list(brush.words.values()))
         found = regions(result, brush, self._instances)
         score = max((region["score"] for region in found), default=0.0)
@@ -206,10 +216,10 @@ def server(backend: Backend, host: str = "127.0.0.1", port: int = 9090) -> Threa
             self._reply(*backend.answer("GET", urlsplit(self.path).path))
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            if length > _BODY:
-                return self._reply(413, {"error": f"the request has {length} bytes, at most {_BODY} are read"})
             try:
+                length = int(self.headers.get("Content-Length") or 0)
+                if not 0 <= length <= _BODY:
+                    return self._reply(413, {"error": f"the request has {length} bytes, at most {_BODY} are read"})
                 body = json.loads(self.rfile.read(length) or b"{}")
             except ValueError as error:
                 return self._reply(400, {"error": f"the request is no JSON ({one_line(error)})"})

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from label_studio_sdk.label_interface import LabelInterface
 from made_results import results
 
 from fusioner_rt import Segmentation, Session
-from fusioner_rt.errors import UsageError
+from fusioner_rt.errors import PictureMissing, UsageError
 from fusioner_rt.interfaces.label_studio import Backend, brush_rle, local_pictures, main, read_config, server
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,7 @@ def data_address(name: str) -> str:
         ("/predict", {"label_config": CONFIG, "tasks": [{"data": {}}]}, 400, "no 'image'"),
         ("/predict", {"label_config": CONFIG, "tasks": [{"data": {"image": "/data/local-files/?d=../words.md"}}]}, 400, "lies outside"),
         ("/predict", {"label_config": CONFIG, "tasks": [{"data": {"image": "http://example.org/a.jpg"}}]}, 400, "--studio"),
+        ("/predict", {"label_config": CONFIG, "tasks": 3}, 400, "tasks are a int"),
         ("/train", {}, 404, "none of /health"),
     ],
 )  # fmt: skip
@@ -119,6 +121,31 @@ def test_only_the_label_studio_that_was_named_is_asked_for_pictures() -> None:
         fetch({}, "http://127.0.0.1:2/a.jpg")
     with pytest.raises(UsageError, match="cannot be reached"):
         fetch({}, "/data/local-files/?d=etc/passwd")  # no root was given
+
+
+def test_uploads_are_fetched_from_label_studio_with_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that holds one picture stands where Label Studio would; the SDK is the real one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers["Authorization"] == "Token secret" and "filepath=upload/7/cat.jpg" in self.path
+            self.send_response(200 if allowed else 403)
+            self.end_headers()
+            self.wfile.write((PICTURES / "cat.jpg").read_bytes() if allowed else b"")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as studio:
+        threading.Thread(target=studio.serve_forever).start()
+        fetch = local_pictures(studio=f"http://127.0.0.1:{studio.server_port}")
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "wrong")
+        with pytest.raises(PictureMissing, match="LABEL_STUDIO_API_KEY"):
+            fetch({}, "/data/upload/7/cat.jpg")
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "secret")
+        fetched = fetch({}, "/data/upload/7/cat.jpg")
+        studio.shutdown()
+    assert isinstance(fetched, Path)
+    assert fetched.read_bytes() == (PICTURES / "cat.jpg").read_bytes()
 
 
 def test_labels_are_words_and_predicted_values_their_synonyms() -> None:

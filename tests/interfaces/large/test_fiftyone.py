@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,17 @@ def test_a_label_map_of_no_word_is_background(fo: Any) -> None:
     from fusioner_rt.interfaces.fiftyone import to_segmentation
 
     assert not to_segmentation(result_of(np.zeros((3, 5)))).mask.any()
+
+
+def test_the_pages_block_runs(fo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "interfaces.md").read_text()
+    (block,) = [
+        one for one in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if "fiftyone" in one
+    ]
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/interfaces.md", "exec"), names)
+    assert len(names["dataset"]) == 3
+    for sample in names["dataset"]:
+        assert sample.masks.mask.any()
+        assert sample.parts.detections
