@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..decode_picture import Picture, decode
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..optional_packages import optional
 from ..results.coco_document import to_coco
 from ..results.segmentation import STAGES, Segmentation
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
+
+_PURPOSE = "indices of COCO files"
 
 
 def to_index(results: Iterable[Segmentation], instances: bool = False) -> "COCO":
@@ -32,7 +34,7 @@ def from_coco(
     """The annotations of one image as a Segmentation.
 
     coco: a `COCO`, the content of a COCO file, or its path. picture: the image, black by default.
-    Words are all categories, by their ids. Where annotations overlap, the smaller lies above the larger. The confidence is an
+    Words are all categories, by their ids. Annotations without a segmentation are left out. Where annotations overlap, the smaller lies above the larger. The confidence is an
     annotation's score, 1 without one, and 0 where nothing is annotated. Raises PackageMissing, UsageError, and the errors of
     pictures.
     """
@@ -44,12 +46,14 @@ def from_coco(
     size = image["height"], image["width"]
     categories = sorted(index.cats)
     labels, confidence = np.zeros(size, np.uint16), np.zeros(size, np.float32)
-    annotations = index.loadAnns(index.getAnnIds(imgIds=[image_id]))
-    for one in sorted(annotations, key=lambda one: -one["area"]):
+    annotations = [one for one in index.loadAnns(index.getAnnIds(imgIds=[image_id])) if one.get("segmentation")]
+    masks = optional("pycocotools.mask", "pycocotools", _PURPOSE)
+    for one in sorted(annotations, key=lambda one: -int(masks.area(index.annToRLE(one)))):
         mask = index.annToMask(one).astype(bool)
-        if mask.shape != size:
+        if mask.shape != size or one["category_id"] not in index.cats:
             raise UsageError(
-                f"annotation {one['id']} has a mask of {mask.shape[1]}x{mask.shape[0]} pixels, its image {size[1]}x{size[0]}",
+                f"annotation {one['id']} has category {one['category_id']} and {mask.shape[1]}x{mask.shape[0]} pixels; its file "
+                f"has categories {categories}, its image {size[1]}x{size[0]} pixels",
                 "export the file again",
             )
         labels[mask] = categories.index(one["category_id"]) + 1
@@ -68,10 +72,15 @@ def from_coco(
 
 def _open(content: Any) -> Any:
     """A `COCO` of a file or of its content. pycocotools prints what it does; that is held back."""
-    module = optional("pycocotools.coco", "pycocotools", "indices of COCO files")
+    module = optional("pycocotools.coco", "pycocotools", _PURPOSE)
     with contextlib.redirect_stdout(io.StringIO()):
         if not isinstance(content, Mapping):
-            return module.COCO(os.fspath(content))
+            try:
+                return module.COCO(os.fspath(content))
+            except (OSError, TypeError, ValueError, KeyError, AssertionError) as error:
+                raise UsageError(
+                    f"the annotations cannot be read ({one_line(error)})", "give a COCO file, its content, or a COCO"
+                ) from None
         index = module.COCO()
         index.dataset = content
         index.createIndex()

@@ -74,6 +74,23 @@ def test_of_annotations_that_overlap_the_smaller_lies_above() -> None:
         assert result.source == "a.jpg"
 
 
+def test_annotations_without_masks_are_left_out_and_unknown_categories_refused() -> None:
+    content = to_coco([result_of(np.ones((3, 4)))])
+    (whole,) = content["annotations"]
+    box = {"id": 2, "image_id": 1, "category_id": 2, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}
+    assert (from_coco({**content, "annotations": [whole, box]}, 1).labels == 1).all()
+    with pytest.raises(UsageError, match="category 77"):
+        from_coco({**content, "annotations": [{**whole, "category_id": 77}]}, 1)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_what_is_no_coco_file_is_one_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "masks.json").write_text(text)
+    for source in (tmp_path / "masks.json", tmp_path / "none.json", 3):
+        with pytest.raises(UsageError, match="cannot be read"):
+            from_coco(source, 1)  # type: ignore[arg-type]
+
+
 def test_an_unknown_image_is_refused_with_those_there_are() -> None:
     with pytest.raises(UsageError, match=r"no image 3.*: 1"):
         from_coco(to_index([result_of(np.ones((3, 4)))]), 3)
