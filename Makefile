@@ -5,9 +5,10 @@ PICTURE ?= docs/pictures/cat.jpg
 WORDS ?= cat, sofa
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+INTERFACES = .venv-interfaces
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test slow room bare bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test slow room interfaces interfaces-large bare bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -24,6 +25,12 @@ slow: lint $(VENV)/.ready-tensorrt  ## proofs that take minutes each, beside `ma
 ROOM ?= runtime/words
 room: lint  ## one room's tests, while you work: make room ROOM=runtime/gpu
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 tests/$(ROOM)
+
+interfaces: $(INTERFACES)/.ready  ## adapters to other tools, through their own packages
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(INTERFACES)/bin/python -m pytest tests/interfaces
+
+interfaces-large: $(INTERFACES)/.ready-large  ## the same for FiftyOne and transformers, which take minutes to install
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(INTERFACES)/bin/python -m pytest tests/interfaces/large
 
 bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture
 	rm -rf .venv-bare
@@ -46,6 +53,19 @@ gpu-kit: $(VENV)/.ready-tensorrt  ## the same, packed for a GPU machine without 
 
 $(VENV)/.ready-bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+# It sees the packages of $(VENV), and holds what that lacks.
+FOLDER = -c 'import site; print(site.getsitepackages()[0])'
+$(INTERFACES)/.ready: $(READY) tests/interfaces/requirements.txt
+	rm -rf $(INTERFACES)
+	$(BIN)/python -m venv $(INTERFACES)
+	$(BIN)/python $(FOLDER) > "$$($(INTERFACES)/bin/python $(FOLDER))/project.pth"
+	$(INTERFACES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/interfaces/requirements.txt
+	touch $@
+
+$(INTERFACES)/.ready-large: $(INTERFACES)/.ready tests/interfaces/large/requirements.txt
+	$(INTERFACES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/interfaces/large/requirements.txt
 	touch $@
 
 lint: $(READY)
@@ -77,4 +97,4 @@ $(BINDINGS)/.ready: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bare build engines output
+	rm -rf $(VENV) $(INTERFACES) .venv-bare build engines output
