@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..errors import UsageError
-from ..results.instances import Instance, whole
+from ..results.instances import Instance, per_word
 from ..results.segmentation import Segmentation
 
 
@@ -16,4 +16,4 @@ def objects(result: Any, instances: bool = False) -> list[Instance]:
         raise UsageError(
             f"the result is a {type(result).__name__}", "give what session.segment returned, one picture's"
         )
-    return result.instances() if instances else whole(result.labels, result.words, result.scores)
+    return result.instances() if instances else per_word(result.labels, result.words, result.scores)
