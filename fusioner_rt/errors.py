@@ -182,14 +182,14 @@ class BundleFileAltered(FusionerError):
 class FetchFailed(FusionerError):
     """A URL cannot be downloaded: no such host or file, a connection that broke, a redirect that is not followed."""
 
-    exit_code = 70
+    exit_code = 52
     is_input = False
 
 
 class ArchiveInvalid(FusionerError):
     """What was downloaded has another digest than was given, or is no archive of a bundle."""
 
-    exit_code = 71
+    exit_code = 53
     is_input = False
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import export
 import fusioner_rt
 import training
-from fusioner_rt.errors import FusionerError
+from fusioner_rt.errors import FusionerError, PackageMissing
 
 INPUT = [
     "UsageError",
@@ -45,7 +45,7 @@ def import_all() -> None:
             if not module.name.endswith("__main__"):
                 try:
                     importlib.import_module(module.name)
-                except ImportError:  # of an optional package
+                except (ImportError, PackageMissing):  # of an optional package
                     continue
 
 

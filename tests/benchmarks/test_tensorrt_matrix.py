@@ -30,7 +30,7 @@ def trt():
     ("model", "graphs", "targets"),
     [
         ("demo", ["text", "image_fusion"], GPUS),
-        ("vit-b-16", ["text", "image_fusion"], TOGETHER),
+        pytest.param("vit-b-16", ["text", "image_fusion"], TOGETHER, marks=pytest.mark.slow),
         pytest.param("vit-l-14", ["image_fusion"], TOGETHER, marks=pytest.mark.slow),
     ],
 )

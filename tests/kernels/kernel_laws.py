@@ -6,6 +6,8 @@ Every bound compares with `kernels.reference.naive_probabilities` in float64: up
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,12 @@ from kernels.variants import variant
 # interpreted, a case takes a second, and shrinking one that fails would take many minutes
 settings.register_profile("laws", deadline=None, phases=(Phase.explicit, Phase.generate))
 settings.load_profile("laws")
+DIVISOR = int(os.environ.get("LAWS_DIVISOR", "1"))  # of drawn examples: interpreted kernels take seconds each
+
+
+def drawn(examples):
+    return settings(max_examples=-(-examples // DIVISOR))
+
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEMPERATURE = 0.07
@@ -92,7 +100,7 @@ shrunk = example(
 
 def laws(examples):
     def wrap(test):
-        return settings(max_examples=examples)(odd(single(shrunk(given(cases, sizes)(test)))))
+        return drawn(examples)(odd(single(shrunk(given(cases, sizes)(test)))))
 
     return wrap
 
@@ -142,7 +150,7 @@ def test_packed_masks_are_the_probabilities_over_the_threshold(scoring, shape, s
 
 
 @given(cases, sizes, st.integers(1, 40))
-@settings(max_examples=6)
+@drawn(6)
 def test_words_that_are_nowhere_ahead_change_nothing(shape, size, more):
     """Bit for bit: whichever words are left out of a tile, the others are computed alike."""
     scores, gram = mask_head.score_maps(*case(**{**shape, "kind": "random"}))
@@ -154,7 +162,7 @@ def test_words_that_are_nowhere_ahead_change_nothing(shape, size, more):
 
 
 @given(cases, sizes, st.integers(1, 40))
-@settings(max_examples=3)
+@drawn(3)
 def test_words_that_are_nowhere_ahead_change_the_softmax_as_their_exponentials_say_and_no_label(shape, size, more):
     features, words = case(**{**shape, "kind": "random"})
     scores, gram = mask_head.score_maps(features, words)
@@ -171,7 +179,7 @@ def test_words_that_are_nowhere_ahead_change_the_softmax_as_their_exponentials_s
 
 
 @given(cases, sizes)
-@settings(max_examples=3)
+@drawn(3)
 def test_the_softmax_of_a_pixel_sums_to_one_and_confidence_is_the_winners(shape, size):
     features, words = case(**shape)
     maps = mask_head.score_maps(features, words)
@@ -210,7 +218,7 @@ def test_no_softmax_overflows_at_a_temperature_of_a_hundredth(dtype, kind):
 
 
 @given(cases, sizes)
-@settings(max_examples=2)
+@drawn(2)
 def test_tiles_do_not_change_a_softmax(shape, size):
     """Bit for bit: many words' tiles are four rows tall and few words' sixteen, of 512 or 256 columns."""
     maps = mask_head.score_maps(*case(**shape))
@@ -227,7 +235,7 @@ def test_tiles_do_not_change_a_softmax(shape, size):
 
 
 @given(cases, sizes)
-@settings(max_examples=3)
+@drawn(3)
 def test_reversed_words_give_reversed_labels_by_softmax(shape, size):
     """Of every winner, and sums of the same terms in another order."""
     scores, gram = mask_head.score_maps(*case(**{**shape, "kind": "random"}))
@@ -238,7 +246,7 @@ def test_reversed_words_give_reversed_labels_by_softmax(shape, size):
 
 
 @given(cases, sizes)
-@settings(max_examples=5)
+@drawn(5)
 def test_reversed_words_give_reversed_labels(shape, size):
     scores, gram = mask_head.score_maps(*case(**{**shape, "kind": "random"}))
     forth = mask_head.resolve(scores, gram, size, TEMPERATURE, 0.5)
@@ -250,7 +258,7 @@ def test_reversed_words_give_reversed_labels(shape, size):
 
 @pytest.mark.parametrize("scoring", SCORINGS)
 @given(cases, sizes)
-@settings(max_examples=5)
+@drawn(5)
 def test_a_picture_is_resolved_alike_in_any_batch(scoring, shape, size):
     features, words = case(**{**shape, "pictures": 2})
     scores, gram = mask_head.score_maps(features, words)

@@ -45,7 +45,12 @@ def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
     return [choose(name, request.param) for name in names() if exists(name, request.param)]
 
 
-every_architecture = pytest.mark.parametrize("compiled", TARGETS, indirect=True, ids=lambda target: f"sm_{target}")
+IN_CI = (75, 90, 120)  # the others take ten seconds each
+every_architecture = pytest.mark.parametrize(
+    "compiled",
+    [pytest.param(target, marks=[] if target in IN_CI else pytest.mark.slow, id=f"sm_{target}") for target in TARGETS],
+    indirect=True,
+)
 
 
 @every_architecture

@@ -18,9 +18,10 @@ LAWS_OF = ["probabilities", "labels", "masks or batch", "not (probabilities or l
 GROUPS = [f"({laws}) and {scoring}" for scoring in ("not softmax", "softmax") for laws in LAWS_OF]
 
 
+@pytest.mark.parametrize("divisor", ["4", pytest.param("1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("group", GROUPS)
-def test_kernels_keep_their_laws(group: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_kernels_keep_their_laws(group: str, divisor: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LAWS_DIVISOR": divisor}
     environment.pop("PYTEST_XDIST_WORKER", None)
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"

@@ -236,6 +236,7 @@ MAY_NAME_OPTIONS = {
     "command_parser.py",
     "doctor.py",
     "fetch_bundle.py",
+    "interfaces/label_studio.py",
     "words/arguments.py",
     "cures.py",
 }  # cures: commands of a build

@@ -332,7 +332,9 @@ def test_a_failed_run_is_reported_with_its_log_and_the_others_go_on(tmp_path: Pa
         "b", [python("import sys; sys.exit('no such weights')"), python(f"open({str(tmp_path / 'never')!r}, 'w')")]
     )
     others = [Run(name, [python(f"open({str(tmp_path / name)!r}, 'w')")]) for name in ("a", "c")]
-    with pytest.raises(RunsFailed, match=r"1 of 3 runs failed.*\n  b: .*exited with 1; see .*b\.log$"):
+    with pytest.raises(
+        RunsFailed, match=r"1 of 3 runs failed: b: .*exited with 1; see .*b\.log; the same command starts them again$"
+    ):
         table_runs.start([others[0], failing, others[1]], Places(runs, {}), jobs)
     assert (tmp_path / "a").exists()
     assert (tmp_path / "c").exists()

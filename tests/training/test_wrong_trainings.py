@@ -43,7 +43,7 @@ SCORES: list[tuple[Any, list[str], str]] = [
     (across, [*TARGET, "--every", "0"], "1 or more"), (across, [*TARGET, "--json", "a\0b"], "is no path"), (across, [BUNDLE, "--data", LONG], "File name too long"),
     (table, ["x"], "no recipe belongs to a table 'x'"), (table, ["1", "--record", "nowhere"], "cannot be read as JSON"), (table, ["1", "--record", ""], "is no path"),
     (table, ["1", "--run"], "give --data DIR"), (table, ["1", "--run", "--data", "nowhere"], "is no folder"), (table, ["1", "--jobs", "x"], "invalid int"),
-    (datasets, [], "required"), (datasets, ["check", "x", *DATA], "invalid choice"), (datasets, ["check", "folder", "--data", ""], "is no path"),
+    (datasets, [], "required"), (datasets, ["check", "x", *DATA], "no kind of data set"), (datasets, ["check", "folder", "--data", ""], "is no path"),
 ]  # fmt: skip
 
 

@@ -145,8 +145,7 @@ def start(runs: list[Run], places: Places, jobs: int = 1) -> None:
         bar.close()
     if failures:
         raise RunsFailed(
-            f"{len(failures)} of {len(runs)} runs failed; the same command starts them again:\n  "
-            + "\n  ".join(failures)
+            f"{len(failures)} of {len(runs)} runs failed: {'; '.join(failures)}", "the same command starts them again"
         )
 
 

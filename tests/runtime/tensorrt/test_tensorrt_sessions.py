@@ -354,7 +354,7 @@ def test_plans_that_do_not_fit_are_told_apart(
         ((8, 9), r"build plans for it: .*--backend tensorrt-rtx$"),
         (
             (9, 0),
-            r"lists 7\.5, .*12\.1 and not 9\.0: .*pip install tensorrt && .* tensorrt, or choose onnxruntime-cuda$",
+            r"lists 7\.5, .*12\.1 and not 9\.0: .*\(pip install tensorrt\) .* tensorrt, or choose onnxruntime-cuda$",
         ),
     ],
 )
