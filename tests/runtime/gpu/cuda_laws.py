@@ -137,7 +137,7 @@ def test_labels_of_words_become_those_of_names_as_on_the_host(wrong, monkeypatch
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
-@pytest.mark.parametrize("words", [3, 40])
+@pytest.mark.parametrize("words", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_the_check_of_a_gpu_proves_every_kernel_that_the_bundle_holds(words, scoring):
     gpu = Gpu()
     pictures = 1 if scoring == "softmax" else 2  # interpreted, a sum over 40 words takes seconds a picture

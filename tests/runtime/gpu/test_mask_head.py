@@ -57,8 +57,9 @@ def at(shape: tuple[int, ...], dtype: str = "float32", pointer: int = 4096) -> D
     return DeviceArray(pointer, shape, dtype)
 
 
-def test_launches_by_the_record_are_those_of_the_kernels(compiled: Path) -> None:
-    interpreted.keep("cuda_laws.py", compiled)
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_launches_by_the_record_are_those_of_the_kernels(compiled: Path, which: str) -> None:
+    interpreted.keep("cuda_laws.py", compiled, which)
 
 
 @pytest.mark.parametrize(
