@@ -163,6 +163,8 @@ def _bytes(picture: Any) -> memoryview:
 def _cure_of(picture: Any) -> str:
     if picture is None:
         return f"pass {_EXPECTED}; cv2.imread gives None where it cannot read a file: pass the path itself"
+    if isinstance(picture, (bool, np.bool_)):
+        return f"pass {_EXPECTED}; cv2's capture.read() gives (ok, frame): pass the frame"
     if hasattr(picture, "__next__") or isinstance(picture, (set, frozenset)) or hasattr(picture, "mapping"):
         return f"pass a list of pictures, list(...), or one: pass {_EXPECTED}"
     if isinstance(picture, (list, tuple)):
@@ -252,7 +254,7 @@ def _check_pixels(width: int, height: int, name: str) -> None:
 
 def _from_pillow(image: "Image", name: str) -> np.ndarray:
     try:
-        return np.ascontiguousarray(np.asarray(_to_rgb(_upright(image))))
+        return np.ascontiguousarray(np.asarray(_to_rgb(_upright(image), name)))
     except Exception as error:
         raise PictureUnreadable(
             f"a picture of mode {image.mode} cannot be turned into RGB ({one_line(error)})",
@@ -270,7 +272,7 @@ def _upright(image: "Image") -> "Image":
         return image
 
 
-def _to_rgb(image: "Image") -> "Image":
+def _to_rgb(image: "Image", name: str) -> "Image":
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode == "I":  # both hold 16-bit values
@@ -280,8 +282,12 @@ def _to_rgb(image: "Image") -> "Image":
     if image.mode == "La":  # Pillow converts premultiplied grey to LA only
         image = image.convert("LA")
     if image.has_transparency_data:
-        page = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+        page, shown = Image.new("RGBA", image.size, (255, 255, 255, 255)), image.convert("RGBA")
+        if shown.getchannel("A").getextrema() == (0, 0):
+            _log.warning(
+                "%s: is transparent everywhere, and so white; where alpha means nothing, drop it: x[..., :3]", name
+            )
+        return Image.alpha_composite(page, shown).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -65,7 +65,7 @@ def draw_legend(
     """The strip for a picture of `size` (width, height): all words in their order, found ones with their share.
 
     shares: (K,) of the pixels, 0..1. colours: (K, 3) uint8. It takes at most a third of the picture, of its height (below) or
-    width (right). The text shrinks until all words fit. Where its least size is too large, words with pixels come first, and
+    width (right). The text shrinks until all words fit. Where its least size is too large, those with most pixels are shown, and
     "and 7 more" last. None where there is no room for a word.
     """
     from PIL import Image, ImageDraw
@@ -182,7 +182,7 @@ def _places(widths: Sequence[int], form: _Form) -> tuple[list[tuple[int, int]], 
 
 def _some(words: tuple[str, ...], shares: np.ndarray, form: _Form) -> tuple[list[int], list[tuple[int, int]]]:
     """The words that are shown where not all fit, in their order, and places for them and "and 7 more" behind."""
-    first = np.argsort(np.asarray(shares) == 0, kind="stable")[: form.capacity].tolist()
+    first = np.argsort(-np.asarray(shares), kind="stable")[: form.capacity].tolist()
     widths = [_width(words[index], index + 1, form, form.widest) for index in first]
     more = math.ceil(_font("", form.text).getlength(_more(words, 0)))
     places, _ = _places(widths, form)

@@ -49,7 +49,9 @@ def draw_overlay(
         return painted
     shares = _pixels(labels, len(words)) / labels.size
     strip = draw_legend(tuple(words[n] for n in shown), shares[shown], table[shown], painted.size, legend)
-    return painted if strip is None else _joined(painted, strip, legend)
+    if strip is None:  # no room for a word
+        return painted if enlarge == 1 else _paint(picture, labels, table, 1, 0.0 if outlines else float(alpha))
+    return _joined(painted, strip, legend)
 
 
 def check_options(legend: Any, alpha: Any, outlines: Any = False, resize: Any = True) -> None:

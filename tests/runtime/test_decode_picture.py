@@ -317,3 +317,17 @@ def test_damaged_bytes_decode_or_raise_one_of_ours(form: str, place: int, value:
     assert decoded.dtype == np.uint8
     assert decoded.ndim == 3
     assert decoded.shape[2] == 3
+
+
+def test_what_is_transparent_everywhere_is_white_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    pixels = np.full((3, 5, 4), 90, np.uint8)
+    decode(pixels)
+    assert not caplog.records
+    pixels[..., 3] = 0
+    assert (decode(pixels) == 255).all()
+    assert "transparent everywhere" in caplog.text
+
+
+def test_what_a_captures_read_gives_is_told_from_its_frame() -> None:
+    with pytest.raises(PictureInvalid, match="pass the frame"):
+        decode(True)  # type: ignore[arg-type]

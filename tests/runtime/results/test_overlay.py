@@ -84,10 +84,10 @@ def test_a_legend_takes_at_most_a_third_and_its_size_tells_nothing_of_what_was_f
     everything = result(np.arange(height * width).reshape(height, width) % (len(words) + 1), words)
     assert drawn.size == nothing.size == everything.overlay(legend=side, resize=resize).size
 
-    enlarge = max(1, -(-320 // max(height, width))) if resize else 1
-    height, width = height * enlarge, width * enlarge
     if drawn.size == (width, height):
         return  # no room
+    enlarge = max(1, -(-320 // max(height, width))) if resize else 1
+    height, width = height * enlarge, width * enlarge
     along = side == "below"
     strip = drawn.size[along] - (width, height)[along]
     assert strip * 3 <= (width, height)[along]
@@ -398,3 +398,18 @@ def test_the_page_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "cat.overlay.png").width == 451
     assert Image.open(tmp_path / "output" / "cat.overlay.jpg").width > 451
+
+
+def test_where_words_do_not_all_fit_those_with_most_pixels_are_listed() -> None:
+    words = tuple(f"word{n:02}" for n in range(30))
+    shares = np.linspace(0.0001, 0.06, 30)
+    form = legend._Form("below", (240, 40), 11, 6, True)
+    shown, _ = legend._some(words, shares, form)
+    assert shown
+    assert shown == sorted(shown)
+    assert set(shown) == set(range(30 - len(shown), 30))
+
+
+def test_a_picture_without_room_for_a_legend_is_not_enlarged() -> None:
+    narrow = blocks(300, 40, ["cat", "sofa"])
+    assert narrow.overlay(legend="right").size == (40, 300)
