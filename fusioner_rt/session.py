@@ -26,7 +26,7 @@ from .results.segmentation import STAGES, Segmentation
 from .words.cache import TextCache, default_folder
 from .words.encoder import TextEncoder, Vocabulary
 from .words.owners import Thresholds, labels_of_names, probabilities_of_names
-from .words.parse import Asked, Words, check_count, parse_words
+from .words.parse import Asked, Words, check_count, in_one_word, parse_words
 from .words.templates import check_templates
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ KEPT_LIMIT = 4_000_000_000
 _MOST_THREADS = 1024
 _WITH_WINDOWS = "bundles of training-free CLIP have windows, where their sizes let inputs be as small as one"
 _log = logging.getLogger("fusioner_rt")
+_NOTED = 256  # lists of words whose notes are kept
 _WAITING = 32  # maximum of pictures that wait for others of their input size
 
 
@@ -92,7 +93,7 @@ class Session:
         self._closing = threading.Lock()
         self._closed = False
         self._vocabulary: Vocabulary | None = None
-        self._noted: tuple[Vocabulary, str | None] | None = None
+        self._noted: dict[tuple[Asked, tuple[str, ...]], tuple[str, ...]] = {}
         self._text = TextEncoder(self.bundle, self._executor.text, TextCache(folder))
         self._told: set[str] = set()
         seconds, opened = time.perf_counter() - start, self._backend
@@ -125,9 +126,7 @@ class Session:
             for note in (
                 self.bundle.note,
                 self._backend.unproved,
-                self._alike(),
-                self._unshared(),
-                self._text.foreign(self._vocabulary.asked) if self._vocabulary else None,
+                *(self._notes_of(self._vocabulary) if self._vocabulary else ()),
                 self._text.cache.note,
                 *self._executor.notes,
             )
@@ -287,16 +286,19 @@ class Session:
         watch = _Stopwatch(len(pictures))
         with watch("text"):
             vocabulary = self._vocabulary_of(words, background)
+        notes = self._notes_of(vocabulary)
         thresholds = Thresholds(threshold, vocabulary.asked, self.bundle.threshold)
         alone = mode == "independent" and self.bundle.scoring != "softmax"
         request = Request(vocabulary.vectors, thresholds.least, "independent" if alone else "joint", probabilities)
-        call = _Call(self._executor, vocabulary.asked, thresholds, request, mode, watch)
+        call = _Call(self._executor, vocabulary.asked, thresholds, request, mode, notes, watch)
         for index, given in enumerate(pictures):
             rgb = self._pixels(given, index, watch, window, channels)
             edges = size or _edges(rgb)
             call.reserve(edges)
             call.add(index, rgb, source_of(given), self._waiting(given, rgb, edges, index, watch, window))
         results = call.finish()
+        if _log.isEnabledFor(logging.WARNING):
+            self._tell(*notes)
         self._tell_what_ran()
         if _log.isEnabledFor(logging.DEBUG):
             for given, result in zip(pictures, results, strict=True):
@@ -417,21 +419,32 @@ class Session:
         input_size = self.bundle.input_size(*_edges(rgb), name)
         return Waiting(self._executor.prepare(rgb, input_size), input_size, size)
 
-    def _alike(self) -> str | None:
+    def _notes_of(self, vocabulary: Vocabulary) -> tuple[str, ...]:
+        """What makes masks of these words doubtful."""
+        key = vocabulary.asked, vocabulary.templates
+        if (known := self._noted.get(key)) is not None:
+            return known
+        notes = (
+            self._alike(vocabulary), self._unshared(vocabulary), self._text.foreign(vocabulary.asked),
+            in_one_word(vocabulary.asked),
+        )  # fmt: skip
+        if len(self._noted) >= _NOTED:
+            self._noted = {}
+        found = self._noted[key] = tuple(note for note in notes if note)
+        return found
+
+    def _alike(self, vocabulary: Vocabulary) -> str | None:
         from . import known_answer
 
-        vocabulary = self._vocabulary
-        if vocabulary is None or self.bundle.known_answer is None:
+        if self.bundle.known_answer is None or len(vocabulary.asked.words) < 2:
             return None
-        if self._noted is None or self._noted[0] is not vocabulary:
-            try:
-                self._noted = vocabulary, vocabulary.alike(known_answer.read(self.bundle).vectors)
-            except FusionerError:  # a bundle that was changed under the session; a note raises nothing
-                return None
-        return self._noted[1]
+        try:
+            return vocabulary.alike(known_answer.read(self.bundle).vectors)
+        except FusionerError:  # a bundle that was changed under the session; a note raises nothing
+            return None
 
-    def _unshared(self) -> str | None:
-        if self.bundle.scoring != "softmax" or self._vocabulary is None or 0 in self._vocabulary.asked.owners:
+    def _unshared(self, vocabulary: Vocabulary) -> str | None:
+        if self.bundle.scoring != "softmax" or 0 in vocabulary.asked.owners:
             return None
         found = (
             "this bundle compares words with each other alone, and what is none of them goes to the nearest: name what else "
@@ -472,11 +485,12 @@ class _Call:
         thresholds: Thresholds,
         request: Request,
         mode: Mode,
+        notes: tuple[str, ...],
         watch: "_Stopwatch",
     ) -> None:
-        """mode: as asked for."""
+        """mode: as asked for. notes: of the words."""
         self._executor, self._asked, self._thresholds = executor, asked, thresholds
-        self._request, self._mode, self._watch = request, mode, watch
+        self._request, self._mode, self._notes, self._watch = request, mode, notes, watch
         self._groups = _Groups(executor, executor.max_group if request.mode == "joint" else 1)
         self._pictures: dict[int, np.ndarray] = {}
         self._sources: dict[int, str | None] = {}
@@ -516,6 +530,7 @@ class _Call:
                     mode=self._mode,
                     probabilities=probabilities_of_names(answer.probabilities, asked),
                     source=self._sources.pop(index),
+                    notes=self._notes,
                 )
 
 
@@ -593,7 +608,9 @@ def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | No
     default = isinstance(threshold, str) and threshold == "default"
     for given in threshold.values() if isinstance(threshold, Mapping) else [] if default else [threshold]:
         if isinstance(given, bool) or not (isinstance(given, Real) and 0 <= given <= 1):  # type: ignore[operator]  # NaN fails too
-            raise UsageError(f"the threshold is {shown(given)}", "give a probability within 0..1, or leave it out")
+            raise UsageError(
+                f"the threshold is {shown(given)}", "give a probability within 0..1, or 'default' for the bundle's"
+            )
     if size is None:
         return None
     if not (

@@ -45,6 +45,7 @@ class Segmentation:
     picture: (H', W', 3) uint8 RGB, as decoded, at its own size.
     threshold: as given to `segment`; the bundle's where none was.
     source: the picture's path as it was given, or None where it came without one.
+    notes: what makes masks of these words doubtful, one sentence each.
     timing: milliseconds per stage: decode, preprocess, text, image, fusion, decoder, image_fusion, mask_head, and total,
         their sum. A backend runs either image, fusion and decoder, or image_fusion; the other times are 0. Of sliding
         windows, all that is before the mask head counts as image. Work on
@@ -61,6 +62,7 @@ class Segmentation:
     mode: str
     probabilities: np.ndarray | None = None
     source: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, word: str) -> np.ndarray:
         """The (H, W) bool mask of a word, written as it was asked for; of a group, its first. Raises UsageError."""
@@ -238,6 +240,8 @@ class Segmentation:
         """
         path = as_path(path, "the file")
         name, suffix = path.name.lower(), path.suffix.lower()
+        if self.source is not None and _same_file(path, self.source):
+            raise UsageError("this is the picture itself, which would be lost", "choose another name", subject=path)
         if overlay and not name.endswith(_OVERLAYS):
             raise UsageError(
                 f"no overlay is written there, which {', '.join(overlay)} is for",
@@ -301,6 +305,13 @@ class Segmentation:
             f"{word} {percent(share)}" for word, share in zip(self.words, self.shares, strict=True) if share
         )
         return f"<Segmentation {width}x{height}: {found or 'no word found'}>"
+
+
+def _same_file(path: Path, source: str) -> bool:
+    try:
+        return os.path.samefile(path, source)
+    except (OSError, ValueError):  # one does not exist
+        return False
 
 
 def _key(word: str) -> str:

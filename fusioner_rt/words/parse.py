@@ -94,9 +94,17 @@ def check_count(asked: Asked, max_words: int, bundle: Path) -> None:
     if count > max_words:
         parts = f" ({count - background} for {len(asked.names)} names, {background} for the background)"
         raise TooManyWords(
-            f"{count} words were given{'' if asked.is_plain else parts}, the bundle in {bundle} was built for at most {max_words}",
+            f"{count} words were given{'' if asked.is_plain else parts}, this bundle was built for at most {max_words}",
             f"give fewer, or rebuild it: {build_command(bundle, max_words=count)}",
         )
+
+
+def in_one_word(asked: Asked) -> str | None:
+    """A note on a word of a list that holds a comma, which a text would be split at."""
+    word = next((word for word in asked.words if "," in word), None)
+    return word and (
+        f"{word!r} is one word, since it stood in a list: where several are meant, give each its place, or one text"
+    )
 
 
 def _groups(words: Any) -> list[list[Any]]:
