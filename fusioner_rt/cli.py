@@ -350,14 +350,16 @@ def _segment(options: argparse.Namespace) -> int:
         )
     _check_shapes(options)
     out = writable_folder(options.out)
-    if options.json:
-        writable_place(options.json)
-    if options.yolo:
-        writable_folder(out / "labels")
-    pictures = named_pictures(options.pictures, out)
-    report = _Report(out, overlay, options)
     failures: list[FusionerError] = []
-    with _notes_on_stderr(), _open(options) as session:
+    with _notes_on_stderr(), contextlib.ExitStack() as opened:
+        pictures = named_pictures(options.pictures, out)
+        _check_outputs(options, [name for name, _ in pictures])
+        if options.json:
+            writable_place(options.json)
+        if options.yolo:
+            writable_folder(out / "labels")
+        report = _Report(out, overlay, options)
+        session = opened.enter_context(_open(options))
         session.set_vocabulary(words, background=background)
         bar = _Bar(len(pictures))
         for name, picture in pictures:
@@ -407,6 +409,20 @@ def _check_shapes(options: argparse.Namespace) -> None:
         optional("scipy.ndimage", "scipy", "instances")
 
 
+def _check_outputs(options: argparse.Namespace, pictures: Sequence[str]) -> None:
+    """Check that no result would replace what is not one. Raises UsageError, OutputUnwritable."""
+    from .results.yolo import is_ours
+
+    if options.json and any(os.path.realpath(options.json) == os.path.realpath(name) for name in pictures):
+        raise UsageError(f"--json {options.json} is one of the pictures", "name another file for the masks")
+    if options.labelme and "-" in options.pictures:
+        raise UsageError("--labelme names the picture's file, and stdin has none", "save the picture, and name it")
+    if options.yolo and not is_ours(options.out):
+        raise OutputUnwritable(
+            "holds labels or a data.yaml that --yolo did not write", "choose another folder with --out", options.out
+        )
+
+
 class _Report:
     """Writes each picture's files under a unique name and collects all annotations."""
 
@@ -430,8 +446,9 @@ class _Report:
         except OverlayTooLarge:
             overlay = result.save(self._out / f"{name}.overlay.png", **self._overlay)
         saved = [overlay]
+        if self._options.labels:
+            saved.append(result.save(self._out / f"{name}.labels.png"))
         for wanted, file in (
-            (self._options.labels, f"{name}.labels.png"),
             (self._options.labelme, f"{name}.labelme.json"),
             (self._options.yolo, f"labels/{name}.txt"),
         ):
@@ -456,10 +473,10 @@ class _Report:
 
     def _unique(self, stem: str) -> str:
         name, number = stem, 1
-        while name in self._names:
+        while name.casefold() in self._names:  # some file systems know no capitals
             number += 1
             name = f"{stem}-{number}"
-        self._names.add(name)
+        self._names.add(name.casefold())
         return name
 
 

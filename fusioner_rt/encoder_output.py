@@ -78,6 +78,6 @@ def source_of(picture: Any) -> str | None:
         return os.fsdecode(picture)
     for name in ("filename", "name"):
         path = getattr(picture, name, None)
-        if path and isinstance(path, (str, os.PathLike)):
+        if path and isinstance(path, (str, os.PathLike)) and not str(path).startswith("<"):  # <stdin>
             return os.fsdecode(path)
     return None

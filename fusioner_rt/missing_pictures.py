@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from .errors import PictureMissing
+from .errors import PictureMissing, Spelled
 from .picture_formats import SUFFIXES
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a drive's letter is one; Path makes one slash of two
@@ -21,18 +21,25 @@ def why_missing(path: str, error: Exception) -> PictureMissing:
     if path[:5].lower() == "data:":
         return PictureMissing(
             "this is a data URL, not a path",
-            "pass base64.b64decode of what follows its comma",
+            Spelled("pass base64.b64decode of what follows its comma", "decode what follows its comma: base64 -d"),
             subject=_shortened(path),
         )
     if _URL.match(path):
         return _url(path)
     if len(path) > 200 and path.startswith(_BASE64):
-        return PictureMissing("this is base64, not a path", "pass base64.b64decode(text)", subject=_shortened(path))
+        return PictureMissing(
+            "this is base64, not a path",
+            Spelled("pass base64.b64decode(text)", "decode it: base64 -d"),
+            subject=_shortened(path),
+        )
     try:
         if os.path.isdir(path):
             return PictureMissing(
                 "this is a folder, a picture file was expected",
-                "name the file in it, or list them: sorted(pathlib.Path(folder).glob('*.jpg'))",
+                Spelled(
+                    "name the file in it, or list them: sorted(pathlib.Path(folder).glob('*.jpg'))",
+                    "name the file in it",
+                ),
                 subject=path,
             )
     except ValueError:

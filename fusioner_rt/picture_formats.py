@@ -4,6 +4,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import Spelled
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -54,11 +56,13 @@ _CURES = {
     "a video": "take frames from it, for example by ffmpeg or OpenCV",
     "a web page": "download the picture itself",
     "a Git LFS pointer": "fetch the content: git lfs pull",
-    "a numpy file": "pass numpy.load(file)",
+    "a numpy file": Spelled("pass numpy.load(file)", "save it as PNG"),
     "a ZIP archive": "unpack it",
     "packed by gzip": "unpack it",
-    "text in base64": "pass base64.b64decode(text)",
-    "a data URL": "pass base64.b64decode of what follows its comma",
+    "text in base64": Spelled("pass base64.b64decode(text)", "decode it: base64 -d"),
+    "a data URL": Spelled(
+        "pass base64.b64decode of what follows its comma", "decode what follows its comma: base64 -d"
+    ),
 }
 
 

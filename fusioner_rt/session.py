@@ -46,6 +46,7 @@ _MOST_THREADS = 1024
 _WITH_WINDOWS = "bundles of training-free CLIP have windows, where their sizes let inputs be as small as one"
 _log = logging.getLogger("fusioner_rt")
 _NOTED = 256  # lists of words whose notes are kept
+_TOLD = 1000  # notes that are known to be logged
 _WAITING = 32  # maximum of pictures that wait for others of their input size
 
 
@@ -364,6 +365,8 @@ class Session:
         """Log notes, each once in a session's life."""
         for note in notes:
             if note and note not in self._told:
+                if len(self._told) >= _TOLD:
+                    self._told.clear()
                 self._told.add(note)
                 _log.warning("%s", note)
 

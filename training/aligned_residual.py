@@ -7,8 +7,9 @@ the weighted sum of two cosines and an offset:
   score = (cosine of fused pixel and refined word + β · cosine of aligned pixel and word − o) / length
 
 It is the cosine of concatenated vectors, so no mask head knows of it: pixels [f, √β a, √o, 0], words [t, √β a, −√o, z], of
-unit parts. z lengthens an unknown word's vector and so scales its score: what is marked stays, for a threshold of a half asks
-for a score above 0, but where a known word is marked too, that one has the pixel. Between pixels the score is interpolated as all channels are.
+unit parts. z lengthens an unknown word's vector and so scales its score: what a threshold of a half marks stays, for that asks for a
+score above 0, but where a known word is marked too, that one more often has the pixel. Between pixels all channels are
+interpolated.
 
 The fusion gets evidence with each word: the mean of the pixels nearest to the word's direction, and how near they are.
 A word that is close to none of the training's names is fused by its evidence alone: of its vector the trained layers know

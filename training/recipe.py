@@ -105,7 +105,9 @@ class Plan:
         self._require("ema", lambda value: value != 1, "below 1, such as 0.999: 1 keeps the first weights for ever")
         for name in ("rate", "clip", "positive_weight", "trust"):
             self._require(name, lambda value: value > 0, "a number above 0")
-        self._require("yielding", lambda value: 0 < value <= 1, "a number above 0, at most 1")
+        self._require(
+            "yielding", lambda value: 0.01 <= value <= 1, "a number from 0.01 to 1"
+        )  # half precision holds its channel
         for name in vars(self):
             if name != "clip":  # where inf means: no clipping
                 self._require(name, lambda value: value != math.inf, "a finite number")

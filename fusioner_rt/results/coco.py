@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..argument_checks import flag
 from ..errors import UsageError
 from . import rle
 from .instances import Instance
@@ -12,6 +13,7 @@ from .polygons import Polygon, check_tolerance
 
 def check_masks(polygons: bool, tolerance: float) -> None:
     """Raises UsageError."""
+    flag(polygons, "polygons")
     if check_tolerance(tolerance) and not polygons:
         raise UsageError(f"the tolerance is {tolerance} and masks are run lengths", "pass polygons=True beside it")
 

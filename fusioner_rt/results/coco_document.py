@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import UsageError
+from ..words.parse import word_key
 from . import coco
 from .segmentation import Segmentation
 
@@ -47,7 +48,7 @@ class Document:
         self._polygons, self._tolerance, self._instances, self._compressed = polygons, tolerance, instances, compressed
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
-        self._categories: dict[str, int] = {}
+        self._categories: dict[str, str] = {}  # names by their key: "Cat" and "cat" are one
 
     def add(self, result: Segmentation) -> None:
         number = len(self._images) + 1
@@ -56,8 +57,11 @@ class Document:
         )
         self._images.append(coco.image_entry(number, result.labels.shape, result.source))
         for word in result.words:
-            self._categories.setdefault(word, len(self._categories) + 1)
-        self._annotations += [{**entry, "category_id": self._categories[entry["category"]]} for entry in entries]
+            self._categories.setdefault(word_key(word), word)
+        numbers = {key: number for number, key in enumerate(self._categories, start=1)}
+        for entry in entries:
+            key = word_key(entry["category"])
+            self._annotations.append({**entry, "category_id": numbers[key], "category": self._categories[key]})
 
     def content(self) -> dict[str, Any]:
-        return coco.document(self._images, list(self._categories), self._annotations)
+        return coco.document(self._images, list(self._categories.values()), self._annotations)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..argument_checks import named
 from ..errors import UsageError
 from ..optional_packages import optional
 from .polygons import Polygon, check_tolerance, trace
@@ -51,7 +52,7 @@ def connected(labels: np.ndarray, confidence: np.ndarray, words: Sequence[str], 
     labels: (H, W) uint16. confidence: (H, W) float32. Raises PackageMissing, UsageError.
     """
     if isinstance(min_area, bool) or not isinstance(min_area, (int, float, np.number)) or not min_area >= 0:
-        raise UsageError(f"min_area is {min_area!r}", "give a number of pixels")
+        raise UsageError(named("min_area", min_area), "give a number of pixels")
     ndimage = optional("scipy.ndimage", "scipy", "instances")
     found = []
     for label, rows, columns in _extents(labels):

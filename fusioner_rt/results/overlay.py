@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..argument_checks import flag, named
 from ..errors import UsageError
 from ..words.parse import word_key
 from .colours import Colour, word_colours
@@ -57,12 +58,11 @@ def draw_overlay(
 def check_options(legend: Any, alpha: Any, outlines: Any = False, resize: Any = True) -> None:
     """Raises UsageError."""
     if not any(legend is known or (isinstance(legend, str) and legend == known) for known in LEGENDS):
-        raise UsageError(f"{legend!r} is no place for a legend", 'give "below", "right" or False', "legend")
+        raise UsageError(named("legend", legend), 'give "below", "right" or False')
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= float(alpha) <= 1:
-        raise UsageError(f"{alpha!r} is not between 0 and 1", "give 0 for outlines alone, 1 for full colour", "alpha")
+        raise UsageError(named("alpha", alpha), "give 0 to 1: 0 for outlines alone, 1 for full colour")
     for name, value in (("outlines", outlines), ("resize", resize)):
-        if not isinstance(value, (bool, np.bool_)):
-            raise UsageError(f"{value!r} is neither True nor False", "give one of them", name)
+        flag(value, name)
 
 
 def _named(only: Any, words: Sequence[str]) -> list[int]:

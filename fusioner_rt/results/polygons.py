@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..argument_checks import shown
+from ..errors import Spelled, UsageError
 from ..optional_packages import optional
 
 
@@ -37,7 +38,8 @@ def check_tolerance(tolerance: Any) -> float:
     number = isinstance(tolerance, (Real, np.number)) and not isinstance(tolerance, bool)
     if not number or not 0 <= float(tolerance) < math.inf:
         raise UsageError(
-            f"the tolerance is {tolerance!r}", "give a number of pixels: 0 for exact edges, 1 or 2 for fewer points"
+            Spelled(f"tolerance is {shown(tolerance)}", f"--polygons is {shown(tolerance)}"),
+            "give a number of pixels: 0 for exact edges, 1 or 2 for fewer points",
         )
     return float(tolerance)
 

@@ -17,7 +17,7 @@ from ..words.parse import word_key
 from ..words.spellings import clean, shown
 from . import coco, label_me, yolo
 from .instances import Instance, connected, per_word
-from .polygons import Polygon, trace
+from .polygons import Polygon, check_tolerance, trace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -242,6 +242,16 @@ class Segmentation:
         name, suffix = path.name.lower(), path.suffix.lower()
         if self.source is not None and _same_file(path, self.source):
             raise UsageError("this is the picture itself, which would be lost", "choose another name", subject=path)
+        written = "COCO" if suffix == ".json" else "YOLO" if suffix == ".txt" else "this file"
+        if name.endswith(".labelme.json"):
+            written = "LabelMe"
+        for option, given, of in (
+            ("polygons", flag(polygons, "polygons"), ("COCO", "LabelMe", "YOLO")),
+            ("instances", flag(instances, "instances"), ("COCO",)),
+            ("tolerance", check_tolerance(tolerance), ("COCO", "LabelMe", "YOLO")),
+        ):
+            if given and written not in of:
+                raise UsageError(f"{option} says nothing of {written}", "leave it out", subject=path)
         if overlay and not name.endswith(_OVERLAYS):
             raise UsageError(
                 f"no overlay is written there, which {', '.join(overlay)} is for",

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from .instances import Instance
 from .key_holes import in_one, without_holes
+
+_MARK = "# by fusioner-rt segment --yolo"
 
 
 def lines(found: Sequence[Instance], tolerance: float) -> str:
@@ -25,4 +28,13 @@ def lines(found: Sequence[Instance], tolerance: float) -> str:
 def data_file(words: Sequence[str]) -> str:
     """The content of data.yaml beside the folders images and labels, whose paths are relative to it."""
     names = "".join(f"  {number}: {json.dumps(word, ensure_ascii=False)}\n" for number, word in enumerate(words))
-    return f"train: images\nval: images\nnames:\n{names}"
+    return f"{_MARK}\ntrain: images\nval: images\nnames:\n{names}"
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds no labels yet, or those that an earlier run wrote."""
+    try:
+        with open(folder / "data.yaml", encoding="utf-8", errors="replace") as stream:
+            return stream.readline().strip() == _MARK
+    except OSError:
+        return not any((folder / "labels").glob("*"))

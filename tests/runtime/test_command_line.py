@@ -18,6 +18,7 @@ from fusioner_rt import Session
 from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.bundle import write_manifest
 from fusioner_rt.cli import main
+from fusioner_rt.errors import OutputUnwritable
 from fusioner_rt.ladder import CHOICES
 from fusioner_rt.manifest import MANIFEST
 
@@ -92,7 +93,7 @@ def test_the_overlay_is_drawn_as_asked(
     assert main([*command, "--threshold", "0", "--legend", "none", "--outlines"]) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "photo.overlay.jpg")), drawn[3])
     capsys.readouterr()
-    assert "alpha: 1.5 is not between 0 and 1" in fails(photo, 2, alpha=1.5)
+    assert "--alpha is 1.5; give 0 to 1" in fails(photo, 2, alpha=1.5)
 
 
 def test_a_folder_is_done_but_for_its_bad_files(
@@ -545,3 +546,32 @@ def test_a_folder_given_for_the_annotations_is_refused_before_any_work(
 ) -> None:
     assert "is a folder; name a file in it" in fails(photo, 2, json=tmp_path, out=tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_results_replace_nothing_but_results(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, labels = tmp_path / "photo.jpg", tmp_path / "labels"
+    Image.fromarray(scene(20, 30)).save(photo)
+    before = photo.read_bytes()
+    command = ["segment", str(photo), "--words", "cat", "--engine", str(tiny_bundle), "--out", str(tmp_path)]
+    assert main([*command, "--json", str(photo)]) == 2
+    assert "is one of the pictures" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+    labels.mkdir()
+    (labels / "photo.txt").write_text("0 0 0 1 0 1 1")
+    assert main([*command, "--yolo"]) == OutputUnwritable.exit_code
+    assert (labels / "photo.txt").read_text() == "0 0 0 1 0 1 1"
+    (labels / "photo.txt").unlink()
+    for _ in range(2):  # a second run replaces the first one's
+        assert main([*command, "--yolo"]) == 0
+
+
+def test_pictures_whose_names_differ_in_capitals_alone_have_results_of_their_own(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    for name in ("x.jpg", "X.jpg"):
+        Image.fromarray(scene(20, 30)).save(tmp_path / name)
+    out = tmp_path / "out"
+    assert main(["segment", str(tmp_path), "--words", "cat", "--engine", str(tiny_bundle), "--out", str(out)]) == 0
+    assert len({path.name.casefold() for path in out.iterdir()}) == 2

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_pictures import scene
 
 from fusioner_rt import Session
 from fusioner_rt.cli import main
@@ -17,6 +18,9 @@ from fusioner_rt.errors import TooManyWords, UsageError
 
 WORDS = ["cat", "red sofa", "tree", "grass", "lamp"]
 LOW = 0.02  # a threshold under which the tiny model paints pixels of every word
+
+
+BUNDLE = Path(__file__).parents[2] / "models/demo/bundle"
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +161,15 @@ def test_the_command_line_takes_groups_background_thresholds_and_a_file(
     ):
         (tmp_path / "bad.txt").write_bytes(content)
         assert says in run(photo, "--words-file", str(tmp_path / "bad.txt"), code=code)
+
+
+def test_notes_of_words_given_per_call_stand_on_the_result_and_once_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Session(BUNDLE, cache=False) as session:
+        for _ in range(2):
+            found = session.segment(scene(20, 30), ["cat", "cats", "red, sofa"])
+            assert any("mean nearly the same" in note for note in found.notes)
+            assert any("'red, sofa' is one word" in note for note in found.notes)
+        assert len([record for record in caplog.records if "mean nearly the same" in record.getMessage()]) == 1
+        assert session.segment(scene(20, 30), "cat, sofa").notes == ()

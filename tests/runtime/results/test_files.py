@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import fusioner_rt
-from fusioner_rt import Segmentation, Session
+from fusioner_rt import Segmentation, Session, to_coco
 from fusioner_rt.errors import UsageError
 from fusioner_rt.results import label_me, rle, yolo
 
@@ -135,7 +136,7 @@ def test_a_line_of_yolo_is_an_instance_with_holes(labels: np.ndarray) -> None:
 
 def test_yolos_words_are_numbered_from_0_and_read_as_they_are() -> None:
     assert yolo.data_file(["cat", 'a "b": #c', "Straße"]) == (
-        'train: images\nval: images\nnames:\n  0: "cat"\n  1: "a \\"b\\": #c"\n  2: "Straße"\n'
+        '# by fusioner-rt segment --yolo\ntrain: images\nval: images\nnames:\n  0: "cat"\n  1: "a \\"b\\": #c"\n  2: "Straße"\n'
     )
 
 
@@ -194,3 +195,35 @@ def test_a_result_knows_its_pictures_file(tmp_path: Path) -> None:
             assert [result.source for result in session.segment(given_)] == expected
         assert session.segment(os.path.relpath(path)).source == os.path.relpath(path)
         assert session.encode(path).source == str(path)
+
+
+def test_a_picture_is_never_replaced_by_its_result(tmp_path: Path) -> None:
+    path = tmp_path / "own.jpg"
+    Image.fromarray(scene(20, 30)).save(path)
+    before = path.read_bytes()
+    found = replace(segmentation(np.ones((20, 30), np.uint16)), source=str(path))
+    os.symlink(path, tmp_path / "link.jpg")
+    for name in ("own.jpg", "link.jpg", "../" + tmp_path.name + "/own.jpg"):
+        with pytest.raises(UsageError, match="this is the picture itself"):
+            found.save(tmp_path / name)
+    assert path.read_bytes() == before
+    found.save(tmp_path / "other.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.png", {"tolerance": 3}), ("a.npz", {"instances": True}), ("a.jpg", {"polygons": True}), ("a.txt", {"instances": True}),
+     ("a.jpg", {"tolerance": "x"}), ("a.json", {"polygons": "no"})],
+)  # fmt: skip
+def test_options_that_say_nothing_of_a_file_are_refused(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        segmentation(np.ones((4, 5), np.uint16)).save(tmp_path / name, **options)
+    assert not (tmp_path / name).exists()
+
+
+def test_words_that_differ_in_case_are_one_category(tmp_path: Path) -> None:
+    found = segmentation(np.ones((4, 5), np.uint16))
+    other = replace(found, words=tuple(word.upper() for word in found.words))
+    document = to_coco([found, other])
+    assert [category["name"] for category in document["categories"]] == list(found.words)
+    assert {entry["category_id"] for entry in document["annotations"]} == {1}
