@@ -288,9 +288,9 @@ def _judge(found: Parity, precision: str) -> None:
         path, graph = min(found.agreements, key=lambda key: found.agreements[key])
         raise ParityFailed(
             f"only {found.agreement:.2%} of the gate pictures' pixels get PyTorch's "
-            f"label{' in parts' if path else ''} ({graph}), {found.least_agreement:.1%} are "
+            f"label ({graph}{', computed part by part' if path else ''}), {found.least_agreement:.1%} are "
             f"needed{f' in {precision}' if half else ''}",
-            f"{without}train the checkpoint further: near ties flip",
+            f"give pictures like those it was trained on with --pictures DIR, {without}train the checkpoint further: near ties flip",
         )
 
 
