@@ -26,9 +26,9 @@ def to_segmentation(result: Segmentation) -> Any:
     return _fiftyone.Segmentation(mask=result.labels)
 
 
-def to_detections(result: Segmentation, instances: bool = True) -> Any:
-    """`fiftyone.Detections`, one per connected part, or per word without `instances`. Boxes are shares of the picture, masks
-    are cropped to them.
+def to_detections(result: Segmentation, instances: bool = False) -> Any:
+    """`fiftyone.Detections`, one per word that has pixels, or with `instances` one per connected part. Boxes are shares of the
+    picture, masks are cropped to them.
     """
     return _fiftyone.Detections(
         detections=[
@@ -54,7 +54,8 @@ def _shares(one: Instance) -> list[float]:
 
 
 class FusionerModel(_Model):
-    """Words as a FiftyOne model. Gives `Segmentation`s, or with `instances` `Detections` of connected parts.
+    """Words as a FiftyOne model. Gives `Segmentation`s, with `detections` `Detections` of words, with `instances` of their
+    connected parts.
 
     mask_targets: {n: words[n - 1]}, for `dataset.mask_targets` or `dataset.default_mask_targets`.
     """
@@ -66,12 +67,17 @@ class FusionerModel(_Model):
     config = None
 
     def __init__(
-        self, bundle: str | os.PathLike[str] | None, words: Words, instances: bool = False, **options: Any
+        self,
+        bundle: str | os.PathLike[str] | None,
+        words: Words,
+        instances: bool = False,
+        detections: bool = False,
+        **options: Any,
     ) -> None:
         """bundle: None for the default. options: of `Session`. Raises what `Session` and `set_vocabulary` raise."""
         self.session = Session(bundle, **options)
         self.session.set_vocabulary(words)
-        self._instances = instances
+        self._instances, self._detections = instances, detections or instances
 
     @property
     def mask_targets(self) -> dict[int, str]:
@@ -86,4 +92,4 @@ class FusionerModel(_Model):
         return [self._label(result) for result in self.session.segment(list(args))]
 
     def _label(self, result: Segmentation) -> Any:
-        return to_detections(result) if self._instances else to_segmentation(result)
+        return to_detections(result, self._instances) if self._detections else to_segmentation(result)

@@ -9,20 +9,23 @@ Needs no package but where pictures are fetched from Label Studio, which is labe
 import base64
 import binascii
 import json
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 import numpy as np
 
 from .. import __version__
-from ..command_parser import CommandParser
+from ..command_parser import CommandParser, path_argument
 from ..decode_picture import Picture
 from ..errors import FusionerError, PictureMissing, UsageError, one_line
 from ..optional_packages import optional
@@ -35,7 +38,11 @@ VERSION = f"fusioner-rt {__version__}"
 _SIZES = (3, 4, 8, 16)  # bits of a run's length, the four widths that Label Studio's editor writes
 _LONGEST = 1 << _SIZES[-1]
 _BODY = 64_000_000  # bytes of a request
+_PATIENCE = 30.0  # seconds that a connection may be silent
 _SDK = "label_studio_sdk._extensions.label_studio_tools.core.utils.io"
+_UPLOADS = ("/data/upload/", "/upload/", "upload/", "/storage-data/uploaded/")
+_CLOUDS = ("s3://", "gs://", "azure-blob://")
+_log = logging.getLogger("fusioner_rt")
 Fetch = Callable[[dict[str, Any], str], Picture]
 
 
@@ -125,40 +132,82 @@ def local_pictures(root: str | os.PathLike[str] | None = None, studio: str | Non
     """How a task's picture is found.
 
     root: the folder that Label Studio serves as local files; what lies outside it is refused. studio: the address of a Label
-    Studio from which uploads and cloud storage are fetched, with the key of $LABEL_STUDIO_API_KEY; no other host is asked.
+    Studio from which uploads and cloud storage are fetched, with the key of $LABEL_STUDIO_API_KEY; no other host is asked but
+    those that it redirects to. Raises UsageError where `studio` is no http or https address.
     """
+    host = None if studio is None else _host(studio)
 
     def fetch(task: dict[str, Any], address: str) -> Picture:
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError as error:
+            raise UsageError(f"the picture {address} has no valid address ({one_line(error)})", "correct it") from None
         if parts.scheme == "data":
             try:
                 return base64.b64decode(address.partition(",")[2], validate=True)
             except (binascii.Error, ValueError):
                 raise UsageError("a picture's data address is not base64", "send data:image/png;base64,...") from None
-        local = parse_qs(parts.query).get("d")
+        local = parse_qs(parts.query).get("d") if parts.path.rstrip("/").endswith("/data/local-files") else None
         if local and root is not None:
-            path = (Path(root) / local[0]).resolve()
-            if path.is_relative_to(Path(root).resolve()):
-                return path
-            raise UsageError(f"the picture {address} lies outside {root}", "serve the folder that holds it with --root")
-        if studio is not None and not local and parts.netloc in ("", urlsplit(studio).netloc):
-            try:
-                return Path(
-                    optional(_SDK, "label-studio-sdk", "pictures of Label Studio").get_local_path(
-                        address, hostname=studio, task_id=task.get("id")
-                    )
+            return _below(Path(root), local[0], address)
+        if studio is not None and not local:
+            if "#" in address or "?d=" in unquote(address) or ".." in re.split(r"[/\\?&=]", unquote(address)):
+                raise UsageError(
+                    f"the picture {address} has a fragment, a .. or a second ?d= in its address",
+                    "give the address as Label Studio writes it",
                 )
-            except (OSError, ValueError) as error:  # requests' errors are OSErrors
-                raise PictureMissing(
-                    f"the picture {address} cannot be fetched from {studio} ({one_line(error)})",
-                    "check the address and the key in $LABEL_STUDIO_API_KEY",
-                ) from None
+            cloud = address.startswith(_CLOUDS)
+            if cloud and not isinstance(task.get("id"), int):
+                raise UsageError(f"the task of the picture {address} has no number", "give the task's id")
+            if cloud or address.startswith(_UPLOADS) or (parts.scheme in ("http", "https") and parts.netloc == host):
+                return _fetched(studio, address, task["id"] if cloud else None)
         raise UsageError(
             f"the picture {address} cannot be reached",
             "start the backend with --root for local files, --studio for those that Label Studio holds",
         )
 
     return fetch
+
+
+def _host(studio: str) -> str:
+    try:
+        parts = urlsplit(studio)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UsageError(f"{studio!r} is no address of a Label Studio", "give one such as http://localhost:8080")
+    return parts.netloc
+
+
+def _below(root: Path, name: str, address: str) -> Path:
+    try:
+        path = (root / name).resolve()
+    except ValueError as error:
+        raise UsageError(f"the picture {address} is no path ({one_line(error)})", "correct its address") from None
+    if not path.is_relative_to(root.resolve()):
+        raise UsageError(f"the picture {address} lies outside {root}", "serve the folder that holds it with --root")
+    return path
+
+
+def _fetched(studio: str, address: str, task: int | None) -> bytes:
+    """The SDK also opens this machine's files: of what it names, only what it downloaded is read."""
+    download = optional(_SDK, "label-studio-sdk", "pictures of Label Studio").get_local_path
+    with TemporaryDirectory(prefix="fusioner-") as folder:
+        cache = Path(folder).resolve()
+        try:
+            path = Path(
+                download(
+                    address, hostname=studio, task_id=task, cache_dir=str(cache), image_dir=str(cache / "no uploads")
+                )
+            ).resolve()
+            if path.is_relative_to(cache):
+                return path.read_bytes()
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors
+            raise PictureMissing(
+                f"the picture {address} cannot be fetched from {studio} ({one_line(error)})",
+                "check the address and the key in $LABEL_STUDIO_API_KEY",
+            ) from None
+    raise UsageError(f"the picture {address} is a file of this machine", "serve its folder with --root")
 
 
 class Backend:
@@ -186,6 +235,11 @@ class Backend:
                     return 404, {"error": f"{method} {path} is none of /health, /setup, /predict and /webhook"}
         except FusionerError as error:
             return 400 if error.is_input else 500, {"error": str(error)}
+        except Exception as error:
+            _log.exception("%s %s failed", method, path)
+            return 500, {
+                "error": f"the backend failed ({type(error).__name__}: {one_line(error)}); its log tells where"
+            }
 
     def _predict(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         brush, tasks = read_config(body.get("label_config")), body.get("tasks")
@@ -207,11 +261,13 @@ class Backend:
 
 
 def server(backend: Backend, host: str = "127.0.0.1", port: int = 9090) -> ThreadingHTTPServer:
-    """An HTTP server of a backend; `serve_forever()` runs it. Port 0 takes a free one."""
+    """An HTTP server of a backend; `serve_forever()` runs it. Port 0 takes a free one. Raises UsageError."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = _PATIENCE
+
         def do_GET(self) -> None:
-            self._reply(*backend.answer("GET", urlsplit(self.path).path))
+            self._reply(*backend.answer("GET", self.path.partition("?")[0]))
 
         def do_POST(self) -> None:
             try:
@@ -219,9 +275,9 @@ def server(backend: Backend, host: str = "127.0.0.1", port: int = 9090) -> Threa
                 if not 0 <= length <= _BODY:
                     return self._reply(413, {"error": f"the request has {length} bytes, at most {_BODY} are read"})
                 body = json.loads(self.rfile.read(length) or b"{}")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 return self._reply(400, {"error": f"the request is no JSON ({one_line(error)})"})
-            self._reply(*backend.answer("POST", urlsplit(self.path).path, body))
+            self._reply(*backend.answer("POST", self.path.partition("?")[0], body))
 
         def _reply(self, status: int, answer: dict[str, Any]) -> None:
             content = json.dumps(answer).encode()
@@ -231,12 +287,19 @@ def server(backend: Backend, host: str = "127.0.0.1", port: int = 9090) -> Threa
             self.end_headers()
             self.wfile.write(content)
 
-    return ThreadingHTTPServer((host, port), Handler)
+    try:
+        return ThreadingHTTPServer((host, port), Handler)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"the backend cannot listen on {host}:{port} ({one_line(error)})", "choose another port or host"
+        ) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser(prog="python -m fusioner_rt.interfaces.label_studio", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", metavar="DIR", help="the engine bundle, by default as for `fusioner-rt segment`")
+    parser.add_argument(
+        "--engine", type=path_argument, metavar="DIR", help="the engine bundle, by default as for `fusioner-rt segment`"
+    )
     parser.add_argument("--root", metavar="DIR", help="the folder that Label Studio serves as local files")
     parser.add_argument(
         "--studio", metavar="URL", help="a Label Studio that holds pictures; its key is in $LABEL_STUDIO_API_KEY"
@@ -247,12 +310,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=9090, help="default %(default)s")
     given = parser.parse_args(arguments)
+    logging.basicConfig()
     try:
-        backend = Backend(Session(given.bundle), local_pictures(given.root, given.studio), given.instances)
+        fetch = local_pictures(given.root, given.studio)
+        listening = server(Backend(Session(given.engine), fetch, given.instances), given.host, given.port)
     except FusionerError as error:
         print(f"fusioner-rt: {error}", file=sys.stderr)
         return error.exit_code
-    with server(backend, given.host, given.port) as running:
+    with listening as running:
         print(f"Label Studio's backend: http://{given.host}:{running.server_port}", flush=True)
         try:
             running.serve_forever()

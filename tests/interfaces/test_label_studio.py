@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -104,6 +105,8 @@ def data_address(name: str) -> str:
         ("/predict", {"label_config": CONFIG, "tasks": [{"data": {}}]}, 400, "no 'image'"),
         ("/predict", {"label_config": CONFIG, "tasks": [{"data": {"image": "/data/local-files/?d=../words.md"}}]}, 400, "lies outside"),
         ("/predict", {"label_config": CONFIG, "tasks": [{"data": {"image": "http://example.org/a.jpg"}}]}, 400, "--studio"),
+        ("/predict", {"label_config": CONFIG, "tasks": [{"data": {"image": "http://["}}]}, 400, "no valid address"),
+        ("/predict", {"label_config": CONFIG, "tasks": [{"data": {"image": "/data/local-files/?d=%00"}}]}, 400, "null byte"),
         ("/predict", {"label_config": CONFIG, "tasks": 3}, 400, "tasks are a int"),
         ("/train", {}, 404, "none of /health"),
     ],
@@ -123,29 +126,162 @@ def test_only_the_label_studio_that_was_named_is_asked_for_pictures() -> None:
         fetch({}, "/data/local-files/?d=etc/passwd")  # no root was given
 
 
-def test_uploads_are_fetched_from_label_studio_with_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that holds one picture stands where Label Studio would; the SDK is the real one."""
+class Studio(BaseHTTPRequestHandler):
+    """Holds one picture as Label Studio would: as an upload, and in a cloud to which the presigned address leads."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            allowed = self.headers["Authorization"] == "Token secret" and "filepath=upload/7/cat.jpg" in self.path
-            self.send_response(200 if allowed else 403)
+    def do_GET(self) -> None:
+        port, keyed = self.server.server_address[1], self.headers["Authorization"] == "Token secret"
+        if keyed and self.path == "/tasks/5/presign/?fileuri=s3://bucket/cat.jpg":
+            self.send_response(303)
+            self.send_header("Location", f"http://localhost:{port}/signed/cat.jpg")
             self.end_headers()
-            self.wfile.write((PICTURES / "cat.jpg").read_bytes() if allowed else b"")
+            return
+        signed = self.path == "/signed/cat.jpg" and self.headers["Authorization"] is None  # the cloud gets no key
+        allowed = signed or (keyed and self.path.startswith("/storage-data/uploaded/?filepath=upload/7/cat.jpg"))
+        self.send_response(200 if allowed else 403)
+        self.end_headers()
+        self.wfile.write((PICTURES / "cat.jpg").read_bytes() if allowed else b"")
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+@pytest.fixture
+def studio(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "secret")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Studio) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/data/upload/7/cat.jpg", "upload/7/cat.jpg", "/storage-data/uploaded/?filepath=upload/7/cat.jpg", "s3://bucket/cat.jpg"],
+)  # fmt: skip
+def test_uploads_and_cloud_storage_are_fetched_with_the_key(
+    studio: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK is the real one."""
+    fetch = local_pictures(studio=studio)
+    assert fetch({"id": 5}, address) == (PICTURES / "cat.jpg").read_bytes()
+    assert fetch({"id": 5}, f"{studio}/storage-data/uploaded/?filepath=upload/7/cat.jpg")
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "wrong")
+    with pytest.raises(PictureMissing, match="LABEL_STUDIO_API_KEY"):
+        fetch({"id": 5}, address)
+
+
+@pytest.mark.parametrize("task", [{}, {"id": None}, {"id": "../5"}])
+def test_cloud_storage_needs_the_tasks_number(studio: str, task: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="has no number"):
+        local_pictures(studio=studio)(task, "s3://bucket/cat.jpg")
+
+
+@pytest.mark.parametrize("rooted", [True, False])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "/data/x?a=1?d={}",
+        "/data/x#?d={}",
+        "/data/x?d={}",
+        "/data/upload/x?d={}",
+        "/data/upload/x#?d={}",
+        "/data/upload/x%3Fd={}",
+        "/data/local-files/?a=1?d={}",
+        "/data/local-files/#?d={}",
+        "/data/local-files/?d={}",
+        "/data/local-files/?d=..{}",
+        "/data/upload/../{}",
+        "/data/upload/%2e%2e/{}",
+        "/data/upload/%2E./{}",
+        "/storage-data/uploaded/?filepath=..{}",
+        "upload/7/..{}",
+        "s3://bucket/..{}",
+        "file://{}",
+        "{}",
+    ],
+)
+def test_no_address_reaches_a_file_outside_the_root(studio: str, form: str, rooted: bool, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(b"secret")
+    fetch = local_pictures(PICTURES if rooted else None, studio)
+    with pytest.raises(UsageError):
+        fetch({"id": 5}, form.format(outside))
+
+
+def test_a_second_name_in_a_local_files_address_is_part_of_the_first(studio: str) -> None:
+    fetched = local_pictures(PICTURES, studio)({}, "/data/local-files/?d=cat.jpg?d=/etc/hostname")
+    assert fetched == PICTURES / "cat.jpg?d=" / "etc" / "hostname"
+
+
+def test_an_upload_of_a_label_studio_on_this_machine_is_not_read_from_its_folder(
+    studio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as studio:
-        threading.Thread(target=studio.serve_forever).start()
-        fetch = local_pictures(studio=f"http://127.0.0.1:{studio.server_port}")
-        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "wrong")
-        with pytest.raises(PictureMissing, match="LABEL_STUDIO_API_KEY"):
-            fetch({}, "/data/upload/7/cat.jpg")
-        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "secret")
-        fetched = fetch({}, "/data/upload/7/cat.jpg")
-        studio.shutdown()
-    assert isinstance(fetched, Path)
-    assert fetched.read_bytes() == (PICTURES / "cat.jpg").read_bytes()
+    folder = tmp_path / "label-studio" / "media" / "upload" / "7"
+    folder.mkdir(parents=True)
+    (folder / "cat.jpg").write_bytes(b"not what the server gives")
+    assert local_pictures(studio=studio)({}, "/data/upload/7/cat.jpg") == (PICTURES / "cat.jpg").read_bytes()
+
+
+def test_a_file_that_the_sdk_did_not_download_is_refused(studio: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were a check of addresses to miss one, or the SDK to learn another form."""
+    from label_studio_sdk._extensions.label_studio_tools.core.utils import io
+
+    monkeypatch.setattr(io, "get_local_path", lambda *_, **__: str(PICTURES / "cat.jpg"))
+    with pytest.raises(UsageError, match="a file of this machine"):
+        local_pictures(studio=studio)({}, "/data/upload/7/cat.jpg")
+
+
+@pytest.mark.parametrize("studio_address", ["localhost:8080", "studio", "", "ftp://studio", "http://", "http://["])
+def test_what_is_no_address_of_a_label_studio_is_one_line(
+    studio_address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--engine", str(BUNDLE), "--studio", studio_address]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "http://localhost:8080" in said
+
+
+def test_a_port_that_cannot_be_listened_on_is_one_line(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for port in ("99999", "-1", address.rpartition(":")[2]):
+        assert main(["--engine", str(BUNDLE), f"--port={port}"]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f":{port} (" in said
+
+
+def test_what_nobody_foresaw_is_answered_in_one_line_and_logged(
+    session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(task: dict[str, Any], address: str) -> Any:
+        raise KeyError("a\nfault")
+
+    body = {"label_config": CONFIG, "tasks": [{"data": {"image": LOCAL}}]}
+    status, answer = Backend(session, broken).answer("POST", "/predict", body)
+    assert status == 500
+    assert "KeyError" in answer["error"]
+    assert "\n" not in answer["error"]
+    assert [(record.name, record.exc_info is not None) for record in caplog.records] == [("fusioner_rt", True)]
+
+
+def test_deeply_nested_json_is_refused(address: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{address}/predict", b"[" * 200_000, timeout=60)
+    assert caught.value.code == 400
+    assert "no JSON" in json.load(caught.value)["error"]
+
+
+def test_a_silent_connection_is_closed(session: Session) -> None:
+    with server(Backend(session), port=0) as running:
+        assert running.RequestHandlerClass.timeout == 30  # type: ignore[attr-defined]
+        running.RequestHandlerClass.timeout = 0.2  # type: ignore[attr-defined]
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        with socket.create_connection(("127.0.0.1", running.server_port), timeout=20) as silent:
+            silent.sendall(b"POST /predict HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+            assert silent.recv(1) == b""
+        running.shutdown()
+        thread.join()
 
 
 def test_labels_are_words_and_predicted_values_their_synonyms() -> None:
@@ -153,5 +289,5 @@ def test_labels_are_words_and_predicted_values_their_synonyms() -> None:
 
 
 def test_a_missing_bundle_is_one_line_and_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--bundle", str(tmp_path)]) == 30
+    assert main(["--engine", str(tmp_path)]) == 30
     assert capsys.readouterr().err.count("\n") == 1

@@ -84,6 +84,16 @@ def test_a_dataset_holds_the_parts_and_filters_them_by_confidence(dataset: Any) 
         assert all(np.array_equal(one.mask, part.crop) for one, part in zip(sample.parts.detections, kept, strict=True))
 
 
+def test_a_model_gives_detections_per_word(fo: Any) -> None:
+    from fusioner_rt.interfaces.fiftyone import FusionerModel
+
+    model = FusionerModel(BUNDLE, "cat, spoon, table", detections=True)
+    (result, _) = expected("cat, spoon, table")
+    found = model.predict(result.picture).detections
+    areas = {word: result[word].sum() for word in result.words if result[word].any()}
+    assert [(one.label, one.mask.sum()) for one in found] == list(areas.items())
+
+
 @settings(max_examples=30, deadline=None)
 @given(result=results())
 def test_fiftyone_paints_detections_back_into_the_label_map(fo: Any, result: Segmentation) -> None:
