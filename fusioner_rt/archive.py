@@ -15,8 +15,11 @@ from .manifest import MANIFEST
 
 LIMIT = 16 << 30
 """Bytes of an archive, and of what it unpacks to."""
-BROKEN = (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
-"""What reading an archive raises where it is broken."""
+BROKEN = (
+    tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RecursionError,
+    ValueError,
+)  # fmt: skip
+"""What reading an archive raises where it is broken. RecursionError: tarfile, of a chain of headers."""
 
 _MEMBERS, _LARGEST_MANIFEST, _LARGEST_READ = 20_000, 16 << 20, 1 << 20
 _ANOTHER = "ask whoever offers it for another"

@@ -20,8 +20,12 @@ from . import __version__
 from .argument_checks import shown
 from .command_parser import CommandParser, count, path_argument, unforeseen
 from .errors import (
+    ArchiveInvalid,
     BackendUnavailable,
+    BundleFileAltered,
+    FetchFailed,
     FusionerError,
+    ManifestInvalid,
     OutputUnwritable,
     OverlayTooLarge,
     PicturesFailed,
@@ -92,7 +96,7 @@ exit code: 0 when some backend works; otherwise that of the error that onnxrunti
 """
 
 
-_FETCH_EXAMPLES = """\
+_FETCH_EXAMPLES = f"""\
 examples:
   fusioner-rt fetch https://HOST/demo.tar.gz#sha256=HEX          into the user's data folder, by the bundle's name
   fusioner-rt fetch https://HOST/demo.zip --out engines/demo     into this folder
@@ -102,8 +106,9 @@ The archive, .tar.gz, .tgz, .tar or .zip, holds a bundle's files, or one folder 
 written, and only once all of it is verified. A URL of http needs a sha256. Then --engine NAME is the bundle. Proxies:
 HTTPS_PROXY, HTTP_PROXY. To pack one: tar czf demo.tar.gz -C models/demo bundle && sha256sum demo.tar.gz
 
-exit code: 70 where nothing could be downloaded, 71 where it is no archive of a bundle or another than was expected, 31 to 34
-where the bundle in it is not whole, 50 where it cannot be written.
+exit code: {FetchFailed.exit_code} where nothing could be downloaded, {ArchiveInvalid.exit_code} where it is no archive of a \
+bundle or another than was expected, {ManifestInvalid.exit_code} to
+{BundleFileAltered.exit_code} where the bundle in it is not whole, {OutputUnwritable.exit_code} where it cannot be written.
 """
 
 
@@ -274,9 +279,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("url", metavar="URL", help="of http, https or a file, or a path; may end in #sha256=HEX")
     fetch.add_argument("--sha256", metavar="HEX", help="the archive's, which is then compared")
     fetch.add_argument(
-        "--out", type=Path, metavar="DIR", help="the bundle's folder (the user's data folder, by its name)"
+        "--out", type=path_argument, metavar="DIR", help="the bundle's folder (the user's data folder, by its name)"
     )
-    fetch.add_argument("--force", action="store_true", help="replace the bundle that lies there, and nothing else")
+    fetch.add_argument("--force", action="store_true", help="replace the bundle that lies there, and no other file")
     fetch.set_defaults(run=_fetch)
     return parser
 

@@ -179,20 +179,6 @@ class BundleFileAltered(FusionerError):
     is_input = False
 
 
-class FetchFailed(FusionerError):
-    """A URL cannot be downloaded: no such host or file, a connection that broke, a redirect that is not followed."""
-
-    exit_code = 52
-    is_input = False
-
-
-class ArchiveInvalid(FusionerError):
-    """What was downloaded has another digest than was given, or is no archive of a bundle."""
-
-    exit_code = 53
-    is_input = False
-
-
 class GraphUnusable(FusionerError):
     """A graph cannot be loaded or run, or gave values that are not finite."""
 
@@ -303,6 +289,20 @@ class OverlayTooLarge(OutputUnwritable):
 
     exit_code = 51
     is_input = True
+
+
+class FetchFailed(FusionerError):
+    """A URL cannot be downloaded: no such host or file, a connection that broke, a redirect that is not followed."""
+
+    exit_code = 52
+    is_input = False
+
+
+class ArchiveInvalid(FusionerError):
+    """What was downloaded has another digest than was given, or is no archive of a bundle."""
+
+    exit_code = 53
+    is_input = False
 
 
 class PicturesFailed(FusionerError):

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import http.client
 import ipaddress
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,14 @@ from typing import Any
 
 from . import __version__
 from .archive import BROKEN, LIMIT, Archive, opened_archive, too_large
-from .atomic_files import TEMPORARY, check_replaceable, replace_folder, unwritable, writable_folder
+from .atomic_files import (
+    TEMPORARY,
+    check_replaceable,
+    left_where_filled,
+    replace_folder,
+    unwritable,
+    writable_folder,
+)
 from .bundle import Bundle, read_manifest
 from .bundle_places import fetched_folder
 from .errors import (
@@ -38,7 +46,7 @@ from .manifest import MANIFEST
 
 SECONDS = 30.0
 """Without a byte, until a connection counts as broken."""
-_CHUNK = 1 << 18
+_CHUNK, _NAMED = 1 << 18, 5
 
 Progress = Callable[[int, int | None], object]
 """Called with the bytes that have come, and how many are to come where that is known."""
@@ -72,7 +80,7 @@ def fetch(
     url: http, https, file, or a path. It may end in #sha256=HEX.
     sha256: the archive's, in hexadecimal. http needs it, unless this machine serves it.
     out: the bundle's folder, by default that of its name in `fetched_folder`.
-    force: replace the bundle that `out` holds. Nothing else is ever replaced.
+    force: replace the bundle that `out` holds. Nothing else is ever replaced, nor files that its manifest does not list.
 
     Raises FetchFailed, ArchiveInvalid, OutputUnwritable, UsageError, and as `Bundle.open` for the bundle in it.
     """
@@ -80,7 +88,10 @@ def fetch(
     if out is not None:
         _check_place(out := Path(os.path.realpath(out)), force=True)
     parent = out.parent if out else fetched_folder()
-    with _made(parent), tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent) as temporary:
+    with (
+        left_where_filled(parent),
+        tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=writable_folder(parent)) as temporary,
+    ):
         packed, unpacked = Path(temporary, "archive"), Path(temporary, "bundle")
         digest = _download(source, packed, progress)
         if source.sha256 not in (None, digest):
@@ -93,25 +104,12 @@ def fetch(
         unchanged = _is_same(unpacked, folder)
         if not unchanged:
             _check_place(folder, force)
+            _check_nothing_is_lost(unpacked, folder)
             try:
                 replace_folder(unpacked, folder)
             except OSError as error:
                 raise unwritable(folder, error) from None
     return Fetched(folder, bundle, digest, source.sha256 is not None, unchanged)
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder, and take it away again where what follows fails."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    try:
-        writable_folder(folder)
-        yield
-    except BaseException:
-        for one in missing:
-            with contextlib.suppress(OSError):  # another process has put something into it
-                one.rmdir()
-        raise
 
 
 def _check_place(folder: Path, force: bool) -> None:
@@ -127,6 +125,31 @@ def _check_place(folder: Path, force: bool) -> None:
         raise OutputUnwritable(
             "is there already and holds another bundle", "replace it with --force, or choose --out DIR", subject=folder
         )
+
+
+def _check_nothing_is_lost(new: Path, old: Path) -> None:
+    """Check that all files of the old folder are its bundle's; the new one's tell where its manifest is harmed.
+
+    Raises OutputUnwritable.
+    """
+    listed = _listed(old)
+    listed = _listed(new) if listed is None else listed
+    there = [file for file in old.rglob("*") if file.is_symlink() or not file.is_dir()]
+    others = sorted({file.relative_to(old).as_posix() for file in there} - {MANIFEST} - (listed or set()))
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        raise OutputUnwritable(
+            f"holds {', '.join(others[:_NAMED])}{more}, which would be removed: the manifest does not list it",
+            "move it elsewhere first, or choose another place with --out DIR", subject=old,
+        )  # fmt: skip
+
+
+def _listed(folder: Path) -> set[str] | None:
+    """The files that a manifest of any version lists, or None."""
+    try:
+        return {Path(name).as_posix() for name in dict(json.loads((folder / MANIFEST).read_bytes())["files"])}
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 def _is_bundle(folder: Path) -> bool:
@@ -167,7 +190,9 @@ class _Source:
 
     @classmethod
     def parse(cls, given: str, sha256: str | None) -> "_Source":
-        address, _, fragment = given.partition("#" if "://" in given else "#sha256=")
+        mark = "#" if "://" in given else "(?i:#(?=sha256=))"  # a path may hold a #
+        address, *fragments = re.split(mark, given, maxsplit=1)
+        fragment = "".join(fragments)
         if "://" not in given:
             address = Path(os.path.abspath(address)).as_uri()
         try:
@@ -184,7 +209,13 @@ class _Source:
             raise UsageError("is no URL of http, https or a file", "give one, or a path", subject=name)
         if parts.scheme == "file":
             name = urllib.request.url2pathname(parts.path)
-        pinned = fragment.removeprefix("sha256=") if "sha256=" in given else None
+        pinned = fragment[len("sha256=") :] if fragment.lower().startswith("sha256=") else None
+        if fragment and pinned is None:
+            raise UsageError(
+                f"ends in {f'#{fragment}'[:100]!r}, #sha256=HEX was expected",
+                "write it so, or leave it out",
+                subject=name,
+            )
         for digest in (pinned, sha256):
             if digest is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
                 raise UsageError(f"sha256 {digest!r} is none", "give 64 digits of 0 to 9 and a to f")
@@ -206,11 +237,15 @@ def _is_local(host: str) -> bool:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows http and https, and from https nothing else."""
+    """Follows https; http from http alone, and without a digest on this machine alone."""
+
+    def __init__(self, has_digest: bool) -> None:
+        self._has_digest = has_digest
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        here, there = (urllib.parse.urlsplit(url).scheme for url in (req.full_url, newurl))
-        if there not in ("http", "https") or (here, there) == ("https", "http"):
+        here, there = (urllib.parse.urlsplit(url) for url in (req.full_url, newurl))
+        trusted = here.scheme != "https" and (self._has_digest or _is_local(there.hostname or ""))
+        if there.scheme != "https" and not (there.scheme == "http" and trusted):
             raise urllib.error.HTTPError(req.full_url, code, msg, headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -218,7 +253,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _download(source: _Source, packed: Path, progress: Progress) -> str:
     """Write what the URL gives to a file. Returns its sha256."""
     digest, done = hashlib.sha256(), 0
-    opener = urllib.request.build_opener(_Redirects)
+    opener = urllib.request.build_opener(_Redirects(source.sha256 is not None))
     request = urllib.request.Request(source.url, headers={"User-Agent": f"fusioner-rt/{__version__}"})
     try:
         answer = opener.open(request, timeout=SECONDS)

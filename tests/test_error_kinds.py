@@ -55,3 +55,10 @@ def test_every_kind_states_whether_the_input_is_at_fault() -> None:
     assert len(found) > 50
     assert not [kind for kind in found if "is_input" not in vars(kind)]
     assert sorted({kind.__name__ for kind in found if kind.is_input}) == sorted(INPUT)
+
+
+def test_every_kind_of_the_runtime_has_an_exit_code_of_its_own() -> None:
+    import_all()
+    found = [kind for kind in {FusionerError, *kinds()} if kind.__module__.split(".")[0] == "fusioner_rt"]
+    named = sorted((kind.exit_code, kind.__name__) for kind in found)
+    assert len({code for code, _ in named}) == len(named), named

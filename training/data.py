@@ -176,7 +176,7 @@ class MaskFolder(PictureMasks):
 
     def picture(self, name: str) -> Path:
         if name not in self.pictures:
-            self.__dict__.pop("pictures")  # it may have come since the folder was listed
+            self.__dict__.pop("pictures", None)  # it may have come since the folder was listed
         files = self.pictures.get(name, [])
         if len(files) == 1:
             return files[0]

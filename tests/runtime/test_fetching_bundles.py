@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusioner_rt import archive, fetch_bundle
-from fusioner_rt.bundle import find_bundle
+from fusioner_rt.bundle import find_bundle, write_manifest
 from fusioner_rt.cli import main
 from fusioner_rt.errors import (
     ArchiveInvalid,
@@ -207,6 +208,22 @@ def test_a_digest_is_compared_whichever_way_it_is_given(files: Files, server: Se
     assert not fetch(url, out=Path("unchecked")).checked
     assert fetch(url, right.upper()).checked
     assert fetch(f"{url}#sha256={right}").unchanged
+    assert fetch(f"{url}#SHA256={right}").checked
+    assert fetch(f"{url}#").unchanged
+
+
+def test_a_pin_that_is_not_understood_is_refused_and_a_query_is_none(files: Files, server: Server, data: Path) -> None:
+    url, wrong = f"{server.url}/demo.tar.gz", "0" * 64
+    refused(ArchiveInvalid, "was expected", f"{url}#SHA256={wrong}", data=data)
+    for pin in (f"sha-256={wrong}", wrong, f"sha512={wrong}", f"x&sha256={wrong}", "readme"):
+        refused(UsageError, "ends in '#.*', #sha256=HEX was expected", f"{url}#{pin}", data=data)
+    asked = f"asked?sha256={wrong}"
+    server.content[asked] = server.content["demo.tar.gz"]
+    assert not fetch(f"{server.url}/{asked}", out=Path("new")).checked
+    assert read(Path("new")) == files
+    Path("demo.tar.gz").write_bytes(server.content["demo.tar.gz"])
+    with pytest.raises(ArchiveInvalid, match="was expected"):
+        fetch(f"demo.tar.gz#SHA256={wrong}")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +246,16 @@ def test_a_server_that_does_not_give_it(
     refused(kind, says, f"{server.url}/{path}", data=data)
 
 
+def test_http_of_another_host_is_followed_with_a_digest_alone(server: Server, data: Path) -> None:
+    digest = hashlib.sha256(server.content["demo.tar.gz"]).hexdigest()
+    for host in ("models.invalid", "127.evil.invalid", "localhost.invalid"):
+        url = f"{server.url}/to/http://{host}/demo.tar.gz"
+        refused(FetchFailed, "redirected to http, which is not followed", url, data=data)
+        refused(FetchFailed, "no host", url, sha256=digest, data=data)
+        refused(FetchFailed, "no host", f"{server.url}/to/https://{host}/demo.tar.gz", data=data)
+    fetch(f"{server.url}/to/http://localhost:{server.server_port}/demo.tar.gz")
+
+
 def test_hosts_and_proxies_that_cannot_be_reached(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
@@ -242,7 +269,7 @@ def test_hosts_and_proxies_that_cannot_be_reached(data: Path, monkeypatch: pytes
     refused(FetchFailed, "no host models.invalid", "https://models.invalid/demo.zip", data=data)
     request = urllib.request.Request("https://here/demo.zip")
     with pytest.raises(urllib.error.HTTPError):
-        fetch_bundle._Redirects().redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://here/demo.zip")
+        fetch_bundle._Redirects(True).redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://here/demo.zip")
 
 
 @pytest.mark.parametrize(
@@ -361,6 +388,12 @@ def test_headers_of_gigabytes_are_not_read(files: Files, offer: Callable[[bytes]
     refused(ArchiveInvalid, "a header of 3221225472 bytes", offer(tarred({}, more=(header,)) + bytes(99)), data=data)
 
 
+def test_a_chain_of_headers_is_a_broken_archive(offer: Callable[[bytes], str], data: Path) -> None:
+    record = b"8 a=bcd\n"
+    header = special("pax", tarfile.XHDTYPE, size=len(record)).tobuf() + record.ljust(512, b"\0")
+    refused(ArchiveInvalid, "is a broken archive", offer(3000 * header + bytes(1024)), data=data)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pack=st.sampled_from([tarred, zipped]), place=st.floats(0, 1), change=st.one_of(st.none(), st.integers(1, 255)))
 def test_a_cut_or_altered_archive_gives_the_same_bundle_or_nothing(
@@ -408,6 +441,36 @@ def test_only_a_bundle_is_replaced_and_only_where_that_is_asked(files: Files, se
     assert other.read_bytes() == b"harmed"
     fetch(url, out=Path("empty"), force=True)
     assert read(Path("empty")) == files
+
+
+def test_force_removes_no_file_that_the_manifest_does_not_list(files: Files, server: Server, data: Path) -> None:
+    url = f"{server.url}/demo.tar.gz"
+    folder = fetch(url).folder
+    whole = (folder / MANIFEST).read_bytes()
+    (folder / "notes").mkdir()
+    (folder / "notes/mine.txt").write_text("mine")
+    (folder / "link").symlink_to(folder.parent, target_is_directory=True)
+    assert fetch(url, force=True).unchanged
+    for manifest in (json.dumps({**json.loads(whole), "created": "then"}).encode(), b"{", b"[]"):
+        (folder / MANIFEST).write_bytes(manifest)
+        with pytest.raises(OutputUnwritable, match=r"holds link, notes/mine\.txt, which would be removed"):
+            fetch(url, force=True)
+        assert (folder / "notes/mine.txt").read_text() == "mine"
+    (folder / "link").unlink()
+    (folder / "notes/mine.txt").unlink()
+    fetch(url, force=True)
+    assert read(folder) == files
+
+
+def test_a_plan_that_the_manifest_lists_is_the_bundles_own(files: Files, server: Server, data: Path) -> None:
+    url = f"{server.url}/demo.tar.gz"
+    folder = fetch(url).folder
+    (folder / "image.plan").write_bytes(b"plan")
+    write_manifest(folder, json.loads(files[MANIFEST]))
+    with pytest.raises(OutputUnwritable, match="replace it with --force"):
+        fetch(url)
+    fetch(url, force=True)
+    assert read(folder) == files
 
 
 def test_a_fetched_bundle_is_fetched_again_however_it_was_harmed(files: Files, server: Server, data: Path) -> None:
@@ -458,3 +521,19 @@ def test_the_command_says_what_came_and_how_it_is_used(
     assert main(["fetch", f"{server.url}/absent"]) == FetchFailed.exit_code
     assert main(["fetch", url, "--sha256", "0" * 64]) == ArchiveInvalid.exit_code
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_the_commands_help_names_the_exit_codes_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fetch", "--help"])
+    told = capsys.readouterr().out.split("exit code: ")[1]
+    kinds = (FetchFailed, ArchiveInvalid, ManifestInvalid, BundleFileAltered, OutputUnwritable)
+    assert re.findall(r"\d+", told) == [str(kind.exit_code) for kind in kinds]
+
+
+def test_an_empty_place_is_no_path(server: Server, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fetch", f"{server.url}/demo.tar.gz", "--out", ""])
+    assert caught.value.code == 2
+    assert "'' is no path" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from training import train
-from training.data import DataError, MaskFolder
+from training.data import IGNORE, DataError, MaskFolder
 from training.datasets.__main__ import main
+from training.datasets.class_table import class_table
 
 
 def check(root: Path, *more: str) -> int:
@@ -182,3 +185,49 @@ def test_a_wrong_check_is_one_line(given: list[str], told: str, capsys: pytest.C
     assert main(given) != 0
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+
+
+def test_an_empty_path_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["check", ""])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'' is no path" in line
+
+
+def test_help_says_that_a_folder_of_ones_own_is_always_opened_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    assert "a folder of one's own is always checked so" in " ".join(capsys.readouterr().out.split())
+
+
+class Emptied(dict[str, list[Path]]):
+    """A listing that another thread drops while it is looked into."""
+
+    data: MaskFolder
+
+    def __contains__(self, name: object) -> bool:
+        vars(self.data).pop("pictures", None)
+        return super().__contains__(name)
+
+
+def test_a_picture_is_found_though_another_thread_drops_the_listing(shapes: Path) -> None:
+    data, listing = MaskFolder(shapes), Emptied()
+    listing.data, vars(data)["pictures"] = data, listing
+    assert data.picture("shape00").name == "shape00.jpg"
+
+
+@given(
+    names=st.lists(st.text("abcxyz ", min_size=1, max_size=30), min_size=2, max_size=5),
+    pixels=st.dictionaries(st.sampled_from([IGNORE, 0, 1, 4]), st.integers(0, 10**6)),
+    columns=st.lists(st.sampled_from(["train", "val", "all"]), min_size=1, unique=True),
+)
+def test_the_columns_of_a_class_table_are_below_their_headings(
+    names: list[str], pixels: dict[int, int], columns: list[str]
+) -> None:
+    heading, *rows = class_table(names, {column: {1: 12_345} for column in columns}, pixels).split("\n")
+    assert len(rows) == len(names) + bool(pixels.get(IGNORE))
+    assert {len(row) for row in rows} == {len(heading)}
+    for column in columns:
+        end = heading.index(f" {column}") + 1 + len(column)
+        assert [row[end - 6 : end].strip() for row in rows[:2]] == ["–", "12,345"]

@@ -20,6 +20,7 @@ from fusioner_rt.decode_picture import decode
 from training.data import IGNORE, DataError, MaskFolder
 from training.datasets.__main__ import main
 from training.datasets.exports import Shape
+from training.datasets.exports.coco import split_of
 
 H, W = 20, 31
 
@@ -225,6 +226,36 @@ def test_the_splits_of_several_json_files_are_kept_and_a_test_split_is_left_out(
     assert "_annotations.coco.json is a test split: left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("instances_train2017.json", "train"),
+        ("training/a.json", "train"),
+        ("valid/_annotations.coco.json", "val"),
+        ("VAL/a.json", "val"),
+        ("validation-set.json", "val"),
+        ("test-dev.json", "test"),
+        ("test/train.json", "train"),
+        ("train/valid/a.json", "val"),
+        ("latest_1.json", ""),
+        ("restraint.json", ""),
+        ("intervals/contest.json", ""),
+        ("evaluation.json", ""),
+    ],
+)
+def test_a_split_is_a_whole_word_of_a_path_the_file_name_first(path: str, split: str) -> None:
+    assert split_of(Path("test/export", path), Path("test/export")) == split
+
+
+def test_files_that_are_called_nearly_as_a_split_are_read(tmp_path: Path) -> None:
+    for name in ("latest_1", "restraint"):
+        images = [{"id": 10, "file_name": f"{name}.jpg"}]
+        coco(tmp_path / "export", [{"category_id": 3, "segmentation": RING}], 0, f"{name}.json", images=images)
+        picture(tmp_path / "export" / f"{name}.jpg")
+    data = converted(tmp_path / "export")
+    assert sorted([*data.names("train"), *data.names("val")]) == ["latest_1", "restraint"]
+
+
 # --- YOLO -------------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +395,8 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"annotation 1 \(cat\) has no segmentation; .* not a box alone; export instance segmentation"),
     "a code of another size": (lambda e: only(e, coco, [{"category_id": 3, "segmentation": {"counts": [9], "size": [3, 3]}}]),
         r"annotation 1 \(cat\) is malformed \(its run-length code is of size \[3, 3\]"),
+    "test splits alone": (lambda e: (only(e, coco, [], file="test/a.json"), coco(e, [], file="test/b.json")),
+        r"holds no picture \(.*a\.json is a test split: left out, .*b\.json is a test split: left out\); expected two or more; "),
     "a list without names": (lambda e: only(e, coco, [], categories=[{"id": 3}]), r"is no COCO JSON \(KeyError: 'name'\)"),
     "yolo: a box": (lambda e: only(e, yolo, {"train/a": "0 0 0 1 0 1 1\n1 .5 .5 .1 .1", "train/b": "-"}),
         r"a\.txt, line 2 is a box \(5 numbers\); .*; export segmentation, not detection"),

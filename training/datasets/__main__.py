@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     added = command(
         "check", _check, "what is there, and what is missing", "Says whether a data set is complete.", _CHECK
     )
-    added.add_argument("kind", metavar="DIR | KIND", help=f"a folder of one's own, or one of: {', '.join(KINDS)}")
+    added.add_argument(
+        "kind", type=path_argument, metavar="DIR | KIND", help=f"a folder of one's own, or one of: {', '.join(KINDS)}"
+    )
     added.add_argument("--data", type=path_argument, metavar="DIR", help="the data set's folder, after a KIND")
     added.add_argument(
         "--split",
@@ -143,7 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--folds", choices=FOLDS, default="", help="count per fold of this split (table 6)")
     added.add_argument("--fold", type=int, help="of --folds, this one alone")
-    added.add_argument("--thorough", action="store_true", help="open every picture and mask, and compare their sizes")
+    added.add_argument(
+        "--thorough",
+        action="store_true",
+        help="open every picture and mask, and compare their sizes; a folder of one's own is always checked so",
+    )
 
     added = command(
         "convert",
@@ -216,10 +222,10 @@ def _convert_export(given: argparse.Namespace) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
-    kind, folder = (given.kind, given.data) if given.data else ("folder", path_argument(given.kind))
+    kind, folder = (str(given.kind), given.data) if given.data else ("folder", given.kind)
     if kind not in KINDS:
         raise UsageError(f"there is no kind of data set called {kind!r}", f"choose one of {', '.join(KINDS)}")
-    if not given.data and given.kind in KINDS and not folder.is_dir():
+    if not given.data and str(given.kind) in KINDS and not folder.is_dir():
         raise UsageError(
             f"check {given.kind} lacks its folder", f"python -m training.datasets check {given.kind} --data DIR"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fusioner_rt.errors import FusionerError
 from training.data import IGNORE, DataError, MaskFolder, decode_as, orientation
 from training.datasets import KINDS, not_converted
 from training.datasets.check import first_of, print_folds
+from training.datasets.class_table import class_table
 from training.datasets.exports import BACKGROUND
 from training.sheet import choose, draw_masks
 
@@ -74,7 +76,8 @@ def check_folder(
                 source = f"{name}.txt" if data.has_lists else f"{name} of {share:g}"
                 print(f"  {source:<13} {len(inspected[name].names):,} pictures")
         if inspected and not problems:
-            _print_classes(data, inspected)
+            shown = {split: Counter(chain.from_iterable(one.shown.values())) for split, one in inspected.items()}
+            print(class_table(data.classes, shown, sum((one.pixels for one in inspected.values()), Counter())))
         if "train" in inspected and not any(inspected["train"].shown.values()) and not problems:
             problems.append(_without_classes(data, inspected["train"]))
         print_folds(data, {name: one.shown for name, one in inspected.items()}, folds, fold, problems)
@@ -125,21 +128,6 @@ def _inspect(data: MaskFolder, split: str, problems: list[str]) -> Inspected:
         found.shown[name] = [int(value) for value in values if value > 0]
         found.turned += orientation(data.picture(name)) > 1
     return found
-
-
-def _print_classes(data: MaskFolder, inspected: dict[str, Inspected]) -> None:
-    """Pictures of each split that show a class, and its share of all pixels."""
-    width = max(len("ignored (255)"), *(len(name) for name in data.classes))
-    pixels: Counter[int] = sum((one.pixels for one in inspected.values()), Counter())
-    print(f"       {'pictures that show':<{width}}" + "".join(f"{split:>8}" for split in inspected) + "  pixels")
-    rows = [(str(index), name, index) for index, name in enumerate(data.classes)]
-    for number, name, index in [*rows, ("", "ignored (255)", IGNORE)]:
-        if index == IGNORE and not pixels[IGNORE]:
-            continue
-        counts = "       –" * len(inspected)
-        if index > 0:
-            counts = "".join(f"{_pictures(one, index):>8,}" for one in inspected.values())
-        print(f"  {number:>4} {name:<{width}}{counts}  {100 * pixels[index] / max(1, sum(pixels.values())):>5.1f}%")
 
 
 def _pictures(one: Inspected, index: int) -> int:

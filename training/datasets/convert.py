@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fusioner_rt.atomic_files import writable_folder
 from training.data import IGNORE, IGNORE_IN_FILE, DataError, for_validation, same_class, write_index_mask
+from training.datasets.class_table import class_table
 from training.datasets.exports import BACKGROUND, IGNORED, Export, Marked
 from training.datasets.exports.upright import stored_size, upright, upright_size
 
@@ -80,7 +81,8 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and holds something", "choose another --out, or remove it first")
     if not export.count:
-        raise DataError("the export holds no picture; expected two or more", "export again")
+        left_out = f" ({', '.join(export.notes)})" if export.notes else ""
+        raise DataError(f"the export holds no picture{left_out}; expected two or more", "export again")
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=writable_folder(out.resolve().parent)))
     try:
         new = temporary / "new"
@@ -175,14 +177,4 @@ def _lists(own: dict[str, str], share: float | None) -> dict[str, list[str]]:
 
 def summary(written: Written) -> str:
     """A table of the classes: pictures that show each, and its share of the pixels in percent."""
-    total = sum(written.pixels.values())
-    width = max(len("ignored (255)"), *(len(name) for name in written.classes))
-    rows = [(str(index), name, index) for index, name in enumerate(written.classes)]
-    if written.pixels[IGNORE]:
-        rows.append(("", "ignored (255)", IGNORE))
-    lines = [f"       {'class':<{width}}  pictures  pixels"]
-    for number, name, index in rows:
-        lines.append(
-            f"  {number:>4} {name:<{width}}  {written.pictures[index]:>8,}  {100 * written.pixels[index] / total:>5.1f}%"
-        )
-    return "\n".join(lines)
+    return class_table(written.classes, {"all": written.pictures}, written.pixels)

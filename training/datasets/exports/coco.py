@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from fusioner_rt.errors import one_line
 from training.data import DataError
 from training.datasets.exports.marked import Code, Export, Marked, Pictures, Shape, points, read_json
 
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
 LISTS = ("images", "annotations", "categories")
 
 
@@ -33,9 +37,10 @@ def open_coco(root: Path, files: list[Path], pictures: Pictures) -> Export:
 
 
 def split_of(path: Path, root: Path) -> str:
-    """train, val or test, as a file or a folder below root is called; "" where none is."""
-    parts = path.relative_to(root).as_posix().lower() if path.is_relative_to(root) else path.name.lower()
-    return next((split for split in ("train", "val", "test") if split in parts), "")
+    """train, val or test, by a word in the file's name, else in that of a folder below root; "" where none is."""
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
+    words = (word for part in reversed(parts) for word in re.split(r"[^a-z]+", part.lower()))
+    return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
 def _read(file: Path, root: Path, pictures: Pictures, split: str, notes: list[str]) -> tuple[list[str], list[Marked]]:
