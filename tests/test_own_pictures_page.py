@@ -62,7 +62,7 @@ def test_outlines_become_a_folder_a_model_and_a_mask(folder: Path, capsys: pytes
     assert "mine: from labelme, 3 pictures copied, 2 in train.txt, 1 in val.txt" in said
     assert "usable; next: python -m training.train demo --data mine --steps 100 --out models/mine" in said
     assert "docs/pictures/coffee.jpg: " in said
-    with Image.open(folder / "sheet.jpg") as sheet, Image.open(ROOT / "docs" / "own_pictures.jpg") as shown:
+    with Image.open(folder / "masks.jpg") as sheet, Image.open(ROOT / "docs" / "own_pictures.jpg") as shown:
         assert sheet.size == shown.size
 
 

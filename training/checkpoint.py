@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fusioner_rt.command_parser import path_argument
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
 from fusioner_rt.words.templates import PAPER_TEMPLATES
+from training.data import MaskFolder, PictureMasks
 from training.encoders import (
     WeightsNotFound,
     WeightsUnfit,
@@ -213,6 +215,15 @@ def load(folder: Path | str, moved: Moved | None = None) -> Fusioner:
         )
     model.load_state_dict(state, strict=False)
     return model.eval()
+
+
+def next_build(folder: Path, data: PictureMasks) -> str:
+    """What to run next: the build of an engine, proved on the data's pictures."""
+    name = folder.resolve().parent.name if folder.name == "checkpoint" else folder.name
+    words = ["--checkpoint", str(folder), "--fp16", "--out", f"engines/{name}"]
+    if isinstance(data, MaskFolder):
+        words += ["--pictures", str(data.root / "images")]
+    return f"next: python export/build_engine.py {shlex.join(words)}"
 
 
 def other_than_checkpoint(path: Path) -> CheckpointError | None:

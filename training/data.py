@@ -20,6 +20,7 @@ from fusioner_rt.decode_picture import SUFFIXES, decode
 from fusioner_rt.errors import FusionerError, one_line
 
 IGNORE = -1  # mask value of pixels without a class: not counted in loss or scores
+BACKGROUND = frozenset({"background", "_background_", "__background__"})  # names of index 0
 IGNORE_IN_FILE = 255  # its value in an 8-bit mask file (PASCAL VOC's convention)
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -127,7 +128,7 @@ class MaskFolder(PictureMasks):
             names.pop()
         if len(names) < 2:
             raise DataError(
-                f"{file} names {len(names)} classes; expected the background and at least one more",
+                f"{file} names {counted(len(names), 'class', 'classes')}; expected the background and at least one more",
                 "write a name a line, the background's first",
             )
         if "" in names:
@@ -226,7 +227,7 @@ class MaskFolder(PictureMasks):
         return self.root / "masks" / f"{name}.png"
 
     def mask(self, name: str) -> np.ndarray:
-        return read_index_mask(self.mask_file(name), len(self.classes))
+        return read_index_mask(self.mask_file(name), len(self.classes), self.classes[0])
 
     def stamp(self, name: str) -> tuple[int, ...]:
         return file_stamp(self.picture(name), self.mask_file(name))
@@ -291,16 +292,24 @@ def repeated_class(names: Sequence[str]) -> tuple[int, int] | None:
     return None
 
 
-def read_index_mask(file: Path, classes: int) -> np.ndarray:
-    """An 8-bit mask file → (H, W) int16, 255 as IGNORE. Raises DataError for an index of `classes` or above."""
+def counted(count: int, one: str, many: str = "") -> str:
+    """1, "picture" → "1 picture"; 2 → "2 pictures", or `many`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def read_index_mask(file: Path, classes: int, background: str = "background") -> np.ndarray:
+    """An 8-bit mask file → (H, W) int16, 255 as IGNORE. Raises DataError for an index of `classes` or above.
+
+    background: what index 0 is called.
+    """
     mask = open_mask(file, ("L", "P")).astype(np.int16)
     mask[mask == IGNORE_IN_FILE] = IGNORE
     largest = int(mask.max(initial=0))
     if largest >= classes:
-        raise DataError(
-            f"{file} holds index {largest}, but the class names end at {classes - 1}",
-            "name every class, or mark pixels without one as 255",
-        )
+        cure = "name every class, or mark pixels without one as 255"
+        if largest == classes and background.lower() not in BACKGROUND:
+            cure = f"does classes.txt lack its first line, background? It begins with {background!r}; else {cure}"
+        raise DataError(f"{file} holds index {largest}, but the class names end at {classes - 1}", cure)
     return mask
 
 

@@ -7,7 +7,7 @@ examples:
       the same for the deployed bundle, through fusioner_rt.Session
   python -m training.evaluate engines/clip-b16 --data VOC --dataset pascal-5i --classes all --words all --background common
       training-free CLIP on PASCAL VOC, every picture asked for all 20 classes
-  python -m training.evaluate runs/fold1/checkpoint --data DIR --baselines --json scores.json --sheet sheet.png
+  python -m training.evaluate runs/fold1/checkpoint --data DIR --baselines --json scores.json --sheet scores.png
       a fold's model on the classes that its training held out, beside baselines that need no training
   python -m training.evaluate runs/fold1/checkpoint --data DIR --classes seen --words all
       the classes it was trained on; every picture is asked for all of them
@@ -396,6 +396,8 @@ def run(given: argparse.Namespace) -> None:
             )
         if given.sheet:
             _write_sheet(given, target, names, selected.classes, protocol, caption)
+    if kind(given.target) == "checkpoint":
+        print(f"\n{checkpoint.next_build(given.target, data)}")
 
 
 def _moved(given: argparse.Namespace) -> checkpoint.Moved | None:

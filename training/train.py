@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from fusioner_rt.command_parser import unforeseen
 from fusioner_rt.errors import FusionerError, UsageError
 from training import alignment, arguments, checkpoint, encoders, lacks, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
-from training.data import DataError, PictureMasks
+from training.data import DataError, MaskFolder, PictureMasks
 from training.datasets import open_dataset
 from training.datasets.many import ManySets
 from training.datasets.splits import FOLDS, held_out_indices
@@ -426,6 +427,18 @@ def _say(processes: Processes, text: str) -> None:
         print(text, flush=True)
 
 
+def _next(folder: Path, data: PictureMasks) -> str:
+    if isinstance(data, ManySets):
+        return f"next: python -m training.across {shlex.quote(str(folder))} --data {shlex.quote(str(data.root))}"
+    if isinstance(data, MaskFolder) and not data.has_lists:  # --split kept the pictures: there is no list to score by
+        return checkpoint.next_build(folder, data)
+    more = " --least 1" if isinstance(data, MaskFolder) else ""
+    return (
+        f"next: python -m training.evaluate {shlex.quote(str(folder))} --data {shlex.quote(str(data.root))}{more} "
+        "--sheet scores.png"
+    )
+
+
 def main(given: Sequence[str] | None = None) -> int:
     command = arguments.parser()
     given = sys.argv[1:] if given is None else list(given)
@@ -461,6 +474,7 @@ def main(given: Sequence[str] | None = None) -> int:
             writable_folder(out)
             writable_folder(options.cache)
             train(chosen, data, out, options.cache, group, options.workers, options.start)
+            _say(group, _next(out / "checkpoint", data))
     except FusionerError as error:
         print(f"training.train: {error}", file=sys.stderr)
         return error.exit_code

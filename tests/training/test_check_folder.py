@@ -48,8 +48,8 @@ def text(name: str, content: str | bytes) -> Callable[[Path], object]:
 PLAIN = np.zeros((96, 96), np.uint8)
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no classes.txt": (lambda r: (r / "classes.txt").unlink(), r"classes\.txt cannot be read \(No such file.*; a data folder holds"),
-    "one class": (text("classes.txt", "background\n"), r"classes\.txt names 1 classes; .*; write a name a line"),
-    "classes in one line": (text("classes.txt", "background, red, green, blue"), r"names 1 classes; .*; write a name a line"),
+    "one class": (text("classes.txt", "background\n"), r"classes\.txt names 1 class; .*; write a name a line"),
+    "classes in one line": (text("classes.txt", "background, red, green, blue"), r"names 1 class; .*; write a name a line"),
     "a class twice": (text("classes.txt", "background\nred\nblue\nred\n"),
         r"names one class twice, 'red' in line 2 and 'red' in line 4; .*; give both one index"),
     "a synonym": (text("classes.txt", "background\ntv\nblue\nTV/monitor\n"), r"'tv' in line 2 and 'TV/monitor' in line 4"),
@@ -76,6 +76,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         r"is a I;16 picture; .*; write the indices again"),
     "a mask of one bit": (lambda r: mask(r, PLAIN, mode="1"), r"is a 1 picture; .*; write the indices again"),
     "an index without a name": (lambda r: mask(r, PLAIN + 9), r"holds index 9, but the class names end at 3; name every class"),
+    "no line of the background": (text("classes.txt", "red\ngreen\nblue\n"),
+        r"holds index 3, but the class names end at 2; does classes\.txt lack its first line, background\? It begins with 'red'"),
     "a mask cut short": (lambda r: (r / "masks" / "shape00.png").write_bytes(b"\x89PNG\r\n"), r"cannot be read as a mask .*; fetch it"),
     "a mask of another size": (lambda r: mask(r, PLAIN[:5, :7]), r"has 7×5 pixels, its picture 96×96 .*; they must agree: scale the"),
     "a turned picture": (turned, r"its picture 64×128 as a viewer shows it; the picture is turned by its EXIF data, its mask is not"),
@@ -86,7 +88,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "masks of nothing": (lambda r: every_mask(r, np.zeros_like), r"expected .*indices above 0; "),
     "an export": (lambda r: (shutil.rmtree(r / "masks"), (r / "a.json").write_text('{"shapes": []}')),
         r"is an export in the form labelme; .*; convert it: python -m training\.datasets convert"),
-    "no folder": (lambda r: shutil.rmtree(r), r"is no folder; expected"),
+    "no folder": (lambda r: shutil.rmtree(r), r"is no folder; expected pictures and masks; .* convert EXPORT"),
 }  # fmt: skip
 
 
@@ -138,16 +140,29 @@ def test_what_spoils_a_training_is_a_note(shapes: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     for note in (
         "line 1 of classes.txt is 'ground'",
-        "train.txt names 1 pictures more than once: shape00",
-        "1 pictures of val are turned by their EXIF data",
-        "1 pictures are in both lists, so that scores flatter: shape00",
-        "1 classes without a picture: unicorn",
-        "1 classes in val alone, which training never shows: blue thing",
-        "1 classes in train alone, which no score tells of: green thing",
+        "train.txt names 1 picture more than once: shape00",
+        "1 picture of val is turned by EXIF data",
+        "1 picture is in both lists, so that scores flatter: shape00",
+        "1 class without a picture: unicorn",
+        "1 class in val alone, which training never shows: blue thing",
+        "1 class in train alone, which no score tells of: green thing",
         "9 pictures are in no list: shape02",
         "2 classes with fewer than 10 training pictures: red thing 1, green thing 1",
     ):
         assert note in said
+
+
+def test_a_complaint_of_many_pictures_is_one_line_with_a_count(
+    shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every_mask(shapes, lambda m: np.repeat(m[..., None], 3, axis=2))
+    assert check(shapes) == DataError.exit_code
+    said = capsys.readouterr().out
+    counts = [len(MaskFolder(shapes).names(split)) - 1 for split in ("train", "val")]
+    assert "not usable: 2 problems" in said
+    assert re.findall(r"is a RGB picture; .* \((\d+) more pictures? of (?:train|val) alike\)", said) == [
+        *map(str, counts)
+    ]
 
 
 def test_without_lists_a_share_is_kept_and_the_next_command_says_so(
@@ -175,7 +190,10 @@ def test_names_with_brackets_and_dots_in_folders_are_found(shapes: Path) -> None
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["check", "nowhere"], "nowhere is no folder; "),
+        (
+            ["check", "nowhere"],
+            "nowhere is no folder; expected pictures and masks; python -m training.datasets convert EXPORT",
+        ),
         (["check", "pascal-5i"], "check pascal-5i lacks its folder; "),
         (["check", "ade20k", "--data", "."], "no kind of data set called 'ade20k'; "),
         (["check", ".", "--sheet", "sheet.txt"], "--sheet is sheet.txt; "),

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as codes
 
 from fusioner_rt.decode_picture import decode
+from fusioner_rt.results.yolo import data_file
 from training.data import IGNORE, DataError, MaskFolder
 from training.datasets.__main__ import main
 from training.datasets.exports import Shape
@@ -226,6 +228,14 @@ def test_the_splits_of_several_json_files_are_kept_and_a_test_split_is_left_out(
     assert "_annotations.coco.json is a test split: left out" in capsys.readouterr().out
 
 
+def test_coco_pictures_of_absolute_paths_are_called_by_what_is_below_their_folder(tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    files = [picture(tmp_path / "photos" / f"{name}.png") for name in ("day/one", "night/one")]
+    images = [{"id": 10 * n, "file_name": str(file)} for n, file in enumerate(files, start=1)]
+    coco(export, [{"category_id": 3, "segmentation": RING}], 0, images=images)
+    assert sorted(converted(export).pictures) == ["day-one", "night-one"]
+
+
 @pytest.mark.parametrize(
     ("path", "split"),
     [
@@ -294,6 +304,42 @@ def test_yolos_paths_are_found_as_exporters_write_them(yaml: str, tmp_path: Path
     assert (data.mask("train-train1") == 1).all()
 
 
+def test_yolos_pictures_may_lie_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `fusioner-rt segment photos --yolo` leaves them: labels and data.yaml, by the pictures' names alone."""
+    export, photos = tmp_path / "export", tmp_path / "photos"
+    (export / "labels").mkdir(parents=True)
+    (export / "data.yaml").write_text(data_file(("cat",)))
+    for name in ("one", "day/two", "unlabelled"):
+        picture(photos / f"{name}.jpg")
+    for name in ("one", "two"):
+        (export / "labels" / f"{name}.txt").write_text("0 0 0 1 0 1 1 0 1\n")
+    assert main(["convert", str(export), "--out", str(tmp_path / "out")]) == DataError.exit_code
+    assert "give the folder of the pictures: --pictures DIR" in capsys.readouterr().err
+    data = converted(export, "--pictures", str(photos))
+    assert sorted(data.pictures) == ["day-two", "one"]
+    assert all((data.mask(name) == 1).all() for name in data.pictures)
+    assert "1 picture is not listed or without a label file, such as " in capsys.readouterr().out
+    (export / "labels" / "three.txt").touch()
+    assert (
+        main(["convert", str(export), "--out", str(tmp_path / "2"), "--pictures", str(photos)]) == DataError.exit_code
+    )
+    assert "1 label file has no picture: " in capsys.readouterr().err
+
+
+def test_yolos_splits_may_lie_elsewhere(tmp_path: Path) -> None:
+    export, photos = tmp_path / "export", tmp_path / "photos"
+    yolo(export, {"train/a": "0 0 0 1 0 1 1", "val/b": ""})
+    (export / "images").rename(photos)
+    for moved in (photos, photos / "images"):  # the folder of the pictures, or the one that holds images/
+        data = converted(export, "--pictures", str(photos))
+        assert (data.names("train"), data.names("val")) == (["train-a"], ["val-b"])
+        shutil.rmtree(data.root)
+        if moved == photos:
+            photos.rename(tmp_path / "images")
+            photos.mkdir()
+            (tmp_path / "images").rename(photos / "images")
+
+
 # --- all forms --------------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +395,18 @@ def test_unmarked_pixels_may_be_ignored_and_pictures_linked(tmp_path: Path, caps
     assert "3 pictures linked, 2 in train.txt, 1 in val.txt" in said
 
 
+def test_a_shape_is_cut_at_the_edge_and_one_that_covers_no_pixel_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export, thin = tmp_path / "export", [[2, 3.6], [20, 3.6], [20, 3.9]]
+    labelme(export, "a", [shape("cat", box(-4, 2, 5, 90)), shape("cat", thin), shape("dog", thin)])
+    labelme(export, "b", [])
+    data = converted(export)
+    np.testing.assert_array_equal(data.mask("a"), region(0, 2, 5, H).astype(np.int16))
+    said = capsys.readouterr().out
+    assert re.search(r"note: 2 shapes cover no pixel, such as .*a\.json, shape 2 \(cat\): left out", said)
+
+
 def test_a_conversion_that_fails_leaves_nothing_and_one_that_would_mix_is_refused(tmp_path: Path) -> None:
     export = tmp_path / "export"
     labelme(export, "a", [shape("cat", box(1, 1, 9, 9))])
@@ -366,6 +424,9 @@ def test_a_conversion_that_fails_leaves_nothing_and_one_that_would_mix_is_refuse
 
 SQUARE = shape("cat", box(1, 1, 9, 9))
 RING = [[1, 1, 9, 1, 9, 9]]
+_stream = io.BytesIO()
+Image.fromarray(np.random.default_rng(1).integers(0, 255, (H, W, 3), np.uint8)).save(_stream, "JPEG")
+JPEG = base64.b64encode(_stream.getvalue()).decode()
 
 WRONG: dict[str, tuple[Any, str]] = {
     "a polygon of two points": (lambda e: labelme(e, "b", [SQUARE, shape("dog", [[1, 1], [2, 2]])]),
@@ -386,6 +447,23 @@ WRONG: dict[str, tuple[Any, str]] = {
     "another JSON": (lambda e: (e / "b.json").write_text("[]"), r"b\.json is not LabelMe's; .*; move it out"),
     "nothing labelled": (lambda e: (labelme(e, "a", []), labelme(e, "b", [])), r"marks no class; .*; label the pictures first"),
     "one picture": (lambda e: None, r"holds 1 picture; .*; label another"),
+    "a polygon outside": (lambda e: labelme(e, "b", [SQUARE, shape("dog", box(31, 2, 40, 9))]),
+        r"b\.json, shape 2 \(dog\) lies outside of its picture of 31×20 pixels; delete it"),
+    "a mask outside": (lambda e: labelme(e, "b", [shape("dog", [[5, -9], [9, -4]], "mask", mask=png(np.ones((5, 4), bool)))]),
+        r"b\.json, shape 1 \(dog\) lies outside of its picture"),
+    "coco: a polygon outside": (lambda e: only(e, coco, [{"category_id": 3, "segmentation": [[1, -9, 9, -9, 9, 0]]}]),
+        r"annotation 1 \(cat\) lies outside of its picture of 31×20 pixels"),
+    "coco: no file_name": (lambda e: only(e, coco, [], images=[{"id": 10, "file_name": "sub/p1.png"}, {"id": 20}]),
+        r"annotations\.json, image 20 has no file_name"),
+    "a picture of two files": (lambda e: labelme(e, "b", [], imagePath="a.jpg"), r"b\.json and .*a\.json mark one picture; .*; remove one"),
+    "an embedded picture of two files": (lambda e: [labelme(e, n, [], imagePath="", imageData=JPEG) for n in "bc"],
+        r"c\.json and .*b\.json mark one picture; "),
+    "a picture cut short": (lambda e: (labelme(e, "b", []), (e / "b.jpg").write_bytes((e / "b.jpg").read_bytes()[:-200])),
+        r"b\.jpg: the picture is broken or cut short .*; fetch or export it again"),
+    "an embedded picture cut short": (lambda e: labelme(e, "b", [], imagePath="", imageData=JPEG[:-200]),
+        r"the embedded picture of .*b\.json: the picture is broken or cut short"),
+    "yolo: labels without a picture": (lambda e: (only(e, yolo, {f"train/{n}": "" for n in "abcde"}), [(e / f"images/train/{n}.jpg").unlink()
+        for n in "bcde"]), r"4 label files have no picture: .*train/b\.txt, .*d\.txt, …; .*; add the pictures, or remove the label files"),
     "two forms": (lambda e: yolo(e, {"train/a": "-"}), r"in the forms labelme and yolo; expected one; choose it: --from labelme"),
     "an annotation of no image": (lambda e: only(e, coco, [{"image_id": 5, "category_id": 3, "segmentation": RING}]),
         r"annotations\.json, annotation 1 is of image 5, which the file does not list"),
@@ -445,6 +523,7 @@ def test_what_is_wrong_with_an_export_is_one_line_that_names_file_and_shape(
         (["--split", "1"], "--split is 1; expected a share between 0 and 1"),
         (["--split", "0.9"], "leaves no picture to train on"),
         (["--pictures", "gone"], "gone is no folder"),
+        (["--out", __file__], "test_convert.py is a file; expected a folder"),
     ],
 )
 def test_a_wrong_option_of_a_conversion_is_one_line(
@@ -454,3 +533,8 @@ def test_a_wrong_option_of_a_conversion_is_one_line(
         labelme(tmp_path / "export", name, [SQUARE])
     assert main(["convert", str(tmp_path / "export"), "--out", str(tmp_path / "out"), *more]) == DataError.exit_code
     assert told in capsys.readouterr().err
+
+
+def test_an_export_that_is_not_there_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(tmp_path / "no.json"), "--out", str(tmp_path / "out")]) == DataError.exit_code
+    assert f"there is no file or folder {tmp_path / 'no.json'}; expected an export" in capsys.readouterr().err

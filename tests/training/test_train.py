@@ -61,7 +61,10 @@ def test_a_tiny_run_is_killed_resumed_evaluated_and_exported(
     assert train.main(arguments(shapes, tmp_path / "whole", *more)) == 0
     killed_after_its_first_epoch(arguments(shapes, tmp_path / "broken", *more), tmp_path / "broken")
     assert train.main(arguments(shapes, tmp_path / "broken", *more)) == 0
-    assert "resuming after epoch" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming after epoch" in said
+    folder = tmp_path / "broken" / "checkpoint"
+    assert said.endswith(f"next: python -m training.evaluate {folder} --data {shapes} --least 1 --sheet scores.png\n")
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert set(broken) == set(whole)
     for name, value in whole.items():
@@ -74,17 +77,30 @@ def test_a_tiny_run_is_killed_resumed_evaluated_and_exported(
         assert steps == rows(tmp_path / "whole" / "steps.csv")
         with Image.open(tmp_path / out / "curve.png") as picture:
             picture.verify()
-    folder = str(tmp_path / "broken" / "checkpoint")
-    assert evaluate.main([folder, "--data", str(shapes), "--cache", str(tmp_path / "cache"), "--least", "1"]) == 0
-    assert "red thing" in capsys.readouterr().out
+    assert evaluate.main([str(folder), "--data", str(shapes), "--cache", str(tmp_path / "cache"), "--least", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "red thing" in said
+    build = f"next: python export/build_engine.py --checkpoint {folder} --fp16 --out engines/broken --pictures {shapes}/images\n"
+    assert said.endswith(build)
     bundle = tmp_path / "bundle"
     assert (
         build_engine.main(
-            ["--checkpoint", folder, "--out", str(bundle), "--backend", "onnxruntime", "--kernels", "none"]
+            ["--checkpoint", str(folder), "--out", str(bundle), "--backend", "onnxruntime", "--kernels", "none"]
         )
         == 0
     )
     assert (bundle / "manifest.json").is_file()
+
+
+def test_without_a_list_to_score_by_the_build_is_next(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "val"):
+        (shapes / f"{name}.txt").unlink()
+    assert train.main(arguments(shapes, tmp_path / "run", "--split", "0.2", "--steps", "1")) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("next: python export/build_engine.py --checkpoint ")
+    assert last.endswith(f" --out engines/run --pictures {shapes}/images")
 
 
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(

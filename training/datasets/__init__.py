@@ -60,8 +60,10 @@ def open_dataset(kind: str, root: Path, split: float = 0.0) -> PictureMasks:
         )
     if not root.is_dir():
         raise DataError(
-            f"{root} is no folder; expected {kind}",
-            f"python -m training.datasets check {kind} --data DIR shows the layout",
+            f"{root} is no folder; expected " + ("pictures and masks" if kind == "folder" else kind),
+            "python -m training.datasets convert EXPORT --out DIR makes one; check --help shows its layout"
+            if kind == "folder"
+            else f"python -m training.datasets check {kind} --data DIR shows the layout",
         )
     if split and kind != "folder":
         raise DataError(f"{kind} has lists of its own", "leave --split out")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
 from fusioner_rt.errors import FusionerError, UsageError
 from training import lacks
-from training.data import DataError
+from training.data import DataError, counted
 from training.datasets import KINDS, coco, mosaic, sbd
 from training.datasets import convert as conversion
 from training.datasets.check import check
@@ -25,7 +25,7 @@ Run = Callable[[argparse.Namespace], int]
 _EXAMPLES = """\
 examples:
   python -m training.datasets convert EXPORT --out mine        LabelMe, COCO or YOLO-seg into the folder that training reads
-  python -m training.datasets check mine --sheet sheet.png     what is in it, what would stop a training, and a picture of it
+  python -m training.datasets check mine --sheet masks.png     what is in it, what would stop a training, and a picture of it
   python -m training.datasets check pascal-5i --data VOCdevkit         what is there, what is missing, where it belongs
   python -m training.datasets convert-sbd --sbd benchmark_RELEASE --data VOCdevkit
   python -m training.datasets prepare --data coco                      COCO's masks as PNG files, once
@@ -37,7 +37,7 @@ Nothing is downloaded: `check KIND --data DIR` says where each data set comes fr
 _CHECK = (
     """\
 examples:
-  python -m training.datasets check mine --sheet sheet.png
+  python -m training.datasets check mine --sheet masks.png
       a folder of one's own: images/, masks/, classes.txt, train.txt, val.txt; opens every picture and mask, and draws some
   python -m training.datasets check mine --split 0.2
       without train.txt and val.txt, a fifth of its pictures is kept for validation, as training does with --split 0.2
@@ -216,8 +216,9 @@ def _convert_export(given: argparse.Namespace) -> int:
     for note in written.notes:
         print(f"  note: {note}")
     lists = ", ".join(f"{len(names):,} in {split}.txt" for split, names in written.names.items())
-    print(f"{given.out}: from {export.form}, {export.count:,} pictures {'linked' if given.link else 'copied'}, {lists}")
-    print(f"next: python -m training.datasets check {shlex.quote(str(given.out))} --sheet sheet.png")
+    pictures = counted(export.count, "picture")
+    print(f"{given.out}: from {export.form}, {pictures} {'linked' if given.link else 'copied'}, {lists}")
+    print(f"next: python -m training.datasets check {shlex.quote(str(given.out))} --sheet masks.png")
     return 0
 
 

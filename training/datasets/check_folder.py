@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,11 +14,10 @@ from tqdm import tqdm
 
 from fusioner_rt.atomic_files import writable_place, write_result
 from fusioner_rt.errors import FusionerError
-from training.data import IGNORE, DataError, MaskFolder, decode_as, orientation
+from training.data import BACKGROUND, IGNORE, DataError, MaskFolder, counted, decode_as, orientation
 from training.datasets import KINDS, not_converted
 from training.datasets.check import first_of, print_folds
 from training.datasets.class_table import class_table
-from training.datasets.exports import BACKGROUND
 from training.sheet import choose, draw_masks
 
 SHOWN = 10  # problems that are listed
@@ -64,9 +64,11 @@ def check_folder(
     inspected: dict[str, Inspected] = {}
     print(f"{root}")
     try:
-        print(f"  classes.txt   {len(data.classes) - 1} classes and the background, {data.classes[0]!r}")
-        print(f"  images/       {len(data.pictures):,} pictures")
-        print(f"  masks/        {sum(1 for _ in (root / 'masks').rglob('*.png')):,} masks")
+        print(
+            f"  classes.txt   {counted(len(data.classes) - 1, 'class', 'classes')} and the background, {data.classes[0]!r}"
+        )
+        print(f"  images/       {counted(len(data.pictures), 'picture')}")
+        print(f"  masks/        {counted(sum(1 for _ in (root / 'masks').rglob('*.png')), 'mask')}")
         for name in (alone,) if alone else ("train", "val"):
             try:
                 inspected[name] = _inspect(data, name, problems)
@@ -74,7 +76,7 @@ def check_folder(
                 problems.append(str(error))
             else:
                 source = f"{name}.txt" if data.has_lists else f"{name} of {share:g}"
-                print(f"  {source:<13} {len(inspected[name].names):,} pictures")
+                print(f"  {source:<13} {counted(len(inspected[name].names), 'picture')}")
         if inspected and not problems:
             shown = {split: Counter(chain.from_iterable(one.shown.values())) for split, one in inspected.items()}
             print(class_table(data.classes, shown, sum((one.pixels for one in inspected.values()), Counter())))
@@ -89,7 +91,7 @@ def check_folder(
     for note in _notes(data, inspected) if not problems else ():
         print(f"  note: {note}")
     if problems:
-        print(f"not usable: {len(problems)} problem{'s' * (len(problems) > 1)}")
+        print(f"not usable: {counted(len(problems), 'problem')}")
         for problem in problems[:SHOWN]:
             print(f"  - {problem}")
         if len(problems) > SHOWN:
@@ -116,17 +118,21 @@ def _share(text: str) -> float:
 
 def _inspect(data: MaskFolder, split: str, problems: list[str]) -> Inspected:
     found = Inspected(data.names(split))
+    alike: dict[str, list[str]] = {}
     for name in tqdm(dict.fromkeys(found.names), desc=f"{split} masks", unit="mask", leave=False):
         try:
             mask = data.mask(name)
             decode_as(data, name, (mask.shape[0], mask.shape[1]))
         except FusionerError as error:
-            problems.append(f"{split} {name}: {error}")
+            complaint = re.sub(r"\d+", "", str(error).replace(name, ""))
+            alike.setdefault(complaint, []).append(f"{split} {name}: {error}")
             continue
         values, counts = np.unique(mask, return_counts=True)
         found.pixels.update({int(value): int(count) for value, count in zip(values, counts, strict=True)})
         found.shown[name] = [int(value) for value in values if value > 0]
         found.turned += orientation(data.picture(name)) > 1
+    for first, *more in alike.values():
+        problems.append(first + f" ({counted(len(more), 'more picture')} of {split} alike)" * bool(more))
     return found
 
 
@@ -154,14 +160,16 @@ def _notes(data: MaskFolder, inspected: dict[str, Inspected]) -> list[str]:
     for split, one in inspected.items():
         repeated = [name for name, count in Counter(one.names).items() if count > 1]
         if repeated:
-            notes.append(f"{split}.txt names {len(repeated)} pictures more than once: {first_of(repeated)}")
+            notes.append(f"{split}.txt names {counted(len(repeated), 'picture')} more than once: {first_of(repeated)}")
         if one.turned:
             notes.append(
-                f"{one.turned} pictures of {split} are turned by their EXIF data: masks are taken as a viewer shows them"
+                f"{counted(one.turned, f'picture of {split} is', f'pictures of {split} are')} turned by EXIF data: masks are "
+                "taken as a viewer shows them"
             )
     if train and val:
         if both := sorted(set(train.names) & set(val.names)):
-            notes.append(f"{len(both)} pictures are in both lists, so that scores flatter: {first_of(both)}")
+            count = counted(len(both), "picture is", "pictures are")
+            notes.append(f"{count} in both lists, so that scores flatter: {first_of(both)}")
         seen, scored = ({i for shown in one.shown.values() for i in shown} for one in (train, val))
         for text, indices in (
             ("without a picture", set(range(1, len(data.classes))) - seen - scored),
@@ -169,15 +177,16 @@ def _notes(data: MaskFolder, inspected: dict[str, Inspected]) -> list[str]:
             ("in train alone, which no score tells of", seen - scored),
         ):
             if indices:
-                notes.append(f"{len(indices)} classes {text}: {first_of([data.classes[i] for i in sorted(indices)])}")
+                count = counted(len(indices), "class", "classes")
+                notes.append(f"{count} {text}: {first_of([data.classes[i] for i in sorted(indices)])}")
         unlisted = sorted(set(data.pictures) - set(train.names) - set(val.names))
         if unlisted:
-            notes.append(f"{len(unlisted)} pictures are in no list: {first_of(unlisted)}")
+            notes.append(f"{counted(len(unlisted), 'picture is', 'pictures are')} in no list: {first_of(unlisted)}")
     if train:
         few = [i for i in range(1, len(data.classes)) if 0 < _pictures(train, i) < FEW]
         if few:
             names = first_of([f"{data.classes[i]} {_pictures(train, i)}" for i in few])
-            notes.append(f"{len(few)} classes with fewer than {FEW} training pictures: {names}")
+            notes.append(f"{counted(len(few), 'class', 'classes')} with fewer than {FEW} training pictures: {names}")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections import Counter
@@ -12,9 +13,20 @@ import numpy as np
 from tqdm import tqdm
 
 from fusioner_rt.atomic_files import writable_folder
-from training.data import IGNORE, IGNORE_IN_FILE, DataError, for_validation, same_class, write_index_mask
+from fusioner_rt.decode_picture import decode
+from fusioner_rt.errors import FusionerError
+from training.data import (
+    BACKGROUND,
+    IGNORE,
+    IGNORE_IN_FILE,
+    DataError,
+    counted,
+    for_validation,
+    same_class,
+    write_index_mask,
+)
 from training.datasets.class_table import class_table
-from training.datasets.exports import BACKGROUND, IGNORED, Export, Marked
+from training.datasets.exports import IGNORED, Export, Marked
 from training.datasets.exports.upright import stored_size, upright, upright_size
 
 UNMARKED = ("background", "ignored")
@@ -78,6 +90,8 @@ def convert(
     """
     if split is not None and not 0 < split < 1:
         raise DataError(f"--split is {split:g}; expected a share between 0 and 1", "give such as 0.1")
+    if out.is_file():
+        raise DataError(f"{out} is a file; expected a folder that is not there yet", "choose another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and holds something", "choose another --out, or remove it first")
     if not export.count:
@@ -104,12 +118,20 @@ def _write(export: Export, new: Path, split: float | None, unmarked: str, link: 
     pictures: Counter[int] = Counter()
     pixels: Counter[int] = Counter()
     places: dict[str, str] = {}
+    owners: dict[Path | str, str] = {}
+    thin: list[str] = []
     turned = 0
     for marked in tqdm(export.pictures(), total=export.count, desc="masks", unit="picture"):
         name = "-".join(part for part in Path(marked.name).parts if part not in ("", "..", "/"))
         if (first := places.setdefault(name.lower(), marked.place)) != marked.place:
             raise DataError(f"{marked.place} and {first} would both be called {name!r}", "rename one of them")
-        mask = draw(marked, classes, unmarked)
+        if (first := owners.setdefault(_identity(marked.picture), marked.place)) != marked.place:
+            raise DataError(
+                f"{marked.place} and {first} mark one picture; expected each picture once",
+                "remove one of the two, or join their shapes",
+            )
+        mask = draw(marked, classes, thin, unmarked)
+        _refuse_broken(marked)
         _place(marked.picture, new / "images", name, link)
         write_index_mask(new / "masks" / f"{name}.png", mask)
         values, counts = np.unique(mask, return_counts=True)
@@ -126,12 +148,18 @@ def _write(export: Export, new: Path, split: float | None, unmarked: str, link: 
     (new / "classes.txt").write_text("\n".join(["background", *called]) + "\n", encoding="utf-8")
     notes = [*export.notes, *classes.merged()]
     if turned:
-        notes.append(f"{turned} pictures are turned by their EXIF data; their masks are as a viewer shows them")
+        count = counted(turned, "picture is", "pictures are")
+        notes.append(f"{count} turned by EXIF data; the masks are as a viewer shows them")
+    if thin:
+        notes.append(f"{counted(len(thin), 'shape covers', 'shapes cover')} no pixel, such as {thin[0]}: left out")
     return Written(["background", *called], lists, pictures, pixels, notes)
 
 
-def draw(marked: Marked, classes: Classes, unmarked: str = "background") -> np.ndarray:
-    """(H, W) int16 class indices and IGNORE, of the upright picture. Raises DataError."""
+def draw(marked: Marked, classes: Classes, thin: list[str], unmarked: str = "background") -> np.ndarray:
+    """(H, W) int16 class indices and IGNORE, of the upright picture. Raises DataError.
+
+    thin: gets the places of shapes that cover no pixel.
+    """
     (stored, turn), shown = stored_size(marked.picture), upright_size(marked.picture)
     size = marked.size or shown
     if size not in (shown, stored):
@@ -144,11 +172,33 @@ def draw(marked: Marked, classes: Classes, unmarked: str = "background") -> np.n
         (IGNORE if shape.label is None else classes.index(shape.label), shape.draw(size), shape.label is None)
         for shape in marked.shapes
     ]
+    for shape, (_, pixels, _) in zip(marked.shapes, drawn, strict=True):
+        if pixels.any():
+            continue
+        if shape.outside(size):
+            raise DataError(
+                f"{shape.place} lies outside of its picture of {size[1]}×{size[0]} pixels",
+                "delete it, or draw it again",
+            )
+        thin.append(shape.place)
     if marked.largest_first:  # what is ignored lies below all
         drawn.sort(key=lambda one: (not one[2], -np.count_nonzero(one[1])))
     for index, pixels, _ in drawn:
         mask[pixels] = index
     return upright(mask, turn) if size != shown else mask
+
+
+def _identity(picture: Path | bytes) -> Path | str:
+    return hashlib.sha256(picture).hexdigest() if isinstance(picture, bytes) else picture.resolve()
+
+
+def _refuse_broken(marked: Marked) -> None:
+    """Opens the picture as training does. Raises DataError."""
+    try:
+        decode(marked.picture)
+    except FusionerError as error:
+        name = f"the embedded picture of {marked.place}" if isinstance(marked.picture, bytes) else marked.picture
+        raise DataError(error.found, error.cure, name) from None
 
 
 def _place(picture: Path | bytes, folder: Path, name: str, link: bool) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.data import DataError
+from training.data import BACKGROUND, DataError
 from training.datasets.exports.coco import is_coco, open_coco
 from training.datasets.exports.labelme import is_labelme, open_labelme
-from training.datasets.exports.marked import BACKGROUND, IGNORED, Export, Marked, Pictures, Shape, read_json
+from training.datasets.exports.marked import IGNORED, Export, Marked, Pictures, Shape, read_json
 from training.datasets.exports.yolo import DESCRIPTIONS, description, open_yolo
 
 __all__ = ["BACKGROUND", "FORMS", "IGNORED", "Export", "Marked", "Shape", "find_form", "open_export"]
@@ -27,6 +27,10 @@ def open_export(root: Path, form: str = "", pictures: Path | None = None) -> Exp
     not below root.
     """
     file = root if root.is_file() else None
+    if not root.exists():
+        raise DataError(
+            f"there is no file or folder {root}; expected an export of LabelMe, COCO or YOLO", "check the path"
+        )
     root = root.parent if file else root
     if not root.is_dir():
         raise DataError(f"{root} is no folder; expected an export of LabelMe, COCO or YOLO", "check the path")
@@ -45,7 +49,7 @@ def open_export(root: Path, form: str = "", pictures: Path | None = None) -> Exp
             raise DataError(
                 f"{root} holds no {DESCRIPTIONS[0]}; expected a YOLO export", "give the folder that holds it"
             )
-        return open_yolo(root, described)
+        return open_yolo(root, described, pictures)
     below = Pictures([root] if pictures is None else [pictures, root])
     files = [file] if file else sorted(root.rglob("*.json"))
     if not files:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusioner_rt.errors import one_line
-from training.data import DataError
+from training.data import DataError, counted
 from training.datasets.exports.marked import Code, Export, Marked, Pictures, Shape, points, read_json
 
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 LISTS = ("images", "annotations", "categories")
 
 
@@ -33,6 +36,7 @@ def open_coco(root: Path, files: list[Path], pictures: Pictures) -> Export:
         names, read = _read(file, root, pictures, split, notes)
         classes += [name for name in names if name not in classes]
         marked += read
+    marked = _below_their_folder(marked)
     return Export("coco", classes, lambda: iter(marked), len(marked), notes)
 
 
@@ -41,6 +45,18 @@ def split_of(path: Path, root: Path) -> str:
     parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
     words = (word for part in reversed(parts) for word in re.split(r"[^a-z]+", part.lower()))
     return next((SPLITS[word] for word in words if word in SPLITS), "")
+
+
+def _below_their_folder(marked: list[Marked]) -> list[Marked]:
+    """Pictures that are named by absolute paths are called by the part below the folder that all of them share."""
+    absolute = [one.name for one in marked if _ABSOLUTE.match(one.name)]
+    try:
+        shared = os.path.commonpath([os.path.dirname(name) for name in absolute]) if absolute else ""
+    except ValueError:  # several drives
+        return marked
+    return [
+        replace(one, name=os.path.relpath(one.name, shared)) if _ABSOLUTE.match(one.name) else one for one in marked
+    ]
 
 
 def _read(file: Path, root: Path, pictures: Pictures, split: str, notes: list[str]) -> tuple[list[str], list[Marked]]:
@@ -69,10 +85,14 @@ def _read(file: Path, root: Path, pictures: Pictures, split: str, notes: list[st
                 ignored = entry.get("iscrowd", 0)
                 shapes[entry["image_id"]].append(Shape(None if ignored else label, code, f"{place} ({label})"))
         if flat:
-            notes.append(f"{flat} annotations of {file} have fewer than three points: left out")
+            count = counted(flat, f"annotation of {file} has", f"annotations of {file} have")
+            notes.append(f"{count} fewer than three points: left out")
+        for number, image in images.items():
+            if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+                raise DataError(f"{file}, image {number} has no file_name; expected its picture's", "export again")
         return list(categories.values()), [
             Marked(
-                Path(str(image["file_name"]).replace("\\", "/")).with_suffix("").as_posix().lstrip("./"),
+                _name(image["file_name"]),
                 pictures.get(image["file_name"], file.parent, f"{file}, image {number}"),
                 tuple(shapes[number]),
                 f"{file}, image {number} ({image['file_name']})",
@@ -88,6 +108,11 @@ def _read(file: Path, root: Path, pictures: Pictures, split: str, notes: list[st
             "annotations with image_id, category_id and segmentation, categories with id and name",
             "export it again",
         ) from None
+
+
+def _name(file_name: str) -> str:
+    name = Path(file_name.replace("\\", "/")).with_suffix("").as_posix()
+    return name if _ABSOLUTE.match(name) else name.lstrip("./")
 
 
 def _code(shape: Any, place: str) -> Code:

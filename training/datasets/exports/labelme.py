@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fusioner_rt.errors import one_line
-from training.data import DataError
+from training.data import DataError, counted
 from training.datasets.exports.marked import Code, Export, Marked, Pictures, Shape, embedded, points, read_json
 
 CORNERS = 180  # of a circle: its area errs by 0.02%
@@ -28,7 +28,8 @@ def open_labelme(root: Path, files: list[Path], pictures: Pictures) -> Export:
     unmarked = [file for file in pictures.files if file.with_suffix("").resolve() not in marked]
     notes = []
     if len(pictures.files) > len(files) and unmarked:
-        notes.append(f"{len(unmarked)} pictures have no JSON beside them, such as {unmarked[0]}: left out")
+        count = counted(len(unmarked), "picture has", "pictures have")
+        notes.append(f"{count} no JSON of the same name, such as {unmarked[0]}: left out")
     return Export("labelme", [], read, len(files), notes)
 
 

@@ -16,7 +16,6 @@ from fusioner_rt.decode_picture import SUFFIXES
 from fusioner_rt.errors import one_line
 from training.data import DataError
 
-BACKGROUND = frozenset({"background", "_background_", "__background__"})  # labels of index 0
 IGNORED = frozenset({"__ignore__"})  # labels of pixels that do not count
 Code = dict[str, Any] | tuple[np.ndarray, ...]
 
@@ -32,6 +31,17 @@ class Shape:
     label: str | None
     code: Code
     place: str
+
+    def outside(self, size: tuple[int, int]) -> bool:
+        """Whether the middle of its extent is outside a picture of (H, W) pixels. A run-length code's is not."""
+        if isinstance(self.code, dict):
+            return False
+        if len(self.code) == 2 and self.code[0].dtype == bool:
+            corners = np.stack([self.code[1], self.code[1] + self.code[0].shape[::-1]])
+        else:
+            corners = np.concatenate(self.code)
+        middle = (corners.min(0) + corners.max(0)) / 2
+        return bool((middle < 0).any() or (middle > size[::-1]).any())
 
     def draw(self, size: tuple[int, int]) -> np.ndarray:
         """(H, W) bool. Raises DataError."""

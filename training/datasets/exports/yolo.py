@@ -10,7 +10,7 @@ import numpy as np
 
 from fusioner_rt.decode_picture import SUFFIXES
 from fusioner_rt.errors import one_line
-from training.data import DataError
+from training.data import DataError, counted
 from training.datasets.exports.marked import Export, Marked, Shape
 from training.datasets.exports.upright import upright_size
 
@@ -27,8 +27,8 @@ def description(root: Path) -> Path | None:
     return listed if listed.is_file() and (root / "labels").is_dir() else None
 
 
-def open_yolo(root: Path, file: Path) -> Export:
-    """file: as `description` gives it."""
+def open_yolo(root: Path, file: Path, elsewhere: Path | None = None) -> Export:
+    """file: as `description` gives it. elsewhere: where pictures lie that are not below root."""
     if file.name == "classes.txt":
         document: Any = {"names": file.read_text(encoding="utf-8-sig").splitlines(), "train": "images"}
         single = True
@@ -38,37 +38,43 @@ def open_yolo(root: Path, file: Path) -> Export:
     base = Path(str(document.get("path") or "."))
     base = next((p for p in (root / base, root) if p.is_dir()), root)
     notes: list[str] = []
-    listed: dict[Path, tuple[Path, str]] = {}
+    listed: dict[Path, tuple[Path, Path, str]] = {}  # picture, label file, split
     for split in ("train", "val"):
         for place in _places(document.get(split), file, split):
-            found = _pictures(base, root, place)
+            found = _pictures(base, root, place, elsewhere)
             if found is None and split == "val":  # exporters name one that they do not write
                 notes.append(f"val of {file} is {place}, which is not there: left out")
             elif found is None:
                 raise DataError(
                     f"train of {file} is {place}, which is not there; expected a folder of pictures",
-                    f"correct it, or add {place}",
+                    f"correct it, add {place}, or give the folder of the pictures: --pictures DIR",
                 )
-            for picture in found or ():
-                listed.setdefault(picture.resolve(), (picture, "" if single else split))
+            for picture, label in found or ():
+                listed.setdefault(picture.resolve(), (picture, label, "" if single else split))
     if document.get("test"):
         notes.append(f"test of {file}: left out")
     if not listed:
         raise DataError(f"{file} names no picture; expected train: and val: with folders", "add them")
-    if not any(label_file(picture).is_file() for picture, _ in listed.values()):
-        picture = next(iter(listed.values()))[0]
+    if not any(label.is_file() for _, label, _ in listed.values()):
+        label = next(iter(listed.values()))[1]
         raise DataError(
-            f"no picture of {file} has a label file; expected such as {label_file(picture)}",
+            f"no picture of {file} has a label file; expected such as {label}",
             "put labels/ beside images/",
         )
-    if len({split for _, split in listed.values()}) == 1:  # no validation pictures: the share of --split
-        listed = {key: (picture, "") for key, (picture, _) in listed.items()}
-    names = _relative([picture for picture, _ in listed.values()], root)
+    _refuse_labels_without_picture([(picture, label) for picture, label, _ in listed.values()])
+    if elsewhere and any(picture.is_relative_to(elsewhere) for picture, _, _ in listed.values()):
+        unlisted = [picture for picture in _below(elsewhere) if picture.resolve() not in listed]
+        if unlisted:
+            count = counted(len(unlisted), "picture is", "pictures are")
+            notes.append(f"{count} not listed or without a label file, such as {unlisted[0]}: left out")
+    alone = len({split for _, _, split in listed.values()}) == 1  # no validation pictures: the share of --split
+    folder = next((d for d in (root, elsewhere) if d and all(p.is_relative_to(d) for p, _, _ in listed.values())), root)
+    names = _relative([picture for picture, _, _ in listed.values()], folder)
 
     def read() -> Iterator[Marked]:
-        for name, (picture, split) in zip(names, listed.values(), strict=True):
-            shapes = _shapes(label_file(picture), upright_size(picture), classes)
-            yield Marked(name, picture, shapes, str(picture), largest_first=True, split=split)
+        for name, (picture, label, split) in zip(names, listed.values(), strict=True):
+            shapes = _shapes(label, upright_size(picture), classes)
+            yield Marked(name, picture, shapes, str(picture), largest_first=True, split="" if alone else split)
 
     return Export("yolo", classes, read, len(listed), notes)
 
@@ -113,21 +119,71 @@ def _places(value: Any, file: Path, split: str) -> list[str]:
     return places
 
 
-def _pictures(base: Path, root: Path, place: str) -> list[Path] | None:
-    """A folder's pictures, or those that a text file lists; None where neither is there. Some exporters write ../ too often."""
-    for candidate in (base / place, root / place, root / place.replace("../", "")):
+def _refuse_labels_without_picture(listed: list[tuple[Path, Path]]) -> None:
+    """Raises DataError. Pictures that are there and not listed are left out on purpose."""
+    known = {label for _, label in listed}
+    known |= {label_file(other) for folder in {picture.parent for picture, _ in listed} for other in _below(folder)}
+    folders = {label.parent for picture, label in listed if label.parent != picture.parent}
+    lost = sorted(file for folder in folders for file in folder.glob("*.txt") if file not in known)
+    lost = [file for file in lost if file.name != "classes.txt"]
+    if lost:
+        raise DataError(
+            f"{counted(len(lost), 'label file has', 'label files have')} no picture: {', '.join(map(str, lost[:3]))}"
+            f"{', …' * (len(lost) > 3)}; expected a picture of the same name",
+            "add the pictures, or remove the label files",
+        )
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def _elsewhere(labels: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """The pictures below a folder that have a label file below `labels`, by their path or by their name alone."""
+    owners: dict[Path, Path] = {}
+    for picture in _below(folder):
+        path = picture.relative_to(folder).with_suffix(".txt")
+        label = next((file for file in (labels / path, labels / path.name) if file.is_file()), None)
+        if label is None:
+            continue
+        if label in owners:
+            raise DataError(f"{label} may be of {owners[label]} or {picture}", "give the folder of one: --pictures DIR")
+        owners[label] = picture
+    if not owners:
+        raise DataError(
+            f"no picture below {folder} has a label file; expected such as {labels / 'NAME.txt'}",
+            "give another --pictures",
+        )
+    return [(picture, label) for label, picture in owners.items()]
+
+
+def _pictures(base: Path, root: Path, place: str, elsewhere: Path | None) -> list[tuple[Path, Path]] | None:
+    """A folder's pictures with their label files, or those that a text file lists; None where neither is there.
+
+    Some exporters write ../ too often.
+    """
+    candidates = (base / place, root / place, root / place.replace("../", ""))
+    for candidate in candidates:
         if candidate.is_dir():
-            return sorted(file for file in candidate.rglob("*") if file.suffix.lower() in SUFFIXES)
+            return [(file, label_file(file)) for file in _below(candidate)]
         if candidate.is_file() and candidate.suffix == ".txt":
             lines = (line.strip() for line in candidate.read_text(encoding="utf-8-sig").splitlines())
             found = []
             for line in filter(None, lines):
-                picture = next((p for p in (base / line, candidate.parent / line) if p.is_file()), None)
+                places = [base / line, candidate.parent / line]
+                own = next((p for p in places if label_file(p).is_file()), places[0])
+                if elsewhere is not None:
+                    places += [elsewhere / line, elsewhere / Path(line).name]
+                picture = next((p for p in places if p.is_file()), None)
                 if picture is None:
                     raise DataError(f"{candidate} lists {line}, which is not there", "add it, or take it off the list")
-                found.append(picture)
+                found.append((picture, label_file(picture if picture in places[:2] else own)))
             return found
-    return None
+    labels = next((folder for p in candidates if (folder := label_file(p / "NAME.jpg").parent).is_dir()), None)
+    if elsewhere is None or labels is None:
+        return None
+    below = elsewhere / place.replace("../", "")
+    return _elsewhere(labels, below if below.is_dir() else elsewhere)
 
 
 def _relative(pictures: list[Path], root: Path) -> list[str]:
