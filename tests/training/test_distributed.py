@@ -35,7 +35,11 @@ def run(shapes: Path, out: Path, count: int, *more: str) -> list[tuple[float, fl
 
 
 @pytest.mark.parametrize(
-    "more", [["--accumulate", "2", "--word-noise", "0.1", "--jaccard", "1"], ["--fusion", "none", "--augment", "full"]]
+    "more",
+    [
+        ["--accumulate", "2", "--word-noise", "0.1", "--jaccard", "1"],
+        pytest.param(["--fusion", "none", "--augment", "full"], marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_take_the_steps_of_one(shapes: Path, tmp_path: Path, more: list[str]) -> None:
     """8 pictures in batches of 5: whole and partial batches; with cached features, some without a row for one process.
