@@ -305,6 +305,7 @@ def test_neighbours_that_cancel_fade_to_one_half_as_the_definition_does():
     assert (ours - defined).abs().max() <= 8 * EPS / reference.CANCELLED**0.5 / (4 * TEMPERATURE)
 
 
+@pytest.mark.slow
 def test_a_thousand_words_are_all_considered():
     features, words = case(5, 1, 1024, (3, 5), 64, torch.float16)
     exact, allowed = exactly(features, words, (11, 21))
