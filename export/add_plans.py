@@ -75,10 +75,12 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     from fusioner_rt.bundle import Bundle
     from fusioner_rt.errors import BundleMissing
     from fusioner_rt.manifest import MANIFEST
+    from fusioner_rt.replaced_bundles import check_nothing_is_lost
 
     if not (folder / MANIFEST).is_file():
         found = "holds no engine bundle" if folder.is_dir() else "is no folder"
         raise BundleMissing(found, "name a bundle's folder, such as engines/demo", subject=folder)
+    check_nothing_is_lost(folder)
     check_replaceable(folder)
     before = (folder / MANIFEST).read_bytes()
     bundle = Bundle.open(folder, plans=False)

@@ -92,13 +92,14 @@ def build(options: Options, shown: bool = True) -> list[Row]:
 
 def _build(options: Options, shown: bool) -> list[Row]:
     from fusioner_rt.atomic_files import check_replaceable, replace_folder, unwritable
-    from fusioner_rt.manifest import MANIFEST
+    from fusioner_rt.replaced_bundles import check_nothing_is_lost, holds_a_bundle
 
     out = options.out.absolute()
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not holds_a_bundle(out)):
         raise OutputNotABundle(
             f"{options.out} holds something other than an engine bundle", "name another with --out DIR"
         )
+    check_nothing_is_lost(out)
     check_replaceable(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,7 @@ def _build(options: Options, shown: bool) -> list[Row]:
             made.prepare()
         rows = made.run()
         unfinished.chmod(0o755)
+        check_nothing_is_lost(out, unfinished)
         replace_folder(unfinished, out)
     except ModuleNotFoundError as error:
         raise LibraryMissing(

@@ -13,8 +13,11 @@ FusionerError  the base class of all errors; `fusioner_rt.errors` lists the kind
 """
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
+# Before ONNX Runtime is imported, which would keep a device id and a queue of events in the user's cache folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 logging.getLogger("fusioner_rt").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"

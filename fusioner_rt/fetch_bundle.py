@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import http.client
 import ipaddress
-import json
 import os
 import re
 import shutil
@@ -43,10 +42,11 @@ from .errors import (
     one_line,
 )
 from .manifest import MANIFEST
+from .replaced_bundles import check_nothing_is_lost
 
 SECONDS = 30.0
 """Without a byte, until a connection counts as broken."""
-_CHUNK, _NAMED = 1 << 18, 5
+_CHUNK = 1 << 18
 
 Progress = Callable[[int, int | None], object]
 """Called with the bytes that have come, and how many are to come where that is known."""
@@ -104,7 +104,7 @@ def fetch(
         unchanged = _is_same(unpacked, folder)
         if not unchanged:
             _check_place(folder, force)
-            _check_nothing_is_lost(unpacked, folder)
+            check_nothing_is_lost(folder, unpacked)
             try:
                 replace_folder(unpacked, folder)
             except OSError as error:
@@ -125,31 +125,6 @@ def _check_place(folder: Path, force: bool) -> None:
         raise OutputUnwritable(
             "is there already and holds another bundle", "replace it with --force, or choose --out DIR", subject=folder
         )
-
-
-def _check_nothing_is_lost(new: Path, old: Path) -> None:
-    """Check that all files of the old folder are its bundle's; the new one's tell where its manifest is harmed.
-
-    Raises OutputUnwritable.
-    """
-    listed = _listed(old)
-    listed = _listed(new) if listed is None else listed
-    there = [file for file in old.rglob("*") if file.is_symlink() or not file.is_dir()]
-    others = sorted({file.relative_to(old).as_posix() for file in there} - {MANIFEST} - (listed or set()))
-    if others:
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-        raise OutputUnwritable(
-            f"holds {', '.join(others[:_NAMED])}{more}, which would be removed: the manifest does not list it",
-            "move it elsewhere first, or choose another place with --out DIR", subject=old,
-        )  # fmt: skip
-
-
-def _listed(folder: Path) -> set[str] | None:
-    """The files that a manifest of any version lists, or None."""
-    try:
-        return {Path(name).as_posix() for name in dict(json.loads((folder / MANIFEST).read_bytes())["files"])}
-    except (OSError, ValueError, TypeError, LookupError):
-        return None
 
 
 def _is_bundle(folder: Path) -> bool:

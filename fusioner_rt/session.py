@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from weakref import WeakSet
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from .argument_checks import as_path, choice, flag, shown, whole
 from .bundle import Bundle, find_bundle
 from .decode_picture import PIXEL_LIMIT, Picture, decode, describe, pictures_of
 from .encoder_output import EncodedPicture, source_of
-from .errors import FusionerError, Spelled, UsageError, session_closed
+from .errors import FusionerError, SessionClosed, Spelled, UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
+from .kept_for_ever import keep_for_ever
 from .ladder import Backend, check_requested, open_executor
 from .pixel_arrays import Channels, check_channels
 from .results.segmentation import STAGES, Segmentation
@@ -91,8 +93,9 @@ class Session:
         folder = None if cache is False else as_path(cache, "the cache") if cache is not None else default_folder()
         self.bundle = Bundle.open(find_bundle(bundle)).with_input_side(input_size)
         self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
+        self._threads, self._folder = threads, folder
         self._closing = threading.Lock()
-        self._closed = False
+        self._closed = self._forked = False
         self._vocabulary: Vocabulary | None = None
         self._noted: dict[tuple[Asked, tuple[str, ...]], tuple[str, ...]] = {}
         self._text = TextEncoder(self.bundle, self._executor.text, TextCache(folder))
@@ -101,6 +104,7 @@ class Session:
         _log.info("opened %s with %s, %s, in %.2f s", self.bundle.folder, opened.effective, opened.why, seconds)
         for name, reason in opened.passed_over:
             _log.debug("passed over %s: %s", name, reason)
+        _sessions.add(self)
         self._tell(opened.note, self.bundle.note, opened.unproved)
         self._tell_what_ran()
 
@@ -353,7 +357,9 @@ class Session:
         """Free the engines' memory and end the threads. Closing twice is fine; using a closed session raises UsageError."""
         with self._closing:
             self._closed = True
-        self._executor.close()
+            forked = self._forked
+        if not forked:
+            self._executor.close()
 
     def __enter__(self) -> "Session":
         return self
@@ -378,6 +384,30 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise session_closed()
+        if self._forked:
+            with self._closing:
+                self._open_again()
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: what the parent's threads work for stays as it is, and is never freed."""
+        if not self._closed:
+            keep_for_ever(self._executor)
+            keep_for_ever(self._text)
+            self._closing = threading.Lock()  # a thread of the parent may have held it
+            self._forked = True
+
+    def _open_again(self) -> None:
+        """Open the engines in a forked child. Raises SessionClosed where they are a GPU's, which no child can share."""
+        if not self._forked:  # another thread did it
+            return
+        if self._backend.effective != "onnxruntime-cpu":
+            raise SessionClosed(
+                f"this session was opened before a fork, and {self._backend.effective} works in the parent alone",
+                "open a session in each process, or start processes by spawn",
+            )
+        self._executor, _ = open_executor(self.bundle, "onnxruntime-cpu", self._threads, self._folder)
+        self._text = TextEncoder(self.bundle, self._executor.text, TextCache(self._folder))
+        self._forked = False
 
     def _pixels(self, given: Any, index: int, watch: "_Stopwatch", window: Window, channels: Channels) -> np.ndarray:
         """The pixels of a call's picture, (H, W, 3) uint8. index: of the picture in the call."""
@@ -476,6 +506,16 @@ class Session:
         check_count(asked, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
         return self._text.encode_words(asked, chosen)
+
+
+def _leave_all_to_parent() -> None:
+    for session in list(_sessions):
+        session._leave_to_parent()
+
+
+_sessions: "WeakSet[Session]" = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 class _Call:

@@ -17,6 +17,7 @@ from fusioner_rt.bundle import sha256
 from fusioner_rt.command_parser import path_argument
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.replaced_bundles import check_files
 from fusioner_rt.words.templates import PAPER_TEMPLATES
 from training.data import MaskFolder, PictureMasks
 from training.encoders import (
@@ -140,6 +141,11 @@ def _encoder(find: Any, kind: str, config: FusionerConfig, moved: Moved | None) 
     return encoder, found
 
 
+def check_place(folder: Path) -> None:
+    """Check that a checkpoint may be put there: in place of another, and of nothing else. Raises OutputUnwritable."""
+    check_files(folder, ("config.json", "weights.safetensors"), "no checkpoint has")
+
+
 def save(model: Fusioner, folder: Path, training: dict[str, Any]) -> None:
     """Writes the checkpoint atomically. training: the training record, plain JSON."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +158,7 @@ def save(model: Fusioner, folder: Path, training: dict[str, Any]) -> None:
         (temporary / "config.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         temporary.chmod(0o755)  # mkdtemp and safetensors make private files
         (temporary / "weights.safetensors").chmod(0o644)
+        check_place(folder)
         replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -471,6 +471,7 @@ def main(given: Sequence[str] | None = None) -> int:
         )
         with processes(options.device) as group, left_where_filled(out, options.cache):
             check_precision(chosen.training, group.device)
+            checkpoint.check_place(out / "checkpoint")
             writable_folder(out)
             writable_folder(options.cache)
             train(chosen, data, out, options.cache, group, options.workers, options.start)

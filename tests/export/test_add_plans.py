@@ -285,3 +285,10 @@ def test_a_mount_point_is_refused_before_the_work(bundle: Path, monkeypatch: pyt
     with pytest.raises(OutputUnwritable, match="is a mount point"):
         add_plans.add(bundle, "tensorrt-rtx", None, shown=False)
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_a_file_of_the_users_stops_new_plans_before_they_are_built(bundle: Path) -> None:
+    (bundle / "NOTES.md").write_text("mine")
+    with pytest.raises(OutputUnwritable, match=r"holds NOTES\.md"):
+        add_plans.add(bundle, "tensorrt-rtx", None, shown=False)
+    assert (bundle / "NOTES.md").read_text() == "mine"

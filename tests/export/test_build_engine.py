@@ -84,12 +84,10 @@ def test_a_good_build_replaces_the_older_bundle_and_ends_with_a_table(
 ):
     out = tmp_path / "tiny"
     shutil.copytree(tiny_bundle, out)
-    (out / "left over").write_text("from an older build")
     arguments = ["--checkpoint", str(tiny_checkpoint), "--out", str(out), "--pictures", str(picture_folder)]
     limits = ["--max-words", "5", "--max-batch", "1", "--sizes", "64,96,128"]
     assert build_engine.main([*arguments, *limits, "--backend", "onnxruntime", "--kernels", "none"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
-    assert not (out / "left over").exists()
     manifest = read_manifest(Bundle.open(out).folder)
     assert manifest["profiles"] == {
         "words": {"min": 1, "opt": 5, "max": 5}, "batch": {"min": 1, "opt": 1, "max": 1},
@@ -112,6 +110,49 @@ def test_a_folder_that_is_not_a_bundle_is_never_replaced(tiny_checkpoint, tmp_pa
     assert "holds something other than an engine bundle" in message
     assert message.count("\n") == 1
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({"manifest.json": '{"name": "PWA"}', "index.html": "precious"}, "something other than an engine bundle"),
+        ({"manifest.json": "[]", "src/app.js": "precious"}, "something other than an engine bundle"),
+        ({"NOTES.md": "mine"}, "holds NOTES.md, which would be removed"),
+        ({"kernels/sm_80/mine.cubin": "mine", "a/b/c.txt": "mine"}, "holds a/b/c.txt, kernels/sm_80/mine.cubin, which"),
+    ],
+)
+def test_a_file_that_is_none_of_the_bundles_stops_a_build_before_it_begins(
+    tiny_checkpoint, tiny_bundle, tmp_path, capsys, files, names
+):
+    out = tmp_path / "w"
+    if "manifest.json" not in files:
+        shutil.copytree(tiny_bundle, out)
+    for name, content in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(content)
+    before = snapshot(out)
+    assert build_engine.main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) in (50, 86)
+    message = capsys.readouterr().err
+    assert names in message
+    assert message.count("\n") == 1
+    assert snapshot(out) == before
+
+
+def test_a_harmed_manifest_is_built_over_unless_another_file_lies_beside_it(
+    tiny_checkpoint, tiny_bundle, picture_folder, tmp_path, traced_once, capsys
+):
+    out = tmp_path / "tiny"
+    shutil.copytree(tiny_bundle, out)
+    (out / "manifest.json").write_text("{")
+    (out / "mine.txt").write_text("mine")
+    command = ["--checkpoint", str(tiny_checkpoint), "--out", str(out), "--pictures", str(picture_folder)]
+    command += ["--backend", "onnxruntime", "--kernels", "sm_80", "--max-words", "5", "--max-batch", "1"]
+    assert build_engine.main(command) == 50
+    assert "holds mine.txt" in capsys.readouterr().err
+    assert (out / "mine.txt").read_text() == "mine"
+    (out / "mine.txt").unlink()
+    assert build_engine.main(command) == 0
+    Bundle.open(out)
 
 
 def test_a_forgotten_checkpoint_does_not_put_the_demonstration_model_over_another(

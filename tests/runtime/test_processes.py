@@ -90,3 +90,29 @@ def test_arrays_need_no_file(tiny_bundle: Path) -> None:
         "print(Session(sys.argv[1], cache=False).segment(np.zeros((1, 1, 3), np.uint8), 'cat').labels.shape)"
     )
     assert finish(start("-c", script, tiny_bundle)).strip() == str(np.zeros((1, 1)).shape)
+
+
+def test_nothing_is_written_to_the_users_home_but_the_words_cache(
+    photo: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """ONNX Runtime keeps a device id and a queue of events there, unless its telemetry is off before it is imported."""
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    environment = {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), "FUSIONER_CACHE": str(tmp_path / "words")}
+    done = subprocess.run(
+        [sys.executable, "-c", SEGMENT, str(tiny_bundle), str(photo)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []
+
+
+def test_who_wants_onnx_runtimes_telemetry_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import os, fusioner_rt; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for given, expected in ((None, "1"), ("0", "0")):
+        environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+        environment |= {"ORT_DISABLE_TELEMETRY": given} if given else {}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == expected

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusioner_rt.errors import OutputUnwritable
 from training import checkpoint
 from training.model import tiny
 
@@ -59,3 +60,15 @@ def test_damage_is_named(tmp_path: Path, damage: object, message: str) -> None:
     damage(tmp_path / "one")  # type: ignore[operator]
     with pytest.raises(checkpoint.CheckpointError, match=message):
         checkpoint.load(tmp_path / "one")
+
+
+def test_a_checkpoint_replaces_another_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    for _ in range(2):
+        checkpoint.save(tiny(), folder, {})
+    (folder / "notes.md").write_text("mine")
+    with pytest.raises(OutputUnwritable, match=r"holds notes\.md, which would be removed"):
+        checkpoint.save(tiny(), folder, {})
+    assert (folder / "notes.md").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    checkpoint.load(folder)
