@@ -8,5 +8,6 @@ owners     labels of words to labels of their groups, and thresholds of words
 templates  the sentences that a word is put into
 tokenizer  those sentences to token ids
 encoder    all of it: words to vectors
+turns      a lock in the order of coming, for the text graph
 cache      vectors kept in memory and on disk; the least recently used go
 """

@@ -17,6 +17,7 @@ from .languages import english_of, script_of
 from .parse import Asked
 from .templates import fill
 from .tokenizer import PromptTokenizer
+from .turns import Turns
 
 _KEYS_REMEMBERED = 8192
 _NAMED = 5  # words in a note
@@ -65,7 +66,8 @@ class TextEncoder:
         """load: loads the text graph."""
         self._bundle, self._load, self.cache = bundle, load, cache
         self._keys: OrderedDict[tuple[str, tuple[str, ...]], str] = OrderedDict()
-        self._lock = threading.Lock()
+        self._naming = threading.Lock()  # for `_keys`
+        self._encoding = Turns()
         self.calls = 0
         """Number of runs of the text graph."""
 
@@ -75,17 +77,18 @@ class TextEncoder:
         Raises WordsInvalid where two words have the same tokens: the first would take all pixels of both. Raises
         WordUnreadable where all tokens of a word are unknown, and GraphUnusable.
         """
-        with self._lock:  # threads with the same new word encode it once
-            words_by_key: dict[str, str] = {}
-            for word in asked.words:
-                other = words_by_key.setdefault(self._key(word, templates), word)
-                if other != word:
-                    raise WordsInvalid(
-                        f"{other!r} and {word!r} are the same tokens to the text encoder of the bundle in "
-                        f"{self._bundle.folder}, which cannot tell them apart",
-                        "leave one out, or describe it otherwise",
-                    )
-            vectors = np.stack([self._vector(word, templates) for word in asked.words])
+        words_by_key: dict[str, str] = {}
+        with self._naming:
+            keys = [self._key(word, templates) for word in asked.words]
+        for key, word in zip(keys, asked.words, strict=True):
+            other = words_by_key.setdefault(key, word)
+            if other != word:
+                raise WordsInvalid(
+                    f"{other!r} and {word!r} are the same tokens to the text encoder of the bundle in "
+                    f"{self._bundle.folder}, which cannot tell them apart",
+                    "leave one out, or describe it otherwise",
+                )
+        vectors = np.stack([self._vector(key, word, templates) for key, word in words_by_key.items()])
         vectors.flags.writeable = False
         return Vocabulary(asked, templates, vectors)
 
@@ -107,13 +110,15 @@ class TextEncoder:
             "text encoder reads in pieces that mean little to it: ask in English"
         )
 
-    def _vector(self, word: str, templates: tuple[str, ...]) -> np.ndarray:
-        key = self._key(word, templates)
+    def _vector(self, key: str, word: str, templates: tuple[str, ...]) -> np.ndarray:
         if (vector := self.cache.get(key)) is not None:
             return vector
-        vector = self._encode_prompts(self._tokenizer.ids(fill(templates, word)), word)
-        self.cache.put(key, vector, word, len(templates), self._bundle.text_sha256, self._bundle.precision)
-        return vector
+        with self._encoding:  # a word at a time, so that threads with new words take turns and encode the same one once
+            if (vector := self.cache.get(key)) is not None:
+                return vector
+            vector = self._encode_prompts(self._tokenizer.ids(fill(templates, word)), word)
+            self.cache.put(key, vector, word, len(templates), self._bundle.text_sha256, self._bundle.precision)
+            return vector
 
     def _key(self, word: str, templates: tuple[str, ...]) -> str:
         if (key := self._keys.get((word, templates))) is None:
