@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from fusioner_rt.cpu_cores import cores
 from fusioner_rt.errors import FusionerError, UsageError
-from fusioner_rt.onnx.mask_head import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 IDLE = 0.25

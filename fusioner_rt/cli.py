@@ -526,7 +526,7 @@ def _lines(value: Any) -> list[str]:
 def _facts(session: "Session", found: str) -> dict[str, dict[str, Any]]:
     import platform
 
-    from .onnx.mask_head import cores
+    from .cpu_cores import cores
     from .words.cache import TextCache
 
     cache = TextCache(session.cache_folder)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle
+from ..cpu_cores import cores
 from .decoder_in_strips import of_strips
-from .mask_head import MaskHead, cores
+from .mask_head import MaskHead
 from .runtime import Graph, OnnxRuntime
 
 

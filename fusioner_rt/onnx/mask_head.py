@@ -5,7 +5,6 @@ output pixel (paper 3.1.3). Labels are computed by tiles (`fusioner_rt.onnx.mask
 what lies between the maps and the output is bounded, however large the output and however many the words.
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,11 +32,6 @@ def bands(height: int, row_bytes: int, budget: int = BAND_BYTES) -> Iterator[tup
     rows = max(1, budget // max(1, row_bytes))
     for first in range(0, height, rows):
         yield first, min(first + rows, height)
-
-
-def cores() -> int:
-    """How many this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _CALM = 8  # a power of two: dividing scores by it rounds nothing

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cpu_cores import bound_cores, cores
 from ..cures import CUDA_LIBRARIES, build_command
 from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, GraphUnusable, one_line
@@ -84,8 +85,10 @@ class OnnxRuntime:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         # spinning threads of one graph would take cores from the next graph and from other processes
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads or self._threads:
-            options.intra_op_num_threads = threads or self._threads
+        if not (threads := threads or self._threads) and cores() < bound_cores():
+            threads = cores()  # ONNX Runtime counts cores by affinity alone
+        if threads:
+            options.intra_op_num_threads = threads
         cuda = CUDA in self._providers and not on_cpu
         stream_option = {} if stream is None else {"user_compute_stream": str(stream)}
         chosen: list[Any] = [(CUDA, {**_CUDA_OPTIONS, **stream_option}), CPU] if cuda else [CPU]
