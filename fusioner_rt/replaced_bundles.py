@@ -45,7 +45,7 @@ def check_files(folder: Path, own: Collection[str], why: str) -> None:
         more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         raise OutputUnwritable(
             f"holds {', '.join(others[:_NAMED])}{more}, which would be removed: {why} {'it' if len(others) == 1 else 'them'}",
-            "move what is yours elsewhere first, or choose another place with --out DIR",
+            "move what is yours elsewhere first, or choose another place",
             subject=folder,
         )
 
