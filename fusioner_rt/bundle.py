@@ -250,7 +250,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleMissing("is not a folder, an engine bundle was expected", cure, subject=folder) from None
     except OSError as error:
         raise BundleMissing(f"cannot be read ({error.strerror})", "check its permissions", subject=path) from None
-    except ValueError as error:  # JSON and UTF-8 errors
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors, and lists in lists without end
         raise ManifestInvalid(f"is not JSON ({error})", restore(folder), subject=path) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ManifestInvalid(f'does not say "format": "{FORMAT}"', f"name another, or {restore(folder)}", subject=path)

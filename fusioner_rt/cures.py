@@ -56,7 +56,7 @@ def build_command(folder: Path, **cured: str | int) -> str:
     """
     options: dict[str, Any] = {"precision": "fp16"}
     source = "--checkpoint CHECKPOINT"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if (manifest["format"], manifest["format_version"]) == (FORMAT, FORMAT_VERSION):
             source = _untrained(manifest["model"]) or source

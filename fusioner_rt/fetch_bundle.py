@@ -34,7 +34,6 @@ from .bundle import Bundle, read_manifest
 from .bundle_places import fetched_folder
 from .errors import (
     ArchiveInvalid,
-    BundleVersionUnknown,
     FetchFailed,
     FusionerError,
     OutputUnwritable,
@@ -42,7 +41,7 @@ from .errors import (
     one_line,
 )
 from .manifest import MANIFEST
-from .replaced_bundles import check_nothing_is_lost
+from .replaced_bundles import check_nothing_is_lost, holds_a_bundle
 
 SECONDS = 30.0
 """Without a byte, until a connection counts as broken."""
@@ -117,7 +116,7 @@ def _check_place(folder: Path, force: bool) -> None:
     check_replaceable(folder)
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not _is_bundle(folder):
+    if not (holds_a_bundle(folder) or (folder.is_dir() and folder.parent == fetched_folder())):
         raise OutputUnwritable(
             "is there already and is no bundle", "choose another place with --out DIR", subject=folder
         )
@@ -125,17 +124,6 @@ def _check_place(folder: Path, force: bool) -> None:
         raise OutputUnwritable(
             "is there already and holds another bundle", "replace it with --force, or choose --out DIR", subject=folder
         )
-
-
-def _is_bundle(folder: Path) -> bool:
-    """Whether the folder was fetched, or has the manifest of a bundle, of any version."""
-    try:
-        read_manifest(folder)
-    except BundleVersionUnknown:
-        return True
-    except FusionerError:
-        return folder.is_dir() and folder.parent == fetched_folder()
-    return True
 
 
 def _is_same(new: Path, old: Path) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from documented import blocks_of
 from PIL import Image
 
 from training.encoders.open_clip import import_open_clip
@@ -31,8 +32,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """A command, with an architecture of that name which is small."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+blocks = partial(blocks_of, PAGE)
 
 
 def voc(folder: Path) -> None:

@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import blocks_of
 
 from fusioner_rt import Session, errors
 from fusioner_rt.errors import FusionerError
@@ -60,8 +61,7 @@ NOT_MET = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+blocks = partial(blocks_of, PAGE)
 
 
 def template(node: ast.AST, constants: dict[str, str]) -> str:

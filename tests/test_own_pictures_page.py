@@ -6,9 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from documented import blocks_of
 from PIL import Image
 
 from export import build_engine
@@ -21,8 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "own_pictures.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+blocks = partial(blocks_of, PAGE)
 
 
 COMMANDS = {"training.datasets": datasets, "training.train": train, "training.evaluate": evaluate}

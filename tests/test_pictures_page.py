@@ -6,9 +6,11 @@ import re
 import runpy
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from documented import blocks_of
 
 from fusioner_rt.cli import main
 
@@ -16,8 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "pictures.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+blocks = partial(blocks_of, PAGE)
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from documented import blocks_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+blocks = partial(blocks_of, README)
 
 
 def test_the_python_block_runs_in_a_fresh_process(tmp_path: Path) -> None:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from documented import blocks_of, run_there
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-
-
-def run(command: list[str], folder: Path) -> str:
-    for name in ("docs", "models"):
-        (folder / name).symlink_to(ROOT / name)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+blocks = partial(blocks_of, PAGE)
 
 
 def test_the_python_blocks_run_in_their_order(tmp_path: Path) -> None:
-    lines = run([sys.executable, "-c", "".join(blocks("python"))], tmp_path).splitlines()
+    lines = run_there([sys.executable, "-c", "".join(blocks("python"))], tmp_path).splitlines()
     assert lines[0].startswith("<Segmentation 451x300: ")
     assert lines[1] == "docs/pictures/cat.jpg"
     exact = sum(int(line.split()[0]) for line in lines if line.endswith("holes"))
@@ -44,7 +35,7 @@ def test_the_python_blocks_run_in_their_order(tmp_path: Path) -> None:
 def test_the_commands_run(tmp_path: Path) -> None:
     (script,) = blocks("sh")
     there = Path(sys.executable).parent
-    run(["env", f"PATH={there}:/usr/bin:/bin", "sh", "-ec", script], tmp_path)
+    run_there(["env", f"PATH={there}:/usr/bin:/bin", "sh", "-ec", script], tmp_path)
     annotations = json.loads((tmp_path / "seen" / "masks.json").read_text())["annotations"]
     assert all(isinstance(annotation["segmentation"], list) for annotation in annotations)
     assert {file.name for file in (tmp_path / "data" / "labels").iterdir()} == {

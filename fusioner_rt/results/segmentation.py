@@ -242,16 +242,14 @@ class Segmentation:
         name, suffix = path.name.lower(), path.suffix.lower()
         if self.source is not None and _same_file(path, self.source):
             raise UsageError("this is the picture itself, which would be lost", "choose another name", subject=path)
-        written = "COCO" if suffix == ".json" else "YOLO" if suffix == ".txt" else "this file"
-        if name.endswith(".labelme.json"):
-            written = "LabelMe"
-        for option, given, of in (
-            ("polygons", flag(polygons, "polygons"), ("COCO", "LabelMe", "YOLO")),
-            ("instances", flag(instances, "instances"), ("COCO",)),
-            ("tolerance", check_tolerance(tolerance), ("COCO", "LabelMe", "YOLO")),
+        outlined, is_coco = suffix in (".json", ".txt"), suffix == ".json" and not name.endswith(".labelme.json")
+        for option, given, meant in (
+            ("polygons", flag(polygons, "polygons"), outlined),
+            ("tolerance", check_tolerance(tolerance), outlined),
+            ("instances", flag(instances, "instances"), is_coco),
         ):
-            if given and written not in of:
-                raise UsageError(f"{option} says nothing of {written}", "leave it out", subject=path)
+            if given and not meant:
+                raise UsageError(f"{option} says nothing of this file", "leave it out", subject=path)
         if overlay and not name.endswith(_OVERLAYS):
             raise UsageError(
                 f"no overlay is written there, which {', '.join(overlay)} is for",

@@ -380,3 +380,8 @@ def test_a_damaged_bundle_that_was_fetched_is_fetched_again(tiny_bundle: Path, e
     (folder / "text.onnx").write_bytes(b"")
     with pytest.raises(BundleFileAltered, match="fetch it again: fusioner-rt fetch URL --force"):
         Bundle.open(find_bundle("tiny"))
+
+
+def test_a_manifest_of_lists_in_lists_without_end_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text("[" * 100_000)
+    refused(tmp_path, ManifestInvalid, "is not JSON")
