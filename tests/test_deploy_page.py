@@ -289,7 +289,8 @@ def test_every_command_and_option_named_exists() -> None:
             assert option in known[name], (name, option)
         for path in re.findall(r"(?<=\s)(?:tests|benchmarks|export)/[\w./]+", rest):
             assert (ROOT / path).exists(), path
-    everywhere = "".join(known.values()) + (ROOT / "fusioner_rt" / "cli.py").read_text()
+    command_line = [ROOT / "fusioner_rt" / "cli.py", *(ROOT / "fusioner_rt" / "commands").glob("*.py")]
+    everywhere = "".join([*known.values(), *(file.read_text() for file in command_line)])
     for option in re.findall(r"`(--[a-z][\w-]+)", PAGE):
         assert option in everywhere or option in ("--gpus",), option
 

@@ -234,6 +234,8 @@ def texts(tree: ast.AST, spelled: int | None = None) -> Iterator[tuple[int | Non
 MAY_NAME_OPTIONS = {
     "cli.py",
     "command_parser.py",
+    "commands/segment.py",
+    "commands/session_options.py",
     "doctor.py",
     "fetch_bundle.py",
     "interfaces/label_studio.py",

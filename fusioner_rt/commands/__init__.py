@@ -1,0 +1,6 @@
+"""Commands of `fusioner-rt` that are a room of their own, and what they share; the short ones are in ../cli.py.
+
+segment          pictures and words to overlays, masks and label files
+session_options  the options of commands that open a session
+terminal         errors, notes and a progress bar, on stderr
+"""

@@ -1,0 +1,294 @@
+"""`fusioner-rt segment`: pictures and words to overlays, masks and label files."""
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..argument_checks import shown
+from ..command_parser import CommandParser, path_argument
+from ..errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
+from .session_options import add_session_options, open_session
+from .terminal import Bar, notes_on_stderr, print_error
+
+if TYPE_CHECKING:
+    from ..results.segmentation import Segmentation
+
+_EXAMPLES = """\
+examples:
+  fusioner-rt segment photo.jpg --words "cat, sofa"
+      one line per picture: the words found, their share of the pixels, and where the overlay lies
+  fusioner-rt segment photos/ more.png --words "red car, bus stop" --out seen --labels
+      a folder and a picture; besides the overlays, label maps as grey PNG (pixel value n = word n)
+  fusioner-rt segment 'photos/**/*.png' --words dog
+      what a pattern names, ** being folders of any depth; docs/pictures.md tells what is read
+  curl -s https://example.org/photo.jpg | fusioner-rt segment - --words dog
+      a picture from stdin; its results are called stdin
+  fusioner-rt segment photos/ --words "cat, sofa" --json masks.json --polygons 1 --instances
+      COCO with a polygon around each cat, off by a pixel at most or so (pip install scipy shapely)
+  fusioner-rt segment photos/ --words "cat, sofa" --out data --yolo
+      data/labels/NAME.txt and data/data.yaml; with the pictures in data/images, what ultralytics trains on
+  fusioner-rt segment photo.jpg --words "cat, dog" --mode independent --threshold 0.6
+      judge every word alone, and only paint pixels above 60%
+  fusioner-rt segment photo.jpg --words "cat, sofa|couch" --background common
+      sofa and couch are one, called sofa; walls, sky and the like take their pixels and are not painted (docs/words.md)
+
+Where a GPU or a plan of the bundle goes unused, one line on stderr says so; --backend NAME makes that an error.
+
+exit code: 0 when every picture was done; otherwise the rest is still done, each failure is one line on stderr,
+and the code is that of the failure's kind (60 where kinds differ). docs: fusioner_rt/errors.py lists the codes.
+"""
+
+
+def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
+    segment = commands.add_parser(
+        "segment", help="find words in pictures", description="Find words in pictures.", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    segment.add_argument(
+        "pictures",
+        nargs="*",
+        type=_given,
+        metavar="PICTURE",
+        help="picture files, folders of them, patterns in quotes, or - for stdin",
+    )
+    asked = segment.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        "--words", nargs="+", metavar="WORD",
+        help='what to look for: "cat, red sofa", "cat, sofa|couch" where two words mean one thing',
+    )  # fmt: skip
+    asked.add_argument("--words-file", type=path_argument, metavar="FILE", help="what to look for, a word per line")
+    segment.add_argument(
+        "--background", nargs="+", metavar="WORD",
+        help='words whose pixels belong to nothing, for example "wall, sky", or common for a list of them',
+    )  # fmt: skip
+    segment.add_argument(
+        "--out",
+        type=path_argument,
+        default=Path("output"),
+        metavar="DIR",
+        help="folder for results, made where it is missing (output)",
+    )
+    segment.add_argument(
+        "--json", type=path_argument, metavar="FILE", help="also write all masks as one COCO file; its folder is made"
+    )
+    segment.add_argument(
+        "--legend", choices=("below", "right", "none"), default="below",
+        help="where the overlay has its legend; with none it has the masks' size (below)",
+    )  # fmt: skip
+    segment.add_argument("--alpha", type=float, default=0.5, metavar="A", help="how much masks cover, 0 to 1 (0.5)")
+    segment.add_argument("--outlines", action="store_true", help="draw the masks' outlines alone")
+    segment.add_argument(
+        "--polygons", nargs="?", type=float, const=0.0, metavar="TOLERANCE",
+        help="masks of --json as polygons, exact, or off by TOLERANCE pixels to have fewer points; so also those of "
+        "--labelme and --yolo",
+    )  # fmt: skip
+    segment.add_argument("--instances", action="store_true", help="in --json, each connected part of a word by itself")
+    segment.add_argument(
+        "--labels",
+        action="store_true",
+        help="also write each label map as a grey PNG, NAME.labels.png, value n = word n",
+    )
+    segment.add_argument("--labelme", action="store_true", help="also write polygons for LabelMe, NAME.labelme.json")
+    segment.add_argument(
+        "--yolo", action="store_true",
+        help="also write YOLO's labels for segmentation, labels/NAME.txt, and data.yaml with the words",
+    )  # fmt: skip
+    segment.add_argument(
+        "--threshold",
+        metavar="P",
+        help='least probability of a mask, or of some: "cat=0.7, sofa=0.4" (the bundle\'s)',
+    )
+    segment.add_argument(
+        "--mode", choices=("joint", "independent"), default="joint",
+        help="words may influence each other, or each is judged alone, a pass per word (joint)",
+    )  # fmt: skip
+    segment.add_argument(
+        "--window", choices=("whole", "sliding"), default="whole",
+        help="show the network the whole picture, or overlapping windows, for small things, a pass per window; of "
+        "bundles that have windows, such as CLIP's (whole)",
+    )  # fmt: skip
+    segment.add_argument("--size", metavar="HxW", help="size of the masks (each picture's own)")
+    add_session_options(segment)
+    segment.set_defaults(run=_segment)
+
+
+def _given(text: str) -> str:
+    """A picture or folder, as it was given."""
+    path_argument(text)
+    return text
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from ..atomic_files import writable_folder, writable_place
+    from ..named_pictures import named_pictures, names_a_picture
+    from ..results.overlay import check_options
+    from ..words.arguments import join_words, parse_threshold, read_words, take_pictures
+    from ..words.parse import parse_words
+
+    overlay = {
+        "legend": False if options.legend == "none" else options.legend, "alpha": options.alpha,
+        "outlines": options.outlines,
+    }  # fmt: skip
+    check_options(**overlay)
+    size = _parse_size(options.size)
+    threshold = parse_threshold(options.threshold)
+    if options.words and not options.pictures:
+        options.words, options.pictures = take_pictures(options.words, names_a_picture)
+    if not options.pictures:
+        raise UsageError("no pictures were given", "name files, folders or patterns of them before --words")
+    words = read_words(options.words_file) if options.words_file else join_words(options.words)
+    background = join_words(options.background) if options.background else None
+    parse_words(words, background)
+    if options.json and options.json.is_dir():
+        raise UsageError(
+            f"--json {options.json} is a folder", f"name a file in it, for example {options.json / 'masks.json'}"
+        )
+    _check_shapes(options)
+    out = writable_folder(options.out)
+    failures: list[FusionerError] = []
+    with notes_on_stderr(), contextlib.ExitStack() as opened:
+        pictures = named_pictures(options.pictures, out)
+        _check_outputs(options, [name for name, _ in pictures])
+        if options.json:
+            writable_place(options.json)
+        if options.yolo:
+            writable_folder(out / "labels")
+        report = _Report(out, overlay, options)
+        session = opened.enter_context(open_session(options))
+        session.set_vocabulary(words, background=background)
+        bar = Bar(len(pictures))
+        for name, picture in pictures:
+            try:
+                result = session.segment(
+                    picture, size=size, threshold=threshold, mode=options.mode, window=options.window
+                )
+                line = report.add(Path(name), result)
+            except (OutputUnwritable, UsageError):
+                bar.clear()
+                raise  # the next picture would fail too
+            except FusionerError as error:
+                bar.clear()
+                failures.append(error)
+                print_error(error)
+            else:
+                bar.clear()
+                print(line, flush=True)
+            bar.step()
+        bar.clear()
+        if len(failures) < len(pictures):  # a run without results keeps earlier files
+            report.finish(session.words)
+    if not failures:
+        return 0
+    if len(pictures) > 1:
+        print(f"fusioner-rt: {len(failures)} of {len(pictures)} pictures failed, see above", file=sys.stderr)
+    codes = {failure.exit_code for failure in failures}
+    return codes.pop() if len(codes) == 1 else PicturesFailed.exit_code
+
+
+def _check_shapes(options: argparse.Namespace) -> None:
+    """Check the options of polygons and instances, and that their packages are there, before any work."""
+    from ..optional_packages import optional
+
+    files = options.labelme or options.yolo
+    if options.polygons is not None:
+        from ..results.polygons import check_tolerance
+
+        check_tolerance(options.polygons)
+        if not (options.json or files):
+            raise UsageError("--polygons says how masks are written", "add --json FILE, --labelme or --yolo")
+    if options.instances and not options.json:
+        raise UsageError("--instances says what --json holds", "add --json FILE")
+    if files or options.polygons is not None:
+        optional("shapely", "shapely", "polygons")
+    if files or options.instances:
+        optional("scipy.ndimage", "scipy", "instances")
+
+
+def _check_outputs(options: argparse.Namespace, pictures: Sequence[str]) -> None:
+    """Check that no result would replace what is not one. Raises UsageError, OutputUnwritable."""
+    from ..results.yolo import is_ours
+
+    if options.json and any(os.path.realpath(options.json) == os.path.realpath(name) for name in pictures):
+        raise UsageError(f"--json {options.json} is one of the pictures", "name another file for the masks")
+    if options.labelme and "-" in options.pictures:
+        raise UsageError("--labelme names the picture's file, and stdin has none", "save the picture, and name it")
+    if options.yolo and not is_ours(options.out):
+        raise OutputUnwritable(
+            "holds labels or a data.yaml that --yolo did not write", "choose another folder with --out", options.out
+        )
+
+
+class _Report:
+    """Writes each picture's files under a unique name and collects all annotations."""
+
+    def __init__(self, out: Path, overlay: dict[str, Any], options: argparse.Namespace) -> None:
+        from ..results.coco_document import Document
+
+        self._out, self._overlay, self._options = out, overlay, options
+        self._names: set[str] = set()
+        self._tolerance = options.polygons or 0.0
+        polygons = options.polygons is not None
+        self._document = Document(polygons, self._tolerance, options.instances)
+
+    def add(self, path: Path, result: "Segmentation") -> str:
+        """Write the files of a picture. Returns the line to print."""
+        from ..results.legend import percent
+
+        result = replace(result, source=str(path))  # of stdin its name, not that of the file behind it
+        name = self._unique(path.stem)
+        try:
+            overlay = result.save(self._out / f"{name}.overlay.jpg", **self._overlay)
+        except OverlayTooLarge:
+            overlay = result.save(self._out / f"{name}.overlay.png", **self._overlay)
+        saved = [overlay]
+        if self._options.labels:
+            saved.append(result.save(self._out / f"{name}.labels.png"))
+        for wanted, file in (
+            (self._options.labelme, f"{name}.labelme.json"),
+            (self._options.yolo, f"labels/{name}.txt"),
+        ):
+            if wanted:
+                saved.append(result.save(self._out / file, tolerance=self._tolerance))
+        if self._options.json:
+            self._document.add(result)
+        shares = sorted(zip(result.shares, result.words, strict=True), reverse=True)
+        found = ", ".join(f"{word} {percent(share)}" for share, word in shares if share) or "none of the words"
+        return f"{path}: {found} -> {', '.join(map(str, saved))}"
+
+    def finish(self, words: Sequence[str]) -> None:
+        """Write the files of all pictures."""
+        from ..atomic_files import write_json, write_result
+        from ..results.yolo import data_file
+
+        if self._options.json:
+            write_json(self._options.json, self._document.content())
+        if self._options.yolo:
+            text = data_file(words).encode()
+            write_result(self._out / "data.yaml", lambda stream: stream.write(text))
+
+    def _unique(self, stem: str) -> str:
+        name, number = stem, 1
+        while name.casefold() in self._names:  # some file systems know no capitals
+            number += 1
+            name = f"{stem}-{number}"
+        self._names.add(name.casefold())
+        return name
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    size = re.fullmatch(r"0*([1-9][0-9]{0,8})[xX]0*([1-9][0-9]{0,8})", text.strip())
+    if not size:
+        raise UsageError(
+            "expected height x width in pixels, at least 1 each",
+            "give for example 480x640",
+            subject=f"--size {shown(text)}",
+        )
+    return int(size[1]), int(size[2])
