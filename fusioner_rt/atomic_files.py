@@ -14,6 +14,8 @@ from .errors import OutputUnwritable
 
 TEMPORARY = ".fusioner-tmp-"
 
+_unfinished: set[str] = set()
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file with `write`, which gets a binary stream. Replaces an existing file.
@@ -21,6 +23,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises OSError where the folder cannot be written, and leaves no partial file.
     """
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    _unfinished.add(name)
     try:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
@@ -30,6 +33,15 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+    finally:
+        _unfinished.discard(name)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files of writes that the end of this process cuts off."""
+    for name in list(_unfinished):
+        with contextlib.suppress(OSError):
+            os.unlink(name)
 
 
 def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -38,7 +50,7 @@ def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises OutputUnwritable.
     """
     try:
-        if _is_special(path):
+        if is_special(path):
             with open(path, "wb") as stream:
                 write(stream)
         else:
@@ -108,12 +120,12 @@ def writable_folder(folder: Path) -> Path:
 
 def writable_place(path: Path) -> Path:
     """Check that `write_result` can write this file. Raises OutputUnwritable."""
-    if not _is_special(path):
+    if not is_special(path):
         writable_folder(Path(os.path.realpath(path)).parent)
     return path
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Whether the path is a pipe, terminal or device."""
     try:
         mode = os.stat(path).st_mode

@@ -2,10 +2,7 @@
 
 import argparse
 import contextlib
-import io
-import json
 import logging
-import os
 import shlex
 import sys
 import time
@@ -14,21 +11,22 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .command_parser import CommandParser, path_argument, unforeseen
+from .command_end import run_command, say, say_json, tell
+from .command_parser import CommandParser, path_argument
 from .commands import segment
 from .commands.session_options import BACKENDS, add_engine_option, add_session_options, open_session
-from .commands.terminal import print_error
+from .commands.terminal import CLEAR
 from .errors import (
     ArchiveInvalid,
     BackendUnavailable,
     BundleFileAltered,
     FetchFailed,
-    FusionerError,
     ManifestInvalid,
     OutputUnwritable,
     UsageError,
     as_command,
 )
+from .printable_text import printable
 
 if TYPE_CHECKING:
     from .preprocess import Preprocessing
@@ -74,27 +72,16 @@ bundle or another than was expected, {ManifestInvalid.exit_code} to
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code; messages go to stderr, results to stdout."""
+    return run_command("fusioner-rt", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names may hold bytes that are not text
-            stream.reconfigure(errors="backslashreplace")
     # The runtime has its own, stricter limit for huge pictures.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-    try:
-        with _told(getattr(options, "verbose", 0)):
-            code: int = options.run(options)
-        sys.stdout.flush()
-        return code
-    except FusionerError as error:
-        return print_error(error)
-    except BrokenPipeError:  # the reader of stdout closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        return print_error(unforeseen(error))
-    except KeyboardInterrupt:
-        print("fusioner-rt: interrupted", file=sys.stderr)
-        return 130
+    with _told(getattr(options, "verbose", 0)):
+        code: int = options.run(options)
+    return code
 
 
 @contextlib.contextmanager
@@ -177,13 +164,13 @@ def _info(options: argparse.Namespace) -> int:
     with open_session(options) as session:
         facts = _facts(session, locate_bundle(options.engine).why)
     if options.json:
-        print(json.dumps(facts, indent=2, default=lambda plan: plan.to_json()))
+        say_json(facts, lambda plan: plan.to_json())
         return 0
     for group, entries in facts.items():
-        print(group)
+        say(group)
         for name, value in entries.items():
             for index, line in enumerate(_lines(value)):
-                print(f"  {'' if index else name.replace('_', ' '):<12} {line}")
+                say(f"  {'' if index else name.replace('_', ' '):<12} {printable(line)}")
     return 0
 
 
@@ -267,7 +254,10 @@ def _doctor(options: argparse.Namespace) -> int:
             str(error), "install fusioner-rt again, with all that it needs: pip install --force-reinstall fusioner-rt"
         ) from None
     findings = examine(options.engine)
-    print(json.dumps(findings.to_json(), indent=2) if options.json else report(findings))
+    if options.json:
+        say_json(findings.to_json())
+    else:
+        say(report(findings))
     return findings.exit_code
 
 
@@ -283,7 +273,7 @@ def _words(options: argparse.Namespace) -> int:
             raise OutputUnwritable(
                 f"cannot be cleared ({error.strerror})", "check its permissions", subject=folder
             ) from None
-        print(f"{removed} cached words removed from {folder}")
+        say(f"{removed} cached words removed from {folder}")
         return 0
     try:
         entries = cache.words()
@@ -295,9 +285,11 @@ def _words(options: argparse.Namespace) -> int:
         ) from None
     for entry in entries:
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.written))
-        print(f"{entry.word}  ({entry.prompts} prompts, {entry.precision}, encoder {entry.graph[:8]}, used {written})")
+        say(
+            f"{printable(entry.word)}  ({entry.prompts} prompts, {entry.precision}, encoder {entry.graph[:8]}, used {written})"
+        )
     total = sum(entry.bytes for entry in entries)
-    print(f"{len(entries)} words, {total / 1000:.1f} kB in {folder}")
+    say(f"{len(entries)} words, {total / 1000:.1f} kB in {folder}")
     return 0
 
 
@@ -311,15 +303,20 @@ def _fetch(options: argparse.Namespace) -> int:
         if shown and (time.monotonic() > last + 0.1 or done == total):
             last = time.monotonic()
             of = f" of {total / 1e6:.1f}" if total else ""
-            print(f"\r\033[K{done / 1e6:.1f}{of} MB", end="", file=sys.stderr, flush=True)
+            tell(f"{done / 1e6:.1f}{of} MB", start=CLEAR, end="")
 
     try:
         fetched = fetch(options.url, options.sha256, options.out, options.force, progress)
     finally:
         if shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            tell("", start=CLEAR, end="")
     checked = "as expected" if fetched.checked else "not compared; --sha256 compares it"
-    print(f"sha256 of the archive: {fetched.sha256} ({checked})")
-    print(f"{fetched.folder}: {fetched.name}, all files verified{', was there already' if fetched.unchanged else ''}")
-    print(f'use it: fusioner-rt segment photo.jpg --words "cat, sofa" --engine {shlex.quote(fetched.engine)}')
+    say(f"sha256 of the archive: {fetched.sha256} ({checked})")
+    say(
+        printable(
+            f"{fetched.folder}: {fetched.name}, all files verified{', was there already' if fetched.unchanged else ''}"
+        )
+    )
+    engine = printable(shlex.quote(fetched.engine))
+    say(f'use it: fusioner-rt segment photo.jpg --words "cat, sofa" --engine {engine}')
     return 0

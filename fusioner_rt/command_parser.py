@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from .argument_checks import shown
 from .errors import UsageError
+from .printable_text import printable
 
 _LONGEST = 400  # characters of a message
 
@@ -14,7 +15,7 @@ class CommandParser(argparse.ArgumentParser):
     """argparse, without its paragraph of usage before an error. Exit code 2, as argparse has it."""
 
     def error(self, message: str) -> NoReturn:
-        message = " ".join(message.splitlines())
+        message = printable(" ".join(message.splitlines()))
         message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…"
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains\n")
 

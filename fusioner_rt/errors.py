@@ -8,6 +8,8 @@ bundle or the machine is.
 from pathlib import Path
 from typing import ClassVar
 
+from .printable_text import printable
+
 
 class Spelled(str):
     """A text as the API says it. `command`: as the command line does."""
@@ -60,8 +62,8 @@ class FusionerError(Exception):
 
 
 def _joined(text: str) -> str:
-    """One line: a path or a word may hold line ends."""
-    return " ".join(text.splitlines())
+    """One line that is safe to show: a path or a word may hold line ends, or what moves a terminal's cursor."""
+    return printable(" ".join(text.splitlines()))
 
 
 def one_line(error: BaseException) -> str:

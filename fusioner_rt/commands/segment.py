@@ -2,22 +2,33 @@
 
 import argparse
 import contextlib
+import hashlib
 import os
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from .. import __version__
 from ..argument_checks import shown
+from ..atomic_files import is_special
+from ..command_end import say, tell
 from ..command_parser import CommandParser, path_argument
 from ..errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
+from ..interrupts import exit_code, raise_if_interrupted
+from ..manifest import MANIFEST
+from ..printable_text import printable
+from .run_record import Entry, RunRecord, size_of, state
 from .session_options import add_session_options, open_session
 from .terminal import Bar, notes_on_stderr, print_error
 
 if TYPE_CHECKING:
+    from ..named_pictures import NamedPicture
+    from ..results.coco_document import Document
     from ..results.segmentation import Segmentation
+    from ..session import Session
+    from ..words.parse import Words
 
 _EXAMPLES = """\
 examples:
@@ -114,6 +125,10 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         "bundles that have windows, such as CLIP's (whole)",
     )  # fmt: skip
     segment.add_argument("--size", metavar="HxW", help="size of the masks (each picture's own)")
+    segment.add_argument(
+        "--resume", action="store_true",
+        help="go on with this command where it was ended: pictures whose results are there are not done again",
+    )  # fmt: skip
     add_session_options(segment)
     segment.set_defaults(run=_segment)
 
@@ -151,7 +166,6 @@ def _segment(options: argparse.Namespace) -> int:
         )
     _check_shapes(options)
     out = writable_folder(options.out)
-    failures: list[FusionerError] = []
     with notes_on_stderr(), contextlib.ExitStack() as opened:
         pictures = named_pictures(options.pictures, out)
         _check_outputs(options, [name for name, _ in pictures])
@@ -159,18 +173,30 @@ def _segment(options: argparse.Namespace) -> int:
             writable_place(options.json)
         if options.yolo:
             writable_folder(out / "labels")
-        report = _Report(out, overlay, options)
         session = opened.enter_context(open_session(options))
         session.set_vocabulary(words, background=background)
-        bar = Bar(len(pictures))
-        for name, picture in pictures:
+        record = RunRecord(_record_place(options), _asked(options, words, session), options.resume)
+        report = opened.enter_context(_Report(pictures, overlay, options, session.words, record))
+
+        def segment(picture: "str | IO[bytes]") -> "Segmentation":
+            return session.segment(picture, size=size, threshold=threshold, mode=options.mode, window=options.window)
+
+        return _run(report, segment)
+
+
+def _run(report: "_Report", segment: Callable[[Any], "Segmentation"]) -> int:
+    """Segment what is left to do. However that ends, what is done is written and told. Returns the exit code."""
+    failures: list[FusionerError] = []
+    todo, total = report.todo(), report.total
+    bar = Bar(len(todo))
+    try:
+        if len(todo) < total:
+            tell(f"fusioner-rt: note: {total - len(todo)} of {total} pictures are done already")
+        for index in todo:
+            raise_if_interrupted()
             try:
-                result = session.segment(
-                    picture, size=size, threshold=threshold, mode=options.mode, window=options.window
-                )
-                line = report.add(Path(name), result)
+                line = report.add(index, segment)
             except (OutputUnwritable, UsageError):
-                bar.clear()
                 raise  # the next picture would fail too
             except FusionerError as error:
                 bar.clear()
@@ -178,17 +204,57 @@ def _segment(options: argparse.Namespace) -> int:
                 print_error(error)
             else:
                 bar.clear()
-                print(line, flush=True)
+                say(line)
             bar.step()
         bar.clear()
-        if len(failures) < len(pictures):  # a run without results keeps earlier files
-            report.finish(session.words)
+        report.finish()
+    except BaseException as error:
+        bar.clear()
+        if isinstance(error, FusionerError):
+            print_error(error)
+        left = report.end_early()
+        if isinstance(error, KeyboardInterrupt):
+            tell(f"fusioner-rt: interrupted; {left or f'none of {_counted(total)} is done'}")
+            return exit_code(error)
+        if left:
+            tell(f"fusioner-rt: {left}")
+        if isinstance(error, FusionerError):
+            return error.exit_code
+        raise
     if not failures:
         return 0
-    if len(pictures) > 1:
-        print(f"fusioner-rt: {len(failures)} of {len(pictures)} pictures failed, see above", file=sys.stderr)
+    if total > 1:
+        tell(f"fusioner-rt: {len(failures)} of {total} pictures failed, see above")
     codes = {failure.exit_code for failure in failures}
     return codes.pop() if len(codes) == 1 else PicturesFailed.exit_code
+
+
+def _counted(pictures: int) -> str:
+    return f"{pictures} picture{'s' * (pictures != 1)}"
+
+
+def _record_place(options: argparse.Namespace) -> Path:
+    """Beside the JSON file, or in the folder of results where there is none."""
+    if options.json and not is_special(options.json):
+        real = Path(os.path.realpath(options.json))
+        return real.with_name(f"{real.name}.partial")
+    place: Path = options.out / "segment.partial"
+    return place
+
+
+def _asked(options: argparse.Namespace, words: "Words", session: "Session") -> dict[str, Any]:
+    """What results depend on, by option: all options but those that say where things lie and what is told."""
+    aside = ("run", "pictures", "words", "words_file", "json", "engine", "cache", "verbose", "resume")
+    asked = {f"--{name.replace('_', '-')}": given for name, given in vars(options).items() if name not in aside}
+    manifest = (session.bundle.folder / MANIFEST).read_bytes()
+    return {
+        **asked,
+        "--out": str(options.out.resolve()),
+        "--words": words,
+        "--engine": hashlib.sha256(manifest).hexdigest(),
+        "--backend": session.backend.effective,
+        "version of fusioner-rt": __version__,
+    }
 
 
 def _check_shapes(options: argparse.Namespace) -> None:
@@ -225,23 +291,46 @@ def _check_outputs(options: argparse.Namespace, pictures: Sequence[str]) -> None
 
 
 class _Report:
-    """Writes each picture's files under a unique name and collects all annotations."""
+    """Writes each picture's files under a unique name, and the files of all of them."""
 
-    def __init__(self, out: Path, overlay: dict[str, Any], options: argparse.Namespace) -> None:
-        from ..results.coco_document import Document
-
-        self._out, self._overlay, self._options = out, overlay, options
-        self._names: set[str] = set()
+    def __init__(
+        self,
+        pictures: "Sequence[NamedPicture]",
+        overlay: dict[str, Any],
+        options: argparse.Namespace,
+        words: Sequence[str],
+        record: RunRecord,
+    ) -> None:
+        self._pictures, self._names = pictures, _unique_names([Path(name).stem for name, _ in pictures])
+        self._overlay, self._options, self._words, self._record = overlay, options, words, record
+        self._out: Path = options.out
         self._tolerance = options.polygons or 0.0
-        polygons = options.polygons is not None
-        self._document = Document(polygons, self._tolerance, options.instances)
+        self._document = self._new_document()
+        self.total = len(pictures)
 
-    def add(self, path: Path, result: "Segmentation") -> str:
-        """Write the files of a picture. Returns the line to print."""
+    def __enter__(self) -> "_Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        done = self._done()
+        self._record.close(finished=not done or len(done) == self.total)
+
+    def todo(self) -> list[int]:
+        """The pictures, by index, that the record does not know as done: unchanged, their results as they were written."""
+        entries = zip(self._pictures, map(self._entry, range(self.total)), strict=True)
+        return [index for index, (picture, entry) in enumerate(entries) if not (entry and self._stands(picture, entry))]
+
+    def add(self, index: int, segment: Callable[[Any], "Segmentation"]) -> str:
+        """Segment a picture and write its files. Returns the line to print."""
         from ..results.legend import percent
 
-        result = replace(result, source=str(path))  # of stdin its name, not that of the file behind it
-        name = self._unique(path.stem)
+        (path, picture), name = self._pictures[index], self._names[index]
+        source = str(Path(path))
+        read = state(picture) if isinstance(picture, str) else None
+        self._record.done.pop((path, name), None)
+        result = replace(segment(picture), source=source)  # of stdin its name, not that of the file behind it
+        if self._options.yolo and not self._record.done:
+            self._write_data_file()  # before the first of the labels, which it tells to be ours
         try:
             overlay = result.save(self._out / f"{name}.overlay.jpg", **self._overlay)
         except OverlayTooLarge:
@@ -255,30 +344,73 @@ class _Report:
         ):
             if wanted:
                 saved.append(result.save(self._out / file, tolerance=self._tolerance))
-        if self._options.json:
-            self._document.add(result)
+        part = self._document.part(result) if self._options.json else None
+        sizes = {str(file): size_of(file) for file in saved}
+        self._record.add(path, name, {"read": read, "saved": sizes, "coco": part})
         shares = sorted(zip(result.shares, result.words, strict=True), reverse=True)
         found = ", ".join(f"{word} {percent(share)}" for share, word in shares if share) or "none of the words"
-        return f"{path}: {found} -> {', '.join(map(str, saved))}"
+        return printable(f"{source}: {found} -> {', '.join(map(str, saved))}")
 
-    def finish(self, words: Sequence[str]) -> None:
-        """Write the files of all pictures."""
-        from ..atomic_files import write_json, write_result
+    def finish(self) -> None:
+        """Write the files of all pictures that are done; where none is, earlier files stay."""
+        from ..atomic_files import write_json
+
+        done = self._done()
+        if done and self._options.json:
+            document = self._new_document()
+            for entry in done:
+                document.add_part(entry["coco"])
+            write_json(self._options.json, document.content())
+        if done and self._options.yolo:
+            self._write_data_file()
+
+    def end_early(self) -> str:
+        """Write what is done. Returns what to tell of it, or nothing where none is."""
+        done = len(self._done())
+        if not done:
+            return ""
+        text = f"{done} of {_counted(self.total)} {'is' if done == 1 else 'are'} done"
+        try:
+            self.finish()
+        except FusionerError as error:
+            return f"{text}, but {error.what}; once it can be, the same command with --resume goes on"
+        where = f" and in {self._options.json}" if self._options.json else ""
+        return f"{text}{where}; the same command with --resume goes on"
+
+    def _done(self) -> "list[Entry]":
+        return [entry for entry in map(self._entry, range(self.total)) if entry]
+
+    def _entry(self, index: int) -> "Entry | None":
+        return self._record.done.get((self._pictures[index].name, self._names[index]))
+
+    def _stands(self, picture: "NamedPicture", entry: "Entry") -> bool:
+        read = state(picture.picture) if isinstance(picture.picture, str) else None
+        saved = all(size_of(Path(file)) == size for file, size in entry["saved"].items())
+        return read is not None and read == entry["read"] and saved
+
+    def _new_document(self) -> "Document":
+        from ..results.coco_document import Document
+
+        return Document(self._options.polygons is not None, self._tolerance, self._options.instances)
+
+    def _write_data_file(self) -> None:
+        from ..atomic_files import write_result
         from ..results.yolo import data_file
 
-        if self._options.json:
-            write_json(self._options.json, self._document.content())
-        if self._options.yolo:
-            text = data_file(words).encode()
-            write_result(self._out / "data.yaml", lambda stream: stream.write(text))
+        text = data_file(self._words).encode()
+        write_result(self._out / "data.yaml", lambda stream: stream.write(text))
 
-    def _unique(self, stem: str) -> str:
+
+def _unique_names(stems: Sequence[str]) -> list[str]:
+    """A name of its own for each picture's results, whatever becomes of the others."""
+    names: dict[str, str] = {}  # by how file systems without capitals see them
+    for stem in stems:
         name, number = stem, 1
-        while name.casefold() in self._names:  # some file systems know no capitals
+        while name.casefold() in names:
             number += 1
             name = f"{stem}-{number}"
-        self._names.add(name.casefold())
-        return name
+        names[name.casefold()] = name
+    return list(names.values())
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

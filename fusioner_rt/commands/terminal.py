@@ -6,7 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 
+from .. import command_end
+from ..command_end import tell
 from ..errors import FusionerError, Spelled, as_command
+
+CLEAR = "\r\033[K"
 
 
 class Bar:
@@ -24,7 +28,7 @@ class Bar:
 
     def clear(self) -> None:
         if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            tell("", start=CLEAR, end="")
 
     def _draw(self) -> None:
         if not self._shown:
@@ -34,7 +38,7 @@ class Bar:
         if self._done:
             left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
             text += f"  {left:.0f} s left"
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        tell(text, start=CLEAR, end="")
 
 
 class _Notes(logging.Handler):
@@ -42,9 +46,8 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         spelled = (as_command(given) for given in record.args or () if isinstance(given, Spelled))
-        start = "\r\033[K" if sys.stderr.isatty() else ""  # over a progress bar
         text = " ".join(next(spelled, record.getMessage()).split())
-        print(f"{start}fusioner-rt: note: {text}", file=sys.stderr)
+        tell(f"fusioner-rt: note: {text}", start=CLEAR if sys.stderr.isatty() else "")  # over a progress bar
 
 
 @contextlib.contextmanager
@@ -59,5 +62,4 @@ def notes_on_stderr() -> Iterator[None]:
 
 def print_error(error: FusionerError) -> int:
     """Print an error as one line on stderr. Returns its exit code."""
-    print(f"fusioner-rt: {error.as_command()}", file=sys.stderr)
-    return error.exit_code
+    return command_end.print_error("fusioner-rt", error)

@@ -53,7 +53,7 @@ def document(
     return {"images": list(images), "categories": categories, "annotations": list(entries)}
 
 
-def image_entry(number: int, size: tuple[int, ...], source: str | None) -> dict[str, Any]:
+def image_entry(number: int, size: Sequence[int], source: str | None) -> dict[str, Any]:
     """One of a COCO file's `images`. size: (H, W) of the label map. source: its picture's file."""
     name = f"picture {number}" if source is None else source
     return {"id": number, "width": size[1], "height": size[0], "file_name": name}

@@ -1,6 +1,6 @@
 """One COCO document of many segmentations."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import UsageError
@@ -50,18 +50,25 @@ class Document:
         self._annotations: list[dict[str, Any]] = []
         self._categories: dict[str, str] = {}  # names by their key: "Cat" and "cat" are one
 
+    def part(self, result: Segmentation) -> dict[str, Any]:
+        """What a result adds to the document, for JSON: it may be kept, and added by another process."""
+        entries = result.to_coco(1, 1, self._compressed, self._polygons, self._tolerance, self._instances)
+        size = list(result.labels.shape)
+        return {"size": size, "source": result.source, "words": list(result.words), "annotations": entries}
+
     def add(self, result: Segmentation) -> None:
+        self.add_part(self.part(result))
+
+    def add_part(self, part: Mapping[str, Any]) -> None:
         number = len(self._images) + 1
-        entries = result.to_coco(
-            number, len(self._annotations) + 1, self._compressed, self._polygons, self._tolerance, self._instances
-        )
-        self._images.append(coco.image_entry(number, result.labels.shape, result.source))
-        for word in result.words:
+        self._images.append(coco.image_entry(number, part["size"], part["source"]))
+        for word in part["words"]:
             self._categories.setdefault(word_key(word), word)
         numbers = {key: number for number, key in enumerate(self._categories, start=1)}
-        for entry in entries:
+        for entry in part["annotations"]:
             key = word_key(entry["category"])
-            self._annotations.append({**entry, "category_id": numbers[key], "category": self._categories[key]})
+            placed = {"id": len(self._annotations) + 1, "image_id": number, "category_id": numbers[key]}
+            self._annotations.append({**entry, **placed, "category": self._categories[key]})
 
     def content(self) -> dict[str, Any]:
         return coco.document(self._images, list(self._categories.values()), self._annotations)

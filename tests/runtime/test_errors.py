@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fusioner_rt import errors
 from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.printable_text import printable
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FusionerError)]
 texts = st.text(min_size=1, max_size=9)
@@ -21,10 +22,11 @@ def test_an_error_is_one_line_of_three_facts(
 ) -> None:
     error = kind(found, cure, subject=subject)
     assert (error.found, error.cure, error.subject) == (found, cure, subject)
-    what = " ".join((found if subject is None else f"{subject}: {found}").splitlines())
+    what = printable(" ".join((found if subject is None else f"{subject}: {found}").splitlines()))
     assert error.what == what
-    assert str(error) == (" ".join(f"{what}; {cure}".splitlines()) if cure else what)
+    assert str(error) == (printable(" ".join(f"{what}; {cure}".splitlines())) if cure else what)
     assert len(str(error).splitlines()) <= 1
+    assert printable(str(error)) == str(error)
     for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(same) is kind
         assert str(same) == str(error)

@@ -234,6 +234,7 @@ def texts(tree: ast.AST, spelled: int | None = None) -> Iterator[tuple[int | Non
 MAY_NAME_OPTIONS = {
     "cli.py",
     "command_parser.py",
+    "commands/run_record.py",
     "commands/segment.py",
     "commands/session_options.py",
     "doctor.py",

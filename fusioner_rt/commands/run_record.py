@@ -1,0 +1,158 @@
+"""The record of a `segment` run: which pictures are done, and what belongs in --json, so that --resume goes on.
+
+Lines of JSON: first what was asked, then one per picture that is done, in the order in which they were done. A line that a
+kill cut off, and what follows it, does not count.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from ..atomic_files import unwritable
+from ..errors import OutputUnwritable, UsageError
+
+_FORMAT = "fusioner-rt segment, unfinished"
+_log = logging.getLogger("fusioner_rt")
+Entry = dict[str, Any]
+
+
+class RunRecord:
+    """An open record. done: entries by picture and result name."""
+
+    def __init__(self, path: Path, asked: Mapping[str, Any], resume: bool) -> None:
+        """asked: what a run must have in common with the one that it goes on with, by option.
+
+        Where another run writes this record, this one goes without. Raises UsageError, OutputUnwritable.
+        """
+        self.path, self.done = path, dict[tuple[str, str], Entry]()
+        self._stream: IO[bytes] | None = None
+        try:
+            stream = open(path, "a+b")  # noqa: SIM115
+        except OSError as error:
+            raise unwritable(path, error) from None
+        if not _lock(stream):
+            stream.close()
+            if resume:
+                raise UsageError("is of a run that is still at work", "wait for it, or end it", subject=path)
+            _log.warning("another run writes %s; this one cannot be resumed", path)
+            return
+        try:
+            kept = self._read(stream, asked, resume)
+            stream.truncate(kept)
+        except BaseException:
+            stream.close()
+            raise
+        self._stream = stream
+        if not kept:
+            self._append({"format": _FORMAT, "asked": asked})
+
+    def add(self, picture: str, name: str, entry: Entry) -> None:
+        """Add a picture that is done. name: of its results. Raises OutputUnwritable."""
+        entry = {"picture": picture, "name": name, **entry}
+        self._append(entry)
+        self.done[picture, name] = entry
+
+    def close(self, finished: bool) -> None:
+        """finished: nothing is left to go on with."""
+        if self._stream:
+            if finished:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
+            self._stream.close()
+            self._stream = None
+
+    def _append(self, line: Entry) -> None:
+        if self._stream:
+            try:
+                self._stream.write(json.dumps(line).encode() + b"\n")
+                self._stream.flush()
+            except OSError as error:
+                with contextlib.suppress(OSError):  # what is buffered would be tried again
+                    self._stream.close()
+                self._stream = None
+                raise unwritable(self.path, error) from None
+
+    def _read(self, stream: IO[bytes], asked: Mapping[str, Any], resume: bool) -> int:
+        """Read what is done. Returns the bytes to keep. Raises UsageError, OutputUnwritable."""
+        stream.seek(0)
+        first = stream.readline()
+        began = _parsed(first)
+        if first and began.get("format") != _FORMAT and not _cut_off(first):
+            raise OutputUnwritable(
+                "is no record of fusioner-rt segment, which keeps one there", "move it away", subject=self.path
+            )
+        if not resume:
+            return 0
+        if not began:
+            _log.warning("no run of this command was interrupted here; it begins with the first picture")
+            return 0
+        before = began["asked"]
+        # As JSON gives it back: tuples are lists.
+        now = json.loads(json.dumps(asked))
+        if other := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            raise UsageError(
+                f"the run to go on with had other {', '.join(other)}",
+                "give what it had, or leave out --resume to begin anew",
+                subject=self.path,
+            )
+        kept = len(first)
+        for line in stream:
+            entry = _parsed(line)
+            if not entry:
+                break
+            self.done[entry["picture"], entry["name"]] = entry
+            kept += len(line)
+        return kept
+
+
+def state(path: str) -> list[int] | None:
+    """What changes when a file is written: its size and time. None of what is no file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return None
+    return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else None
+
+
+def size_of(path: Path) -> int | None:
+    """The bytes of a file, or None where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _parsed(line: bytes) -> Entry:
+    """A whole line, or nothing."""
+    if line.endswith(b"\n"):
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                return entry
+    return {}
+
+
+def _cut_off(line: bytes) -> bool:
+    """Whether this is the beginning of a record, as a full disk or a kill leaves it."""
+    start = json.dumps({"format": _FORMAT}).encode()[:-1]
+    return not line.endswith(b"\n") and start.startswith(line[: len(start)])
+
+
+def _lock(stream: IO[bytes]) -> bool:
+    """Whether no other run holds the file. Where a system has no such locks, none does."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
