@@ -224,10 +224,10 @@ from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.command_end import run_command
 def blocked(stream):  # as in a library that computes: Python hears no signal
     stream.write(b"half")
-    mutex = ctypes.create_string_buffer(64)
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
     print("blocked", flush=True)
-    while True:
-        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    lock(mutex)
 sys.exit(run_command("test", lambda: write_atomically(Path(sys.argv[1]), blocked)))
 """
 
@@ -243,6 +243,7 @@ def test_a_second_signal_ends_at_once_and_leaves_no_half_file(tmp_path: Path) ->
         assert process.stdout
         assert process.stdout.readline() == "blocked\n"
         assert len(list(file.parent.iterdir())) == 1
+        time.sleep(0.5)  # until it is
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
