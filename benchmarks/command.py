@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fusioner_rt.atomic_files import write_result
-from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.command_end import run_command
+from fusioner_rt.errors import UsageError
 
 Row = dict[str, Any]
 BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
@@ -50,14 +50,7 @@ def fill(given: argparse.Namespace, suite: Mapping[str, Any]) -> None:
 
 def exit_status(script: str, run: Callable[[], int], left: str = "the rows of the cells finished so far stand") -> int:
     """Runs a command. An error or an interrupt becomes one line and a status. left: what an interrupt leaves."""
-    try:
-        return run()
-    except FusionerError as error:
-        print(f"benchmarks/{script}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"benchmarks/{script}: interrupted; {left}", file=sys.stderr)
-        return 130
+    return run_command(f"benchmarks/{script}", run, left)
 
 
 def skip_too_large(rows: Iterable[Row], gigabytes: float) -> None:

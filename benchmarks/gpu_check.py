@@ -33,6 +33,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from fusioner_rt.command_end import run_command
 from fusioner_rt.command_parser import CommandParser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,10 +47,13 @@ Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command("gpu_check", lambda: _main(arguments), "the steps above are done")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
     try:
         from benchmarks import gpu_steps
-        from fusioner_rt.errors import FusionerError
     except ImportError as error:
         print(
             f"gpu_check: the Python package {error.name} is missing; pip install numpy pillow tokenizers onnxruntime "
@@ -63,13 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{name:<12} {step.seconds:>4} s  {'emulated too' if step.emulable else 'GPU alone':<13} {step.answers}"
             )
         return 0
-    try:
-        if given.run:
-            return _run_here(given)
-        return _run_all(given)
-    except FusionerError as error:
-        print(f"gpu_check: {error}", file=sys.stderr)
-        return error.exit_code
+    return _run_here(given) if given.run else _run_all(given)
 
 
 def _run_all(given: argparse.Namespace) -> int:
@@ -93,24 +91,20 @@ def _run_all(given: argparse.Namespace) -> int:
     started = time.monotonic()
     with _appending(record) as stream, tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_paths(given.library, Path(scratch)))}
-        try:
-            for step in chosen:
-                left = given.budget - (time.monotonic() - started)
-                if given.emulated and not gpu_steps.STEPS[step].emulable:
-                    row = {"step": step, "verdict": SKIPPED, "why": "it needs a real GPU"}
-                elif left < 5:
-                    over = f"the {given.budget:g} seconds of --budget are over"
-                    row = {"step": step, "verdict": SKIPPED, "why": over}
-                else:
-                    row = _one(step, min(gpu_steps.STEPS[step].seconds, left), given, Path(scratch), environment)
-                rows.append({**row, "date": datetime.date.today().isoformat()})
-                line = json.dumps(rows[-1])
-                print(line, flush=True)
-                if stream:
-                    stream.write(line + "\n")
-        except KeyboardInterrupt:
-            print("gpu_check: interrupted; the steps above are done", file=sys.stderr)
-            return 130
+        for step in chosen:
+            left = given.budget - (time.monotonic() - started)
+            if given.emulated and not gpu_steps.STEPS[step].emulable:
+                row = {"step": step, "verdict": SKIPPED, "why": "it needs a real GPU"}
+            elif left < 5:
+                over = f"the {given.budget:g} seconds of --budget are over"
+                row = {"step": step, "verdict": SKIPPED, "why": over}
+            else:
+                row = _one(step, min(gpu_steps.STEPS[step].seconds, left), given, Path(scratch), environment)
+            rows.append({**row, "date": datetime.date.today().isoformat()})
+            line = json.dumps(rows[-1])
+            print(line, flush=True)
+            if stream:
+                stream.write(line + "\n")
     print(f"\n{table(rows)}")
     if record:
         print(f"\nkept in {record}")

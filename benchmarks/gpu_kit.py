@@ -32,8 +32,9 @@ from benchmarks import gpu_steps  # noqa: E402
 from export import add_plans  # noqa: E402
 from fusioner_rt.atomic_files import unwritable  # noqa: E402
 from fusioner_rt.bundle import Bundle, write_manifest  # noqa: E402
+from fusioner_rt.command_end import run_command  # noqa: E402
 from fusioner_rt.command_parser import CommandParser  # noqa: E402
-from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
+from fusioner_rt.errors import UsageError  # noqa: E402
 from fusioner_rt.manifest import MANIFEST  # noqa: E402
 from fusioner_rt.onnx.runtime import OnnxRuntime  # noqa: E402
 from fusioner_rt.words.cache import TextCache  # noqa: E402
@@ -185,6 +186,10 @@ class _Parts:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command("gpu_kit", lambda: run(arguments))
+
+
+def run(arguments: Sequence[str] | None) -> int:
     parser = CommandParser(prog="gpu_kit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
@@ -200,10 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{part}: {part.stat().st_size / 1e6:.1f} MB")
             return 0
         size = build(given.bundle, given.out)
-    except (FusionerError, OSError) as error:
-        told = error if isinstance(error, FusionerError) else unwritable(Path(error.filename or given.out), error)
-        print(f"gpu_kit: {told}", file=sys.stderr)
-        return told.exit_code
+    except OSError as error:
+        raise unwritable(Path(error.filename or given.out), error) from None
     folder = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
     print(f"{given.out}.tar.xz: {size / 1e6:.1f} MB; {given.out}: {folder / 1e6:.1f} MB")
     return 0

@@ -31,13 +31,13 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import machine
-from benchmarks.command import Row, append, count
+from benchmarks.command import Row, append, count, exit_status
 from benchmarks.graph_cost import Cost, graph_cost, graph_costs
 from benchmarks.latency import make
 from benchmarks.latency_models import MAX_WORDS, MODELS, Files, picture
 from fusioner_rt.atomic_files import writable_place
 from fusioner_rt.command_parser import CommandParser
-from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -246,18 +246,15 @@ def table(rows: list[Row]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        given = options(arguments)
-        if given.json:
-            writable_place(given.json)
-        machine.check_idle(given.busy)
-        make(Files(given.work, given.model), [given.precision], given.words, given.threads)
-        rows = measure(given)
-    except FusionerError as error:
-        print(f"benchmarks/roofline.py: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return exit_status("roofline.py", lambda: run(options(arguments)), "nothing was kept")
+
+
+def run(given: argparse.Namespace) -> int:
+    if given.json:
+        writable_place(given.json)
+    machine.check_idle(given.busy)
+    make(Files(given.work, given.model), [given.precision], given.words, given.threads)
+    rows = measure(given)
     print(table(rows), end="")
     append(rows, given.json)
     return 0

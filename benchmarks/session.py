@@ -89,6 +89,10 @@ def cold(engine: Path, picture: Path, repeats: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    return command.exit_status("session.py", run, "nothing was kept")
+
+
+def run() -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, bundle, cat = parser.add_argument, ROOT / "models/demo/bundle", ROOT / "docs/pictures/cat.jpg"
     add("--engine", type=Path, default=bundle, help="bundle to time (default: the demonstration's)")
@@ -108,8 +112,7 @@ def main() -> int:
                 rows.append(steady(given.engine, given.picture, int(count), given.repeats, backend))
             except fusioner_rt.FusionerError as error:
                 if "," not in given.backends:
-                    print(f"benchmarks/session.py: {error}", file=sys.stderr)
-                    return error.exit_code
+                    raise
                 rows.append({"what": "segment", "words": int(count), "backend": backend, "error": str(error)})
     where = {**machine.record("onnxruntime"), "load": round(load, 2)}
     rows.append(cold(given.engine, given.picture, max(3, given.repeats // 4)))

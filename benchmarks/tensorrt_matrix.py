@@ -22,13 +22,12 @@ from typing import Any
 
 import onnx
 
-from benchmarks.command import names
+from benchmarks.command import exit_status, names
 from export.onnx import half_precision, model_graphs
 from export.tensorrt import build_plans, profiles, report
 from export.tensorrt.build_plans import Network, Target
 from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.command_parser import CommandParser
-from fusioner_rt.errors import FusionerError, UsageError
 from training.model import LONGEST_EDGE, Fusioner, FusionerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +126,10 @@ def _where() -> Record:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return exit_status("tensorrt_matrix.py", lambda: run(arguments), "nothing was kept")
+
+
+def run(arguments: Sequence[str] | None) -> int:
     parser = CommandParser(
         "python -m benchmarks.tensorrt_matrix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip
@@ -144,28 +147,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"one plan each (default: {','.join(GPUS)}); a portable plan, for those from sm_80 on, is always built")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the records there, one a line")
     options = parser.parse_args(arguments)
-    try:
-        asked = build_plans.PlanOptions("tensorrt-rtx", ",".join(options.gpus))
-        build_plans.check(asked)
-        targets = [*build_plans.targets(asked), Target("8.0+")]
-        records, where = [], _where()
-        print(f"{'model':<9} {'graph':<13} {'precision':<9} {'GPU':>5} {'MB':>8} {'parse s':>8} {'build s':>8}")
-        for name in options.models:
-            for record in measure(name, options.graphs, options.precisions, targets):
-                records.append({**record, **where})
-                print(
-                    f"{name:<9} {record['graph']:<13} {record['precision']:<9} {record['target']:>5} "
-                    f"{record['bytes'] / 1e6:>8.1f} {record['parse_seconds']:>8.2f} {record['build_seconds']:>8.1f}",
-                    flush=True,
-                )
-        if options.json:
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            write_atomically(options.json, lambda stream: stream.write(lines.encode()))
-    except (FusionerError, OSError) as error:
-        print(f"tensorrt_matrix: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, FusionerError) else UsageError.exit_code
-    except KeyboardInterrupt:
-        return 130
+    asked = build_plans.PlanOptions("tensorrt-rtx", ",".join(options.gpus))
+    build_plans.check(asked)
+    targets = [*build_plans.targets(asked), Target("8.0+")]
+    records, where = [], _where()
+    print(f"{'model':<9} {'graph':<13} {'precision':<9} {'GPU':>5} {'MB':>8} {'parse s':>8} {'build s':>8}")
+    for name in options.models:
+        for record in measure(name, options.graphs, options.precisions, targets):
+            records.append({**record, **where})
+            print(
+                f"{name:<9} {record['graph']:<13} {record['precision']:<9} {record['target']:>5} "
+                f"{record['bytes'] / 1e6:>8.1f} {record['parse_seconds']:>8.2f} {record['build_seconds']:>8.1f}",
+                flush=True,
+            )
+    if options.json:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_atomically(options.json, lambda stream: stream.write(lines.encode()))
     return 0
 
 

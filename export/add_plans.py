@@ -22,9 +22,9 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 
 import numpy as np  # noqa: E402
 
-from export.stages import hear_signals  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
-from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen  # noqa: E402
+from fusioner_rt.command_end import run_command, say  # noqa: E402
+from fusioner_rt.command_parser import CommandParser, path_argument  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -256,36 +256,36 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = vars(parse(arguments))
-    folder: Path = given.pop("folder")
-    hear_signals()
-    start = time.perf_counter()
-    try:
+    folder: Path | None = None
+
+    def run() -> int:
+        nonlocal folder
+        given = vars(parse(arguments))
+        folder = given.pop("folder")
+        start = time.perf_counter()
         manifest = add(folder, **given)
-    except FusionerError as error:
-        print(f"add_plans: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f"add_plans: the Python package {error.name} is not installed; pip install {error.name}", file=sys.stderr)
-        return 90
-    except OSError as error:
-        print(f"add_plans: {unforeseen(error)}", file=sys.stderr)
-        return UsageError.exit_code
-    except KeyboardInterrupt:
-        print(f"add_plans: interrupted; {folder} is as it was", file=sys.stderr)
-        return 130
+        say(f"{folder}  ({time.perf_counter() - start:.0f} s)")
+        _say_plans(folder, manifest)
+        return 0
+
+    return run_command("add_plans", run, lambda: f"{folder or 'the bundle'} is as it was", _lacks, 90)
+
+
+def _lacks(package: str | None) -> str:
+    return f"the Python package {package} is not installed; pip install {package}"
+
+
+def _say_plans(folder: Path, manifest: Record) -> None:
     proofs = manifest["gates"]["plans"]
     run = {
         (entry["flavour"], entry["compute_capability"]): proofs.get(entry["file"], {"run": True})["run"]
         for entry in manifest["engines"]
         if entry["graph"] == "image_fusion"
     }
-    print(f"{folder}  ({time.perf_counter() - start:.0f} s)")
     for entry in manifest["engines"]:
         size = os.stat(folder / entry["file"]).st_size / 1e6
         said = "" if run.get((entry["flavour"], entry["compute_capability"]), True) else "  not run here"
-        print(f"  {entry['file']:<48} {size:8.1f} MB  {entry.get('precision', manifest['precision'])}{said}")
-    return 0
+        say(f"  {entry['file']:<48} {size:8.1f} MB  {entry.get('precision', manifest['precision'])}{said}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
     sys.path[0] = str(ROOT)
 
 from export.options import Options, named  # noqa: E402
-from export.stages import Stages, hear_signals  # noqa: E402
+from export.stages import Stages  # noqa: E402
 from export.tensorrt import command_line as plan_arguments  # noqa: E402
 from fusioner_rt.argument_checks import shown  # noqa: E402
-from fusioner_rt.command_parser import CommandParser, count, path_argument, unforeseen  # noqa: E402
+from fusioner_rt.command_end import run_command, say_lines, tell  # noqa: E402
+from fusioner_rt.command_parser import CommandParser, count, path_argument  # noqa: E402
 from fusioner_rt.cures import CLIP_MODELS, INSTALL_TRAINING  # noqa: E402
 from fusioner_rt.errors import FusionerError, UsageError  # noqa: E402
 
@@ -258,32 +259,26 @@ def _note(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     """What a build warns of, without a line of its source."""
-    print(f"build_engine: note: {message}", file=sys.stderr)
+    tell(f"build_engine: note: {message}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    hear_signals()
-    start, options = time.perf_counter(), None
-    try:
+    options: Options | None = None
+
+    def run() -> int:
+        nonlocal options
+        start = time.perf_counter()
         options = parse(arguments)
         with warnings.catch_warnings():
             warnings.showwarning = _note
             rows = build(options)
-    except FusionerError as error:
-        print(f"build_engine: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"build_engine: {unforeseen(error)}", file=sys.stderr)
-        return UsageError.exit_code
-    except KeyboardInterrupt:
-        print(f"build_engine: interrupted; {options.out if options else 'the bundle'} is as it was", file=sys.stderr)
-        return 130
-    from export.summary_table import table
+        from export.summary_table import table
 
-    print(
-        f"\n{options.out}  ({'fp16' if options.fp16 else 'fp32'}, {time.perf_counter() - start:.0f} s)\n{table(rows)}"
-    )
-    return 0
+        precision, seconds = "fp16" if options.fp16 else "fp32", time.perf_counter() - start
+        say_lines(f"\n{options.out}  ({precision}, {seconds:.0f} s)\n{table(rows)}")
+        return 0
+
+    return run_command("build_engine", run, lambda: f"{options.out if options else 'the bundle'} is as it was")
 
 
 if __name__ == "__main__":

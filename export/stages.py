@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
 
-_asked_to_end: list[int] = []
-"""Signals to end. A library that swallows the exception, in a callback of its own, meets it again at the stage's end."""
+from fusioner_rt.interrupts import raise_if_interrupted
 
 Step = tuple[str, Callable[[], None]]
-
-
-def hear_signals() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, a signal to end SystemExit, and a stage that went on raises it again."""
-
-    def hear(number: int, _: object) -> None:
-        _asked_to_end.append(number)
-        _end(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell leaves it for a job in the background
-            signal.signal(number, hear)
-
-
-def _end(number: int) -> NoReturn:
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
 
 
 class Stages:
@@ -59,8 +38,7 @@ class Stages:
         start = time.perf_counter()
         self._bar.set_description_str(name)
         yield
-        if _asked_to_end:
-            _end(_asked_to_end[0])
+        raise_if_interrupted()  # a library may have swallowed it, in a callback of its own
         self.seconds[name] = time.perf_counter() - start
         if self.shown:
             self._bar.write(f"  {name:<34} {self.seconds[name]:6.1f} s", file=sys.stderr)

@@ -16,9 +16,12 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from .printable_text import PrintableRecords
+
 # Before ONNX Runtime is imported, which would keep a device id and a queue of events in the user's cache folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 logging.getLogger("fusioner_rt").addHandler(logging.NullHandler())
+logging.getLogger("fusioner_rt").addFilter(PrintableRecords())
 
 __version__ = "0.1.0"
 __all__ = ["EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "__version__", "to_coco"]

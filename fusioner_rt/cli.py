@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .command_end import run_command, say, say_json, tell
+from .command_end import run_command, say, say_json, say_lines, tell
 from .command_parser import CommandParser, path_argument
 from .commands import segment
 from .commands.session_options import BACKENDS, add_engine_option, add_session_options, open_session
@@ -170,7 +170,7 @@ def _info(options: argparse.Namespace) -> int:
         say(group)
         for name, value in entries.items():
             for index, line in enumerate(_lines(value)):
-                say(f"  {'' if index else name.replace('_', ' '):<12} {printable(line)}")
+                say(f"  {'' if index else name.replace('_', ' '):<12} {line}")
     return 0
 
 
@@ -257,7 +257,7 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.json:
         say_json(findings.to_json())
     else:
-        say(report(findings))
+        say_lines(report(findings))
     return findings.exit_code
 
 
@@ -285,9 +285,7 @@ def _words(options: argparse.Namespace) -> int:
         ) from None
     for entry in entries:
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.written))
-        say(
-            f"{printable(entry.word)}  ({entry.prompts} prompts, {entry.precision}, encoder {entry.graph[:8]}, used {written})"
-        )
+        say(f"{entry.word}  ({entry.prompts} prompts, {entry.precision}, encoder {entry.graph[:8]}, used {written})")
     total = sum(entry.bytes for entry in entries)
     say(f"{len(entries)} words, {total / 1000:.1f} kB in {folder}")
     return 0
@@ -317,6 +315,6 @@ def _fetch(options: argparse.Namespace) -> int:
             f"{fetched.folder}: {fetched.name}, all files verified{', was there already' if fetched.unchanged else ''}"
         )
     )
-    engine = printable(shlex.quote(fetched.engine))
+    engine = shlex.quote(fetched.engine)
     say(f'use it: fusioner-rt segment photo.jpg --words "cat, sofa" --engine {engine}')
     return 0

@@ -7,22 +7,27 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from .command_parser import unforeseen
-from .errors import FusionerError, OutputUnwritable
+from .errors import FusionerError, OutputUnwritable, UsageError
 from .interrupts import exit_code, signals_heard
 from .printable_text import printable, printable_lines
 
 BROKEN_PIPE = 141
-Lacks = Callable[[str | None], tuple[str, int]]
+_LONGEST = 400  # characters of a path in a message
+Lacks = Callable[[str | None], str]
 
 
 def run_command(
-    program: str, run: Callable[[], int], left: Callable[[], str] | str = "", lacks: Lacks | None = None
+    program: str,
+    run: Callable[[], int],
+    left: Callable[[], str] | str = "",
+    lacks: Lacks | None = None,
+    lacking: int = 1,
 ) -> int:
     """Run a command. Returns its exit code.
 
-    left: what an interrupt leaves, told beside it. lacks: what to tell of a Python package that is missing, and the code.
+    left: what an interrupt leaves, told beside it. lacks: what to tell of a Python package that is missing; lacking: the code.
     """
+    _open_streams()
     try:
         with signals_heard():
             try:
@@ -35,11 +40,10 @@ def run_command(
             except ModuleNotFoundError as error:
                 if lacks is None:
                     raise
-                text, code = lacks(error.name)
-                tell(f"{program}: {text}")
-                return code
+                tell(f"{program}: {lacks(error.name)}")
+                return lacking
             except OSError as error:
-                return print_error(program, unforeseen(error))
+                return print_error(program, _unforeseen(error))
             except KeyboardInterrupt as interrupt:
                 told = left if isinstance(left, str) else left()
                 tell(f"{program}: interrupted{'; ' * bool(told)}{told}")
@@ -49,7 +53,8 @@ def run_command(
 
 
 def _run(run: Callable[[], int]) -> int:
-    _open_streams()
+    if sys.stdout is None:
+        raise OutputUnwritable("is closed", "send it to a file, or to /dev/null", subject="stdout")
     try:
         code = run()
     except SystemExit:  # argparse has printed its help
@@ -62,18 +67,24 @@ def _run(run: Callable[[], int]) -> int:
     return code
 
 
-def say(text: str) -> None:
-    """Print lines on stdout, at once. Raises OutputUnwritable, BrokenPipeError."""
+def say(line: str) -> None:
+    """Print a line on stdout, at once; line ends in it are escaped. Raises OutputUnwritable, BrokenPipeError."""
+    say_lines(printable(line))
+
+
+def say_lines(text: str) -> None:
+    """Print lines on stdout, at once. Raises as `say`."""
     try:
         print(printable_lines(text), flush=True)
-    except OSError:
-        _flush()
+    except BrokenPipeError:
         raise
+    except OSError as error:
+        raise _full(error) from None
 
 
 def say_json(content: Any, default: Callable[[Any], Any] | None = None) -> None:
     """Print JSON on stdout, as `json.dumps` takes it; it holds names as they are. Raises as `say`."""
-    say(json.dumps(content, indent=2, default=default).replace("\x7f", r"\u007f"))
+    say_lines(json.dumps(content, indent=2, default=default).replace("\x7f", r"\u007f"))
 
 
 def tell(text: str, end: str = "\n", start: str = "") -> None:
@@ -91,7 +102,7 @@ def print_error(program: str, error: FusionerError) -> int:
 
 
 def _open_streams() -> None:
-    """Open what the caller closed, or the next file to be written would be taken for it. Raises OutputUnwritable."""
+    """Open what the caller closed, or the next file to be written would be taken for it."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -100,8 +111,6 @@ def _open_streams() -> None:
             os.set_inheritable(number, True)
     if sys.stderr is None:
         sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    if sys.stdout is None:
-        raise OutputUnwritable("is closed", "send it to a file, or to /dev/null", subject="stdout")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # texts may hold what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
@@ -114,10 +123,14 @@ def _flush() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _give_up(sys.stdout, 1)
-        raise OutputUnwritable(
-            f"cannot be written ({error.strerror})", "send it where there is room, or to /dev/null", subject="stdout"
-        ) from None
+        raise _full(error) from None
+
+
+def _full(error: OSError) -> OutputUnwritable:
+    _give_up(sys.stdout, 1)
+    return OutputUnwritable(
+        f"cannot be written ({error.strerror})", "send it where there is room, or to /dev/null", subject="stdout"
+    )
 
 
 def _give_up(stream: TextIO, number: int) -> None:
@@ -129,3 +142,10 @@ def _give_up(stream: TextIO, number: int) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, number)
     os.close(null)
+
+
+def _unforeseen(error: OSError) -> UsageError:
+    """What the system says of a path that no check foresaw, such as one that is too long."""
+    text = "" if error.filename is None else str(error.filename)
+    subject = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return UsageError(error.strerror or str(error), "check the path and its permissions", subject=subject or None)

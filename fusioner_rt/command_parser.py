@@ -1,11 +1,12 @@
 """The parser of every command here: what is wrong with a command line is one line, as all other errors are."""
 
 import argparse
+import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .argument_checks import shown
-from .errors import UsageError
+from .command_end import say_lines
 from .printable_text import printable
 
 _LONGEST = 400  # characters of a message
@@ -13,6 +14,13 @@ _LONGEST = 400  # characters of a message
 
 class CommandParser(argparse.ArgumentParser):
     """argparse, without its paragraph of usage before an error. Exit code 2, as argparse has it."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version by way of `say_lines`: argparse hides that stdout is full."""
+        if message and file is not None and file is sys.stdout:
+            say_lines(message.rstrip("\n"))
+        else:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         message = printable(" ".join(message.splitlines()))
@@ -32,10 +40,3 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
         raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number of 1 or more")
     return int(text)
-
-
-def unforeseen(error: OSError) -> UsageError:
-    """What the system says of a path that no check foresaw, such as one that is too long."""
-    text = "" if error.filename is None else str(error.filename)
-    subject = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    return UsageError(error.strerror or str(error), "check the path and its permissions", subject=subject or None)

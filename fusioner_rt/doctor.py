@@ -19,6 +19,7 @@ from .gpu.driver import Device, Driver
 from .ladder import LADDER
 from .open_backend import open_rung
 from .plans import FLAVOURS
+from .printable_text import printable
 from .words.cache import default_folder
 
 _T = TypeVar("_T")
@@ -168,12 +169,12 @@ def report(findings: Findings) -> str:
         start, empty = f"{mark if name else ' '} {name:<{_NAME_WIDTH - 3}} ", " " * _NAME_WIDTH
         lines.extend(
             textwrap.wrap(
-                str(text), _LINE_WIDTH, initial_indent=start, subsequent_indent=empty, break_long_words=False,
+                printable(str(text)), _LINE_WIDTH, initial_indent=start, subsequent_indent=empty, break_long_words=False,
                 break_on_hyphens=False,
             )
         )  # fmt: skip
         if cure:
-            lines.append(f"{empty}→ {cure}")
+            lines.append(f"{empty}→ {printable(cure)}")
 
     lines.append("machine")
     add("system", findings.system)

@@ -30,8 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fusioner_rt.atomic_files import writable_folder, writable_place, write_result
-from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
-from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.command_end import run_command, say_lines
+from fusioner_rt.command_parser import CommandParser, path_argument
 from training import evaluate, recipe, scoring
 from training.data import DataError
 from training.datasets.many import ManySets
@@ -129,6 +129,10 @@ def run(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command("training.across", lambda: _main(arguments), "nothing was written")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = CommandParser(
         prog="python -m training.across", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -148,25 +152,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="kept features (runs/features)",
     )
     given = parser.parse_args(arguments)
-    try:
-        scores = run(given)
-        print(table(scores))
-        if given.json:
-            document = {
-                "format": "fusioner-rt scores across sets", "target": evaluate.display(given.target),
-                "recipe": given.recipe, "background": given.background, "sets": scores,
-            }  # fmt: skip
-            content = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
-            write_result(given.json, lambda stream: stream.write(content))
-    except FusionerError as error:
-        print(f"training.across: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"training.across: {unforeseen(error)}", file=sys.stderr)
-        return UsageError.exit_code
-    except KeyboardInterrupt:
-        print("training.across: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    scores = run(given)
+    say_lines(table(scores))
+    if given.json:
+        document = {
+            "format": "fusioner-rt scores across sets", "target": evaluate.display(given.target),
+            "recipe": given.recipe, "background": given.background, "sets": scores,
+        }  # fmt: skip
+        content = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+        write_result(given.json, lambda stream: stream.write(content))
     return 0
 
 

@@ -50,8 +50,9 @@ from tqdm import tqdm
 from fusioner_rt import Session
 from fusioner_rt.atomic_files import writable_folder, writable_place, write_result
 from fusioner_rt.bundle import read_manifest
-from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
-from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.command_end import run_command, say_lines
+from fusioner_rt.command_parser import CommandParser, path_argument
+from fusioner_rt.errors import UsageError
 from fusioner_rt.manifest import MANIFEST, Windows
 from fusioner_rt.session import Mode, Window
 from training import alignment, checkpoint, lacks, scorecard, scoring, sheet
@@ -377,8 +378,8 @@ def run(given: argparse.Namespace) -> None:
             protocol = replace(protocol, threshold=target.threshold)
         selected = _readable(target, selected)
         scored_words = ", ".join(data.words[index] for index in selected.classes)
-        print(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {caption}.")
-        print(f"Scored: {scored_words}.\n", flush=True)
+        say_lines(f"# {title}\n\nDataset {chosen.dataset}, split {given.split}; {caption}.")
+        say_lines(f"Scored: {scored_words}.\n")
         start = time.perf_counter()
         results = evaluate(target, names, selected.classes, protocol, given.scale, given.baselines)
         seconds = time.perf_counter() - start
@@ -397,7 +398,7 @@ def run(given: argparse.Namespace) -> None:
         if given.sheet:
             _write_sheet(given, target, names, selected.classes, protocol, caption)
     if kind(given.target) == "checkpoint":
-        print(f"\n{checkpoint.next_build(given.target, data)}")
+        say_lines(f"\n{checkpoint.next_build(given.target, data)}")
 
 
 def _moved(given: argparse.Namespace) -> checkpoint.Moved | None:
@@ -436,21 +437,23 @@ def _readable(target: Target, selected: Scored) -> Scored:
     readable = target.readable(selected.classes)
     unreadable = [target.data.words[index] for index in selected.classes if index not in readable]
     if unreadable:
-        print(f"Left out, since the text encoder cannot read them: {', '.join(unreadable)}.\n")
+        say_lines(f"Left out, since the text encoder cannot read them: {', '.join(unreadable)}.\n")
     if not readable:
         raise DataError(f"of the classes that are to be scored, {target.folder} can read none", "give other --classes")
     return replace(selected, classes=readable)
 
 
 def _print_scores(scores: dict[str, Any], model: ClassIoU, words: list[str], classes: list[int]) -> None:
-    print(scorecard.markdown(scores))
+    say_lines(scorecard.markdown(scores))
     least = scores["protocol"]["least"]
     if not model.counted(classes, least):
-        print(f"\nNo class is shown by {least} pictures, so none counts in the mean; --least 1 counts them all.")
+        say_lines(f"\nNo class is shown by {least} pictures, so none counts in the mean; --least 1 counts them all.")
     if scores["baselines"]:
-        print("\nThe cosine's threshold is the best of several on these very pictures, which favours that baseline.")
+        say_lines(
+            "\nThe cosine's threshold is the best of several on these very pictures, which favours that baseline."
+        )
     if pairs := scorecard.confused(model, words, classes):
-        print(f"\n{pairs}")
+        say_lines(f"\n{pairs}")
 
 
 def _write_sheet(
@@ -543,20 +546,14 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = parser().parse_args(arguments)
-    given.again = f"python -m training.evaluate {shlex.join(arguments)}"
-    try:
+
+    def score() -> int:
+        given = parser().parse_args(arguments)
+        given.again = f"python -m training.evaluate {shlex.join(arguments)}"
         run(given)
-    except FusionerError as error:
-        print(f"training.evaluate: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"training.evaluate: {unforeseen(error)}", file=sys.stderr)
-        return UsageError.exit_code
-    except ModuleNotFoundError as error:
-        print(f"training.evaluate: {lacks(error.name)}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return run_command("training.evaluate", score, "its files are whole or as they were", lacks)
 
 
 def _scale(text: str) -> float:

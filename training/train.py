@@ -25,7 +25,7 @@ from tqdm import tqdm
 import fusioner_rt
 from fusioner_rt.atomic_files import left_where_filled, writable_folder
 from fusioner_rt.bundle import sha256
-from fusioner_rt.command_parser import unforeseen
+from fusioner_rt.command_end import run_command, say, say_lines
 from fusioner_rt.errors import FusionerError, UsageError
 from training import alignment, arguments, checkpoint, encoders, lacks, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
@@ -380,7 +380,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
     with optimiser.averaged():
         if progress.best:
             optimiser.trained.load_state_dict(progress.best)
-            print(f"kept: epoch {progress.best_epoch} of {progress.epoch}, the one with the best validation score")
+            say_lines(f"kept: epoch {progress.best_epoch} of {progress.epoch}, the one with the best validation score")
         if task.model.aligned is not None:
             task.model.aligned.trusted.fill_(chosen.training.trust)
             task.model.aligned.yielding.fill_(chosen.training.yielding)
@@ -404,7 +404,7 @@ def _keep(chosen: Recipe, task: Task, optimiser: Optimiser, progress: Progress) 
         }
         checkpoint.save(task.model, progress.out / "checkpoint", record)
     progress.finish()
-    print(f"checkpoint: {progress.out / 'checkpoint'}")
+    say(f"checkpoint: {progress.out / 'checkpoint'}")
 
 
 def _summary(task: Task, optimiser: Optimiser, processes: Processes, total: int, epoch_steps: int) -> str:
@@ -424,7 +424,7 @@ def _summary(task: Task, optimiser: Optimiser, processes: Processes, total: int,
 
 def _say(processes: Processes, text: str) -> None:
     if processes.first:
-        print(text, flush=True)
+        say_lines(text)
 
 
 def _next(folder: Path, data: PictureMasks) -> str:
@@ -440,54 +440,47 @@ def _next(folder: Path, data: PictureMasks) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
+    return run_command(
+        "training.train", lambda: _main(given), "the same command goes on after the last whole epoch", lacks
+    )
+
+
+def _main(given: Sequence[str] | None) -> int:
     command = arguments.parser()
     given = sys.argv[1:] if given is None else list(given)
     if not given:
         command.print_help()
         return 0
-    try:
-        options = command.parse_args(given)
-        if options.list:
-            print(arguments.listing())
-            return 0
-        if not 0 <= options.workers <= _MOST_WORKERS:
-            raise UsageError(
-                f"--workers is {options.workers}; expected 0 to {_MOST_WORKERS}", "give fewer, such as one a core"
-            )
-        if options.recipe is None or options.data is None:
-            raise UsageError("a recipe and --data DIR are needed", "without arguments, this command explains both")
-        chosen = recipe.read(options.recipe, arguments.overrides(options))
-        import matplotlib  # noqa: F401  # draws the curve: its lack is known before an epoch is trained
-
-        if options.download:
-            encoders.allow_download()
-        out = options.out or arguments.default_out(chosen, seeded=getattr(options, "training.seed") is not None)
-        if options.start is not None:
-            checkpoint.read_config(options.start)
-        data = (
-            ManySets(options.data, chosen.sets, chosen.data.without)
-            if chosen.sets
-            else open_dataset(chosen.data.dataset, options.data, chosen.data.split)
+    options = command.parse_args(given)
+    if options.list:
+        say_lines(arguments.listing())
+        return 0
+    if not 0 <= options.workers <= _MOST_WORKERS:
+        raise UsageError(
+            f"--workers is {options.workers}; expected 0 to {_MOST_WORKERS}", "give fewer, such as one a core"
         )
-        with processes(options.device) as group, left_where_filled(out, options.cache):
-            check_precision(chosen.training, group.device)
-            checkpoint.check_place(out / "checkpoint")
-            writable_folder(out)
-            writable_folder(options.cache)
-            train(chosen, data, out, options.cache, group, options.workers, options.start)
-            _say(group, _next(out / "checkpoint", data))
-    except FusionerError as error:
-        print(f"training.train: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f"training.train: {lacks(error.name)}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"training.train: {unforeseen(error)}", file=sys.stderr)
-        return UsageError.exit_code
-    except KeyboardInterrupt:
-        print("training.train: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
-        return 130
+    if options.recipe is None or options.data is None:
+        raise UsageError("a recipe and --data DIR are needed", "without arguments, this command explains both")
+    chosen = recipe.read(options.recipe, arguments.overrides(options))
+    import matplotlib  # noqa: F401  # draws the curve: its lack is known before an epoch is trained
+
+    if options.download:
+        encoders.allow_download()
+    out = options.out or arguments.default_out(chosen, seeded=getattr(options, "training.seed") is not None)
+    if options.start is not None:
+        checkpoint.read_config(options.start)
+    data = (
+        ManySets(options.data, chosen.sets, chosen.data.without)
+        if chosen.sets
+        else open_dataset(chosen.data.dataset, options.data, chosen.data.split)
+    )
+    with processes(options.device) as group, left_where_filled(out, options.cache):
+        check_precision(chosen.training, group.device)
+        checkpoint.check_place(out / "checkpoint")
+        writable_folder(out)
+        writable_folder(options.cache)
+        train(chosen, data, out, options.cache, group, options.workers, options.start)
+        _say(group, _next(out / "checkpoint", data))
     return 0
 
 

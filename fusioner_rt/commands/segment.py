@@ -18,7 +18,6 @@ from ..command_parser import CommandParser, path_argument
 from ..errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 from ..interrupts import exit_code, raise_if_interrupted
 from ..manifest import MANIFEST
-from ..printable_text import printable
 from .run_record import Entry, RunRecord, size_of, state
 from .session_options import add_session_options, open_session
 from .terminal import Bar, notes_on_stderr, print_error
@@ -349,7 +348,7 @@ class _Report:
         self._record.add(path, name, {"read": read, "saved": sizes, "coco": part})
         shares = sorted(zip(result.shares, result.words, strict=True), reverse=True)
         found = ", ".join(f"{word} {percent(share)}" for share, word in shares if share) or "none of the words"
-        return printable(f"{source}: {found} -> {', '.join(map(str, saved))}")
+        return f"{source}: {found} -> {', '.join(map(str, saved))}"
 
     def finish(self) -> None:
         """Write the files of all pictures that are done; where none is, earlier files stay."""
@@ -372,8 +371,8 @@ class _Report:
         text = f"{done} of {_counted(self.total)} {'is' if done == 1 else 'are'} done"
         try:
             self.finish()
-        except FusionerError as error:
-            return f"{text}, but {error.what}; once it can be, the same command with --resume goes on"
+        except FusionerError:
+            return f"{text}, but not in {self._options.json}; the same command with --resume goes on, once that can be written"
         where = f" and in {self._options.json}" if self._options.json else ""
         return f"{text}{where}; the same command with --resume goes on"
 

@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .. import __version__
+from ..command_end import run_command, say
 from ..command_parser import CommandParser, path_argument
 from ..decode_picture import Picture
 from ..errors import FusionerError, PictureMissing, UsageError, one_line
@@ -296,6 +297,10 @@ def server(backend: Backend, host: str = "127.0.0.1", port: int = 9090) -> Threa
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command("fusioner-rt", lambda: _main(arguments), "the backend has stopped")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = CommandParser(prog="python -m fusioner_rt.interfaces.label_studio", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--engine", type=path_argument, metavar="DIR", help="the engine bundle, by default as for `fusioner-rt segment`"
@@ -311,18 +316,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=9090, help="default %(default)s")
     given = parser.parse_args(arguments)
     logging.basicConfig()
-    try:
-        fetch = local_pictures(given.root, given.studio)
-        listening = server(Backend(Session(given.engine), fetch, given.instances), given.host, given.port)
-    except FusionerError as error:
-        print(f"fusioner-rt: {error}", file=sys.stderr)
-        return error.exit_code
-    with listening as running:
-        print(f"Label Studio's backend: http://{given.host}:{running.server_port}", flush=True)
-        try:
-            running.serve_forever()
-        except KeyboardInterrupt:
-            return 130
+    fetch = local_pictures(given.root, given.studio)
+    with server(Backend(Session(given.engine), fetch, given.instances), given.host, given.port) as running:
+        say(f"Label Studio's backend: http://{given.host}:{running.server_port}")
+        running.serve_forever()
     return 0
 
 

@@ -6,6 +6,7 @@ and after a failed run on the GPU. Both are errors here.
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,9 +81,13 @@ class OnnxRuntime:
         threads: instead of the backend's. on_cpu: load on the CPU in any case. stream: a CUDA stream for all work of the
         graph. Raises GraphUnusable, and BackendUnavailable where CUDA does not start.
         """
+        if content is None and not _is_text(path):
+            content = path.read_bytes()  # ONNX Runtime takes paths that are text alone
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # errors are raised, not logged
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.fsencode(path.parent)
+        )
         # spinning threads of one graph would take cores from the next graph and from other processes
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not (threads := threads or self._threads) and cores() < bound_cores():
@@ -235,3 +240,12 @@ def _missing_library(module: ModuleType) -> str:
         except OSError as error:
             return f": {error}"
     return ""
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path's bytes are UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

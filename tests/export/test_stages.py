@@ -8,14 +8,13 @@ import signal
 import pytest
 
 from export import stages
+from fusioner_rt.interrupts import exit_code, signals_heard
 
 
 @pytest.mark.parametrize(
-    ("sent", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["SIGINT", "SIGTERM"]
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["INT", "TERM", "HUP"]
 )
-def test_an_interrupt_that_a_library_swallowed_ends_the_build_with_the_stage(
-    monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, raised: type[BaseException]
-) -> None:
+def test_an_interrupt_that_a_library_swallowed_ends_the_build_with_the_stage(sent: signal.Signals, code: int) -> None:
     done: list[str] = []
 
     def swallows() -> None:
@@ -23,13 +22,9 @@ def test_an_interrupt_that_a_library_swallowed_ends_the_build_with_the_stage(
             signal.raise_signal(sent)
         done.append("first")
 
-    monkeypatch.setattr(stages, "_asked_to_end", [])
-    before = [signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        stages.hear_signals()
-        with pytest.raises(raised):
-            stages.Stages(shown=False).run([("first", swallows), ("second", lambda: done.append("second"))])
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
+    before = signal.getsignal(sent)
+    with signals_heard(), pytest.raises(KeyboardInterrupt) as raised:
+        stages.Stages(shown=False).run([("first", swallows), ("second", lambda: done.append("second"))])
+    assert exit_code(raised.value) == code
     assert done == ["first"]
+    assert signal.getsignal(sent) is before

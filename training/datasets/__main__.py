@@ -7,8 +7,9 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
-from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.command_end import run_command, say, say_lines
+from fusioner_rt.command_parser import CommandParser, path_argument
+from fusioner_rt.errors import UsageError
 from training import lacks
 from training.data import DataError, counted
 from training.datasets import KINDS, coco, mosaic, sbd
@@ -100,21 +101,12 @@ figures on another seed's mosaics differ a little.
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
-    given = _parser().parse_args(arguments)
-    try:
+
+    def run() -> int:
+        given = _parser().parse_args(arguments)
         return int(given.run(given))
-    except FusionerError as error:
-        print(f"training.datasets: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"training.datasets: {unforeseen(error)}", file=sys.stderr)
-        return UsageError.exit_code
-    except ModuleNotFoundError as error:
-        print(f"training.datasets: {lacks(error.name)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("training.datasets: interrupted", file=sys.stderr)
-        return 130
+
+    return run_command("training.datasets", run, lacks=lacks)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -212,13 +204,13 @@ def _parser() -> argparse.ArgumentParser:
 def _convert_export(given: argparse.Namespace) -> int:
     export = open_export(given.export, given.form, given.pictures)
     written = conversion.convert(export, given.out, given.split, given.unmarked, given.link)
-    print(conversion.summary(written))
+    say_lines(conversion.summary(written))
     for note in written.notes:
-        print(f"  note: {note}")
+        say(f"  note: {note}")
     lists = ", ".join(f"{len(names):,} in {split}.txt" for split, names in written.names.items())
     pictures = counted(export.count, "picture")
-    print(f"{given.out}: from {export.form}, {pictures} {'linked' if given.link else 'copied'}, {lists}")
-    print(f"next: python -m training.datasets check {shlex.quote(str(given.out))} --sheet masks.png")
+    say(f"{given.out}: from {export.form}, {pictures} {'linked' if given.link else 'copied'}, {lists}")
+    say_lines(f"next: python -m training.datasets check {shlex.quote(str(given.out))} --sheet masks.png")
     return 0
 
 
@@ -247,13 +239,13 @@ def _check(given: argparse.Namespace) -> int:
 def _prepare(given: argparse.Namespace) -> int:
     data = coco.Coco(given.data)
     for split in (given.split,) if given.split else ("train", "val"):
-        print(f"{split}: {coco.prepare(data, split):,} masks written, in {data.masks(split)}")
+        say_lines(f"{split}: {coco.prepare(data, split):,} masks written, in {data.masks(split)}")
     return 0
 
 
 def _convert(given: argparse.Namespace) -> int:
     voc = PascalVoc(given.data)
-    print(f"{sbd.convert(given.sbd, voc):,} masks written, in {voc.home / 'SegmentationClassAug'}")
+    say_lines(f"{sbd.convert(given.sbd, voc):,} masks written, in {voc.home / 'SegmentationClassAug'}")
     return 0
 
 
@@ -264,10 +256,10 @@ def _mosaic(given: argparse.Namespace) -> int:
     count = mosaic.write(data, given.out, given.seed, given.side)
     missing = data.missing_test_classes
     if missing:
-        print(
+        say_lines(
             f"{len(missing)} of FSS-1000's 240 test classes were not there: this is a smaller Mosaic-4 than the paper's"
         )
-    print(f"{count:,} mosaics written, in {given.out}")
+    say_lines(f"{count:,} mosaics written, in {given.out}")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fusioner_rt.command_end import say, say_lines
 from fusioner_rt.decode_picture import decode
 from fusioner_rt.errors import FusionerError
 from training.data import DataError, PictureMasks, present
@@ -39,10 +40,10 @@ def check(
         raise DataError(f"{kind} has no split {', '.join(sorted(unknown))}; expected {' or '.join(expected.splits)}")
     problems: list[str] = []
     shown: dict[str, dict[str, list[int]]] = {}
-    print(f"{kind} in {root}")
+    say(f"{kind} in {root}")
     try:
         data = open_dataset(kind, root)
-        print(f"  classes: {len(data.classes) - 1} and the background")
+        say_lines(f"  classes: {len(data.classes) - 1} and the background")
         for split in chosen or expected.splits:
             try:
                 shown[split] = _inspect(data, split, thorough, problems, (expected.counts or {}).get(split))
@@ -52,19 +53,19 @@ def check(
             _print_classes(data, shown)
             if isinstance(data, fss.Fss1000) and data.missing_test_classes:
                 missing = data.missing_test_classes
-                print(f"  of the 240 test classes {len(missing)} are missing: {first_of(missing)}")
+                say_lines(f"  of the 240 test classes {len(missing)} are missing: {first_of(missing)}")
             print_folds(data, shown, folds or expected.folds, fold, problems)
     except FusionerError as error:
         problems.append(str(error))
     if not problems:
-        print("usable")
+        say_lines("usable")
         return True
-    print(f"not usable: {len(problems)} problem{'s' * (len(problems) > 1)}")
+    say_lines(f"not usable: {len(problems)} problem{'s' * (len(problems) > 1)}")
     for problem in problems[:SHOWN]:
-        print(f"  - {problem}")
+        say(f"  - {problem}")
     if len(problems) > SHOWN:
-        print(f"  … and {len(problems) - SHOWN} more")
-    print(f"\nexpected layout:\n{expected.layout}\n\nwhere it comes from:\n{expected.source}")
+        say_lines(f"  … and {len(problems) - SHOWN} more")
+    say_lines(f"\nexpected layout:\n{expected.layout}\n\nwhere it comes from:\n{expected.source}")
     return False
 
 
@@ -86,7 +87,7 @@ def _inspect(
         source = "classes from the annotations"
     elif opened is names:
         source = "every mask opened"
-    print(f"  {split}: {len(names):,} pictures{note}; {source}")
+    say_lines(f"  {split}: {len(names):,} pictures{note}; {source}")
     shown = {}
     for name in tqdm(opened, desc=f"{split} masks", unit="mask", leave=False):
         try:
@@ -121,17 +122,17 @@ def _print_classes(data: PictureMasks, shown: dict[str, dict[str, list[int]]]) -
     indices = range(1, len(data.classes))
     if len(indices) <= 100:
         width = max(len(name) for name in data.classes)
-        print(f"  {'pictures that show':<{width + 5}}" + "".join(f"{split:>8}" for split in shown))
+        say_lines(f"  {'pictures that show':<{width + 5}}" + "".join(f"{split:>8}" for split in shown))
         for index in indices:
             line = "".join(f"{counts[split][index]:>8,}" for split in shown)
-            print(f"  {index:>4} {data.classes[index]:<{width}}{line}")
+            say_lines(f"  {index:>4} {data.classes[index]:<{width}}{line}")
         return
     for split, count in counts.items():
         if not count:
             continue
         usual = Counter(count.values()).most_common(1)[0][0]
         fewer = [f"{data.classes[i]} {n}" for i, n in sorted(count.items()) if n < usual]
-        print(
+        say_lines(
             f"  {split}: {len(count)} classes, most with {usual} pictures{'; fewer: ' + first_of(fewer) if fewer else ''}"
         )
 
@@ -142,13 +143,13 @@ def print_folds(
     """Per fold: the number of training and of scored pictures."""
     if not split:
         return
-    print(f"  folds of {split}")
+    say_lines(f"  folds of {split}")
     found = 0
     for number in range(len(splits.FOLDS[split])) if fold is None else (fold,):
         try:
             held = splits.held_out_indices(data, split, number)
         except DataError:
-            print(f"    {number}: none of its classes is here")
+            say_lines(f"    {number}: none of its classes is here")
             continue
         found += 1
         parts = []
@@ -158,7 +159,7 @@ def print_folds(
                 parts.append(f"{len(pictures) - with_held:,} training pictures show none of them")
             else:
                 parts.append(f"{with_held:,} validation pictures show one")
-        print(f"    {number}: {', '.join(data.classes[i] for i in held)}: {'; '.join(parts)}")
+        say_lines(f"    {number}: {', '.join(data.classes[i] for i in held)}: {'; '.join(parts)}")
     if not found:
         problems.append(f"no class of {split} is here; give --folds a split that fits the data set")
 

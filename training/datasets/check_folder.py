@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fusioner_rt.atomic_files import writable_place, write_result
+from fusioner_rt.command_end import say, say_lines
 from fusioner_rt.errors import FusionerError
 from training.data import BACKGROUND, IGNORE, DataError, MaskFolder, counted, decode_as, orientation
 from training.datasets import KINDS, not_converted
@@ -62,13 +63,13 @@ def check_folder(
         data = MaskFolder(root, share)
     problems: list[str] = []
     inspected: dict[str, Inspected] = {}
-    print(f"{root}")
+    say(f"{root}")
     try:
-        print(
+        say_lines(
             f"  classes.txt   {counted(len(data.classes) - 1, 'class', 'classes')} and the background, {data.classes[0]!r}"
         )
-        print(f"  images/       {counted(len(data.pictures), 'picture')}")
-        print(f"  masks/        {counted(sum(1 for _ in (root / 'masks').rglob('*.png')), 'mask')}")
+        say_lines(f"  images/       {counted(len(data.pictures), 'picture')}")
+        say_lines(f"  masks/        {counted(sum(1 for _ in (root / 'masks').rglob('*.png')), 'mask')}")
         for name in (alone,) if alone else ("train", "val"):
             try:
                 inspected[name] = _inspect(data, name, problems)
@@ -76,10 +77,10 @@ def check_folder(
                 problems.append(str(error))
             else:
                 source = f"{name}.txt" if data.has_lists else f"{name} of {share:g}"
-                print(f"  {source:<13} {counted(len(inspected[name].names), 'picture')}")
+                say_lines(f"  {source:<13} {counted(len(inspected[name].names), 'picture')}")
         if inspected and not problems:
             shown = {split: Counter(chain.from_iterable(one.shown.values())) for split, one in inspected.items()}
-            print(class_table(data.classes, shown, sum((one.pixels for one in inspected.values()), Counter())))
+            say_lines(class_table(data.classes, shown, sum((one.pixels for one in inspected.values()), Counter())))
         if "train" in inspected and not any(inspected["train"].shown.values()) and not problems:
             problems.append(_without_classes(data, inspected["train"]))
         print_folds(data, {name: one.shown for name, one in inspected.items()}, folds, fold, problems)
@@ -87,22 +88,22 @@ def check_folder(
         problems.append(str(error))
     if not problems and sheet is not None:
         _write_sheet(data, inspected, sheet)
-        print(f"  drawn: {sheet}")
+        say(f"  drawn: {sheet}")
     for note in _notes(data, inspected) if not problems else ():
-        print(f"  note: {note}")
+        say(f"  note: {note}")
     if problems:
-        print(f"not usable: {counted(len(problems), 'problem')}")
+        say_lines(f"not usable: {counted(len(problems), 'problem')}")
         for problem in problems[:SHOWN]:
-            print(f"  - {problem}")
+            say(f"  - {problem}")
         if len(problems) > SHOWN:
-            print(f"  … and {len(problems) - SHOWN} more")
-        print(f"\nexpected layout:\n{KINDS['folder'].layout}")
+            say_lines(f"  … and {len(problems) - SHOWN} more")
+        say_lines(f"\nexpected layout:\n{KINDS['folder'].layout}")
         return False
     place, more = shlex.quote(str(root)), "" if data.has_lists or not share else f" --split {share:g}"
     if "train" in inspected and len(inspected["train"].names) < ENOUGH:
         more += f" --steps {STEPS}"
     out = shlex.quote(f"models/{root.resolve().name}")
-    print(f"usable; next: python -m training.train demo --data {place}{more} --out {out}")
+    say_lines(f"usable; next: python -m training.train demo --data {place}{more} --out {out}")
     return True
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusioner_rt.atomic_files import write_atomically
+from fusioner_rt.command_end import run_command, say
 from fusioner_rt.command_parser import CommandParser, path_argument
 from fusioner_rt.errors import FusionerError, one_line
 from fusioner_rt.words.templates import PLACE
@@ -218,6 +219,10 @@ def build(out: Path, sources: Sequence[tuple[Path, Path]]) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    return run_command("training.encoders.table", lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = CommandParser(
         prog="python -m training.encoders.table",
         description=__doc__,
@@ -233,12 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if len(given.names) != len(given.vectors):
         parser.error(f"{len(given.names)} --names and {len(given.vectors)} --vectors were given; give them in pairs")
-    try:
-        names, rows = build(given.out, list(zip(given.names, given.vectors, strict=True)))
-    except FusionerError as error:
-        print(f"training.encoders.table: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{given.out}: {names} names for {rows} vectors; use it as --text-encoder table:{given.out}")
+    names, rows = build(given.out, list(zip(given.names, given.vectors, strict=True)))
+    say(f"{given.out}: {names} names for {rows} vectors; use it as --text-encoder table:{given.out}")
     return 0
 
 

@@ -21,13 +21,13 @@ Cells: paper / ours. A fold's figure is the mean over its classes; mIoU is the m
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from fusioner_rt.atomic_files import writable_place
-from fusioner_rt.command_parser import CommandParser, path_argument, unforeseen
-from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.command_end import run_command, say_lines
+from fusioner_rt.command_parser import CommandParser, path_argument
+from fusioner_rt.errors import UsageError
 from training import lacks
 from training.checkpoint import Moved
 from training.recipe import Recipe
@@ -37,24 +37,11 @@ from training.table import cells, layout, markdown, plot, runs, scores
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    given = _parser().parse_args(arguments[:end])
-    try:
-        return _main(given, tuple(arguments[end + 1 :]))
-    except FusionerError as error:
-        print(f"training.table: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f"training.table: {lacks(error.name)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("training.table: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f"training.table: {unforeseen(error)}", file=sys.stderr)
-        return UsageError.exit_code
+
+    def run() -> int:
+        return _main(_parser().parse_args(arguments[:end]), tuple(arguments[end + 1 :]))
+
+    return run_command("training.table", run, "the same command goes on from here", lacks)
 
 
 def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
@@ -91,7 +78,7 @@ def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
         )
         missing = runs.missing(_only(found, given.only), _scored(given, known), places, known)
         if given.dry_run:
-            print(runs.listing(missing))
+            say_lines(runs.listing(missing))
             return 0
         for folder in (*places.data.values(), places.evaluation_data):
             if folder is not None and not folder.is_dir():
@@ -103,7 +90,7 @@ def _main(given: argparse.Namespace, flags: tuple[str, ...]) -> int:
         except runs.RunsFailed as error:  # raised once the table is printed
             failure = error
     scored = _scored(given, known)
-    print(markdown.render(table, found, scored))
+    say_lines(markdown.render(table, found, scored))
     if given.write_record:
         identities = {cells.scored_as(recipe) for recipe in found.values()}
         kept = [run for identity in identities for run in scored.get(identity, {}).values()]
