@@ -7,7 +7,6 @@ once, when all that it says was proved.
 from __future__ import annotations
 
 import datetime
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -41,6 +40,7 @@ from fusioner_rt.bundle import Bundle, complete, write_manifest
 from fusioner_rt.decode_picture import SUFFIXES
 from fusioner_rt.errors import UsageError
 from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.manifest_document import read_document
 from fusioner_rt.onnx.decoder_in_strips import of_strips
 from fusioner_rt.onnx.runtime import OnnxRuntime
 from fusioner_rt.preprocess import Preprocessing
@@ -305,8 +305,8 @@ def _refuse_another_model(options: Options, config: FusionerConfig) -> None:
     if options.chosen or not (options.out / MANIFEST).is_file():
         return
     try:
-        other = FusionerConfig.from_dict(json.loads((options.out / MANIFEST).read_text())["model"]) != config
-    except (ValueError, TypeError, KeyError):  # a broken manifest says nothing of its model
+        other = FusionerConfig.from_dict(read_document(options.out)["model"]) != config
+    except (OSError, ValueError, TypeError, KeyError):  # a broken manifest says nothing of its model
         other = True
     if other:
         raise UsageError(

@@ -12,6 +12,7 @@ from typing import IO, Any, BinaryIO
 
 from .errors import ArchiveInvalid
 from .manifest import MANIFEST
+from .manifest_document import LARGEST as LARGEST_MANIFEST
 
 LIMIT = 16 << 30
 """Bytes of an archive, and of what it unpacks to."""
@@ -21,7 +22,7 @@ BROKEN = (
 )  # fmt: skip
 """What reading an archive raises where it is broken. RecursionError: tarfile, of a chain of headers."""
 
-_MEMBERS, _LARGEST_MANIFEST, _LARGEST_READ = 20_000, 16 << 20, 1 << 20
+_MEMBERS, _LARGEST_READ = 20_000, 1 << 20
 _ANOTHER = "ask whoever offers it for another"
 _KINDS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file: download the file itself",
@@ -65,7 +66,7 @@ class Archive:
 
     def read(self, path: str) -> bytes:
         """A small file."""
-        if self.sizes[path] > _LARGEST_MANIFEST:
+        if self.sizes[path] > LARGEST_MANIFEST:
             raise ArchiveInvalid(f"{path} in it has {self.sizes[path]} bytes", _ANOTHER, subject=self.name)
         with self.open(path) as stream:
             return stream.read()

@@ -1,15 +1,17 @@
 """The engine bundle: a folder with a manifest that names, sizes and hashes every file in it (docs/bundle.md)."""
 
+import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from .argument_checks import as_path, named, whole
+from .argument_checks import as_path, named, shown, whole
 from .atomic_files import write_atomically
 from .bundle_places import bundles_in, named_bundles
 from .cures import GET_ONE, OPEN_AGAIN, PLACES, build_command, in_checkout, is_checkout, plans_command, rebuild, restore
@@ -23,10 +25,14 @@ from .errors import (
     SizeOutsideProfile,
     Spelled,
     UsageError,
+    one_line,
 )
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, FileEntry, Manifest
+from .manifest_document import DIGEST, digest_of, has_its_digest, read_document, with_digest
+from .regular_files import NotRegular, open_regular
 
-_MAX_READ = 64 << 20  # bytes; larger files are hashed without being held in memory
+_MOST_IN_MEMORY = 64 << 20  # bytes of weights
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -129,26 +135,49 @@ class Bundle(Manifest):
             )
         return h, w
 
-    def read_again(self, file: Path) -> bytes | None:
-        """Read a file after `open` and check its hash again, since the bundle may have been replaced meanwhile.
+    def read(self, file: Path) -> bytes:
+        """The content of a file, as it was hashed just now: the bundle may have been replaced since it was opened.
 
-        Returns the bytes, or None for a file over 64 MiB, which the caller loads by its path.
         Raises BundleFileMissing or BundleFileAltered.
         """
-        expected = self.files[file]
+        with self._opened(file) as (stream, size):
+            content = stream.read(size)
+        self._check(file, content)
+        return content
+
+    def read_weights(self, file: Path) -> bytes | mmap.mmap:
+        """As `read`. A file over 64 MiB is mapped, which takes no memory of its own: who writes into it later writes here."""
+        if self.files[file].bytes <= _MOST_IN_MEMORY:
+            return self.read(file)
+        with self._opened(file) as (stream, _):
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._check(file, content)
+        return content
+
+    @contextlib.contextmanager
+    def _opened(self, file: Path) -> Iterator[tuple[BinaryIO, int]]:
+        """A file that is listed and has its size, and that size."""
+        if file not in self.files:
+            raise BundleFileMissing(
+                "is not in the manifest, and a file of the bundle names it", OPEN_AGAIN, subject=file
+            )
+        expected = self.files[file].bytes
         try:
-            content = file.read_bytes() if expected.bytes <= _MAX_READ else None
-            digest = sha256(file) if content is None else hashlib.sha256(content).hexdigest()
+            with open_regular(file) as stream:
+                if (size := os.fstat(stream.fileno()).st_size) != expected:
+                    raise self._replaced(file, f"{size} bytes, expected {expected}")
+                yield stream, expected
         except OSError as error:
             raise BundleFileMissing(f"can no longer be read ({error.strerror})", OPEN_AGAIN, subject=file) from None
-        if digest != expected.sha256:
-            raise BundleFileAltered(
-                f"was replaced after this session had opened the bundle (sha256 {digest[:12]}…, expected "
-                f"{expected.sha256[:12]}…)",
-                OPEN_AGAIN,
-                subject=file,
-            )
-        return content
+
+    def _check(self, file: Path, content: bytes | mmap.mmap) -> None:
+        digest, expected = hashlib.sha256(content).hexdigest(), self.files[file].sha256
+        if digest != expected:
+            raise self._replaced(file, f"sha256 {digest[:12]}…, expected {expected[:12]}…")
+
+    def _replaced(self, file: Path, how: str) -> BundleFileAltered:
+        found = f"was replaced after this session had opened the bundle ({how})"
+        return BundleFileAltered(found, OPEN_AGAIN, subject=file)
 
 
 @dataclass(frozen=True)
@@ -224,10 +253,13 @@ def _get_one(folder: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json as JSON. Checks its format and version alone."""
+    """manifest.json as JSON. Checks its format, version and digest alone.
+
+    Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileAltered.
+    """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_document(folder)
     except FileNotFoundError:
         found = f"holds no {MANIFEST}" if folder.is_dir() else _no_such(folder)
         if (folder / "config.json").is_file():
@@ -248,18 +280,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         packed = folder.name.endswith((".zip", ".tar", ".tgz", ".gz"))
         cure = f"unpack it: fusioner-rt fetch {shlex.quote(str(folder))}" if packed else "name one"
         raise BundleMissing("is not a folder, an engine bundle was expected", cure, subject=folder) from None
+    except NotRegular as error:
+        raise BundleMissing(f"cannot be read: {error.strerror}", "name another bundle", subject=path) from None
     except OSError as error:
         raise BundleMissing(f"cannot be read ({error.strerror})", "check its permissions", subject=path) from None
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors, and lists in lists without end
-        raise ManifestInvalid(f"is not JSON ({error})", restore(folder), subject=path) from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    except (ValueError, TypeError) as error:  # of JSON, UTF-8 and bounds
+        raise ManifestInvalid(f"is not JSON as expected ({one_line(error)})", restore(folder), subject=path) from None
+    if manifest.get("format") != FORMAT:
         raise ManifestInvalid(f'does not say "format": "{FORMAT}"', f"name another, or {restore(folder)}", subject=path)
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or not isinstance(version, int) or isinstance(version, bool):
         newer = isinstance(version, int) and version > FORMAT_VERSION
         raise BundleVersionUnknown(
-            f"format version {version!r}, this fusioner-rt reads version {FORMAT_VERSION}",
+            f"format version {shown(version)}, this fusioner-rt reads version {FORMAT_VERSION}",
             f"{'update fusioner-rt, or ' if newer else ''}{rebuild(folder)}",
+            subject=path,
+        )
+    if DIGEST not in manifest:
+        raise ManifestInvalid(f"{DIGEST} is missing, its own digest was expected", restore(folder), subject=path)
+    if not has_its_digest(manifest):
+        raise BundleFileAltered(
+            f"its content is not what was written (sha256 {digest_of(manifest)[:12]}…, {DIGEST} says "
+            f"{shown(manifest[DIGEST], 14)})",
+            restore(folder),
             subject=path,
         )
     return manifest
@@ -277,10 +320,13 @@ def verify_files(files: Mapping[Path, FileEntry], cure: Callable[[], str]) -> No
     """
     for file, expected in files.items():
         try:
-            size = file.stat().st_size
-            if size != expected.bytes:
-                raise BundleFileAltered(f"has {size} bytes, the manifest says {expected.bytes}", cure(), subject=file)
-            digest = sha256(file)
+            with open_regular(file) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size != expected.bytes:
+                    raise BundleFileAltered(
+                        f"has {size} bytes, the manifest says {expected.bytes}", cure(), subject=file
+                    )
+                digest = _digest(stream, size)
         except FileNotFoundError:
             raise BundleFileMissing("is missing, the manifest lists it", cure(), subject=file) from None
         except OSError as error:
@@ -298,8 +344,17 @@ def verify_files(files: Mapping[Path, FileEntry], cure: Callable[[], str]) -> No
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with open_regular(path) as stream:
+        return _digest(stream, os.fstat(stream.fileno()).st_size)
+
+
+def _digest(stream: BinaryIO, size: int) -> str:
+    """Hex digest of the next `size` bytes."""
+    hashed = hashlib.sha256()
+    while size > 0 and (chunk := stream.read(min(size, _CHUNK))):
+        hashed.update(chunk)
+        size -= len(chunk)
+    return hashed.hexdigest()
 
 
 def complete(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,9 +369,9 @@ def complete(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write manifest.json, completed by `complete`, and return its content. Raises OSError."""
+    """Write manifest.json, completed by `complete` and with its digest, and return its content. Raises OSError."""
     folder = Path(folder)
-    whole = complete(folder, manifest)
+    whole = with_digest(complete(folder, manifest))
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / MANIFEST, lambda stream: stream.write(text.encode()))
     return whole

@@ -1,16 +1,17 @@
 """Cures: the commands and sentences that several errors end with."""
 
 import contextlib
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .bundle_places import named_bundles
-from .errors import Spelled
-from .manifest import FORMAT, FORMAT_VERSION, MANIFEST
-from .plans import LISTED
+from .errors import ManifestInvalid, Spelled
+from .json_fields import Field
+from .manifest import FORMAT, FORMAT_VERSION, MOST, PRECISIONS
+from .manifest_document import has_its_digest, read_document
+from .plans import FLAVOURS, LISTED
 
 PLACES = ("engines/demo", "models/demo/bundle")
 """Default places of a bundle, below the current folder."""
@@ -56,18 +57,14 @@ def build_command(folder: Path, **cured: str | int) -> str:
     """
     options: dict[str, Any] = {"precision": "fp16"}
     source = "--checkpoint CHECKPOINT"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if (manifest["format"], manifest["format_version"]) == (FORMAT, FORMAT_VERSION):
-            source = _untrained(manifest["model"]) or source
-            profiles, precision = manifest["profiles"], manifest["precision"]
-            sizes = ",".join(str(int(profiles["size"][bound])) for bound in ("min", "opt", "max"))
-            limits = {f"max_{name}": int(profiles[name]["max"]) for name in ("words", "batch")}
-            options = {"precision": precision, "sizes": sizes, **limits}
-            if flavours := sorted({str(entry["flavour"]) for entry in manifest["engines"]}):
-                options["backend"] = flavours[0]  # one build makes plans of one flavour
-            if any(entry["precision"] == "bf16" for entry in manifest["engines"]):
-                options["precision"] = "bf16"  # graphs are never bf16, plans may be
+    with contextlib.suppress(OSError, ValueError, TypeError, ManifestInvalid):
+        manifest = read_document(folder)
+        if (manifest.get("format"), manifest.get("format_version"), has_its_digest(manifest)) == (
+            FORMAT,
+            FORMAT_VERSION,
+            True,
+        ):
+            source, options = _settings(Field(manifest))
     options |= cured
     parts = ["python export/build_engine.py"]
     if not any(folder.absolute().parts[-len(place.parts) :] == place.parts for place in _DEMONSTRATION):
@@ -85,10 +82,24 @@ def _quoted(folder: Path) -> str:
     return shlex.quote(str(folder if is_checkout() else folder.absolute()))
 
 
-def _untrained(model: Any) -> str:
+def _settings(manifest: Field) -> tuple[str, dict[str, Any]]:
+    """Where a bundle's model comes from, and what it was built with, as options. Raises ManifestInvalid."""
+    profiles, plans = manifest["profiles"], manifest["engines"].items()
+    sizes = ",".join(str(profiles["size"][bound].whole(1, MOST["size"])) for bound in ("min", "opt", "max"))
+    limits = {f"max_{name}": profiles[name]["max"].whole(1, MOST[name]) for name in ("words", "batch")}
+    options = {"precision": manifest["precision"].one_of(PRECISIONS), "sizes": sizes, **limits}
+    if flavours := sorted({entry["flavour"].one_of(FLAVOURS) for entry in plans}):
+        options["backend"] = flavours[0]  # one build makes plans of one flavour
+    if any(entry["precision"].text() == "bf16" for entry in plans):
+        options["precision"] = "bf16"  # graphs are never bf16, plans may be
+    return _untrained(manifest["model"]) or "--checkpoint CHECKPOINT", options
+
+
+def _untrained(model: Field) -> str:
     """The options of a model without a checkpoint, or "". model: the manifest's entry."""
-    encoder = model["image_encoder"] if isinstance(model, dict) and model.get("fusion") == "identity" else ""
-    _, architecture, weights = (*str(encoder).split(":", 2), "", "")[:3]
+    fusion = model.get("fusion")
+    encoder = model["image_encoder"].text() if fusion and fusion.value == "identity" else ""
+    _, architecture, weights = (*encoder.split(":", 2), "", "")[:3]
     name = next((name for name, built in CLIP_MODELS.items() if built == architecture), None)
     return f"--model {name}{f' --weights {shlex.quote(weights)}' if weights else ''}" if name else ""
 

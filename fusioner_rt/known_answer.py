@@ -63,8 +63,7 @@ def read(bundle: Bundle) -> KnownAnswer:
     if entry is None:
         raise ManifestInvalid("has no known answer", rebuild(bundle.folder), subject=bundle.folder)
     try:
-        content = bundle.read_again(entry.file) or entry.file.read_bytes()
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(bundle.read(entry.file)), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("pictures", "vectors", "cosines", "labels")}
         answer = KnownAnswer(
             words=entry.words, input_size=entry.input_size, step=entry.step, bounds=entry.bounds,

@@ -10,7 +10,7 @@ from .errors import ManifestInvalid, TemplatesInvalid
 from .gpu.kernel_contract import SCORINGS
 from .json_fields import Field
 from .plans import Plan
-from .preprocess import Preprocessing
+from .preprocess import MOST_PIXELS, Preprocessing
 from .words.templates import check_templates
 
 FORMAT = "fusioner-rt bundle"
@@ -22,6 +22,12 @@ GRAPHS = (
 """The graphs of every bundle. Models with a decoder have those of `decoder_graphs` too."""
 PRECISIONS = ("fp32", "fp16")
 ENCODERS = ("image", "text")
+
+MOST = {"words": 65_535, "batch": 65_535, "size": MOST_PIXELS}
+"""Bounds of the profiles: labels are uint16, and a GPU takes as many pictures."""
+MOST_CHANNELS, MOST_LAYERS, MOST_TOKENS = 1 << 16, 16, 4096
+MOST_FILES, MOST_BYTES = 20_000, 1 << 40
+"""Bounds of a manifest's numbers and lists. They keep out what no bundle has, and no machine could run."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class Manifest:
         """folder: the bundle's. content: the JSON object. Raises ManifestInvalid, which names the entry."""
         document = Field(dict(content))
         graphs = {name: _graph(folder, entry) for name, entry in document["graphs"].entries().items()}
-        decoder = [entry.whole(1) for entry in document["model"]["decoder"].items()]
+        decoder = [entry.whole(1, MOST_CHANNELS) for entry in document["model"]["decoder"].items(most=MOST_LAYERS)]
         for name in (*GRAPHS, *decoder_graphs(len(decoder))):
             if name not in graphs:
                 raise ManifestInvalid(f"graphs.{name} is missing")
@@ -141,11 +147,11 @@ class Manifest:
             created=document["created"].text(),
             precision=document["precision"].one_of(PRECISIONS),
             scoring=document["scoring"].one_of(SCORINGS),
-            temperature=document["temperature"].positive(),
-            threshold=document["threshold"].probability(),
+            temperature=document["temperature"].number(1e-6, 1e6),
+            threshold=document["threshold"].number(0, 1),
             templates=_templates(document["templates"]),
             tokenizer=folder / document["tokenizer"]["file"].text(),
-            max_tokens=document["tokenizer"]["max_tokens"].whole(1),
+            max_tokens=document["tokenizer"]["max_tokens"].whole(1, MOST_TOKENS),
             preprocessing=preprocessing,
             windows=_windows(windows, preprocessing) if windows else None,
             graphs=graphs,
@@ -155,8 +161,11 @@ class Manifest:
             known_answer=_answer(folder, answer) if answer else None,
             encoders=tuple(entry.text() for kind in ENCODERS if (entry := document["model"].get(f"{kind}_encoder"))),
             random_weights=tuple(kind.one_of(ENCODERS) for kind in random.items()) if random else (),
-            files={_inside(folder, name): _file(name, entry) for name, entry in document["files"].entries().items()},
-            **{name: _profile(document["profiles"][name]) for name in ("words", "batch", "size")},
+            files={
+                _inside(folder, name): _file(name, entry)
+                for name, entry in document["files"].entries(MOST_FILES).items()
+            },
+            **{name: _profile(document["profiles"][name], most) for name, most in MOST.items()},
         )
         for file in manifest._used_files():
             if file not in manifest.files:
@@ -202,18 +211,18 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _file(name: str, entry: Field) -> FileEntry:
-    return FileEntry(entry["sha256"].text(), entry["bytes"].whole())
+    return FileEntry(entry["sha256"].sha256(), entry["bytes"].whole(0, MOST_BYTES))
 
 
-def _profile(entry: Field) -> Profile:
-    profile = Profile(*(entry[bound].whole(1) for bound in ("min", "opt", "max")))
+def _profile(entry: Field, most: int) -> Profile:
+    profile = Profile(*(entry[bound].whole(1, most) for bound in ("min", "opt", "max")))
     if not profile.min <= profile.opt <= profile.max:
         raise entry.wrong("min <= opt <= max")
     return profile
 
 
 def _windows(entry: Field, preprocessing: Preprocessing) -> Windows:
-    windows, step = Windows(entry["side"].whole(1), entry["stride"].whole(1)), preprocessing.multiple
+    windows, step = Windows(*(entry[name].whole(1, MOST_PIXELS) for name in ("side", "stride"))), preprocessing.multiple
     fit = windows.side % step == windows.stride % step == 0
     if not (fit and windows.stride <= windows.side <= preprocessing.longest):
         raise entry.wrong(f"multiples of {step} up to {preprocessing.longest}, the stride no longer than the side")
@@ -232,14 +241,18 @@ def _tensors(entry: Field) -> dict[str, Tensor]:
     tensors = {}
     for name, described in entry.entries().items():
         dtype, shape = described.items(2)
-        tensors[name] = Tensor(dtype.text(), tuple(edge.value for edge in shape.items()))
+        tensors[name] = Tensor(dtype.text(), tuple(map(_edge, shape.items())))
     if not tensors:
         raise entry.wrong("a tensor at least")
     return tensors
 
 
+def _edge(entry: Field) -> int | str:
+    return entry.text() if isinstance(entry.value, str) else entry.whole(0, MOST_BYTES)
+
+
 def _text_width(words: Field) -> int:
-    return words.items(2)[1].items(3)[-1].whole(1)
+    return words.items(2)[1].items(3)[-1].whole(1, MOST_CHANNELS)
 
 
 def _templates(entry: Field) -> tuple[str, ...]:
@@ -262,10 +275,12 @@ def _kernels(folder: Path, entry: Field) -> KernelsEntry:
 
 
 def _answer(folder: Path, entry: Field) -> AnswerEntry:
-    height, width = (edge.whole(1) for edge in entry["input_size"].items(2))
+    height, width = (edge.whole(1, MOST_PIXELS) for edge in entry["input_size"].items(2))
     bounds = {
-        precision: {name: allowed[name].number() for name in ("mean", "largest", "labels")}
+        precision: {name: allowed[name].number(0, 1e6) for name in ("mean", "largest", "labels")}
         for precision, allowed in entry["bounds"].entries().items()
     }
     words = tuple(word.text() for word in entry["words"].items())
-    return AnswerEntry(folder / entry["file"].text(), words, (height, width), entry["step"].whole(1), bounds)
+    return AnswerEntry(
+        folder / entry["file"].text(), words, (height, width), entry["step"].whole(1, MOST_PIXELS), bounds
+    )

@@ -49,7 +49,7 @@ def open_graphs(bundle: Bundle, threads: int | None) -> tuple[Executor, str]:
     from .gpu.executor import GpuExecutor
     from .gpu.onnxruntime_engine import OnnxRuntimeEngine
     from .onnx.executor import OnnxRuntimeExecutor
-    from .onnx.loaded_graphs import LoadedGraphs
+    from .onnx.loaded_graphs import LoadedGraphs, load
     from .onnx.runtime import OnnxRuntime
 
     name, description = "onnxruntime-cuda", "ONNX Runtime, CUDA"
@@ -62,8 +62,7 @@ def open_graphs(bundle: Bundle, threads: int | None) -> tuple[Executor, str]:
         return OnnxRuntimeExecutor(bundle, name, threads, note), description
     with contextlib.ExitStack() as stack:
         stack.callback(device.close)
-        graph = bundle.graph("image_fusion")
-        engine = OnnxRuntimeEngine(bundle, lambda stream: runtime.load(graph, stream=stream), device)
+        engine = OnnxRuntimeEngine(bundle, lambda stream: load(bundle, runtime, "image_fusion", stream=stream), device)
         stack.pop_all()
     graphs = LoadedGraphs(bundle, runtime)
     executor = GpuExecutor(

@@ -12,7 +12,7 @@ FLAVOURS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 """The flavours and their names for messages."""
 LISTED = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT-RTX 1.7 lists. Others are tried too."""
-_CAPABILITY = re.compile(r"[0-9]+\.[0-9]+\+?")
+_CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\+?")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
         if not _CAPABILITY.fullmatch(capability):
             raise ValueError(f"{capability!r} is no compute capability")
         return cls(
-            folder / entry["file"].text(), entry["graph"].text(), entry["flavour"].text(), entry["version"].text(), capability,
+            folder / entry["file"].text(), entry["graph"].text(), entry["flavour"].text(), entry["version"].text(100), capability,
             entry["version_compatible"].true_or_false(), entry["precision"].text(), folder / report.text() if report else None,
         )  # fmt: skip
 

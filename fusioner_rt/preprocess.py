@@ -12,6 +12,8 @@ from .errors import ManifestInvalid, PictureInvalid, UsageError
 from .json_fields import Field
 
 FITS = ("area", "short")
+MOST_PIXELS = 1 << 16
+"""Of an edge of the network's input."""
 RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -61,8 +63,9 @@ class Preprocessing:
     @classmethod
     def from_manifest(cls, entry: Field) -> "Preprocessing":
         """From the manifest's `preprocessing` object. Raises ManifestInvalid."""
-        mean, std = (tuple(value.number() for value in entry[name].items(3)) for name in ("mean", "std"))
-        side, multiple, longest = (entry[name].whole(1) for name in ("side", "multiple", "longest"))
+        mean = tuple(value.number(-1000, 1000) for value in entry["mean"].items(3))
+        std = tuple(value.number(1e-6, 1000) for value in entry["std"].items(3))
+        side, multiple, longest = (entry[name].whole(1, MOST_PIXELS) for name in ("side", "multiple", "longest"))
         resample, fit = entry["resample"].text(), entry["fit"].text()
         return cls(side, multiple, longest, resample, mean, std, fit)  # type: ignore[arg-type]
 
@@ -102,7 +105,9 @@ class Preprocessing:
             raise PictureInvalid(f"the picture is {given}", "give a (H, W, 3) uint8 RGB array with pixels")
         if not isinstance(size, (tuple, list)) or len(size) != 2:
             raise UsageError(named("size", size), "give height and width in pixels, (h, w)")
-        height, width = (whole(edge, "size", 1, 1 << 16, "give edges of 1 to 65536 pixels") for edge in size)
+        height, width = (
+            whole(edge, "size", 1, MOST_PIXELS, f"give edges of 1 to {MOST_PIXELS} pixels") for edge in size
+        )
         image = Image.fromarray(rgb)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling[self.resample.upper()])

@@ -1,11 +1,11 @@
 """Whether a folder may be replaced as a whole: where it is of our own kind, and nothing else lies in it."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from .errors import OutputUnwritable
 from .manifest import FORMAT, MANIFEST
+from .manifest_document import read_document
 
 _NAMED = 5  # files in a message
 
@@ -13,12 +13,11 @@ _NAMED = 5  # files in a message
 def holds_a_bundle(folder: Path) -> bool:
     """Whether a folder's manifest is a bundle's, of any version, or is no JSON any more."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-    except (ValueError, RecursionError):
+        return read_document(folder).get("format") == FORMAT
+    except ValueError:
         return True
-    except OSError:
+    except (OSError, TypeError):
         return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def check_nothing_is_lost(old: Path, new: Path | None = None) -> None:
@@ -53,6 +52,6 @@ def check_files(folder: Path, own: Collection[str], why: str) -> None:
 def _listed(folder: Path) -> set[str] | None:
     """The files that a manifest of any version lists, or None."""
     try:
-        return {Path(name).as_posix() for name in dict(json.loads((folder / MANIFEST).read_bytes())["files"])}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return {Path(name).as_posix() for name in dict(read_document(folder)["files"])}
+    except (OSError, ValueError, TypeError, LookupError):
         return None

@@ -58,7 +58,7 @@ class GpuExecutor:
             stack.callback(device.close)
             stack.callback(close)
             stack.callback(engine.close)
-            self._kernels = kernels = Kernels(kernels_folder, device)
+            self._kernels = kernels = Kernels(kernels_folder, device, bundle.read)
             stack.callback(kernels.close)
             pinned = MemoryPool(device, lambda gpu, size, _: PinnedArray(gpu, (size,), "uint8"), _POOLED)
             stack.callback(pinned.close)

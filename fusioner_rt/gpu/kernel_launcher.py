@@ -8,7 +8,7 @@ import contextlib
 import ctypes
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,18 +46,18 @@ class Launch:
 class Record:
     """`kernels/abi.json`, read and checked. Raises KernelsUnusable."""
 
-    def __init__(self, folder: Path) -> None:
-        """folder: the bundle's `kernels`."""
+    def __init__(self, folder: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
+        """folder: the bundle's `kernels`. read: reads a file of it."""
         path = folder / "abi.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(read(path))
         except OSError as error:
             raise KernelsUnusable(
                 f"cannot be read ({error.strerror})",
                 "the bundle was built without kernels: build it again without --kernels none",
                 subject=path,
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise KernelsUnusable(f"is not JSON ({error})", "build the bundle again", subject=path) from None
         version = record.get("abi_version") if isinstance(record, dict) else None
         if version != ABI_VERSION:
@@ -142,9 +142,12 @@ class Kernels:
     notes: which cubins the driver did not take, and PTX runs instead.
     """
 
-    def __init__(self, folder: Path, device: Device) -> None:
-        """folder: the bundle's `kernels`. Raises KernelsUnusable."""
-        self.record, self.device = Record(folder), device
+    def __init__(self, folder: Path, device: Device, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
+        """folder: the bundle's `kernels`. read: reads a file of it, `Bundle.read` where there is a bundle.
+
+        Raises KernelsUnusable.
+        """
+        self.record, self.device, self._read = Record(folder, read), device, read
         self.notes: list[str] = []
         self._loaded: dict[str, tuple[Launch, Any]] = {}
         self._libraries: list[Any] = []
@@ -229,7 +232,7 @@ class Kernels:
         """The kernel's function. Raises CudaFailed where the driver does not load it."""
         driver = self.device.driver
         try:
-            code = launch.file.read_bytes() + b"\0"  # PTX is a string to the driver; a cubin knows its own length
+            code = self._read(launch.file) + b"\0"  # PTX is a string to the driver; a cubin knows its own length
         except OSError as error:
             raise KernelsUnusable(
                 f"cannot be read ({error.strerror})", "build the bundle again", subject=launch.file

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import numpy as np
 from ..bundle import Bundle
 from ..cpu_cores import cores
 from .decoder_in_strips import of_strips
+from .external_weights import Buffer
 from .mask_head import MaskHead
 from .runtime import Graph, OnnxRuntime
 
 
 class LoadedGraphs:
-    """The graphs of a bundle by name. The bytes of one that is loaded late are checked again then."""
+    """The graphs of a bundle by name. What is loaded are the bytes that were hashed then."""
 
     def __init__(self, bundle: Bundle, runtime: OnnxRuntime) -> None:
         self.bundle, self.runtime = bundle, runtime
@@ -22,19 +24,16 @@ class LoadedGraphs:
         self._loading = threading.Lock()
 
     def load_now(self, *names: str) -> None:
-        """Load graphs that were checked a moment ago, when the bundle was opened."""
+        """Load graphs; the weights that they share are read once. Raises as a call."""
+        weights: dict[Path, Buffer] = {}
         for name in names:
-            self.graphs[name] = self.runtime.load(self.bundle.graph(name), **_load_options(name))
+            self.graphs[name] = load(self.bundle, self.runtime, name, weights, **_load_options(name))
 
     def __call__(self, name: str) -> Graph:
         """Raises BundleFileMissing, BundleFileAltered, GraphUnusable."""
         with self._loading:
             if name not in self.graphs:
-                entry = self.bundle.graphs[name]
-                content = self.bundle.read_again(entry.file)
-                if entry.weights:
-                    self.bundle.read_again(entry.weights)
-                self.graphs[name] = self.runtime.load(entry.file, content, **_load_options(name))
+                self.load_now(name)
             return self.graphs[name]
 
     def later(self, name: str) -> "LateGraph":
@@ -64,6 +63,20 @@ class LateGraph:
 
     def fill(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         self._graphs(self._name).fill(inputs, outputs)
+
+
+def load(
+    bundle: Bundle, runtime: OnnxRuntime, name: str, weights: dict[Path, Buffer] | None = None, **options: Any
+) -> Graph:
+    """Load a graph of a bundle. weights: what was read already, to be added to. options: of `OnnxRuntime.load`.
+
+    Raises BundleFileMissing, BundleFileAltered, GraphUnusable.
+    """
+    entry, weights = bundle.graphs[name], {} if weights is None else weights
+    if entry.weights and entry.weights not in weights:
+        weights[entry.weights] = bundle.read_weights(entry.weights)
+    own = {entry.weights: weights[entry.weights]} if entry.weights else {}
+    return runtime.load(entry.file, bundle.read(entry.file), own, **options)
 
 
 def _load_options(name: str) -> dict[str, Any]:

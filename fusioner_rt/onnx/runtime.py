@@ -20,6 +20,7 @@ from ..cures import CUDA_LIBRARIES, build_command
 from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, GraphUnusable, one_line
 from ..hardware import driver_missing
+from .external_weights import Buffer, ExternalTensor, external_tensors
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _CUDA_OPTIONS = {"use_tf32": "0"}  # TF32 would round float32 inputs
@@ -74,20 +75,21 @@ class OnnxRuntime:
             _load_cuda_libraries(self._module)
 
     def load(
-        self, path: Path, content: bytes | None = None, threads: int | None = None, on_cpu: bool = False,
-        stream: int | None = None,
+        self, path: Path, content: bytes | None = None, weights: Mapping[Path, Buffer] | None = None,
+        threads: int | None = None, on_cpu: bool = False, stream: int | None = None,
     ) -> "Graph":  # fmt: skip
-        """Load a graph. content: the file's bytes, if already read; separate weights are read from the folder of `path`.
-        threads: instead of the backend's. on_cpu: load on the CPU in any case. stream: a CUDA stream for all work of the
-        graph. Raises GraphUnusable, and BackendUnavailable where CUDA does not start.
+        """Load a graph. content: the file's bytes, if already read. weights: the content of the files that may hold its
+        weights, by default of those beside it that it names. threads: instead of the backend's. on_cpu: load on the CPU in
+        any case. stream: a CUDA stream for all work of the graph. Of what was given, nothing is needed once it is loaded.
+        Raises GraphUnusable, and BackendUnavailable where CUDA does not start.
         """
-        if content is None and not _is_text(path):
-            content = path.read_bytes()  # ONNX Runtime takes paths that are text alone
         options = self._module.SessionOptions()
         options.log_severity_level = 4  # errors are raised, not logged
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", os.fsencode(path.parent)
-        )
+        try:
+            content = path.read_bytes() if content is None else content
+            given = self._give_weights(options, path, external_tensors(content), weights)
+        except (OSError, ValueError) as error:
+            raise self._refused(path, error) from None
         # spinning threads of one graph would take cores from the next graph and from other processes
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not (threads := threads or self._threads) and cores() < bound_cores():
@@ -99,23 +101,52 @@ class OnnxRuntime:
         chosen: list[Any] = [(CUDA, {**_CUDA_OPTIONS, **stream_option}), CPU] if cuda else [CPU]
         try:
             # without enable_fallback=0 a failure on the GPU, here or in a run, moves the graph to the CPU
-            session = self._module.InferenceSession(content or str(path), options, chosen, enable_fallback=0)
+            session = self._module.InferenceSession(content, options, chosen, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions have no common base
-            if cuda and self._loads_on_cpu(path, content):
+            if cuda and self._loads_on_cpu(path, content, weights):
                 raise self._no_cuda(one_line(error)) from None
-            raise GraphUnusable(
-                f"ONNX Runtime {self._module.__version__} cannot load it ({one_line(error)})",
-                f"rebuild the bundle: {build_command(path.parent)}",
-                subject=path,
-            ) from None
+            raise self._refused(path, error) from None
+        del given  # copied by now
         if cuda and CUDA not in session.get_providers():
             raise self._no_cuda(f"it fell back to the CPU{_missing_library(self._module)}")
         return Graph(session, path, self._module)
 
-    def _loads_on_cpu(self, path: Path, content: bytes | None) -> bool:
+    def _give_weights(
+        self, options: Any, path: Path, tensors: list[ExternalTensor], weights: Mapping[Path, Buffer] | None
+    ) -> list[Any]:
+        """Give the values that lie in other files, and return them: they must live until the graph is loaded.
+
+        Raises GraphUnusable for a file that may not hold any, ValueError.
+        """
+        values = []
+        if weights is None:
+            beside = {path.parent / tensor.file for tensor in tensors if tensor.file == Path(tensor.file).name}
+            weights = {file: file.read_bytes() for file in beside}
+        for tensor in tensors:
+            if (file := path.parent / tensor.file) not in weights or not tensor.outer:
+                listed = ", ".join(place.name for place in weights) or "none"
+                raise GraphUnusable(
+                    f"keeps {tensor.name} in the file {tensor.file!r}, weights were expected in the file that the manifest "
+                    f"lists for it, {listed}",
+                    f"rebuild the bundle: {build_command(path.parent)}",
+                    subject=path,
+                )
+            values.append(self._module.OrtValue.ortvalue_from_numpy(tensor.of(weights[file])))
+        if values:
+            options.add_external_initializers([tensor.name for tensor in tensors], values)
+        return values
+
+    def _refused(self, path: Path, error: Exception) -> GraphUnusable:
+        return GraphUnusable(
+            f"ONNX Runtime {self._module.__version__} cannot load it ({one_line(error)})",
+            f"rebuild the bundle: {build_command(path.parent)}",
+            subject=path,
+        )
+
+    def _loads_on_cpu(self, path: Path, content: bytes, weights: Mapping[Path, Buffer] | None) -> bool:
         """Whether the graph itself can be loaded."""
         try:
-            self.load(path, content, on_cpu=True)
+            self.load(path, content, weights, on_cpu=True)
         except GraphUnusable:
             return False
         return True
@@ -240,12 +271,3 @@ def _missing_library(module: ModuleType) -> str:
         except OSError as error:
             return f": {error}"
     return ""
-
-
-def _is_text(path: Path) -> bool:
-    """Whether a path's bytes are UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

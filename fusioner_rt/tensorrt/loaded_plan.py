@@ -88,14 +88,14 @@ class Engine:
         self._cache = cache
         self._making = threading.Lock()
         self._idle: list[EngineContext] = []
-        needed = plan.file.stat().st_size + _RESERVE
+        needed = bundle.files[plan.file].bytes + _RESERVE
         if device.free_bytes < needed:
             raise GpuMemoryShort(
                 f"needs about {needed >> 20} MiB, {device} has {device.free_bytes >> 20} MiB free",
                 "end what else uses it (nvidia-smi lists it), or choose another backend",
                 subject=plan.file,
             )
-        content = bundle.read_again(plan.file) or plan.file.read_bytes()
+        content = bundle.read(plan.file)
         with device.current():
             self._runtime = self._trt.Runtime(self._log.logger)
             self.note = versions.check_plan(

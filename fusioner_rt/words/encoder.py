@@ -148,7 +148,7 @@ class TextEncoder:
     @cached_property
     def _tokenizer(self) -> PromptTokenizer:
         path = self._bundle.tokenizer
-        return PromptTokenizer(path, self._bundle.max_tokens, self._bundle.read_again(path))
+        return PromptTokenizer(path, self._bundle.max_tokens, self._bundle.read(path))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ class PromptTokenizer:
         from tokenizers import Tokenizer
 
         try:
-            self._tokenizer = Tokenizer.from_buffer(content) if content else Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(content) if content is not None else Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
             raise ManifestInvalid(
                 f"cannot be read as a tokenizer ({error})",

@@ -25,6 +25,7 @@ from fusioner_rt import EncodedPicture, Session
 from fusioner_rt.bundle import Bundle
 from fusioner_rt.cures import build_command
 from fusioner_rt.errors import FusionerError
+from fusioner_rt.manifest_document import with_digest
 from training import training_free
 from training.encoders.open_clip import MEAN, STD, import_open_clip
 
@@ -185,7 +186,7 @@ def test_cures_name_the_model_and_its_weights_in_place_of_a_checkpoint(session: 
     manifest = json.loads((clip_bundle / "manifest.json").read_text())
     manifest["model"]["image_encoder"] = "dense_clip:ViT-B-16:my weights.pt"
     (clip_bundle.parent / "of-b16").mkdir()
-    (clip_bundle.parent / "of-b16" / "manifest.json").write_text(json.dumps(manifest))
+    (clip_bundle.parent / "of-b16" / "manifest.json").write_text(json.dumps(with_digest(manifest)))
     assert "--model clip-b16 --weights 'my weights.pt' --sizes" in build_command(clip_bundle.parent / "of-b16")
 
 

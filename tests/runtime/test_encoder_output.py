@@ -22,6 +22,7 @@ from fusioner_rt.bundle import Bundle, write_manifest
 from fusioner_rt.errors import BundleFileAltered, ManifestInvalid, PictureMissing, SizeOutsideProfile, UsageError
 from fusioner_rt.executor_interface import untimed
 from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.manifest_document import with_digest
 
 WORDS = ["cat", "red sofa", "tree", "sky"]
 CLOSE = 1e-5  # between two ways of computing one probability in float32
@@ -271,7 +272,7 @@ def test_weights_that_lie_apart_are_checked_with_the_graph_that_refers_to_them(
     with Session(folder, cache=False) as session:
         content = bytearray((folder / "weights.bin").read_bytes())
         content[len(content) // 2] ^= 1
-        (folder / "weights.bin").unlink()  # the session has mapped it
+        (folder / "weights.bin").unlink()  # the session holds what it loaded of it
         (folder / "weights.bin").write_bytes(content)
         with pytest.raises(BundleFileAltered, match=r"weights\.bin.*open the bundle again"):
             session._executor._graphs("image_fusion")  # type: ignore[attr-defined]
@@ -279,6 +280,6 @@ def test_weights_that_lie_apart_are_checked_with_the_graph_that_refers_to_them(
         Bundle.open(folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["graphs"]["image"]["weights"] = "other.bin"
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(with_digest(manifest)))
     with pytest.raises(ManifestInvalid, match=r"other\.bin in files"):
         Bundle.open(folder)

@@ -40,6 +40,7 @@ from fusioner_rt.errors import (
 )
 from fusioner_rt.fetch_bundle import fetch
 from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.manifest_document import with_digest
 
 Files = dict[str, bytes]
 
@@ -324,6 +325,9 @@ def test_archives_without_one_bundle(files: Files, offer: Callable[[bytes], str]
         refused(ArchiveInvalid, "a checkpoint and no bundle", offer(pack(checkpoint)), data=data)
 
 
+EMPTY = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
+
+
 def test_bundles_that_are_not_whole(files: Files, offer: Callable[[bytes], str], data: Path) -> None:
     def changed(name: str, content: bytes | None) -> bytes:
         new = {**files, name: content}
@@ -331,8 +335,8 @@ def test_bundles_that_are_not_whole(files: Files, offer: Callable[[bytes], str],
 
     manifest = json.loads(files[MANIFEST])
     newer = json.dumps({**manifest, "format_version": 99}).encode()
-    outside = json.dumps({**manifest, "files": {**manifest["files"], "../x": {"sha256": "", "bytes": 0}}}).encode()
-    unnamed = json.dumps({**manifest, "name": "../x"}).encode()
+    outside = json.dumps(with_digest({**manifest, "files": {**manifest["files"], "../x": EMPTY}})).encode()
+    unnamed = json.dumps(with_digest({**manifest, "name": "../x"})).encode()
     refused(ArchiveInvalid, "text.onnx is not in it", offer(changed("text.onnx", None)), data=data)
     refused(ArchiveInvalid, "text.onnx has 3 bytes in it", offer(changed("text.onnx", b"abc")), data=data)
     other = bytes(len(files["text.onnx"]))

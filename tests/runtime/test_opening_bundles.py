@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from fusioner_rt.errors import (
     UsageError,
 )
 from fusioner_rt.manifest import GRAPHS, MANIFEST, KernelsEntry
+from fusioner_rt.manifest_document import with_digest
 from fusioner_rt.preprocess import Preprocessing
 
 
@@ -32,7 +34,7 @@ def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(with_digest(manifest)))
 
 
 def refused(folder: Path, kind: type[FusionerError], *says: str) -> None:
@@ -108,6 +110,9 @@ def test_kernels_may_be_left_out(copy: Path) -> None:
         assert session.segment(np.zeros((40, 50, 3), np.uint8), "cat, dog").labels.shape == (40, 50)
 
 
+EMPTY = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -115,12 +120,12 @@ def test_kernels_may_be_left_out(copy: Path) -> None:
         lambda m: m.update(files=[]),
         lambda m: m["files"].pop("text.onnx"),
         lambda m: m["files"].update({"text.onnx": "hash"}),
-        lambda m: m["files"].update({"../outside": {"sha256": "", "bytes": 0}}),
-        lambda m: m["files"].update({"/etc/hostname": {"sha256": "", "bytes": 0}}),
-        lambda m: m["files"].update({"sub/../../outside": {"sha256": "", "bytes": 0}}),
-        lambda m: m["files"].update({"C:outside": {"sha256": "", "bytes": 0}}),
-        lambda m: m["files"].update({"nul\0": {"sha256": "", "bytes": 0}}),
-        lambda m: m["files"].update({"half a pair \ud800": {"sha256": "", "bytes": 0}}),
+        lambda m: m["files"].update({"../outside": EMPTY}),
+        lambda m: m["files"].update({"/etc/hostname": EMPTY}),
+        lambda m: m["files"].update({"sub/../../outside": EMPTY}),
+        lambda m: m["files"].update({"C:outside": EMPTY}),
+        lambda m: m["files"].update({"nul\0": EMPTY}),
+        lambda m: m["files"].update({"half a pair \ud800": EMPTY}),
         lambda m: m["profiles"]["words"].update(max=float("inf")),
         lambda m: m["graphs"].pop("mask_labels"),
         lambda m: m["graphs"]["mask_tiles"].pop("file"),
@@ -149,8 +154,8 @@ def test_manifests_with_a_field_missing_or_malformed(copy: Path, change: Callabl
     refused(copy, ManifestInvalid)
 
 
-READ_BY_NO_SESSION = {"format_version", "built_with", "gates", "kernels", "known_answer"}
-"""Records, and entries that bundles may be built without."""
+READ_BY_NO_SESSION = {"sha256", "format_version", "built_with", "gates", "kernels", "known_answer"}
+"""Records, entries that bundles may be built without, and what is checked before any entry."""
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -192,14 +197,14 @@ def test_whatever_a_session_reads_may_not_be_missing_or_of_another_kind(copy: Pa
         (lambda m: m["graphs"].pop("decoder_scores"), "graphs.decoder_scores is missing"),
         (lambda m: m["graphs"]["text"].update(inputs={}), "graphs.text.inputs is {}, a tensor at least was expected"),
         (lambda m: m["model"].pop("decoder"), "model.decoder is missing"),
-        (lambda m: m.update(temperature=0), "temperature is 0, a number above 0 was expected"),
-        (lambda m: m.update(temperature=float("nan")), "temperature is NaN, a number was expected"),
-        (lambda m: m.update(temperature="hot"), "temperature is \"hot\", a number was expected"),
+        (lambda m: m.update(temperature=0), "temperature is 0, a number from 1e-06 to 1e+06 was expected"),
+        (lambda m: m.update(temperature=float("nan")), "temperature is NaN, a number from 1e-06 to 1e+06 was expected"),
+        (lambda m: m.update(temperature="hot"), "temperature is \"hot\", a number from 1e-06 to 1e+06 was expected"),
         (lambda m: m.update(precision="fp8"), "precision is \"fp8\", one of fp32, fp16 was expected"),
         (lambda m: m.update(scoring="max"), "scoring is \"max\", one of sigmoid, softmax was expected"),
         (lambda m: m.update(engines={}), "engines is {}, a list was expected"),
         (lambda m: m.update(name=5), "name is 5, text was expected"),
-        (lambda m: m["tokenizer"].update(max_tokens=0), "tokenizer.max_tokens is 0, a whole number from 1 was expected"),
+        (lambda m: m["tokenizer"].update(max_tokens=0), "tokenizer.max_tokens is 0, a whole number from 1 to 4096 was expected"),
         (lambda m: m["profiles"]["words"].update(max=-1), "profiles.words.max is -1, a whole number from 1"),
         (lambda m: m["profiles"]["words"].update(min=70), "min <= opt <= max was expected"),
         (lambda m: m["preprocessing"].pop("mean"), "preprocessing.mean is missing"),

@@ -12,13 +12,14 @@ from fusioner_rt.bundle import Bundle
 from fusioner_rt.cli import main
 from fusioner_rt.errors import ManifestInvalid
 from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.manifest_document import with_digest
 
 
 def with_random(bundle: Path, to: Path, value: Any) -> Path:
     folder = to / "bundle"
     shutil.copytree(bundle, folder)
     manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"random_weights": value}))
+    (folder / MANIFEST).write_text(json.dumps(with_digest(manifest | {"random_weights": value})))
     return folder
 
 

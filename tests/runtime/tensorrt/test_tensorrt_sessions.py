@@ -285,7 +285,7 @@ def test_a_shape_outside_the_plan_names_its_limits_and_the_rebuild(
 ) -> None:
     manifest = json.loads((planned / "manifest.json").read_text())
     manifest["engines"] = []
-    (planned / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(planned, manifest)
     narrow = {"pixels": [[1, 3, 32, 32], [1, 3, 96, 96], [1, 3, 96, 96]], "words": [[1, 1, 24], [1, 2, 24], [1, 2, 24]]}
     wide = {"pixels": [[1, 3, 32, 32], [1, 3, 96, 96], [2, 3, 96, 96]], "words": [[1, 1, 24], [1, 2, 24], [2, 2, 24]]}
     plan(planned, "image_fusion", profiles=[narrow, wide])
