@@ -6,7 +6,6 @@ and after a failed run on the GPU. Both are errors here.
 
 import contextlib
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
