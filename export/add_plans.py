@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,12 +70,15 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     PlansDisagree, UsageError, OutputUnwritable, and what loading or running a plan raises on a GPU that it is for.
     """
     from export.tensorrt import build_plans
-    from fusioner_rt.atomic_files import check_replaceable, replace_folder, unwritable
+    from fusioner_rt.atomic_files import check_replaceable, unwritable
     from fusioner_rt.bundle import Bundle
     from fusioner_rt.errors import BundleMissing
     from fusioner_rt.manifest import MANIFEST
     from fusioner_rt.replaced_bundles import check_nothing_is_lost
+    from fusioner_rt.whole_folders import clear_left, replace_folder, unfinished_folder
 
+    out = folder.absolute()
+    clear_left(out, _say)
     if not (folder / MANIFEST).is_file():
         found = "holds no engine bundle" if folder.is_dir() else "is no folder"
         raise BundleMissing(found, "name a bundle's folder, such as engines/demo", subject=folder)
@@ -91,23 +93,21 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
         )
     asked = build_plans.PlanOptions(backend, precision=bundle.precision, **options)
     build_plans.check(asked, needed=True)
-    out = folder.absolute()
     try:
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
-    except OSError as error:
-        raise unwritable(out.parent, error) from None
-    try:
-        manifest = _add_into(unfinished, bundle, json.loads(before), asked, pictures, shown)
-        Bundle.open(unfinished)
-        unfinished.chmod(0o755)
-        if (folder / MANIFEST).read_bytes() != before:
-            raise BundleChanged("was changed by another build while this one ran", "run it again", subject=folder)
-        replace_folder(unfinished, out)
+        with unfinished_folder(out, _say) as unfinished:
+            manifest = _add_into(unfinished, bundle, json.loads(before), asked, pictures, shown)
+            Bundle.open(unfinished)
+            unfinished.chmod(0o755)
+            if (folder / MANIFEST).read_bytes() != before:
+                raise BundleChanged("was changed by another build while this one ran", "run it again", subject=folder)
+            replace_folder(unfinished, out)
     except OSError as error:
         raise unwritable(out, error) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
+
+
+def _say(text: str) -> None:
+    print(f"add_plans: note: {text}", file=sys.stderr)
 
 
 def _refuse_bf16(bundle: Bundle, backend: str) -> None:

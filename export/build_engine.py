@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -92,8 +91,9 @@ def build(options: Options, shown: bool = True) -> list[Row]:
 
 
 def _build(options: Options, shown: bool) -> list[Row]:
-    from fusioner_rt.atomic_files import check_replaceable, replace_folder, unwritable
+    from fusioner_rt.atomic_files import check_replaceable, unwritable
     from fusioner_rt.replaced_bundles import check_nothing_is_lost, holds_a_bundle
+    from fusioner_rt.whole_folders import unfinished_folder
 
     out = options.out.absolute()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not holds_a_bundle(out)):
@@ -103,22 +103,8 @@ def _build(options: Options, shown: bool) -> list[Row]:
     check_nothing_is_lost(out)
     check_replaceable(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.unfinished-", dir=out.parent))
-    except OSError as error:
-        raise unwritable(out.parent, error) from None
-    stages: Stages | None = None
-    try:
-        stages = Stages(shown)
-        with stages("loading the libraries"):
-            from export.build_bundle import Build
-
-            made = Build(unfinished, options, stages)
-            made.prepare()
-        rows = made.run()
-        unfinished.chmod(0o755)
-        check_nothing_is_lost(out, unfinished)
-        replace_folder(unfinished, out)
+        with unfinished_folder(out, warnings.warn) as unfinished:
+            return _fill(unfinished, out, options, shown)
     except ModuleNotFoundError as error:
         raise LibraryMissing(
             f"the Python package {error.name} is not installed, and building needs more than the runtime",
@@ -130,10 +116,23 @@ def _build(options: Options, shown: bool) -> list[Row]:
                 f"cannot be read ({error.strerror})", "check the path and its permissions", subject=error.filename
             ) from None
         raise unwritable(out, error) from None
-    finally:
-        if stages:
-            stages.close()
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _fill(unfinished: Path, out: Path, options: Options, shown: bool) -> list[Row]:
+    """Build in a folder beside `out`, and put it there."""
+    from fusioner_rt.replaced_bundles import check_nothing_is_lost
+    from fusioner_rt.whole_folders import replace_folder
+
+    with contextlib.closing(Stages(shown)) as stages:
+        with stages("loading the libraries"):
+            from export.build_bundle import Build
+
+            made = Build(unfinished, options, stages)
+            made.prepare()
+        rows = made.run()
+        unfinished.chmod(0o755)
+        check_nothing_is_lost(out, unfinished)
+        replace_folder(unfinished, out)
     return rows
 
 

@@ -1,11 +1,13 @@
 """Atomic writes: a file is written under a temporary name in its folder, then renamed."""
 
 import contextlib
+import errno
+import io
 import json
 import os
-import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +15,8 @@ from typing import IO, Any
 from .errors import OutputUnwritable
 
 TEMPORARY = ".fusioner-tmp-"
+STALE_SECONDS = 3600
+"""Since a temporary file was written to, until its process counts as dead."""
 
 _unfinished: set[str] = set()
 
@@ -25,7 +29,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     _unfinished.add(name)
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with _opened(handle) as stream:
             write(stream)
         os.chmod(name, 0o666 & ~_UMASK)  # mkstemp makes private files
         os.replace(name, path)
@@ -44,6 +48,17 @@ def remove_unfinished() -> None:
             os.unlink(name)
 
 
+class _File(io.FileIO):
+    """A file that keeps its descriptor to itself: Pillow would write to that, and take half of a write for the whole."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
+def _opened(file: Path | int) -> IO[bytes]:
+    return io.BufferedWriter(_File(file, "w"))
+
+
 def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """`write_atomically` for a user's path: follows links, and writes into pipes and devices.
 
@@ -51,7 +66,7 @@ def write_result(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     try:
         if is_special(path):
-            with open(path, "wb") as stream:
+            with _opened(path) as stream:
                 write(stream)
         else:
             write_atomically(Path(os.path.realpath(path)), write)
@@ -65,25 +80,8 @@ def write_json(path: Path, content: Any) -> None:
     write_result(path, lambda stream: stream.write(text))
 
 
-def replace_folder(new: Path, folder: Path) -> None:
-    """Move the folder `new` to `folder`. The old folder is deleted after the move, or restored where it fails."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    try:
-        os.replace(folder, old / "old")
-        try:
-            os.replace(new, folder)
-        except BaseException:
-            os.replace(old / "old", folder)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def check_replaceable(folder: Path) -> None:
-    """Check a folder for `replace_folder` before the work starts. Raises OutputUnwritable."""
+    """Check a folder for `whole_folders.replace_folder` before the work starts. Raises OutputUnwritable."""
     if os.path.ismount(folder):
         raise OutputUnwritable(
             "is a mount point, and a bundle is replaced by renaming its folder",
@@ -108,14 +106,25 @@ def left_where_filled(*folders: Path) -> Iterator[None]:
 
 
 def writable_folder(folder: Path) -> Path:
-    """Make the folder if missing and write a test file. Raises OutputUnwritable."""
+    """Make the folder if missing and write a test file. What killed processes left in it goes. Raises OutputUnwritable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(prefix=TEMPORARY, dir=folder):
             pass
     except OSError as error:
         raise unwritable(folder, error) from None
+    clear_temporaries(folder)
     return folder
+
+
+def clear_temporaries(folder: Path, age: float = STALE_SECONDS) -> None:
+    """Remove temporary files whose process is dead: those not written to for `age` seconds, or written in the future."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    if abs(time.time() - entry.stat(follow_symlinks=False).st_mtime) >= age:
+                        os.unlink(entry.path)
 
 
 def writable_place(path: Path) -> Path:
@@ -136,9 +145,9 @@ def is_special(path: Path) -> bool:
 
 def unwritable(path: Path, error: OSError) -> OutputUnwritable:
     reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
-    return OutputUnwritable(
-        f"cannot be written ({reason})", "choose a folder that exists and is writable", subject=path
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    cure = "make room on its disk, or choose another" if full else "choose a folder that exists and is writable"
+    return OutputUnwritable(f"cannot be written ({reason})", cure, subject=path)
 
 
 # Read once, at import: reading the umask means setting it, which affects other threads.

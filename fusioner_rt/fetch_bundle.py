@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,10 +22,8 @@ from typing import Any
 from . import __version__
 from .archive import BROKEN, LIMIT, Archive, opened_archive, too_large
 from .atomic_files import (
-    TEMPORARY,
     check_replaceable,
     left_where_filled,
-    replace_folder,
     unwritable,
     writable_folder,
 )
@@ -42,10 +39,12 @@ from .errors import (
 )
 from .manifest import MANIFEST
 from .replaced_bundles import check_nothing_is_lost, holds_a_bundle
+from .whole_folders import clear_left, replace_folder, unfinished_folder
 
 SECONDS = 30.0
 """Without a byte, until a connection counts as broken."""
 _CHUNK = 1 << 18
+_NAMELESS = "fetched"  # until its manifest tells, a bundle has no name
 
 Progress = Callable[[int, int | None], object]
 """Called with the bytes that have come, and how many are to come where that is known."""
@@ -85,13 +84,14 @@ def fetch(
     """
     source = _Source.parse(url, sha256)
     if out is not None:
+        clear_left(Path(os.path.realpath(out)))
         _check_place(out := Path(os.path.realpath(out)), force=True)
     parent = out.parent if out else fetched_folder()
     with (
         left_where_filled(parent),
-        tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=writable_folder(parent)) as temporary,
+        unfinished_folder(writable_folder(parent) / _NAMELESS) as temporary,
     ):
-        packed, unpacked = Path(temporary, "archive"), Path(temporary, "bundle")
+        packed, unpacked = temporary / "archive", temporary / "bundle"
         digest = _download(source, packed, progress)
         if source.sha256 not in (None, digest):
             raise ArchiveInvalid(
@@ -99,6 +99,7 @@ def fetch(
             )
         bundle = _unpack(packed, unpacked, source.name)
         folder = out or parent / _as_folder(bundle, source.name)
+        clear_left(folder)
         _check_place(folder, force=True)
         unchanged = _is_same(unpacked, folder)
         if not unchanged:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
-from fusioner_rt.atomic_files import replace_folder
+from fusioner_rt.atomic_files import unwritable
 from fusioner_rt.bundle import sha256
 from fusioner_rt.command_parser import path_argument
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
 from fusioner_rt.replaced_bundles import check_files
+from fusioner_rt.whole_folders import replace_folder, unfinished_folder
 from fusioner_rt.words.templates import PAPER_TEMPLATES
 from training.data import MaskFolder, PictureMasks
 from training.encoders import (
@@ -147,22 +150,27 @@ def check_place(folder: Path) -> None:
 
 
 def save(model: Fusioner, folder: Path, training: dict[str, Any]) -> None:
-    """Writes the checkpoint atomically. training: the training record, plain JSON."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    """Writes the checkpoint atomically. training: the training record, plain JSON. Raises OutputUnwritable."""
+    document = {"format": FORMAT, "format_version": 1, "model": model.config.to_dict(), "training": training}
+    with unfinished_folder(folder) as unfinished:
+        try:
+            write_tensors(unfinished / "weights.safetensors", model.trained_state())
+            (unfinished / "config.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+            unfinished.chmod(0o755)
+            check_place(folder)
+            replace_folder(unfinished, folder)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file of `tensors`, whole or not at all. Raises OSError."""
     try:
-        save_file(
-            {n: v.detach().contiguous() for n, v in model.trained_state().items()}, temporary / "weights.safetensors"
-        )
-        document = {"format": FORMAT, "format_version": 1, "model": model.config.to_dict(), "training": training}
-        (temporary / "config.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        temporary.chmod(0o755)  # mkdtemp and safetensors make private files
-        (temporary / "weights.safetensors").chmod(0o644)
-        check_place(folder)
-        replace_folder(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(*((int(code[1]), os.strerror(int(code[1]))) if code else (str(error),))) from None
+    file.chmod(0o644)  # safetensors makes private files
 
 
 def read_config(folder: Path) -> tuple[FusionerConfig, dict[str, Any]]:

@@ -490,7 +490,7 @@ def test_a_fetched_bundle_is_fetched_again_however_it_was_harmed(files: Files, s
 
 def test_an_interrupt_leaves_nothing(server: Server, data: Path) -> None:
     def interrupt(done: int, total: int | None) -> None:
-        assert list(data.glob(".fusioner-tmp-*/archive"))
+        assert list(data.glob(".fetched.unfinished-*/archive"))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
