@@ -6,7 +6,7 @@ become stale. One file holds one word:
     magic · length of the header · header (JSON, readable: the word, shape, dtype) · vector · sha256 of all before it
 
 Files are written atomically, so processes may share the folder. A damaged file fails its sha256; it is removed, and its
-word is encoded again.
+word is encoded again. What is no file, a folder or a pipe by the name of an entry, is neither read nor removed.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import struct
 import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic_files import TEMPORARY, write_atomically
+from ..atomic_files import TEMPORARY, clear_temporaries, write_atomically
 from ..cures import WRITABLE_CACHE
 from ..errors import Spelled
 
 MAGIC = b"fusioner-rt word 1\n"
 SUFFIX = ".word"
-_STALE_SECONDS = 3600  # age of temporary files that are removed: their process died
+_MOST_BYTES = 1 << 24  # of an entry; a larger file is none
 _REFUSALS = (PermissionError, NotADirectoryError, FileExistsError)  # the last two: the path is a file
 
 
@@ -109,13 +109,14 @@ class TextCache:
     def words(self) -> list[CachedWord]:
         """The entries on disk, sorted by word, without damaged ones."""
         entries = []
-        for path in self._entries():
+        for path, _ in self._entries():
             try:
-                status, (header, _) = path.stat(), decode_entry(path.read_bytes())
+                content, written = _read_file(path)
+                header, _ = decode_entry(content)
                 entries.append(
                     CachedWord(
                         str(header["word"]), int(header["prompts"]), str(header["precision"]), str(header["graph"]),
-                        status.st_size, status.st_mtime,
+                        len(content), written,
                     )
                 )  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError):
@@ -123,15 +124,25 @@ class TextCache:
         return sorted(entries, key=lambda entry: (entry.word.casefold(), entry.graph, entry.written))
 
     def clear(self) -> int:
-        """Remove all vectors, in memory and on disk. Returns the number of files removed. Raises OSError."""
+        """Remove all vectors, in memory and on disk, and what killed processes left.
+
+        Returns the number of entries removed. Raises OSError for the first that cannot be, after the others.
+        """
         with self._lock:
             self._memory.clear()
-            self._memory_bytes = 0
-            paths = self._entries()
-            for path in paths:
-                path.unlink(missing_ok=True)
-            self._disk_bytes = None
-            return len(paths)
+            self._memory_bytes, self._disk_bytes = 0, None
+            removed, failed = 0, None
+            for path, _ in self._entries():
+                try:
+                    path.unlink(missing_ok=True)
+                    removed += 1
+                except OSError as error:
+                    failed = failed or error
+            if self.folder is not None:
+                clear_temporaries(self.folder)
+            if failed is not None:
+                raise failed
+            return removed
 
     def _remember(self, key: str, vector: np.ndarray) -> None:
         if (old := self._memory.pop(key, None)) is not None:
@@ -150,7 +161,7 @@ class TextCache:
             return None
         path = self._path(key)
         try:
-            content = path.read_bytes()
+            content, _ = _read_file(path)
         except OSError:
             return None
         try:
@@ -190,29 +201,38 @@ class TextCache:
     def _evict(self) -> int:
         """Remove the least recently used files of a full folder until a tenth is free. Returns the bytes left."""
         assert self.folder is not None
-        files = []
-        for entry in os.scandir(self.folder):
-            try:
-                status = entry.stat()
-            except OSError:  # removed by another process
-                continue
-            if entry.name.endswith(SUFFIX):
-                files.append((status.st_mtime, status.st_size, entry.path))
-            elif entry.name.startswith(TEMPORARY) and time.time() - status.st_mtime > _STALE_SECONDS:
-                _remove(Path(entry.path))
+        clear_temporaries(self.folder)
+        files = [(status.st_mtime, status.st_size, path) for path, status in self._entries()]
         total = sum(size for _, size, _ in files)
         if total > self._disk_limit:
             for _, size, path in sorted(files):
-                _remove(Path(path))
+                _remove(path)
                 total -= size
                 if total <= self._disk_limit * 9 // 10:
                     break
         return total
 
-    def _entries(self) -> list[Path]:
+    def _entries(self) -> list[tuple[Path, os.stat_result]]:
+        """What has the name of an entry and is a file, or a link, with its own status."""
+        found: list[tuple[Path, os.stat_result]] = []
         if self.folder is None or not self.folder.is_dir():
-            return []
-        return [path for path in self.folder.iterdir() if path.name.endswith(SUFFIX)]
+            return found
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(SUFFIX) and (entry.is_symlink() or entry.is_file()):
+                    with contextlib.suppress(FileNotFoundError):  # removed by another process
+                        found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
+        return found
+
+
+def _read_file(path: Path) -> tuple[bytes, float]:
+    """Content of a file, and when it was written, in seconds since 1970. Never waits. Raises OSError where it is no file of an entry's size."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would be waited for
+    with open(handle, "rb") as stream:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+            raise OSError(errno.EINVAL, "no entry", str(path))
+        return stream.read(_MOST_BYTES), status.st_mtime
 
 
 def encode_entry(header: dict[str, Any], vector: np.ndarray) -> bytes:

@@ -2,7 +2,9 @@ import errno
 import multiprocessing
 import os
 import shutil
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +189,85 @@ def test_what_a_killed_process_left_behind_is_swept(own_cache: Path) -> None:
     put(TextCache(own_cache), "k", np.ones(3, np.float32))
     assert not old.exists()
     assert new.exists()
+
+
+def test_what_is_dated_in_the_future_is_swept_too_and_clear_sweeps(own_cache: Path) -> None:
+    for sweep in (lambda: put(TextCache(own_cache), "k", np.ones(3, np.float32)), TextCache(own_cache).clear):
+        old, new, ahead = (own_cache / f"{TEMPORARY}{name}" for name in ("old", "new", "ahead"))
+        for path, age in ((old, 7200), (new, 0), (ahead, -7200)):
+            path.write_bytes(b"half")
+            os.utime(path, (time.time() - age,) * 2)
+        sweep()
+        assert [path.exists() for path in (old, new, ahead)] == [False, True, False]
+
+
+STRANGERS: dict[str, Callable[[Path], object]] = {
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a socket": lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+}
+LINKS = {"/dev/zero": "/dev/zero", "a pipe": "fifo", "a folder": ".", "itself": f"k{SUFFIX}", "nothing": "nowhere"}
+
+
+@pytest.mark.parametrize("make", STRANGERS.values(), ids=STRANGERS.keys())
+def test_what_is_no_file_is_no_entry_and_stays(
+    make: Callable[[Path], object], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_cache)  # a socket's path is short
+    make(own_cache / f"k{SUFFIX}")
+    cache = TextCache(own_cache, memory_bytes=0, disk_bytes=1500)
+    assert cache.get("k") is None
+    for number in range(10):  # evicted, again and again
+        put(cache, str(number), np.ones(99, np.float32))
+        assert cache.note is None
+    assert len(cache.words()) == 2
+    assert cache.clear() == 2
+    assert [path.name for path in own_cache.iterdir()] == [f"k{SUFFIX}"]
+
+
+@pytest.mark.parametrize("target", LINKS.values(), ids=LINKS.keys())
+def test_a_link_to_no_file_is_no_entry_and_is_removed_alone(target: str, own_cache: Path) -> None:
+    os.mkfifo(own_cache / "fifo")
+    (own_cache / f"k{SUFFIX}").symlink_to(target)
+    cache = TextCache(own_cache)
+    assert cache.get("k") is None
+    assert cache.words() == []
+    vector = np.ones(9, np.float32)
+    put(cache, "k", vector)
+    assert not (own_cache / f"k{SUFFIX}").is_symlink(), "the word takes its place"
+    (own_cache / f"l{SUFFIX}").symlink_to(target)
+    assert cache.clear() == 2
+    assert [path.name for path in own_cache.iterdir()] == ["fifo"]
+
+
+def test_a_link_to_an_entry_and_a_file_of_gigabytes(own_cache: Path, tmp_path: Path) -> None:
+    put(TextCache(tmp_path), "k", np.ones(9, np.float32))
+    (own_cache / f"k{SUFFIX}").symlink_to(tmp_path / f"k{SUFFIX}")
+    with open(own_cache / f"large{SUFFIX}", "wb") as stream:
+        stream.truncate(1 << 34)
+    cache = TextCache(own_cache)
+    assert cache.get("k") is not None
+    assert cache.get("large") is None
+    assert [entry.word for entry in cache.words()] == ["cat"]
+    assert cache.clear() == 2
+    assert TextCache(tmp_path).get("k") is not None
+
+
+def test_an_entry_that_cannot_be_removed_keeps_no_other(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = TextCache(own_cache)
+    for key in "abc":
+        put(cache, key, np.ones(3, np.float32))
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("b"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        cache.clear()
+    assert [path.name for path in own_cache.iterdir()] == [f"b{SUFFIX}"]
 
 
 def _hammer(folder: Path, seed: int) -> None:
