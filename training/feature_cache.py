@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from fusioner_rt.atomic_files import writable_folder, write_result
+from fusioner_rt.atomic_files import clear_temporaries, writable_folder, write_result
 from fusioner_rt.errors import one_line
 from fusioner_rt.preprocess import Preprocessing
 from training.data import DataError, PictureMasks, read_picture
@@ -78,8 +78,9 @@ class FeatureCache:
     def fill(self, names: list[str], flips: tuple[bool, ...] = (False, True)) -> None:
         """Computes missing features, with a progress bar. Raises DataError, OutputUnwritable."""
         missing = [name for name in names if not all(self._file(name, flip).is_file() for flip in flips)]
-        for folder in {self._file(name, flip).parent for name in missing for flip in flips}:  # names may contain "/"
-            writable_folder(folder)
+        for some, prepare in ((names, clear_temporaries), (missing, writable_folder)):
+            for folder in {self._file(name, flip).parent for name in some for flip in flips}:  # names may contain "/"
+                prepare(folder)
         for name in tqdm(missing, desc="features", unit="picture", disable=not missing):
             rgb, mask = read_picture(self.data, name)
             pixels = torch.from_numpy(self.preprocessing(rgb))[None]

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fusioner_rt.atomic_files import write_result
 from fusioner_rt.errors import OutputUnwritable, UsageError, one_line
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, write_tensors
 from training.encoders import with_weights
 from training.optimisation import Optimiser
 
@@ -135,21 +135,23 @@ class Progress:
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         file = self.folder / f"epoch{self.epoch}.safetensors"
         try:
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
-        except (OSError, SafetensorError) as error:
+            write_tensors(file, tensors)
+        except OSError as error:
             raise OutputUnwritable(
-                f"cannot be written ({one_line(error)})",
+                f"cannot be written ({error.strerror or error})",
                 "free its disk and run the same command again: it resumes from the last epoch",
                 subject=file,
             ) from None
         state = {"tensors": file.name, "settings": self.settings, "encoder_sha256": self.encoder_sha256}
         state |= {"history": self.history, **values}
         _write(self.folder / "state.json", json.dumps(state, indent=1).encode())
-        for saved in self.folder.glob("*.safetensors"):
-            if saved != file:
+        for saved in self.folder.iterdir():  # .tmp: safetensors' own, of a process that was killed
+            if saved != file and (saved.suffix == ".safetensors" or saved.name.startswith(".tmp")):
                 saved.unlink()
 
     def finish(self) -> None:
+        """Removes the state. A kill at any moment leaves a whole one, or none that counts."""
+        (self.folder / "state.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read_steps(self, count: int) -> list[tuple[int, float, float]]:

@@ -23,10 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import fusioner_rt
-from fusioner_rt.atomic_files import left_where_filled, writable_folder
+from fusioner_rt.atomic_files import STALE_SECONDS, clear_temporaries, left_where_filled, writable_folder
 from fusioner_rt.bundle import sha256
 from fusioner_rt.command_end import run_command, say, say_lines
 from fusioner_rt.errors import FusionerError, UsageError
+from fusioner_rt.folder_locks import locked
 from training import alignment, arguments, checkpoint, encoders, lacks, recipe, scoring
 from training.batches import Batch, Batches, CachedBatches, LiveBatches, feature_cache
 from training.data import DataError, MaskFolder, PictureMasks
@@ -48,6 +49,13 @@ class TrainingFailed(FusionerError):
     """The loss is NaN or infinite; training since the last whole epoch is lost."""
 
     exit_code = 77
+    is_input = False
+
+
+class FolderTaken(FusionerError):
+    """Another process trains into the same folder."""
+
+    exit_code = 69
     is_input = False
 
 
@@ -82,6 +90,8 @@ def train(
     plan = chosen.training
     progress = Progress(out, _settings(chosen, data, start))
     if _complete(progress):
+        if processes.first:
+            progress.finish()  # which a kill may have kept it from
         _say(processes, f"{out / 'checkpoint'} is complete, from these settings; remove it to train again")
         return
     task = _prepare(chosen, data, cache, processes, start is None)
@@ -422,6 +432,17 @@ def _summary(task: Task, optimiser: Optimiser, processes: Processes, total: int,
     )
 
 
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keeps other trainings out of a folder, and removes what killed ones left in it. Raises FolderTaken."""
+    with locked(out) as free:
+        if free is False:
+            raise FolderTaken("another process trains here", "wait until it ends, or give another --out", subject=out)
+        for folder in (out, out / "state"):
+            clear_temporaries(folder, 0 if free else STALE_SECONDS)
+        yield
+
+
 def _say(processes: Processes, text: str) -> None:
     if processes.first:
         say_lines(text)
@@ -479,7 +500,8 @@ def _main(given: Sequence[str] | None) -> int:
         checkpoint.check_place(out / "checkpoint")
         writable_folder(out)
         writable_folder(options.cache)
-        train(chosen, data, out, options.cache, group, options.workers, options.start)
+        with _alone(out) if group.first else contextlib.nullcontext():
+            train(chosen, data, out, options.cache, group, options.workers, options.start)
         _say(group, _next(out / "checkpoint", data))
     return 0
 
