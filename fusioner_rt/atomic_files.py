@@ -15,6 +15,8 @@ from typing import IO, Any
 from .errors import OutputUnwritable
 
 TEMPORARY = ".fusioner-tmp-"
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAKE_ROOM = "make room on its disk, or choose another"
 STALE_SECONDS = 3600
 """Since a temporary file was written to, until its process counts as dead."""
 
@@ -145,8 +147,7 @@ def is_special(path: Path) -> bool:
 
 def unwritable(path: Path, error: OSError) -> OutputUnwritable:
     reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    cure = "make room on its disk, or choose another" if full else "choose a folder that exists and is writable"
+    cure = MAKE_ROOM if error.errno in DISK_IS_FULL else "choose a folder that exists and is writable"
     return OutputUnwritable(f"cannot be written ({reason})", cure, subject=path)
 
 

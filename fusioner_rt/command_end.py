@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from .atomic_files import DISK_IS_FULL, MAKE_ROOM
 from .errors import FusionerError, OutputUnwritable, UsageError
 from .interrupts import exit_code, signals_heard
 from .printable_text import printable, printable_lines
@@ -148,4 +149,5 @@ def _unforeseen(error: OSError) -> UsageError:
     """What the system says of a path that no check foresaw, such as one that is too long."""
     text = "" if error.filename is None else str(error.filename)
     subject = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    return UsageError(error.strerror or str(error), "check the path and its permissions", subject=subject or None)
+    cure = MAKE_ROOM if error.errno in DISK_IS_FULL else "check the path and its permissions"
+    return UsageError(error.strerror or str(error), cure, subject=subject or None)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from full_disk import contents
 
 from export import build_engine, compile_kernels, gates
 from export.build_engine import Options
@@ -383,3 +384,20 @@ def test_an_assembler_that_fails_is_said_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(compile_kernels.KernelsNotCompiled, match=r"does not compile.*--kernels none") as raised:
         compile_kernels.add(tmp_path, "sm_80")
     assert "\n" not in str(raised.value)
+
+
+def test_what_a_killed_build_left_goes_with_the_next_which_says_so(command, tiny_bundle, tmp_path, capsys):
+    out = tmp_path / "engines" / "tiny"
+    shutil.copytree(tiny_bundle, out)
+    older = contents(out)
+    with subprocess.Popen([sys.executable, SCRIPT, *command], stderr=subprocess.DEVNULL) as process:
+        while not (left := list(out.parent.glob(".tiny.unfinished-*"))):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    assert contents(out) == older
+    assert build_engine.main([*command, "--kernels", "none"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "note:" in line and "killed" in line]
+    assert said == [f"build_engine: note: {left[0]} is removed: a process that was killed left it"]
+    assert list(out.parent.iterdir()) == [out]
+    assert contents(out) != older

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import urllib.request
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kills import killed_at
 
 from fusioner_rt import archive, fetch_bundle
 from fusioner_rt.bundle import find_bundle, write_manifest
@@ -496,6 +499,39 @@ def test_an_interrupt_leaves_nothing(server: Server, data: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fetch(f"{server.url}/demo.tar.gz", progress=interrupt)
     assert not data.parents[1].exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_fetch_that_is_killed_at_any_moment_leaves_the_old_bundle_or_the_new(
+    named: bool, files: Files, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "new.tar").write_bytes(tarred(files, "w"))
+    older = {name: content for name, content in files.items() if name != MANIFEST}
+    older[MANIFEST] = files[MANIFEST] + b"\n"
+    moments, seen = 0, set()
+    while True:
+        out = tmp_path / "bundles" / str(moments) / "demo" if named else data / "demo"
+        shutil.rmtree(out, ignore_errors=True)
+        for name, content in older.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_bytes(content)
+        again = partial(fetch, str(tmp_path / "new.tar"), out=out if named else None, force=True)
+        killed = killed_at(moments, out.parent, again)
+        assert read(out) in (older, files)
+        seen.add(read(out) == files)
+        left = [path.name for path in out.parent.iterdir() if path != out]
+        caplog.clear()
+        again()
+        assert [str(record.msg).split(" is removed")[0] for record in caplog.records] == [
+            str(out.parent / name) for name in sorted(left)
+        ]
+        assert read(out) == files
+        assert list(out.parent.iterdir()) == [out]
+        moments += 7  # of about 150
+        if not killed:
+            break
+    assert moments > 100
+    assert seen == {True, False}
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(files: Files, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 from random import Random
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 from fusioner_rt.atomic_files import TEMPORARY
 from fusioner_rt.errors import OutputUnwritable
 from training import train
+from training.encoders import tokenizer_file
 
 EPOCHS = ("--epochs", "3", "--ema", "0.9", "--patience", "9", "--workers", "0")
 BEGINS = multiprocessing.get_context("forkserver")  # PyTorch is loaded once, by a server that has run nothing
@@ -132,3 +135,22 @@ def test_a_full_disk_costs_an_epoch_and_a_second_training_is_refused(
 
 def sizes(folder: Path) -> dict[str, int]:
     return {name: len(content) for name, content in contents(folder).items()}
+
+
+def test_tokenizers_of_killed_processes_go_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tokenizer_file, "_kept", contextlib.ExitStack())
+    file = tokenizer_file.keep_tokenizer("{}")
+    other = os.fork()
+    if other == 0:
+        tokenizer_file.keep_tokenizer("[]")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(other, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert tokenizer_file.keep_tokenizer("1").read_text() == "1"
+    assert len(list(tmp_path.iterdir())) == 2
+    assert file.read_text() == "{}"
+    tokenizer_file._kept.close()
+    assert not list(tmp_path.iterdir())
+    with full_disk(0), pytest.raises(OutputUnwritable):
+        tokenizer_file.keep_tokenizer("{}")

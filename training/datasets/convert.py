@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fusioner_rt.atomic_files import writable_folder
 from fusioner_rt.decode_picture import decode
 from fusioner_rt.errors import FusionerError
+from fusioner_rt.whole_folders import unfinished_folder
 from training.data import (
     BACKGROUND,
     IGNORE,
@@ -97,15 +96,12 @@ def convert(
     if not export.count:
         left_out = f" ({', '.join(export.notes)})" if export.notes else ""
         raise DataError(f"the export holds no picture{left_out}; expected two or more", "export again")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=writable_folder(out.resolve().parent)))
-    try:
-        new = temporary / "new"
+    with unfinished_folder(out.resolve()) as unfinished:
+        new = unfinished / "new"
         written = _write(export, new, split, unmarked, link)
         if out.is_dir():
             out.rmdir()
         new.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return written
 
 

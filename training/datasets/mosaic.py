@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +14,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fusioner_rt.atomic_files import writable_folder
+from fusioner_rt.atomic_files import write_result
 from fusioner_rt.decode_picture import decode
+from fusioner_rt.whole_folders import unfinished_folder
 from training.data import DataError, MaskFolder
 from training.datasets.fss import Fss1000
 from training.feature_cache import nearest
@@ -92,9 +91,8 @@ def write(data: Fss1000, out: Path, seed: int = 0, side: int = 224) -> int:
     found = sorted(set(classes))
     if len(found) > 254:
         raise DataError(f"{len(found)} classes do not fit an 8-bit mask; expected at most 254", "remove class folders")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=writable_folder(out.parent)))
-    try:
-        new = temporary / "new"
+    with unfinished_folder(out) as unfinished:
+        new = unfinished / "new"
         (new / "images").mkdir(parents=True)
         (new / "masks").mkdir()
         table = io.StringIO()
@@ -104,18 +102,18 @@ def write(data: Fss1000, out: Path, seed: int = 0, side: int = 224) -> int:
         for number, row in enumerate(tqdm(rows, desc="mosaics", unit="mosaic")):
             rgb, mask = _compose(data, [names[i] for i in row], [1 + found.index(classes[i]) for i in row], side)
             name = f"mosaic{number:0{digits}}"
-            Image.fromarray(rgb).save(
-                new / "images" / f"{name}.png"
-            )  # lossless: scores do not depend on a JPEG encoder
-            Image.fromarray(mask).save(new / "masks" / f"{name}.png")
+            for kind, pixels in (("images", rgb), ("masks", mask)):  # lossless: scores depend on no JPEG encoder
+                _write(new / kind / f"{name}.png", Image.fromarray(pixels))
             lines.writerow([name, *(part for i in row for part in (classes[i], data.picture(names[i]).name))])
         (new / "classes.txt").write_text("\n".join(["background", *found]) + "\n")
         (new / "val.txt").write_text("".join(f"mosaic{n:0{digits}}\n" for n in range(len(rows))))
         (new / "list.csv").write_text(table.getvalue())
         new.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return len(rows)
+
+
+def _write(file: Path, image: Image.Image) -> None:
+    write_result(file, lambda stream: image.save(stream, "PNG"))
 
 
 def _compose(data: Fss1000, names: list[str], indices: list[int], side: int) -> tuple[np.ndarray, np.ndarray]:
