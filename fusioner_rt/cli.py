@@ -26,6 +26,7 @@ from .errors import (
     UsageError,
     as_command,
 )
+from .memory_shortage import OF_A_SESSION, tells_shortage
 from .printable_text import printable
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command("fusioner-rt", lambda: _run(arguments))
 
 
+@tells_shortage(OF_A_SESSION)
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     # The runtime has its own, stricter limit for huge pictures.

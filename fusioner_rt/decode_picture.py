@@ -13,6 +13,7 @@ import numpy as np
 
 from . import pixel_arrays
 from .errors import PictureInvalid, PictureTooLarge, PictureUnreadable, one_line
+from .memory_shortage import OF_A_PICTURE, is_shortage, tells_shortage
 from .missing_pictures import why_missing
 from .picture_formats import COMMON, SUFFIXES, is_raw, readable, teach, unread
 from .pixel_arrays import Channels
@@ -38,6 +39,11 @@ _log = logging.getLogger("fusioner_rt")
 _EXPECTED = "a path, the bytes of a file, a file opened in binary mode, a Pillow image or a (H, W, 3) uint8 array"
 
 
+def _subject(picture: Picture, *_: object, **__: object) -> str:
+    return describe(picture)
+
+
+@tells_shortage(OF_A_PICTURE, of=_subject)
 def decode(picture: Picture, channels: Channels = "rgb", copy: bool = False) -> np.ndarray:
     """Decode a picture to RGB.
 
@@ -46,7 +52,8 @@ def decode(picture: Picture, channels: Channels = "rgb", copy: bool = False) -> 
         A file object is read from its start, or where it cannot be sought, from where it stands.
     channels: the order of an array's colours, "rgb" or "bgr". All else knows its own.
     copy: never share memory with the array that was given.
-    Returns (H, W, 3) uint8, C-contiguous. Raises PictureMissing, PictureUnreadable, PictureTooLarge or PictureInvalid.
+    Returns (H, W, 3) uint8, C-contiguous. Raises PictureMissing, PictureUnreadable, PictureTooLarge, PictureInvalid
+    or MemoryShort.
     """
     if isinstance(picture, (str, os.PathLike)):
         return _from_path(os.fsdecode(picture))
@@ -122,6 +129,8 @@ def _read(stream: Any) -> bytes:
     try:
         content = stream.read()
     except Exception as error:
+        if is_shortage(error):
+            raise
         raise PictureUnreadable(
             f"cannot be read ({one_line(error)})", "open it again, in binary mode: open(path, 'rb')", subject=name
         ) from None
@@ -181,6 +190,8 @@ def _from_path(path: str) -> np.ndarray:
         with open(path, "rb") as stream:
             return _from_stream(stream if stream.seekable() else io.BytesIO(stream.read()), path)
     except (OSError, ValueError) as error:  # ValueError: a null byte
+        if is_shortage(error):
+            raise
         raise why_missing(path, error) from None
 
 
@@ -207,11 +218,9 @@ def _from_stream(stream: Any, name: str) -> np.ndarray:
         raise PictureTooLarge(f"Pillow refuses it ({error})", "shrink the picture first", subject=name) from None
     except UnidentifiedImageError:
         raise PictureUnreadable(*unread(head, raw=is_raw(head, name)), subject=name) from None
-    except MemoryError:
-        raise PictureTooLarge(
-            "there is not enough memory to decode it", "shrink the picture first", subject=name
-        ) from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on broken files
+        if is_shortage(error):
+            raise
         raise PictureUnreadable(
             f"the picture is broken or cut short ({one_line(error)})", "fetch or export it again", subject=name
         ) from None
@@ -256,6 +265,8 @@ def _from_pillow(image: "Image", name: str) -> np.ndarray:
     try:
         return np.ascontiguousarray(np.asarray(_to_rgb(_upright(image), name)))
     except Exception as error:
+        if is_shortage(error):
+            raise
         raise PictureUnreadable(
             f"a picture of mode {image.mode} cannot be turned into RGB ({one_line(error)})",
             "convert it to 8-bit RGB and try again",
@@ -268,7 +279,9 @@ def _upright(image: "Image") -> "Image":
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are good even where EXIF is broken
+    except Exception as error:  # the pixels are good even where EXIF is broken
+        if is_shortage(error):
+            raise
         return image
 
 

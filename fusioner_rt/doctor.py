@@ -17,6 +17,7 @@ from .bundle import Bundle, find_bundle
 from .errors import BackendUnavailable, FusionerError, UsageError, one_line
 from .gpu.driver import Device, Driver
 from .ladder import LADDER
+from .memory_shortage import OF_A_SESSION, is_shortage, memory_short
 from .open_backend import open_rung
 from .plans import FLAVOURS
 from .printable_text import printable
@@ -263,6 +264,8 @@ def _attempt(call: Callable[[], _T]) -> tuple[_T | None, FusionerError | None]:
     except FusionerError as error:
         return None, error.as_command()  # without the traceback, which keeps alive what failed
     except Exception as error:  # a broken installation raises anything
+        if is_shortage(error):
+            return None, memory_short(error, OF_A_SESSION).as_command()
         return None, BackendUnavailable(one_line(error), "reinstall what it comes from", subject=type(error).__name__)
 
 

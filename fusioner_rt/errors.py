@@ -244,6 +244,13 @@ class SizeOutsideProfile(FusionerError):
     is_input = True
 
 
+class MemoryShort(FusionerError):
+    """The machine has too little free memory for a call, or lets no further thread start. The same call may do later."""
+
+    exit_code = 49
+    is_input = False
+
+
 class CudaFailed(FusionerError):
     """A call of the CUDA driver returned an error."""
 
@@ -251,7 +258,7 @@ class CudaFailed(FusionerError):
     is_input = False
 
 
-class GpuMemoryShort(CudaFailed):
+class GpuMemoryShort(CudaFailed, MemoryShort):
     """The GPU has too little free memory."""
 
     exit_code = 45

@@ -13,6 +13,7 @@ from .argument_checks import shown
 from .bundle import Bundle
 from .errors import BackendUnknown, FusionerError, one_line
 from .executor_interface import Executor
+from .memory_shortage import is_shortage
 from .open_backend import open_rung
 
 LADDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
@@ -69,7 +70,7 @@ def open_executor(
                 raise type(error)(error.found, cure, error.subject) from None
             raise
         except Exception as error:  # an unforeseen error of a library also rules the rung out
-            if name == rungs[-1]:
+            if name == rungs[-1] or is_shortage(error):
                 raise
             passed_over.append((name, f"{type(error).__name__}: {one_line(error)}; please report this"))
             continue

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from .errors import PackageMissing, one_line
+from .memory_shortage import is_shortage
 
 
 def optional(module: str, package: str, purpose: str) -> Any:
@@ -14,6 +15,8 @@ def optional(module: str, package: str, purpose: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
+        if is_shortage(error):
+            raise
         raise PackageMissing(
             f"{purpose} need the package {package}, which cannot be imported here ({one_line(error)})",
             f"pip install {package}",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import Spelled
+from .memory_shortage import is_shortage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,8 +93,9 @@ def teach(head: bytes) -> None:
             module = import_module(name)
             if register := getattr(module, "register_heif_opener", None):
                 register()
-        except Exception:  # missing, or broken: the picture's own error says what to install
-            continue
+        except Exception as error:  # missing, or broken: the picture's own error says what to install
+            if is_shortage(error):
+                raise
 
 
 def unread(head: bytes, raw: bool) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import PictureInvalid, UsageError, one_line
+from .memory_shortage import is_shortage
 
 Channels = Literal["rgb", "bgr"]
 CHANNELS = ("rgb", "bgr")
@@ -50,6 +51,8 @@ def as_array(picture: Any) -> np.ndarray:
         by_dlpack = not (hasattr(picture, "__array__") or hasattr(picture, "__array_interface__"))
         array = np.from_dlpack(picture) if by_dlpack else np.asarray(picture)
     except Exception as error:  # of the library that holds it
+        if is_shortage(error):
+            raise
         raise PictureInvalid(
             f"cannot be read as an array ({one_line(error)})", "pass a (H, W, 3) uint8 numpy array", subject=name
         ) from None

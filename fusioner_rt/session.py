@@ -23,6 +23,7 @@ from .errors import FusionerError, SessionClosed, Spelled, UsageError, session_c
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
 from .kept_for_ever import keep_for_ever
 from .ladder import Backend, check_requested, open_executor
+from .memory_shortage import OF_A_PICTURE, OF_A_SESSION, tells_shortage
 from .pixel_arrays import Channels, check_channels
 from .results.segmentation import STAGES, Segmentation
 from .words.cache import TextCache, default_folder
@@ -52,6 +53,11 @@ _TOLD = 1000  # notes that are known to be logged
 _WAITING = 32  # maximum of pictures that wait for others of their input size
 
 
+def _picture(_: "Session", picture: Any, *__: object, **___: object) -> str | None:
+    """What a call's error names: its picture, where it has one."""
+    return None if isinstance(picture, (list, tuple)) else describe(picture)
+
+
 class Session:
     """A loaded bundle. Threads may share one. `with` or `close()` frees its memory.
 
@@ -60,6 +66,7 @@ class Session:
         result = session.segment("photo.jpg")
     """
 
+    @tells_shortage(OF_A_SESSION)
     def __init__(
         self,
         bundle: str | os.PathLike[str] | None = None,
@@ -81,7 +88,7 @@ class Session:
         channels: order of the colours of arrays and tensors, "rgb", or "bgr" as OpenCV reads them. Files, bytes and Pillow
             images know their own.
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing, BundleFileAltered,
-        BackendUnavailable, GraphUnusable, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
+        BackendUnavailable, GraphUnusable, MemoryShort, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
         start = time.perf_counter()
@@ -143,6 +150,7 @@ class Session:
         """The words of `set_vocabulary`; empty before its first call."""
         return self._vocabulary.asked.names if self._vocabulary else ()
 
+    @tells_shortage(OF_A_SESSION)
     def set_vocabulary(
         self, words: Words, templates: Iterable[str] | None = None, background: Words | None = None
     ) -> None:
@@ -151,7 +159,7 @@ class Session:
         words: "cat, sofa" or a list; a list within it is a group, which is called by its first word. background: words
             whose pixels belong to nothing, or "common". Both as docs/words.md tells.
         templates: prompts holding `{category}`, by default the bundle's.
-        Raises WordsInvalid, TooManyWords, TemplatesInvalid.
+        Raises WordsInvalid, TooManyWords, TemplatesInvalid, MemoryShort.
         """
         self._vocabulary = self._encode_words(words, templates, background)
         _log.info("words: %d, %d for the background", len(self.words), self._vocabulary.asked.owners.count(0))
@@ -168,6 +176,7 @@ class Session:
         self, picture: Pictures, window: Window = "whole", channels: Channels | None = None
     ) -> list[EncodedPicture]: ...
 
+    @tells_shortage(OF_A_PICTURE, of=_picture)
     def encode(
         self, picture: Any, window: Window = "whole", channels: Channels | None = None
     ) -> EncodedPicture | list[EncodedPicture]:
@@ -178,7 +187,7 @@ class Session:
 
         onnxruntime-cpu keeps the image encoder's tokens. GPU backends run encoder and fusion as one and keep the prepared
         picture, so that each call costs a whole pass. Of sliding windows all keep the joined features.
-        Raises the errors of pictures, SizeOutsideProfile, GraphUnusable, UsageError.
+        Raises the errors of pictures, SizeOutsideProfile, GraphUnusable, MemoryShort, UsageError.
         """
         self._check_open()
         self._check_window(window)
@@ -248,6 +257,7 @@ class Session:
         channels: Channels | None = None,
     ) -> list[Segmentation]: ...
 
+    @tells_shortage(OF_A_PICTURE, of=_picture)
     def segment(
         self,
         picture: Any,
@@ -279,7 +289,8 @@ class Session:
         channels: order of the colours of arrays and tensors, by default the session's.
 
         Every result of a list holds its picture and maps; besides, at most 32 network inputs, or a batch, are in memory.
-        Raises the errors of pictures and words, SizeOutsideProfile, GraphUnusable, UsageError.
+        Raises the errors of pictures and words, SizeOutsideProfile, GraphUnusable, MemoryShort, UsageError. After an error
+        the session goes on.
         """
         self._check_open()
         size = _check_options(size, threshold, mode)
@@ -311,6 +322,7 @@ class Session:
                 _log.debug("segment %s, %d words, ms: %s", describe(given), len(result.words), stages)
         return results if many else results[0]
 
+    @tells_shortage(OF_A_PICTURE, of=_picture)
     def segment_on_device(
         self,
         picture: Any,

@@ -199,7 +199,7 @@ def _run(report: "_Report", segment: Callable[[Any], "Segmentation"]) -> int:
                 raise  # the next picture would fail too
             except FusionerError as error:
                 bar.clear()
-                failures.append(error)
+                failures.append(error.as_command())  # without the traceback, which keeps arrays alive
                 print_error(error)
             else:
                 bar.clear()

@@ -11,6 +11,7 @@ import numpy as np
 from ..cures import INSTALL_DRIVER
 from ..errors import BackendUnavailable, CudaFailed, DeviceArrayInvalid, GpuMemoryShort, one_line
 from ..hardware import driver_missing
+from ..memory_shortage import is_shortage
 
 
 class Driver:
@@ -22,6 +23,8 @@ class Driver:
             try:
                 from cuda.bindings import driver
             except ImportError as error:
+                if is_shortage(error):
+                    raise
                 raise BackendUnavailable(
                     f"cuda-bindings cannot be imported ({one_line(error)})", "pip install cuda-bindings cuda-core"
                 ) from None

@@ -17,8 +17,9 @@ import numpy as np
 from ..cpu_cores import bound_cores, cores
 from ..cures import CUDA_LIBRARIES, build_command
 from ..device_array import DeviceArray
-from ..errors import BackendUnavailable, GraphUnusable, one_line
+from ..errors import BackendUnavailable, GpuMemoryShort, GraphUnusable, one_line
 from ..hardware import driver_missing
+from ..memory_shortage import is_shortage
 from .external_weights import Buffer, ExternalTensor, external_tensors
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -102,6 +103,8 @@ class OnnxRuntime:
             # without enable_fallback=0 a failure on the GPU, here or in a run, moves the graph to the CPU
             session = self._module.InferenceSession(content, options, chosen, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions have no common base
+            if is_shortage(error):
+                raise _short(error, path, cuda) from None
             if cuda and self._loads_on_cpu(path, content, weights):
                 raise self._no_cuda(one_line(error)) from None
             raise self._refused(path, error) from None
@@ -171,7 +174,7 @@ class Graph:
         return int(self._outputs[output][-1])
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raises GraphUnusable where the inputs do not fit or memory is short."""
+        """Raises GraphUnusable where the inputs do not fit, MemoryError or GpuMemoryShort where memory is short."""
         try:
             return dict(zip(self._outputs, self._session.run(list(self._outputs), dict(inputs)), strict=True))
         except Exception as error:
@@ -227,7 +230,9 @@ class Graph:
                 bind(name, "cuda", 0, np.dtype(array.dtype).type, array.shape, array.pointer)
         return binding
 
-    def _failed(self, arrays: Mapping[str, np.ndarray | DeviceArray], error: Exception) -> GraphUnusable:
+    def _failed(self, arrays: Mapping[str, np.ndarray | DeviceArray], error: Exception) -> Exception:
+        if is_shortage(error):
+            return _short(error, self._path, CUDA in self._session.get_providers())
         shapes = ", ".join(f"{name} {value.shape}" for name, value in arrays.items())
         return GraphUnusable(
             f"failed on {shapes} ({one_line(error)})",
@@ -236,11 +241,24 @@ class Graph:
         )
 
 
+def _short(error: Exception, path: Path, cuda: bool) -> Exception:
+    """A shortage of memory. cuda: the graph is one on the GPU, where ONNX Runtime does not say whose memory it is."""
+    if cuda and not isinstance(error, MemoryError):
+        return GpuMemoryShort(
+            f"ONNX Runtime needs more memory than this GPU has free ({one_line(error)})",
+            "fewer pictures, words or pixels need less; nvidia-smi lists what else uses the GPU",
+            subject=path,
+        )
+    return MemoryError(f"{path.name}: {one_line(error)}")
+
+
 def _module(install: str) -> Any:
     """Import ONNX Runtime. install: the command for the error's cure. Raises BackendUnavailable."""
     try:
         import onnxruntime
     except Exception as error:  # an ImportError, or any error of a broken installation
+        if is_shortage(error):
+            raise
         raise BackendUnavailable(
             f"ONNX Runtime cannot be loaded ({one_line(error)})", f"install it: {install}"
         ) from None

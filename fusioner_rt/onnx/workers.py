@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Task = TypeVar("Task")
@@ -29,9 +29,20 @@ class Workers:
         with self._starting:
             if self._pool is None or self._process != os.getpid():
                 self._pool, self._process = ThreadPoolExecutor(self.threads, self._name), os.getpid()
-            done = self._pool.map(function, tasks)  # `close` in another thread lets them finish
-        for _ in done:
-            pass
+            done: list[Future[None]] = []
+            try:
+                for task in tasks:  # `close` in another thread lets them finish
+                    done.append(self._pool.submit(function, task))
+            except BaseException:  # a thread that cannot be started; others may work for other callers
+                for future in done:
+                    future.cancel()
+                raise
+        try:
+            for future in done:
+                future.result()
+        finally:
+            for future in done:
+                future.cancel()
 
     def close(self) -> None:
         """End the threads. Another call starts new ones."""

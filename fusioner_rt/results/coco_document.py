@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import UsageError
+from ..memory_shortage import OF_A_RESULT, tells_shortage
 from ..words.parse import word_key
 from . import coco
 from .segmentation import Segmentation
 
 
+@tells_shortage(OF_A_RESULT)
 def to_coco(
     results: Iterable[Segmentation],
     polygons: bool = False,

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..argument_checks import named
 from ..errors import UsageError
+from ..memory_shortage import OF_A_RESULT, tells_shortage
 from ..optional_packages import optional
 from .polygons import Polygon, check_tolerance, trace
 
@@ -32,6 +33,7 @@ class Instance:
     size: tuple[int, int]
 
     @property
+    @tells_shortage(OF_A_RESULT)
     def mask(self) -> np.ndarray:
         """(H, W) bool. Made on each use, as the masks of many instances would fill the memory."""
         x, y, width, height = self.box
@@ -39,6 +41,7 @@ class Instance:
         mask[y : y + height, x : x + width] = self.crop
         return mask
 
+    @tells_shortage(OF_A_RESULT)
     def polygons(self, tolerance: float = 0.0) -> list[Polygon]:
         """As `Segmentation.polygons`; several where parts join by corners alone."""
         return [

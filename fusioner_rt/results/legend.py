@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from ..memory_shortage import is_shortage
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont, ImageFont
@@ -243,7 +245,9 @@ def _font_of(word: str) -> str | None:
     for name in ("", *_WIDE_FONTS):
         try:
             font = _font(name, _USUAL)
-        except OSError:
+        except OSError as error:
+            if is_shortage(error):
+                raise
             continue
         missing = bytes(font.getmask("\U0010ffff"))
         if all(bytes(font.getmask(letter)) != missing for letter in letters):

@@ -154,7 +154,7 @@ def _tint(index: np.ndarray, table: np.ndarray) -> "Image":
 
 def _luminance(table: np.ndarray) -> np.ndarray:
     """0..1, linear."""
-    return (table / 255) ** 2.2 @ np.array([0.2126, 0.7152, 0.0722])
+    return np.asarray(((table / 255) ** 2.2 * np.array([0.2126, 0.7152, 0.0722])).sum(axis=-1))
 
 
 def _joined(painted: "Image", strip: "Image", side: str) -> "Image":

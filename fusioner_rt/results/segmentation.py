@@ -13,6 +13,7 @@ import numpy as np
 from ..argument_checks import as_path, flag, whole
 from ..atomic_files import write_json, write_result
 from ..errors import OverlayTooLarge, UsageError, WordsInvalid
+from ..memory_shortage import OF_A_RESULT, tells_shortage
 from ..words.parse import word_key
 from ..words.spellings import clean, shown
 from . import coco, label_me, yolo
@@ -31,6 +32,13 @@ _OVERLAYS = (".overlay.png", ".jpg", ".jpeg", ".webp")
 _SHOWN = 10  # words in a message
 _LARGEST_ID = (1 << 63) - 1
 _CHUNK = 1 << 20  # pixels summed at a time, to bound memory
+
+
+def _source(result: "Segmentation", *_: object, **__: object) -> str | None:
+    return result.source
+
+
+_tells_shortage = tells_shortage(OF_A_RESULT, of=_source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +72,7 @@ class Segmentation:
     source: str | None = None
     notes: tuple[str, ...] = ()
 
+    @_tells_shortage
     def __getitem__(self, word: str) -> np.ndarray:
         """The (H, W) bool mask of a word, written as it was asked for; of a group, its first. Raises UsageError."""
         return self.labels == self._number(word)
@@ -73,15 +82,18 @@ class Segmentation:
         return isinstance(word, str) and _key(word) in map(_key, self.words)
 
     @cached_property
+    @_tells_shortage
     def masks(self) -> np.ndarray:
         """(K, H, W) bool; masks[k] is labels == k + 1. Computed on first use."""
         return self.labels == np.arange(1, len(self.words) + 1, dtype=np.uint16)[:, None, None]
 
     @cached_property
+    @_tells_shortage
     def masks_uint8(self) -> np.ndarray:
         """(K, H, W) uint8 of 0 and 255, as OpenCV takes masks. Computed on first use."""
         return self.masks.view(np.uint8) * np.uint8(255)
 
+    @_tells_shortage
     def labels_as(self, dtype: Any) -> np.ndarray:
         """A copy of the labels in another integer type: "uint8", "int32" or "int64" for OpenCV and torch.
 
@@ -103,6 +115,7 @@ class Segmentation:
             )
         return self.labels.astype(chosen)
 
+    @_tells_shortage
     def instances(self, min_area: int = 1) -> list[Instance]:
         """The connected parts of each word, with box, area, score and mask.
 
@@ -111,6 +124,7 @@ class Segmentation:
         """
         return connected(self.labels, self.confidence, self.words, min_area)
 
+    @_tells_shortage
     def polygons(self, tolerance: float = 0.0) -> dict[str, list[Polygon]]:
         """The outlines of each word, holes kept, from large to small; none for a word without pixels.
 
@@ -123,12 +137,14 @@ class Segmentation:
         return found
 
     @cached_property
+    @_tells_shortage
     def scores(self) -> np.ndarray:
         """(K,) float32: mean probability over the word's pixels, 0 for a word without pixels."""
         pixels, sums = self._per_word
         return np.divide(sums, pixels, out=np.zeros_like(sums), where=pixels > 0).astype(np.float32)
 
     @cached_property
+    @_tells_shortage
     def shares(self) -> np.ndarray:
         """(K,) float64: each word's share of the pixels, 0..1."""
         return self._per_word[0] / self.labels.size
@@ -145,6 +161,7 @@ class Segmentation:
             totals[1] += np.bincount(part, weights=confidence[start : start + _CHUNK], minlength=bins)
         return totals[0, 1:], totals[1, 1:]
 
+    @_tells_shortage
     def overlay(
         self,
         *,
@@ -173,6 +190,7 @@ class Segmentation:
             colours=colours, resize=resize,
         )  # fmt: skip
 
+    @_tells_shortage
     def label_image(self, palette: bool = False) -> "Image":
         """A Pillow image whose pixel values are the labels: grey of 8 bits up to 255 words, of 16 bits beyond.
 
@@ -192,6 +210,7 @@ class Segmentation:
             raise UsageError(f"{len(self.words)} words are more than a palette's 255", "save the label map as .png")
         return Image.fromarray(self.labels)
 
+    @_tells_shortage
     def to_coco(
         self,
         image_id: int = 1,
@@ -218,6 +237,7 @@ class Segmentation:
         found = self.instances() if instances else per_word(self.labels, self.words, self.scores)
         return list(coco.annotations(found, image_id, first_id, polygons, tolerance, compressed))
 
+    @_tells_shortage
     def save(
         self,
         path: str | os.PathLike[str],

@@ -34,6 +34,7 @@ from ..errors import (
     PlanUnusable,
     one_line,
 )
+from ..memory_shortage import is_shortage
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Python module by flavour. The flavour is also the name of its package and backend."""
@@ -49,6 +50,8 @@ def load(flavour: str) -> ModuleType:
     try:
         module = importlib.import_module(MODULES[flavour])
     except Exception as error:  # an ImportError, or any error of loading its libraries
+        if is_shortage(error):
+            raise
         raise BackendUnavailable(
             f"the Python package {flavour} cannot be loaded ({one_line(error)})", install, subject=f"backend {flavour}"
         ) from None

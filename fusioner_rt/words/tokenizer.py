@@ -8,6 +8,10 @@ import numpy as np
 
 from ..cures import build_command
 from ..errors import ManifestInvalid, WordUnreadable
+from ..memory_shortage import check_room, is_shortage
+
+_ROOM = 64 << 20
+"""Bytes that must be free before a tokenizer is made: its library ends the process where it gets none."""
 
 
 class PromptTokenizer:
@@ -19,9 +23,12 @@ class PromptTokenizer:
         """
         from tokenizers import Tokenizer
 
+        check_room(_ROOM)
         try:
             self._tokenizer = Tokenizer.from_buffer(content) if content is not None else Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
+            if is_shortage(error):
+                raise
             raise ManifestInvalid(
                 f"cannot be read as a tokenizer ({error})",
                 f"rebuild the bundle: {build_command(path.parent)}",
@@ -37,8 +44,11 @@ class PromptTokenizer:
         self._whole_names = type(model).__name__ == "WordLevel" and self._tokenizer.pre_tokenizer is None
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each prompt, special tokens included, at most max_tokens, not padded."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(prompts))]
+        """Token ids of each prompt, special tokens included, at most max_tokens, not padded.
+
+        One by one: for a batch the library starts threads, and where it once cannot, it encodes no batch ever after.
+        """
+        return [self._tokenizer.encode(prompt).ids for prompt in prompts]
 
     def reads(self, text: str) -> bool:
         """Whether the tokenizer knows any token of `text`, special tokens aside."""
