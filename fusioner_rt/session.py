@@ -81,7 +81,8 @@ class Session:
         backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or onnxruntime for the better of the
             last two. The property `backend` tells which one runs.
         cache: folder for word vectors, by default $FUSIONER_CACHE or the user's cache folder; False keeps them in memory.
-        threads: CPU threads per graph, by default one per core.
+        threads: CPU threads per graph, by default one per core. Other numbers of them, and batches, give other roundings:
+            confidence within some 1e-6 (docs/cpu.md).
         input_size: side in pixels of what the network sees of a picture, by default what the bundle was built for: the
             square root of its area, or its short edge (`Preprocessing.fit`). A smaller one is faster and loses small
             things.
