@@ -82,12 +82,12 @@ def tells_shortage(
             try:
                 return call(*arguments, **options)
             except Exception as error:
-                if isinstance(error, MemoryShort):
-                    traceback.clear_frames(error.__traceback__)
-                    raise
-                if not is_shortage(error):
+                told_already = isinstance(error, MemoryShort)
+                if not told_already and not is_shortage(error):
                     raise
                 traceback.clear_frames(error.__traceback__)
+                if told_already:
+                    raise
                 short = memory_short(error, cure, of(*arguments, **options) if of else None)
             raise short  # out of the handler: an error's context would be kept with it
 
