@@ -106,9 +106,8 @@ def cases(given: argparse.Namespace, folder: Path) -> Iterator[list[Row]]:
             [sys.executable, "-c", script, json.dumps(job)], cwd=machine.ROOT, capture_output=True, text=True
         )
         if done.returncode:
-            raise MeasurementFailed(
-                f"{case} of {job} ended with {done.returncode}: {done.stderr.strip()[-300:]}", "free some memory"
-            )
+            *_, last = ["no reason given", *done.stderr.splitlines()]
+            raise MeasurementFailed(f"{case} of {job} ended with {done.returncode}: {last[:300]}")
         kept = {name: job[name] for name in ("size", "words", "calls") if name in job}
         return [{"what": "memory", "case": case, **kept, **json.loads(done.stdout.splitlines()[-1]), **told}]
 
