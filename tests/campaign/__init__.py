@@ -1,7 +1,7 @@
 """A campaign of faults: `python -m tests.campaign` breaks pictures, bundles, words, memory and processes, for as long as it is
 given, and reports what no user should meet: a crash, a hang, memory that grows, a wrong mask, an error without a kind.
 
-A kind of faults is one module here, listed in KINDS. Its docstring's first line says what is broken and what is allowed. It has
+A kind of faults is one module here: all but those of PARTS are. The first line of its docstring says what is broken. It has
 
     def case(number: int, random: Random, bench: Bench) -> Case
 
@@ -11,5 +11,7 @@ a signal that ends it, a limit that passes, an exception that escapes `run`, and
 without more ado. A case that wants an error catches FusionerError and returns None.
 """
 
-KINDS = ("pictures", "words", "bundles", "soak", "memory", "signals", "kills")
-"""The modules of this package that hold a kind each, in the order of the summary."""
+from pathlib import Path
+
+PARTS = ("cases", "reference", "runner", "worker")
+KINDS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py") if file.stem not in PARTS))

@@ -13,12 +13,14 @@ class Case:
     run: returns None, or what is wrong in a sentence. Exceptions that escape it are findings too.
     what: the fault, in a few words, for the report.
     seconds: CPU time that `run` may take, of its process and of children it waited for.
+    hangs: seconds of the clock after which it counts as hanging, on a machine that may be busy with others' work.
     memory: bytes that the process may grow by while it runs.
     """
 
     run: Callable[[], str | None]
     what: str
     seconds: float = 5.0
+    hangs: float = 60.0
     memory: int = 2 << 30
 
 
