@@ -21,7 +21,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 MAKING = 600.0  # seconds a case's making may take: the first ones build what the others share
-WARM_UP = 30  # cases of a process before its memory counts
+FEW = 30  # cases of a process, half of them: fewer say nothing of its memory
 LEAK = (4_000, 16 << 20)
 """A kind leaks where its memory grows by more kB per 1,000 cases than the first, and by more bytes than the second."""
 
@@ -123,8 +123,10 @@ class Kind:
             self._open = None
 
     def _counted(self) -> np.ndarray:
-        resident = max((process.resident for process in self._processes), key=len, default=[])[WARM_UP:]
-        return np.array(resident if len(resident) >= WARM_UP else [], np.float64)
+        """Bytes in memory after each case of the second half, when caches are full."""
+        resident = max((process.resident for process in self._processes), key=len, default=[])
+        half = resident[len(resident) // 2 :]
+        return np.array(half if len(half) >= FEW else [], np.float64)
 
     def _growth(self) -> float:
         """Bytes from the least of the second third of the cases to the least of the last: no garbage, no outliers."""
