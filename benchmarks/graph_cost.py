@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+import fusioner_rt  # noqa: F401  # before any import of onnxruntime: it turns off its telemetry
+
 Shape = tuple[int, ...]
 
 

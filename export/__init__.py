@@ -9,3 +9,5 @@ compile_kernels    the GPU kernels of a bundle
 onnx/              the model as ONNX graphs: for any backend, for CPUs, in half precision
 tensorrt/          plans for TensorRT and TensorRT-RTX: profiles, progress, report, proof
 """
+
+import fusioner_rt  # noqa: F401  # before any import of onnxruntime: it turns off its telemetry

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fusioner_rt  # noqa: F401  # before any import of onnxruntime: it turns off its telemetry
+
 ROOT = str(Path(__file__).parents[1])
 # Scripts that tests start find this project where it is not installed, as on a GPU machine that is only lent.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
