@@ -8,7 +8,7 @@ READY = $(VENV)/.ready
 INTERFACES = .venv-interfaces
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test slow room interfaces interfaces-large bare bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test slow room campaign interfaces interfaces-large bare bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -25,6 +25,11 @@ slow: lint $(VENV)/.ready-tensorrt  ## proofs that take minutes each, beside `ma
 ROOM ?= runtime/words
 room: lint  ## one room's tests, while you work: make room ROOM=runtime/gpu
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 tests/$(ROOM)
+
+MINUTES ?= 2
+campaign: $(READY)  ## faults of every kind (tests/campaign); before a release: make campaign MINUTES=60
+	mkdir -p output
+	$(BIN)/python -m tests.campaign --minutes $(MINUTES) --json output/campaign.jsonl
 
 interfaces: $(INTERFACES)/.ready  ## adapters to other tools, through their own packages
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(INTERFACES)/bin/python -m pytest tests/interfaces

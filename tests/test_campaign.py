@@ -72,7 +72,7 @@ def campaign(folder: Path, fault: str, *options: str) -> tuple[int, list[dict[st
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_planted_is_found_by_its_name_with_its_input(tmp_path: Path, name: str) -> None:
     fault, found = FAULTS[name]
-    code, lines, printed = campaign(tmp_path, fault, "--minutes", "0.05")
+    code, lines, printed = campaign(tmp_path, fault, "--minutes", "0.02")
     summary = lines.pop()
     assert summary["kinds"]["planted.planted"]["cases"] == summary["cases"] > 3, printed
     if not found:

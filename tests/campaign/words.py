@@ -41,10 +41,9 @@ def case(number: int, random: Random, bench: Bench) -> Case:
     templates = _templates(random) if random.random() < 0.15 else None
 
     def run() -> str | None:
+        if templates is not None:
+            return _with_templates(bench, templates, asked)
         try:
-            if templates is not None:
-                words, background = asked.pop("words", None), asked.pop("background", None)
-                session.set_vocabulary(words, templates, background)
             first = session.segment(encoded, **asked)
         except FusionerError as error:
             return _unclear(error)
@@ -57,6 +56,18 @@ def case(number: int, random: Random, bench: Bench) -> Case:
     shown = ascii({**asked, **({"templates": templates} if templates is not None else {})})
     (bench.folder / "call.txt").write_text(shown)
     return Case(run, shown[:300], seconds=30)
+
+
+def _with_templates(bench: Bench, templates: Any, asked: dict[str, Any]) -> str | None:
+    """In a session of its own: the next case has the bundle's templates again."""
+    others = {name: value for name, value in asked.items() if name not in ("words", "background")}
+    try:
+        with Session(bench.bundle, cache=False, threads=1, backend="onnxruntime-cpu") as session:
+            session.set_vocabulary(asked["words"], templates, asked.get("background"))
+            session.segment(pictures()[2], **others)
+    except FusionerError as error:
+        return _unclear(error)
+    return None
 
 
 def _unclear(error: FusionerError) -> str | None:
