@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import math
 import os
 import platform
 import shutil
@@ -21,14 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
     names = [options.case.rsplit("-", 2)[0]] if options.case else options.only or KINDS
     seed = int(options.case.rsplit("-", 2)[1]) if options.case else options.seed
     kinds = [Kind(name, seed, options.bundle.absolute(), scratch, options.keep) for name in names]
+    minutes = options.minutes or (math.inf if options.cases else 2.0)
     lines = open(options.json, "w") if options.json else None  # noqa: SIM115
-    report, interrupted = Report(kinds, options.minutes, lines), False
+    report, interrupted = Report(kinds, minutes, lines), False
     print(f"seed {seed}, {', '.join(names)}, on {options.bundle}", file=sys.stderr)
     try:
         if options.case:
             report.progress(kinds[0].run(int(options.case.rsplit("-", 2)[2])))
         else:
-            campaign(kinds, options.minutes, options.workers, report)
+            campaign(kinds, minutes, options.cases, options.workers, report)
         for finding in stopped(kinds):
             report.finding(finding)
     except KeyboardInterrupt:
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cores": len(os.sched_getaffinity(0)),
     }
     report.summary(
-        {"summary": True, "seed": seed, "minutes": options.minutes, "bundle": str(options.bundle), **machine,
+        {"summary": True, "seed": seed, "bundle": str(options.bundle), **machine,
          "interrupted": interrupted}
     )  # fmt: skip
     if lines:
@@ -61,7 +63,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m tests.campaign", description=f"{__doc__.splitlines()[0]} Kinds: {kinds}"
     )
-    parser.add_argument("--minutes", type=float, default=2.0, help="how long, shared evenly by the kinds (2)")
+    parser.add_argument("--minutes", type=float, help="how long, shared evenly by the kinds (2)")
+    parser.add_argument("--cases", type=int, metavar="N", help="so many of each kind, however long they take")
     parser.add_argument("--seed", type=int, default=SEED, help=f"another one makes other cases ({SEED})")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="KIND,…", help="these kinds alone")
     parser.add_argument("--case", metavar="NAME", help="run this case again")

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import select
@@ -199,18 +200,21 @@ class Kind:
         return self._keep / folder.name
 
 
-def campaign(kinds: Sequence[Kind], minutes: float, workers: int, report: "Report") -> None:
-    """Run cases of all kinds until the time is over: the next is one of the kind that had the least of it."""
+def campaign(kinds: Sequence[Kind], minutes: float, cases: int | None, workers: int, report: "Report") -> None:
+    """Run cases until the time is over: the next is one of the kind that had the least of it. cases: most of a kind."""
     end, lock, running = time.monotonic() + 60 * minutes, threading.Lock(), set[Kind]()
     failed: list[BaseException] = []
 
     def work() -> None:
         while time.monotonic() < end and not failed:
             with lock:
-                idle = [kind for kind in kinds if kind not in running]
+                left = [kind for kind in kinds if cases is None or kind.cases < cases]
+                idle = [kind for kind in left if kind not in running]
                 kind = min(idle, key=lambda kind: kind.used, default=None)
                 if kind:
                     running.add(kind)
+            if not left:
+                return
             if not kind:
                 time.sleep(0.05)
                 continue
@@ -247,8 +251,8 @@ class Report:
         if sys.stderr.isatty() and (finding or time.monotonic() - self._shown > 0.5):
             self._shown = time.monotonic()
             cases, found = sum(kind.cases for kind in self._kinds), sum(len(kind.findings) for kind in self._kinds)
-            seconds = self._shown - self._begun
-            line = f"{_clock(seconds)} of {_clock(60 * self._minutes)}, {cases} cases, {found} findings"
+            of = f" of {_clock(60 * self._minutes)}" if math.isfinite(self._minutes) else ""
+            line = f"{_clock(self._shown - self._begun)}{of}, {cases} cases, {found} findings"
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
     def finding(self, finding: Finding) -> None:
