@@ -22,26 +22,22 @@ from fusioner_rt.bundle import write_manifest
 from fusioner_rt.errors import FusionerError
 
 from .cases import Bench, Case
-from .reference import WORDS, open_and_answer, pictures
+from .reference import WORDS, open_and_answer, pictures, quick
 
 MANIFEST = "manifest.json"
 SECRET = "outside.bin"  # beside the bundle, where a hostile one points
 
 
 def case(number: int, random: Random, bench: Bench) -> Case:
-    right = bench.once("answers", lambda: open_and_answer(bench.bundle))
+    pristine = quick(bench)
+    right = bench.once("answers", lambda: open_and_answer(pristine))
     if not isinstance(right, str):
         raise right
-    pristine = bench.once("copy", lambda: _copied(bench.bundle, bench.folder.parent / "bundles.pristine"))
     bundle = bench.folder / "bundle"
     shutil.copytree(pristine, bundle, copy_function=os.link)  # every change below replaces the file it changes
     make = random.choices((_tampered, _edited, _rewritten, _hostile), (4, 3, 3, 3))[0]
     what, same = make(bundle, random)
     return Case(lambda: _judged(bundle, right if same else None), what, seconds=5)
-
-
-def _copied(bundle: Path, copy: Path) -> Path:
-    return Path(shutil.copytree(bundle, copy, dirs_exist_ok=True))
 
 
 def _judged(bundle: Path, right: str | None) -> str | None:

@@ -21,7 +21,7 @@ from fusioner_rt import Session, to_coco
 from fusioner_rt.errors import FusionerError
 
 from .cases import Bench, Case
-from .reference import WORDS, fingerprint, pictures
+from .reference import WORDS, fingerprint, pictures, quick
 
 MOST = 1 << 30  # bytes beyond what the process has: enough for all of it
 
@@ -37,9 +37,9 @@ def case(number: int, random: Random, bench: Bench) -> Case:
         return Case(
             lambda: _command(bench, bytes_more, large), f"the command line with {bytes_more >> 20} MiB more", 60, 120
         )
-    right = bench.once(f"right {what}", lambda: _in_child(what, None, bench.bundle, large)["right"])
+    right = bench.once(f"right {what}", lambda: _in_child(what, None, quick(bench), large)["right"])
     return Case(
-        lambda: _judged(_in_child(what, bytes_more, bench.bundle, large), right),
+        lambda: _judged(_in_child(what, bytes_more, quick(bench), large), right),
         f"{what} with {bytes_more >> 20} MiB more",
         60,
         120,
@@ -90,44 +90,50 @@ def _in_child(what: str, bytes_more: int | None, bundle: Path, large: Path) -> d
 
 
 def _work(what: str, bytes_more: int | None, bundle: Path, large: Path) -> dict[str, Any]:
-    calls: dict[str, Callable[[Session], str]] = {
-        "open": lambda session: "open",
-        "segment": lambda session: fingerprint(session.segment(pictures()[3], WORDS, probabilities=True)),
-        "large": lambda session: fingerprint(session.segment(str(large), WORDS[:2])),
-        "encode": lambda session: fingerprint(session.segment(session.encode(str(large)), WORDS[:2])),
-        "results": lambda session: _results(session, large),
-    }
-    call, said = calls[what], {}
     if what == "open":
-        said["right"] = "open"
-        with _limit(bytes_more):
-            try:
-                with _session(bundle):
-                    said["first"] = "open"
-            except FusionerError as error:
-                said["error"] = type(error).__name__
-        with _session(bundle):
-            return {**said, "second": "open"}
+        return _twice(lambda: _opened_and_closed(bundle), lambda said: "open", bytes_more)
     with _session(bundle) as session:
-        if bytes_more is None:
-            return {"right": call(session)}
-        with _limit(bytes_more):
-            try:
-                said["first"] = call(session)
-            except FusionerError as error:
-                said["error"] = type(error).__name__
-        return {**said, "second": call(session)}
+        calls: dict[str, Callable[[], Any]] = {
+            "segment": lambda: session.segment(pictures()[3], WORDS, probabilities=True),
+            "large": lambda: session.segment(str(large), WORDS[:2]),
+            "encode": lambda: session.segment(session.encode(str(large)), WORDS[:2]),
+            "results": lambda: _results(session, large),
+        }
+        return _twice(calls[what], _digest, bytes_more)
+
+
+def _twice(call: Callable[[], Any], digest: Callable[[Any], str], bytes_more: int | None) -> dict[str, Any]:
+    """first: what the call gave under the limit. second: without. No limit: `right` alone."""
+    if bytes_more is None:
+        return {"right": digest(call())}
+    said, result = {}, None
+    with _limit(bytes_more):
+        try:
+            result = call()
+        except FusionerError as error:
+            said["error"] = type(error).__name__
+    if "error" not in said:
+        said["first"] = digest(result)  # of no limit: what is here is not what is tried
+    return {**said, "second": digest(call())}
+
+
+def _opened_and_closed(bundle: Path) -> None:
+    _session(bundle).close()
+
+
+def _digest(made: Any) -> str:
+    result, overlay, document = made if isinstance(made, tuple) else (made, None, None)
+    crc = zlib.crc32(overlay.tobytes()) if overlay is not None else 0
+    return f"{fingerprint(result)} {crc} {len(json.dumps(document))}"
 
 
 def _session(bundle: Path) -> Session:
     return Session(bundle, cache=False, threads=1, backend="onnxruntime-cpu")
 
 
-def _results(session: Session, large: Path) -> str:
+def _results(session: Session, large: Path) -> tuple[Any, Any, Any]:
     result = session.segment(str(large), WORDS[:2])
-    overlay = result.overlay()
-    document = to_coco([result])
-    return f"{fingerprint(result)} {zlib.crc32(overlay.tobytes())} {len(json.dumps(document))}"
+    return result, result.overlay(), to_coco([result])
 
 
 class _limit:  # noqa: N801  # a context, like contextlib's
@@ -155,12 +161,12 @@ def _command(bench: Bench, bytes_more: int, large: Path) -> str | None:
     limit = (400 << 20) + bytes_more  # the interpreter and its libraries have some already
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "fusioner_rt", "segment", str(large), str(small), "--words", "cat", "--engine", str(bench.bundle),
+        [sys.executable, "-m", "fusioner_rt", "segment", str(large), str(small), "--words", "cat", "--engine", str(quick(bench)),
          "--backend", "onnxruntime-cpu", "--threads", "1", "--out", str(bench.folder / "out"), "--json", str(masks)],
         capture_output=True, text=True, timeout=100,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )  # fmt: skip
-    told = f"{time.monotonic() - started:.0f} s, {limit >> 20} MiB in all: {done.stderr[-400:]}"
+    told = f"{time.monotonic() - started:.0f} s, {limit >> 20} MiB in all: {' '.join(done.stderr.split())[-400:]}"
     if done.returncode < 0:
         return f"the command died of {signal.Signals(-done.returncode).name}, {told}"
     if "Traceback" in done.stderr:

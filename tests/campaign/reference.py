@@ -1,14 +1,33 @@
 """What a bundle must answer: pictures and words that several kinds ask, and results in a form that can be compared."""
 
 import hashlib
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fusioner_rt import Segmentation, Session
+from fusioner_rt.bundle import read_manifest, write_manifest
 from fusioner_rt.errors import FusionerError
 
+from .cases import Bench
+
 WORDS = ("cat", "sofa", "green grass", "person", "dining table")
+
+
+def quick(bench: Bench) -> Path:
+    """A copy of the bundle with two templates, not dozens: new words cost little. No case changes it."""
+
+    def copy() -> Path:
+        folder = bench.folder.parent / f"{bench.folder.name.rpartition('-')[0]}.bundle"
+        shutil.copytree(bench.bundle, folder)
+        manifest = read_manifest(folder)
+        write_manifest(folder, {**manifest, "templates": manifest["templates"][:2]})
+        return folder
+
+    made: Path = bench.once("quick", copy)
+    return made
 
 
 def pictures() -> list[np.ndarray]:

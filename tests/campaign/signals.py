@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from .cases import Bench, Case
-from .reference import pictures
+from .reference import pictures, quick
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 PICTURES = 8
@@ -44,7 +44,7 @@ def _pictures(folder: Path) -> Path:
 def _command(bench: Bench, folder: Path, out: Path, resume: bool) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "fusioner_rt", "segment", str(folder), "--words", "cat, sofa", "--threshold", "0.2",
-         "--engine", str(bench.bundle), "--backend", "onnxruntime-cpu", "--threads", "1", "--out", str(out),
+         "--engine", str(quick(bench)), "--backend", "onnxruntime-cpu", "--threads", "1", "--out", str(out),
          "--json", str(out / "masks.json"), *(["--resume"] if resume else [])],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -78,7 +78,7 @@ def _interrupted(
     process = _command(bench, folder, out, resume=True)
     _, told = process.communicate(timeout=100)
     if process.returncode != 0:
-        return f"--resume ended with {process.returncode}: {told[-300:]}"
+        return f"--resume ended with {process.returncode}: {_line(told)}"
     if json.loads((out / "masks.json").read_text()) != right:
         return "--resume gives another JSON than one run"
     if len(list(out.glob("*.overlay.*"))) != PICTURES:
@@ -88,11 +88,11 @@ def _interrupted(
 
 def _wrong_end(code: int, told: str, sent: signal.Signals, out: Path, right: Any) -> str | None:
     if code not in (0, 128 + sent, -sent):
-        return f"it ended with {code}: {told[-300:]}"
+        return f"it ended with {code}: {_line(told)}"
     if "Traceback" in told and ", in main" in told:  # before that, Python still imports
-        return f"a traceback: {told[-400:]}"
+        return f"a traceback: {_line(told)}"
     if code == 128 + sent and "interrupted" not in told and "Traceback" not in told:
-        return f"it does not say that it was interrupted: {told[-300:]}"
+        return f"it does not say that it was interrupted: {_line(told)}"
     if not (out / "masks.json").exists():
         return None
     try:
@@ -105,3 +105,7 @@ def _wrong_end(code: int, told: str, sent: signal.Signals, out: Path, right: Any
     if sent != signal.SIGKILL and (left := [path.name for path in out.rglob(".fusioner-tmp-*")]):
         return f"it leaves {left[0]}"
     return None
+
+
+def _line(told: str) -> str:
+    return " ".join(told.split())[-400:]

@@ -14,7 +14,7 @@ from fusioner_rt import Session
 from fusioner_rt.errors import FusionerError
 
 from .cases import Bench, Case
-from .reference import WORDS, fingerprint, pictures
+from .reference import WORDS, fingerprint, pictures, quick
 
 THREADS, CALLS = 8, 3
 Call = Callable[[Session], str]
@@ -30,7 +30,7 @@ def case(number: int, random: Random, bench: Bench) -> Case:
 
 
 def _opened(bench: Bench) -> Session:
-    return Session(bench.bundle, cache=False, threads=2, backend="onnxruntime-cpu")
+    return Session(quick(bench), cache=False, threads=2, backend="onnxruntime-cpu")
 
 
 def _soaked(session: Session, called: list[list[tuple[str, Call]]], expected: list[list[str]]) -> str | None:

@@ -12,7 +12,7 @@ from fusioner_rt import Session
 from fusioner_rt.errors import FusionerError
 
 from .cases import Bench, Case
-from .reference import fingerprint, pictures
+from .reference import fingerprint, pictures, quick
 
 _SIMPLE = ("cat", "sofa", "green grass", "dining table", "bus", "tree", "a", "Köln", "猫", "кошка", "قط")
 _SIGNS = ",;|\n\r\t\0 \"'“”«»()[]{}/\\.-_#%$\u200b\u200d\u202e\ufeff\ufffd\u0301\u0336\u3000\u00a0\u2028"
@@ -34,7 +34,7 @@ _SEQUENCES = (
 
 
 def case(number: int, random: Random, bench: Bench) -> Case:
-    session = bench.once("session", lambda: Session(bench.bundle, cache=False, threads=1, backend="onnxruntime-cpu"))
+    session = bench.once("session", lambda: Session(quick(bench), cache=False, threads=1, backend="onnxruntime-cpu"))
     picture = bench.once("picture", lambda: pictures()[2])
     encoded = bench.once("encoded", lambda: session.encode(picture))
     asked = _options(random)
@@ -62,7 +62,7 @@ def _with_templates(bench: Bench, templates: Any, asked: dict[str, Any]) -> str 
     """In a session of its own: the next case has the bundle's templates again."""
     others = {name: value for name, value in asked.items() if name not in ("words", "background")}
     try:
-        with Session(bench.bundle, cache=False, threads=1, backend="onnxruntime-cpu") as session:
+        with Session(quick(bench), cache=False, threads=1, backend="onnxruntime-cpu") as session:
             session.set_vocabulary(asked["words"], templates, asked.get("background"))
             session.segment(pictures()[2], **others)
     except FusionerError as error:
