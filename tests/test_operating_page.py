@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,27 @@ def test_readers_are_led_to_both_pages() -> None:
         text = (ROOT / page).read_text()
         assert "(SECURITY.md)" in text
         assert "(docs/operating.md)" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), re.findall(r"^\| (SIG\w+) \|.*\| (\d+) \|$", OPERATING.read_text(), flags=re.MULTILINE)
+)
+def test_a_signal_ends_the_command_with_its_code(name: str, code: str, tmp_path: Path) -> None:
+    """It comes while the command waits for a picture from stdin, when everything is set up."""
+    reads = [sys.executable, "-m", "fusioner_rt", "segment", "-", "--words", "cat", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [*reads, "--engine", str(ROOT / "models/demo/bundle"), "-v"], env=environment, stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr
+    for line in process.stderr:
+        if "words: 1" in line:  # the last that is told before the picture is read
+            break
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=30)
+    assert process.returncode == (-signal.SIGKILL if name == "SIGKILL" else int(code))
+    assert int(code) == 128 + getattr(signal, name)
 
 
 def everything(*before: str) -> dict[str, Any]:
