@@ -48,10 +48,14 @@ examples:
   fusioner-rt segment photo.jpg --words "cat, sofa|couch" --background common
       sofa and couch are one, called sofa; walls, sky and the like take their pixels and are not painted (docs/words.md)
 
+  fusioner-rt segment photos/ --words "cat, sofa" --json masks.json --resume
+      go on where the same command was ended, by a signal, a kill or a full disk; the JSON file comes out the same
+
 Where a GPU or a plan of the bundle goes unused, one line on stderr says so; --backend NAME makes that an error.
 
 exit code: 0 when every picture was done; otherwise the rest is still done, each failure is one line on stderr,
 and the code is that of the failure's kind (60 where kinds differ). docs: fusioner_rt/errors.py lists the codes.
+An ended run writes what is done: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 141 where stdout's reader is gone.
 """
 
 
