@@ -14,7 +14,6 @@ import errno
 import hashlib
 import json
 import os
-import stat
 import struct
 import tempfile
 import threading
@@ -29,6 +28,7 @@ import numpy as np
 from ..atomic_files import TEMPORARY, clear_temporaries, write_atomically
 from ..cures import WRITABLE_CACHE
 from ..errors import Spelled
+from ..regular_files import read_regular
 
 MAGIC = b"fusioner-rt word 1\n"
 SUFFIX = ".word"
@@ -111,12 +111,12 @@ class TextCache:
         entries = []
         for path, _ in self._entries():
             try:
-                content, written = _read_file(path)
+                status, content = path.stat(), read_regular(path, _MOST_BYTES)
                 header, _ = decode_entry(content)
                 entries.append(
                     CachedWord(
                         str(header["word"]), int(header["prompts"]), str(header["precision"]), str(header["graph"]),
-                        len(content), written,
+                        len(content), status.st_mtime,
                     )
                 )  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError):
@@ -161,8 +161,8 @@ class TextCache:
             return None
         path = self._path(key)
         try:
-            content, _ = _read_file(path)
-        except OSError:
+            content = read_regular(path, _MOST_BYTES)
+        except (OSError, ValueError):
             return None
         try:
             vector = decode_entry(content)[1]
@@ -223,16 +223,6 @@ class TextCache:
                     with contextlib.suppress(FileNotFoundError):  # removed by another process
                         found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
         return found
-
-
-def _read_file(path: Path) -> tuple[bytes, float]:
-    """Content of a file, and when it was written, in seconds since 1970. Never waits. Raises OSError where it is no file of an entry's size."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would be waited for
-    with open(handle, "rb") as stream:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
-            raise OSError(errno.EINVAL, "no entry", str(path))
-        return stream.read(_MOST_BYTES), status.st_mtime
 
 
 def encode_entry(header: dict[str, Any], vector: np.ndarray) -> bytes:
