@@ -1,10 +1,11 @@
 """Bundles: files tampered with, manifests changed, hostile graphs, tokenizers and answers; an error, or the untouched results.
 
-A manifest or a file that was changed under its digest must be refused, or change no result. With the digests written again the
-bundle is another author's, and may answer otherwise: it must only not crash, hang, read outside its folder, or answer with
-what is no probability.
+What was changed under its digest must be refused; a file beside, a link to the same content or other spaces in the manifest may also
+change nothing. With the digests written again the bundle is another author's, and may answer otherwise: it must only not crash,
+hang, or answer with what is no probability.
 """
 
+import filecmp
 import io
 import json
 import os
@@ -36,18 +37,33 @@ def case(number: int, random: Random, bench: Bench) -> Case:
     bundle = bench.folder / "bundle"
     shutil.copytree(pristine, bundle, copy_function=os.link)  # every change below replaces the file it changes
     make = random.choices((_tampered, _edited, _rewritten, _hostile), (4, 3, 3, 3))[0]
-    what, same = make(bundle, random)
-    return Case(lambda: _judged(bundle, right if same else None), what, seconds=5)
+    what = make(bundle, random)
+    if make in (_rewritten, _hostile):
+        return Case(lambda: _sane(bundle), what)
+    altered = _altered(bundle, pristine)
+    return Case(lambda: _judged(bundle, None if altered else right), f"{what}{' (altered)' if altered else ''}")
+
+
+def _altered(bundle: Path, pristine: Path) -> bool:
+    """Whether the manifest says something else, or a file that it lists is not what it was."""
+    listed = json.loads((pristine / MANIFEST).read_text())
+    try:
+        if (bundle / MANIFEST).is_file() and json.loads((bundle / MANIFEST).read_text()) != listed:
+            return True
+    except (ValueError, RecursionError):
+        return True
+    names = [MANIFEST, *listed["files"]]
+    return not all((bundle / name).is_file() for name in names) or not all(
+        filecmp.cmp(bundle / name, pristine / name, shallow=False) for name in names[1:]
+    )
 
 
 def _judged(bundle: Path, right: str | None) -> str | None:
-    """right: the only results that are allowed, or None where the author may have meant others."""
-    if right is None:
-        return _sane(bundle)
+    """right: results that are allowed too, or None where the bundle must be refused."""
     answer = open_and_answer(bundle)
     if isinstance(answer, FusionerError) or answer == right:
         return None
-    return "it opens, and its results are not those of the untouched bundle"
+    return "it is altered, and it opens" if right is None else "its results are not those of the untouched bundle"
 
 
 def _sane(bundle: Path) -> str | None:
@@ -66,14 +82,14 @@ def _sane(bundle: Path) -> str | None:
 # Files: under the digests of the manifest.
 
 
-def _tampered(bundle: Path, random: Random) -> tuple[str, bool]:
+def _tampered(bundle: Path, random: Random) -> str:
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
     graphs = [path for path in files if path.parent == bundle and path.name != MANIFEST]
     file = random.choices((random.choice(graphs), bundle / MANIFEST, random.choice(files)), (5, 3, 2))[0]
     change = random.choice(
         (_flipped, _flipped, _overwritten, _cut, _longer, _emptied, _swapped, _removed, _linked, _endless, _piped, _a_folder, _beside)
     )  # fmt: skip
-    return f"{change.__name__[1:]} {file.relative_to(bundle)}{change(bundle, file, random)}", True
+    return f"{change.__name__[1:]} {file.relative_to(bundle)}{change(bundle, file, random)}"
 
 
 def _put(file: Path, content: bytes) -> None:
@@ -205,7 +221,7 @@ def _mutated(manifest: Any, random: Random) -> str:
     return f"{name} = {str(place[key])[:40]!r}"
 
 
-def _edited(bundle: Path, random: Random) -> tuple[str, bool]:
+def _edited(bundle: Path, random: Random) -> str:
     """The manifest with another value, its digest left as it was; or text that is hardly JSON."""
     text = (bundle / MANIFEST).read_text()
     if random.random() < 0.15:
@@ -214,19 +230,19 @@ def _edited(bundle: Path, random: Random) -> tuple[str, bool]:
              "null", '"x"', "1e999", f"{text[:-2]}, {text[2:]}", text.replace('"sha256"', '"sha265"'))
         )  # fmt: skip
         _put(bundle / MANIFEST, broken.encode())
-        return f"manifest as text that begins with {broken[:20]!r}, {len(broken)} characters", True
+        return f"manifest as text that begins with {broken[:20]!r}, {len(broken)} characters"
     manifest = json.loads(text)
     what = _mutated(manifest, random)
     _put(bundle / MANIFEST, json.dumps(manifest, indent=2).encode())
-    return f"manifest edited, {what}", True
+    return f"manifest edited, {what}"
 
 
-def _rewritten(bundle: Path, random: Random) -> tuple[str, bool]:
+def _rewritten(bundle: Path, random: Random) -> str:
     """The manifest of an author who writes what no bundle should say, under right digests."""
     manifest = json.loads((bundle / MANIFEST).read_text())
     what = ", ".join(_mutated(manifest, random) for _ in range(random.choice((1, 1, 2, 5))))
     _sign(bundle, manifest)
-    return f"manifest rewritten, {what}", False
+    return f"manifest rewritten, {what}"
 
 
 def _sign(bundle: Path, manifest: Any) -> None:
@@ -240,12 +256,12 @@ def _sign(bundle: Path, manifest: Any) -> None:
 # Files that a hostile author made, under right digests.
 
 
-def _hostile(bundle: Path, random: Random) -> tuple[str, bool]:
+def _hostile(bundle: Path, random: Random) -> str:
     what = random.choice((_hostile_graph, _hostile_graph, _hostile_tokenizer, _hostile_answer, _hostile_kernels))(
         bundle, random
     )
     _sign(bundle, json.loads((bundle / MANIFEST).read_text()))
-    return f"hostile {what}", False
+    return f"hostile {what}"
 
 
 def _hostile_graph(bundle: Path, random: Random) -> str:

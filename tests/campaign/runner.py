@@ -87,7 +87,9 @@ class Kind:
         folder = self._scratch / name
         folder.mkdir()
         what, seconds, found = self._outcome(number, folder)
-        finding = Finding(name, what, found, self._kept(found, folder)) if found else None
+        finding = (
+            Finding(name, what, found, self._kept(f"{' '.join(what.split()[:2])} {found}", folder)) if found else None
+        )
         _remove(folder)
         self.cases, self.used = self.cases + 1, self.used + time.monotonic() - begun
         self.slowest = max(self.slowest, (name, seconds), key=lambda slowest: slowest[1])
@@ -183,7 +185,7 @@ class Kind:
         return self._processes[-1]
 
     def _kept(self, found: str, folder: Path) -> Path | None:
-        """Keep the input of a finding, unless a smaller one of the same finding is kept already."""
+        """Keep the input of a finding, unless a smaller one of the same finding is kept already. found: with what the case is."""
         alike = re.sub(r"[0-9a-f]{8,}|\d+", "#", found)[:200]
         size = sum(file.lstat().st_size for file in folder.rglob("*"))
         if not any(folder.iterdir()):
