@@ -1,27 +1,32 @@
 """Decodes pictures to RGB pixels, for serving and for training.
 
-EXIF orientation is applied, transparent pixels are blended with white, 16-bit grey is scaled to 8 bits. Embedded colour
+EXIF orientation is applied, transparent pixels are blended with white, wide grey is scaled to 8 bits. Embedded colour
 profiles are not applied. Of a file of several frames or pages the first is taken, which is logged.
 """
 
+import ctypes
+import functools
 import io
 import logging
+import math
 import os
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, Union
 
 import numpy as np
 
-from . import pixel_arrays
-from .errors import PictureInvalid, PictureTooLarge, PictureUnreadable, one_line
+from . import decoding_costs, pixel_arrays
+from .errors import PictureInvalid, PictureTooLarge, PictureUnreadable, Spelled, one_line
 from .memory_shortage import OF_A_PICTURE, is_shortage, tells_shortage
 from .missing_pictures import why_missing
 from .picture_formats import COMMON, SUFFIXES, is_raw, readable, teach, unread
+from .picture_levels import Levels, levels_of, to_8_bits
 from .pixel_arrays import Channels
+from .regular_files import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PIXEL_LIMIT", "SUFFIXES", "Picture", "decode", "describe"]
+__all__ = ["MAX_PIXELS", "PIXEL_LIMIT", "SUFFIXES", "Picture", "decode", "describe"]
 
 
 class Tensor(Protocol):
@@ -33,8 +38,16 @@ class Tensor(Protocol):
 Picture: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, IO[bytes], "Image", np.ndarray, Tensor]
 
 PIXEL_LIMIT = 1 << 27
-"""Pixels of the largest picture: 134 million, an 11,585 x 11,585 square."""
+"""Pixels of the largest picture that a session may be opened for: 134 million, an 11,585 x 11,585 square."""
 
+MAX_PIXELS = 1 << 26
+"""Pixels of the largest picture by default: 67 million. Small files that claim as many take seconds to decode."""
+
+BYTE_LIMIT = 8 * PIXEL_LIMIT
+"""Bytes that are read of a file object or a JPEG: what the largest picture takes uncompressed, in 16-bit RGBA."""
+
+_BLOCK = 1 << 20
+_TIFF = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
 _log = logging.getLogger("fusioner_rt")
 _EXPECTED = "a path, the bytes of a file, a file opened in binary mode, a Pillow image or a (H, W, 3) uint8 array"
 
@@ -44,7 +57,9 @@ def _subject(picture: Picture, *_: object, **__: object) -> str:
 
 
 @tells_shortage(OF_A_PICTURE, of=_subject)
-def decode(picture: Picture, channels: Channels = "rgb", copy: bool = False) -> np.ndarray:
+def decode(
+    picture: Picture, channels: Channels = "rgb", copy: bool = False, max_pixels: int = PIXEL_LIMIT
+) -> np.ndarray:
     """Decode a picture to RGB.
 
     picture: a path, the bytes of a file, a binary file object, a Pillow image, or a uint8 array or tensor of the CPU's
@@ -52,19 +67,21 @@ def decode(picture: Picture, channels: Channels = "rgb", copy: bool = False) -> 
         A file object is read from its start, or where it cannot be sought, from where it stands.
     channels: the order of an array's colours, "rgb" or "bgr". All else knows its own.
     copy: never share memory with the array that was given.
+    max_pixels: of the largest picture, at most PIXEL_LIMIT. What takes as long to decode as larger ones counts as they do.
     Returns (H, W, 3) uint8, C-contiguous. Raises PictureMissing, PictureUnreadable, PictureTooLarge, PictureInvalid
     or MemoryShort.
     """
     if isinstance(picture, (str, os.PathLike)):
-        return _from_path(os.fsdecode(picture))
+        return _from_path(os.fsdecode(picture), max_pixels)
     if _is_pillow(picture):
-        _check_pixels(picture.width, picture.height, describe(picture))
-        return _from_pillow(picture, describe(picture))
+        name = describe(picture)
+        _check_pixels(picture.width, picture.height, name, max_pixels)
+        return _from_pillow(picture, name, levels_of(picture, name))
     if pixel_arrays.is_array(picture):
-        return _from_array(picture, channels, copy)
+        return _from_array(picture, channels, copy, max_pixels)
     if hasattr(picture, "read"):
-        return _from_stream(io.BytesIO(_read(picture)), describe(picture))
-    return _from_stream(io.BytesIO(_bytes(picture)), describe(picture))
+        return _from_stream(io.BytesIO(_read(picture)), describe(picture), max_pixels)
+    return _from_stream(io.BytesIO(_bytes(picture)), describe(picture), max_pixels)
 
 
 def pictures_of(batch: Any) -> list[np.ndarray] | None:
@@ -73,6 +90,18 @@ def pictures_of(batch: Any) -> list[np.ndarray] | None:
         return None
     array = pixel_arrays.as_array(batch)
     return pixel_arrays.pictures_of(array, describe(batch)) if array.ndim == 4 else None
+
+
+def millions(pixels: int) -> str:
+    """A number of pixels, for messages."""
+    return f"{pixels / 1e6:.0f}" if pixels >= 10_000_000 else f"{pixels / 1e6:.2g}"
+
+
+def or_more(cure: str, pixels: int) -> str:
+    """A cure for too many pixels, and the other one: to allow as many, where a session may."""
+    if pixels > PIXEL_LIMIT:
+        return cure
+    return Spelled(f"{cure}, or open the session with max_pixels={pixels}", f"{cure}, or add --max-pixels {pixels}")
 
 
 def describe(picture: Any) -> str:
@@ -88,7 +117,7 @@ def describe(picture: Any) -> str:
         return name if isinstance(name, str) and name else f"the {type(picture).__qualname__}"
     try:
         return f"the picture of {memoryview(picture).nbytes} bytes"
-    except (TypeError, ValueError):
+    except Exception:  # released, or of no buffer
         return f"the {type(picture).__qualname__}"
 
 
@@ -98,16 +127,16 @@ def _is_pillow(picture: Any) -> TypeGuard["Image"]:
     return isinstance(picture, Image.Image)
 
 
-def _from_array(picture: Any, channels: Channels, copy: bool) -> np.ndarray:
+def _from_array(picture: Any, channels: Channels, copy: bool, max_pixels: int) -> np.ndarray:
     from PIL import Image
 
     name = describe(picture)
     array = pixel_arrays.as_array(picture)
     pixels = pixel_arrays.shaped(array, name)
-    _check_pixels(pixels.shape[1], pixels.shape[0], name)
+    _check_pixels(pixels.shape[1], pixels.shape[0], name, max_pixels)
     pixels = pixel_arrays.in_rgb_order(pixels, channels)
     if pixels.shape[2] in (2, 4):
-        return _from_pillow(Image.fromarray(np.ascontiguousarray(pixels)), name)
+        return _from_pillow(Image.fromarray(np.ascontiguousarray(pixels)), name, Levels())
     if pixels.shape[2] == 1:
         pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     rgb = np.ascontiguousarray(pixels)
@@ -127,15 +156,17 @@ def _read(stream: Any) -> bytes:
     except Exception:  # a pipe, or a response
         pass
     try:
-        content = stream.read()
+        content = _content(stream)
+    except PictureTooLarge:
+        raise
     except Exception as error:
         if is_shortage(error):
             raise
         raise PictureUnreadable(
             f"cannot be read ({one_line(error)})", "open it again, in binary mode: open(path, 'rb')", subject=name
         ) from None
-    if isinstance(content, (bytes, bytearray, memoryview)):
-        return bytes(content)
+    if isinstance(content, bytes):
+        return content
     if isinstance(content, str):
         raise text
     if hasattr(content, "close"):  # a coroutine, which complains where nobody waits for it
@@ -146,11 +177,35 @@ def _read(stream: Any) -> bytes:
     )
 
 
+def _content(stream: Any) -> Any:
+    """All bytes of a file object; what it gives instead where that is no bytes. Raises PictureTooLarge."""
+    parts: list[bytes] = []
+    read = 0
+    while read <= BYTE_LIMIT:
+        try:
+            part = stream.read(_BLOCK)
+        except TypeError:  # its read() takes no size
+            part = stream.read()
+            if isinstance(part, (bytes, bytearray, memoryview)):
+                return bytes(part)
+        if not isinstance(part, (bytes, bytearray, memoryview)):
+            return part
+        if not len(part):
+            return b"".join(parts)
+        parts.append(bytes(part))
+        read += len(parts[-1])
+    raise PictureTooLarge(
+        f"has more than {BYTE_LIMIT / 1e6:.0f} million bytes, as no picture of at most {PIXEL_LIMIT / 1e6:.0f} million pixels has",
+        "give the picture alone",
+        subject=describe(stream),
+    )
+
+
 def _bytes(picture: Any) -> memoryview:
     """The bytes of an object that holds a file's content."""
     try:
         view = memoryview(picture)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # TypeError, ValueError, BufferError, and what its exporter raises
         if isinstance(picture, memoryview):
             raise PictureInvalid(f"this memoryview cannot be read ({one_line(error)})", "pass bytes") from None
         raise PictureInvalid(
@@ -183,31 +238,37 @@ def _cure_of(picture: Any) -> str:
     return f"pass {_EXPECTED}"
 
 
-def _from_path(path: str) -> np.ndarray:
+def _from_path(path: str, max_pixels: int) -> np.ndarray:
     if path.startswith("~") and not os.path.exists(path):
         path = os.path.expanduser(path)
     try:
-        with open(path, "rb") as stream:
-            return _from_stream(stream if stream.seekable() else io.BytesIO(stream.read()), path)
+        with open_regular(path) as stream:
+            return _from_stream(stream, path, max_pixels)
     except (OSError, ValueError) as error:  # ValueError: a null byte
         if is_shortage(error):
             raise
         raise why_missing(path, error) from None
 
 
-def _from_stream(stream: Any, name: str) -> np.ndarray:
+def _from_stream(stream: Any, name: str, max_pixels: int) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     head = b""
     try:
         head = stream.read(32)
+        if head[:4] in _TIFF:
+            _quieten_libtiff()
+            if decoding_costs.tags_overlap(stream):
+                raise ValueError("its tags lie in each other")
         stream.seek(0)
         with _open(stream, head) as image:  # reads the header alone
             if is_raw(head, name, image):
                 raise PictureUnreadable(*unread(head, raw=True), subject=name)
-            _check_pixels(image.width, image.height, name)
+            _check_pixels(image.width, image.height, name, max_pixels)
+            _check_pixels(image.width, image.height, name, max_pixels, *decoding_costs.times(image, stream))
+            levels = levels_of(image, name)
             image.load()
-            rgb = _from_pillow(image, name)
+            rgb = _from_pillow(image, name, levels)
             if _has_more(image):
                 _log.warning("%s: holds several frames or pages; the first one is taken", name)
             return rgb
@@ -245,25 +306,36 @@ def _has_more(image: "Image") -> bool:
         return False
 
 
-def _check_pixels(width: int, height: int, name: str) -> None:
+def _check_pixels(width: int, height: int, name: str, most: int, times: float = 1.0, why: str = "") -> None:
+    """Raise PictureTooLarge where the pixels, each counted `times` for the reason `why`, are more than `most`."""
     if width < 1 or height < 1:
         raise PictureInvalid(
             f"has no pixels ({width}x{height}); both edges must be at least 1",
             "give a picture with pixels",
             subject=name,
         )
-    if width * height > PIXEL_LIMIT:
-        raise PictureTooLarge(
-            f"{width}x{height} is {width * height / 1e6:.0f} million pixels, at most "
-            f"{PIXEL_LIMIT / 1e6:.0f} million are accepted",
-            "shrink the picture first",
-            subject=name,
-        )
+    pixels = math.ceil(width * height * times)
+    if pixels <= most:
+        return
+    size = f"{width}x{height} {why} costs as much as" if why else f"{width}x{height} is"
+    cure = "save it as another picture, or smaller" if why else "shrink the picture first"
+    raise PictureTooLarge(
+        f"{size} {millions(pixels)} million pixels, at most {millions(most)} million are accepted",
+        or_more(cure, pixels),
+        subject=name,
+    )
 
 
-def _from_pillow(image: "Image", name: str) -> np.ndarray:
+def _from_pillow(image: "Image", name: str, levels: Levels) -> np.ndarray:
     try:
-        return np.ascontiguousarray(np.asarray(_to_rgb(_upright(image), name)))
+        image = _upright(image)
+        rgb = np.empty((image.height, image.width, 3), np.uint8)
+        rows, clear = max(1, _BLOCK // image.width), True
+        for top in range(0, image.height, rows):  # in strips: each kind's steps need some copies
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            shown, is_clear = _to_rgb(strip, levels)
+            rgb[top : top + rows] = np.asarray(shown)
+            clear &= is_clear
     except Exception as error:
         if is_shortage(error):
             raise
@@ -272,12 +344,22 @@ def _from_pillow(image: "Image", name: str) -> np.ndarray:
             "convert it to 8-bit RGB and try again",
             subject=name,
         ) from None
+    if clear:
+        _log.warning(
+            "%s: is transparent everywhere, and so white; where alpha means nothing, drop it: x[..., :3]", name
+        )
+    return rgb
 
 
 def _upright(image: "Image") -> "Image":
     from PIL import ImageOps
 
     try:
+        exif = image.info.get("exif")
+        if exif is None and (profile := image.info.get("Raw profile type exif")):  # as ImageMagick writes it into a PNG
+            exif = bytes.fromhex("".join(profile.split("\n")[3:]))
+        if exif and decoding_costs.tags_overlap(io.BytesIO(exif.removeprefix(b"Exif\0\0"))):
+            return image
         return ImageOps.exif_transpose(image)
     except Exception as error:  # the pixels are good even where EXIF is broken
         if is_shortage(error):
@@ -285,30 +367,39 @@ def _upright(image: "Image") -> "Image":
         return image
 
 
-def _to_rgb(image: "Image", name: str) -> "Image":
+def _to_rgb(image: "Image", levels: Levels) -> tuple["Image", bool]:
+    """A picture, or a strip of one, as RGB, and whether it is transparent everywhere."""
     from PIL import Image
 
-    if image.mode.startswith("I;16") or image.mode == "I":  # both hold 16-bit values
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    if image.mode.startswith("I;16") or image.mode == "I":
+        wide = np.asarray(image)
+        image = Image.fromarray(to_8_bits(wide, levels))
+        if levels.transparent is not None:
+            image.putalpha(Image.fromarray(np.where(wide == levels.transparent, 0, 255).astype(np.uint8)))
+    elif levels.transparent is not None and image.mode in ("1", "L"):
+        image.info["transparency"] = levels.transparent
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white")
     if image.mode == "La":  # Pillow converts premultiplied grey to LA only
         image = image.convert("LA")
-    if image.has_transparency_data:
-        page, shown = Image.new("RGBA", image.size, (255, 255, 255, 255)), image.convert("RGBA")
-        if shown.getchannel("A").getextrema() == (0, 0):
-            _log.warning(
-                "%s: is transparent everywhere, and so white; where alpha means nothing, drop it: x[..., :3]", name
-            )
-        return Image.alpha_composite(page, shown).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if not image.has_transparency_data:
+        return (image if image.mode == "RGB" else image.convert("RGB")), False
+    shown = image.convert("RGBA")
+    least, most = shown.getchannel("A").getextrema()
+    if least == 255:
+        return shown.convert("RGB"), False
+    page = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(page, shown).convert("RGB"), most == 0
 
 
-def _to_8_bits(wide: np.ndarray) -> np.ndarray:
-    """(H, W) of 0..65535 in any integer type to uint8, rounded. Works in strips, to save memory."""
-    narrow = np.empty(wide.shape, np.uint8)
-    rows = max(1, (1 << 20) // max(1, wide.shape[1]))
-    for start in range(0, len(wide), rows):
-        part = np.clip(wide[start : start + rows], 0, 65407).astype(np.uint16)  # 65407 + 128 is the largest uint16
-        narrow[start : start + rows] = (part + np.uint16(128)) // np.uint16(257)
-    return narrow
+@functools.cache
+def _quieten_libtiff() -> None:
+    """Keep libtiff from writing to stderr, by itself and past Python, what its errors already tell. For the whole process."""
+    from PIL import Image
+
+    try:
+        library = ctypes.CDLL(Image.core.__file__)  # which finds what it is linked with
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+    except (OSError, AttributeError, TypeError):  # linked otherwise: its lines stay
+        pass

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from .errors import PictureMissing, Spelled
 from .picture_formats import SUFFIXES
+from .regular_files import NotRegular
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a drive's letter is one; Path makes one slash of two
 _BASE64 = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR")  # JPEG, PNG, GIF, WebP
@@ -48,6 +49,9 @@ def why_missing(path: str, error: Exception) -> PictureMissing:
         return PictureMissing(f"is not a path ({error})", "check the path", subject=_shortened(repr(path)))
     if not isinstance(error, FileNotFoundError):
         reason = error.strerror if isinstance(error, OSError) else None
+        if isinstance(error, NotRegular):
+            opened = Spelled("open it, and pass the file object: open(path, 'rb')", "pipe what it holds into stdin: -")
+            return PictureMissing(str(error.strerror), opened, subject=path)
         cure = "check its permissions" if isinstance(error, PermissionError) else "check the path"
         return PictureMissing(f"cannot be opened ({reason or error})", cure, subject=_shortened(path))
     return PictureMissing("there is no such file", _cure(Path(path)), subject=path)

@@ -3,6 +3,8 @@
 import glob
 import logging
 import os
+import re
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from .errors import UsageError
 from .missing_pictures import is_pattern
 from .picture_formats import SUFFIXES, suffixes
 
+_PIPED = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+")
 _log = logging.getLogger("fusioner_rt")
 
 
@@ -34,15 +37,17 @@ def named_pictures(names: Sequence[str], out: Path) -> list[NamedPicture]:
     Of folders, hidden files and results of earlier runs are skipped. Results are told by their names, below `out` alone.
     Raises UsageError where a folder or a pattern names nothing, or stdin is no picture.
     """
-    if names.count("-") > 1:
+    if names.count("-") + names.count("/dev/stdin") > 1:
         raise UsageError("stdin is named twice", "name it once: it holds one picture", subject="-")
     return [picture for name in names for picture in _named(name, out.resolve())]
 
 
 def _named(name: str, out: Path) -> Iterator[NamedPicture]:
     name = _at_home(name)
-    if name == "-":
+    if name in ("-", "/dev/stdin"):
         yield NamedPicture("stdin", _stdin())
+    elif _PIPED.fullmatch(name) and os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode):
+        yield NamedPicture(name, open(name, "rb"))  # noqa: SIM115  # a shell's <(COMMAND), which writes to it
     elif os.path.isdir(name):
         yield from _of(_below(Path(name), out))
     elif is_pattern(name) and not os.path.lexists(name):

@@ -17,7 +17,7 @@ import numpy as np
 from . import sliding_windows
 from .argument_checks import as_path, choice, flag, shown, whole
 from .bundle import Bundle, find_bundle
-from .decode_picture import PIXEL_LIMIT, Picture, decode, describe, pictures_of
+from .decode_picture import MAX_PIXELS, PIXEL_LIMIT, Picture, decode, describe, millions, or_more, pictures_of
 from .encoder_output import EncodedPicture, source_of
 from .errors import FusionerError, SessionClosed, Spelled, UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
@@ -75,6 +75,7 @@ class Session:
         threads: int | None = None,
         input_size: int | None = None,
         channels: Channels = "rgb",
+        max_pixels: int | None = None,
     ) -> None:
         """bundle: its folder, a folder that holds it alone, or the name of an installed or fetched one; by default the first
             of $FUSIONER_ENGINE, ./engines/demo, ./models/demo/bundle and those that are installed or fetched.
@@ -88,6 +89,8 @@ class Session:
             things.
         channels: order of the colours of arrays and tensors, "rgb", or "bgr" as OpenCV reads them. Files, bytes and Pillow
             images know their own.
+        max_pixels: pixels of the largest picture and `size`, by default 67,108,864 (MAX_PIXELS), at most 134,217,728. Files
+            that take as long to decode as larger ones count as those (docs/pictures.md).
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing, BundleFileAltered,
         BackendUnavailable, GraphUnusable, MemoryShort, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
@@ -98,6 +101,8 @@ class Session:
         if threads is not None:
             cure = f"give 1 to {_MOST_THREADS}, or leave it out for one per core"
             threads = whole(threads, "threads", 1, _MOST_THREADS, cure)
+        cure = f"give 1 to {PIXEL_LIMIT}, or leave it out for {MAX_PIXELS}"
+        self._max_pixels = MAX_PIXELS if max_pixels is None else whole(max_pixels, "max_pixels", 1, PIXEL_LIMIT, cure)
         folder = None if cache is False else as_path(cache, "the cache") if cache is not None else default_folder()
         self.bundle = Bundle.open(find_bundle(bundle)).with_input_side(input_size)
         self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
@@ -216,7 +221,7 @@ class Session:
                 self._check_encoded(given, window)
                 results[index] = given
                 continue
-            rgb = decode(given, channels, copy=True)
+            rgb = decode(given, channels, copy=True, max_pixels=self._max_pixels)
             if window == "sliding":
                 features, input_size = self._joined_windows(rgb, describe(given))
                 results[index] = EncodedPicture(
@@ -294,7 +299,7 @@ class Session:
         the session goes on.
         """
         self._check_open()
-        size = _check_options(size, threshold, mode)
+        size = _check_options(size, threshold, mode, self._max_pixels)
         probabilities = flag(probabilities, "probabilities")
         self._check_window(window)
         channels = self._channels if channels is None else check_channels(channels)
@@ -356,7 +361,7 @@ class Session:
                 "segment_on_device takes RGB alone, channels is 'bgr'",
                 "turn them round on the device, frame.flip(-1).contiguous() in PyTorch, and say that they are rgb",
             )
-        size = _check_options(size, threshold, "joint")
+        size = _check_options(size, threshold, "joint", self._max_pixels)
         stream = whole(stream, "stream", 0, (1 << 64) - 1, "give a CUDA stream's handle, or 0 for the default stream")
         if out is not None and not (isinstance(out, (tuple, list)) and len(out) == 2):
             raise UsageError(f"out is {shown(out)}", "give two arrays in GPU memory: labels and confidence")
@@ -428,7 +433,9 @@ class Session:
             self._check_encoded(given, window)
             return given.picture
         with watch("decode", index):
-            return decode(given, channels, copy=True)  # the caller may fill an array with the next frame
+            return decode(
+                given, channels, copy=True, max_pixels=self._max_pixels
+            )  # the caller may fill an array with the next frame
 
     def _waiting(
         self, given: Any, rgb: np.ndarray, size: tuple[int, int], index: int, watch: "_Stopwatch", window: Window
@@ -658,7 +665,7 @@ def _check_kept(size: int, words: int, height: int, width: int) -> None:
         )
 
 
-def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | None:
+def _check_options(size: Any, threshold: Any, mode: str, max_pixels: int) -> tuple[int, int] | None:
     """Check the options of a call. Returns the size as two ints. Raises UsageError."""
     choice(mode, "mode", MODES)
     default = isinstance(threshold, str) and threshold == "default"
@@ -676,9 +683,7 @@ def _check_options(size: Any, threshold: Any, mode: str) -> tuple[int, int] | No
     ):
         raise UsageError(f"the size is {shown(size)}", "give height and width in whole pixels, at least 1 each")
     height, width = (int(edge) for edge in size)
-    if height * width > PIXEL_LIMIT:
-        raise UsageError(
-            f"the size {shown(height)}x{shown(width)} is over {PIXEL_LIMIT / 1e6:.0f} million pixels",
-            "give a smaller one",
-        )
+    if (pixels := height * width) > max_pixels:
+        found = f"the size {shown(height)}x{shown(width)} is over {millions(max_pixels)} million pixels"
+        raise UsageError(found, or_more("give a smaller one", pixels))
     return height, width

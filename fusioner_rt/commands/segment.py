@@ -14,7 +14,7 @@ from .. import __version__
 from ..argument_checks import shown
 from ..atomic_files import is_special
 from ..command_end import say, tell
-from ..command_parser import CommandParser, path_argument
+from ..command_parser import CommandParser, count, path_argument
 from ..errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 from ..interrupts import exit_code, raise_if_interrupted
 from ..manifest import MANIFEST
@@ -69,7 +69,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         nargs="*",
         type=_given,
         metavar="PICTURE",
-        help="picture files, folders of them, patterns in quotes, or - for stdin",
+        help="picture files, folders of them, patterns in quotes, - for stdin, or a shell's <(COMMAND)",
     )
     asked = segment.add_mutually_exclusive_group(required=True)
     asked.add_argument(
@@ -131,6 +131,10 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     segment.add_argument(
         "--resume", action="store_true",
         help="go on with this command where it was ended: pictures whose results are there are not done again",
+    )  # fmt: skip
+    segment.add_argument(
+        "--max-pixels", type=count, metavar="N",
+        help="pixels of the largest picture and of --size, 134217728 at most; more takes more time and memory (67108864)",
     )  # fmt: skip
     add_session_options(segment)
     segment.set_defaults(run=_segment)

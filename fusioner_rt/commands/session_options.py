@@ -56,5 +56,5 @@ def open_session(options: argparse.Namespace) -> "Session":
 
     return Session(
         options.engine, backend=options.backend, cache=options.cache, threads=options.threads,
-        input_size=options.input_size,
+        input_size=options.input_size, max_pixels=getattr(options, "max_pixels", None),
     )  # fmt: skip

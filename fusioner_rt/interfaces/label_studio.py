@@ -26,7 +26,7 @@ import numpy as np
 
 from .. import __version__
 from ..command_end import run_command, say
-from ..command_parser import CommandParser, path_argument
+from ..command_parser import CommandParser, count, path_argument
 from ..decode_picture import Picture
 from ..errors import FusionerError, PictureMissing, UsageError, one_line
 from ..optional_packages import optional
@@ -313,11 +313,13 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default %(default)s, this machine alone)"
     )
+    parser.add_argument("--max-pixels", type=count, metavar="N", help="pixels of the largest picture (67108864)")
     parser.add_argument("--port", type=int, default=9090, help="default %(default)s")
     given = parser.parse_args(arguments)
     logging.basicConfig()
     fetch = local_pictures(given.root, given.studio)
-    with server(Backend(Session(given.engine), fetch, given.instances), given.host, given.port) as running:
+    session = Session(given.engine, max_pixels=given.max_pixels)
+    with server(Backend(session, fetch, given.instances), given.host, given.port) as running:
         say(f"Label Studio's backend: http://{given.host}:{running.server_port}")
         running.serve_forever()
     return 0

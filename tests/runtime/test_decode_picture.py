@@ -1,6 +1,8 @@
 import io
 import mmap
 import os
+import pickle
+import socket
 import tempfile
 import threading
 import tracemalloc
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from made_pictures import encoded, png_header, scene
 from PIL import Image, ImageFile
 
+from fusioner_rt import decode_picture
 from fusioner_rt.decode_picture import PIXEL_LIMIT, decode
 from fusioner_rt.errors import FusionerError, PictureInvalid, PictureMissing, PictureTooLarge, PictureUnreadable
 
@@ -174,7 +177,11 @@ def test_a_header_of_60000_by_60000_is_refused_before_decoding() -> None:
         (3, "builtins.int; pass a path"),
         (memoryview(scene(4, 4)), "numpy.asarray"),
         (memoryview(bytes(8))[::2], "pass bytes"),
+        (memoryview(bytes(8))[::-1], "pass bytes"),
+        (pickle.PickleBuffer(memoryview(bytes(8))[::2]), "pass bytes"),
         (memoryview(bytes(8)).cast("I"), "format 'I'"),
+        (memoryview(bytes(8)).cast("B", (2, 4)), "pass bytes"),
+        (memoryview(bytes(1)).cast("B", ()), "pass bytes"),
         (__file__.encode(), "os.fsdecode"),
     ],
 )  # fmt: skip
@@ -230,13 +237,44 @@ def test_a_file_object_is_read_from_its_start_or_where_that_cannot_be_from_where
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
-def test_the_path_of_a_pipe_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_path_to_a_pipe_a_device_or_a_socket_is_refused_at_once(tmp_path: Path, linked: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "socket"))
+    with listening:
+        for path, says in (
+            (tmp_path / "pipe", "named pipe"), (Path("/dev/zero"), "device"), (tmp_path / "socket", "socket"),
+        ):  # fmt: skip
+            if linked:
+                (tmp_path / f"{path.name}.jpg").symlink_to(path)
+                path = tmp_path / f"{path.name}.jpg"
+            with pytest.raises(PictureMissing, match=rf"it is a {says}, .*pass the file object"):
+                decode(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_a_pipe_that_was_opened_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     content = encoded(Image.fromarray(scene(5, 7)), "WEBP", lossless=True)
     writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content), daemon=True)
     writer.start()
-    np.testing.assert_array_equal(decode(tmp_path / "pipe"), scene(5, 7))
+    with open(tmp_path / "pipe", "rb") as pipe:
+        np.testing.assert_array_equal(decode(pipe), scene(5, 7))
     writer.join(10)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="/dev/zero")
+def test_a_file_object_without_end_is_read_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_picture, "BYTE_LIMIT", 10_000_000)
+    with open("/dev/zero", "rb") as endless, open("/dev/zero", "rb", buffering=0) as raw:
+        for source in (endless, raw):
+            tracemalloc.start()
+            with pytest.raises(PictureTooLarge, match=r"more than 10 million bytes.*give the picture alone"):
+                decode(source)  # type: ignore[arg-type]
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < 20_000_000
 
 
 def test_file_objects_that_hold_no_bytes_say_what_they_need(tmp_path: Path) -> None:
@@ -244,6 +282,8 @@ def test_file_objects_that_hold_no_bytes_say_what_they_need(tmp_path: Path) -> N
     path.write_bytes(encoded(Image.fromarray(scene(5, 7))))
     closed = open(path, "rb")  # noqa: SIM115
     closed.close()
+    released = memoryview(b"content")
+    released.release()
     with open(path) as text:
         cases: list[tuple[Any, type[FusionerError], str]] = [
             (text, PictureInvalid, "picture.png: this file is opened as text"),
@@ -253,6 +293,8 @@ def test_file_objects_that_hold_no_bytes_say_what_they_need(tmp_path: Path) -> N
             (Upload(), PictureInvalid, "await file.read"),
             (closed, PictureUnreadable, "closed file.*open it again"),
             (Pipe(b""), PictureUnreadable, "is empty"),
+            (Pipe(released), PictureUnreadable, "released memoryview"),
+            (Pipe(memoryview(b"GIF nothing")[::2]), PictureUnreadable, "not a picture"),
         ]
         for source, kind, says in cases:
             with pytest.raises(kind, match=says):

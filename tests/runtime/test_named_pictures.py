@@ -2,11 +2,13 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_pictures import encoded, scene
 from PIL import Image
 
-from fusioner_rt.errors import UsageError
+from fusioner_rt.decode_picture import decode
+from fusioner_rt.errors import PictureMissing, UsageError
 from fusioner_rt.named_pictures import named_pictures, names_a_picture
 
 
@@ -106,3 +108,33 @@ def test_stdin_is_named_once_and_is_no_terminal(folder: Path, monkeypatch: pytes
         monkeypatch.setattr(piped, "isatty", lambda: True, raising=False)
         with pytest.raises(UsageError, match="nothing is piped into stdin"):
             names("-")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="/dev/fd")
+def test_a_shells_pipe_is_read_and_other_pipes_are_not_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiving, sending = os.pipe()
+    os.write(sending, (folder / "photos" / "b.png").read_bytes())
+    os.close(sending)
+    ((name, picture),) = named_pictures([f"/dev/fd/{receiving}"], Path("output"))
+    os.close(receiving)
+    assert name == f"/dev/fd/{receiving}"
+    with picture:  # type: ignore[union-attr]
+        np.testing.assert_array_equal(decode(picture), scene(5, 7))
+    os.mkfifo(folder / "pipe.jpg")
+    assert named_pictures(["pipe.jpg", "/dev/zero"], Path("output")) == [
+        ("pipe.jpg", "pipe.jpg"),
+        ("/dev/zero", "/dev/zero"),
+    ]
+    for path in ("pipe.jpg", "/dev/zero"):
+        with pytest.raises(PictureMissing, match="a regular file was expected"):
+            decode(path)
+
+
+def test_dev_stdin_is_stdin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("photos/b.png") as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        assert [name for name, _ in named_pictures(["/dev/stdin"], Path("output"))] == ["stdin"]
+        with pytest.raises(UsageError, match="stdin is named twice"):
+            named_pictures(["-", "/dev/stdin"], Path("output"))

@@ -109,6 +109,7 @@ CASES: dict[str, tuple[Callable[[Session, Any], Any], tuple[Any, ...]]] = {
     "Session(cache)": (lambda _, given: Session(BUNDLE, cache=given), NO_PATHS),
     "Session(threads)": (lambda _, given: Session(BUNDLE, threads=given), (*NUMBERS, 0, -1, 10**6)),
     "Session(input_size)": (lambda _, given: Session(BUNDLE, input_size=given), (*NUMBERS, 0, -1, 10**6)),
+    "Session(max_pixels)": (lambda _, given: Session(BUNDLE, max_pixels=given), (*NUMBERS, 0, -1, 10**9)),
     "set_vocabulary(words)": (lambda session, given: session.set_vocabulary(given), NO_WORDS),
     "set_vocabulary(templates)": (
         lambda session, given: session.set_vocabulary("cat", given),
