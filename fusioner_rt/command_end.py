@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from .atomic_files import DISK_IS_FULL, MAKE_ROOM
 from .errors import FusionerError, OutputUnwritable, UsageError
-from .interrupts import exit_code, signals_heard
+from .interrupts import exit_code, raise_if_interrupted, signals_heard
 from .printable_text import printable, printable_lines
 
 BROKEN_PIPE = 141
@@ -61,8 +61,10 @@ def _run(run: Callable[[], int]) -> int:
     except SystemExit:  # argparse has printed its help
         _flush()
         raise
-    except OSError:
-        _flush()  # where it is stdout that failed, this says so
+    except Exception as error:
+        if isinstance(error, OSError):
+            _flush()  # where it is stdout that failed, this says so
+        raise_if_interrupted()  # a library may tell of an interrupt in words of its own, as a failed import does
         raise
     _flush()
     return code

@@ -255,6 +255,29 @@ def test_a_second_signal_ends_at_once_and_leaves_no_half_file(tmp_path: Path) ->
     assert not list(file.parent.iterdir())
 
 
+SWALLOWED = """
+import signal, sys
+from fusioner_rt.command_end import run_command
+from fusioner_rt.errors import BackendUnavailable
+def run():
+    try:
+        signal.raise_signal(int(sys.argv[1]))
+    except KeyboardInterrupt:
+        raise getattr(sys.modules["builtins"], sys.argv[2], BackendUnavailable)("initialization failed") from None
+sys.exit(run_command("test", run))
+"""
+
+
+@pytest.mark.parametrize("error", ["ImportError", "ModuleNotFoundError", "OSError", "BackendUnavailable"])
+def test_an_interrupt_that_a_library_tells_in_its_own_words_is_one(error: str) -> None:
+    """As an import does that a signal meets in a module of C."""
+    told = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, str(int(signal.SIGTERM)), error],
+        capture_output=True, text=True, preexec_fn=hearing,
+    )  # fmt: skip
+    assert (told.returncode, told.stderr) == (143, "test: interrupted\n")
+
+
 def test_a_closed_pipe_keeps_what_is_done(command: Command, whole: bytes, tmp_path: Path) -> None:
     with started(command("pipe")) as process:
         assert process.stdout
