@@ -17,7 +17,6 @@ from ..command_end import say, tell
 from ..command_parser import CommandParser, count, path_argument
 from ..errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 from ..interrupts import exit_code, raise_if_interrupted
-from ..manifest import MANIFEST
 from .run_record import Entry, RunRecord, size_of, state
 from .session_options import add_session_options, open_session
 from .terminal import Bar, notes_on_stderr, print_error
@@ -251,6 +250,8 @@ def _record_place(options: argparse.Namespace) -> Path:
 
 def _asked(options: argparse.Namespace, words: "Words", session: "Session") -> dict[str, Any]:
     """What results depend on, by option: all options but those that say where things lie and what is told."""
+    from ..manifest import MANIFEST
+
     aside = ("run", "pictures", "words", "words_file", "json", "engine", "cache", "verbose", "resume")
     asked = {f"--{name.replace('_', '-')}": given for name, given in vars(options).items() if name not in aside}
     manifest = (session.bundle.folder / MANIFEST).read_bytes()
