@@ -296,7 +296,11 @@ def test_a_closed_pipe_keeps_what_is_done(command: Command, whole: bytes, tmp_pa
 def test_a_full_disk_keeps_what_is_done(
     command: Command, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    room = len(whole) // 2
+    small = ["--legend", "none"]
+    assert main(command("small", *small)) == 0
+    capsys.readouterr()
+    room = 1 + max(path.stat().st_size for path in (tmp_path / "small").iterdir())
+    assert room < len(whole) // 2, "the record is what has too little room"
 
     def little_room() -> None:
         hearing()
@@ -304,13 +308,16 @@ def test_a_full_disk_keeps_what_is_done(
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
     process = subprocess.run(
-        [sys.executable, "-m", "fusioner_rt", *command("full")], preexec_fn=little_room, capture_output=True, text=True
+        [sys.executable, "-m", "fusioner_rt", *command("full", *small)],
+        preexec_fn=little_room,
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == 50, process.stderr
     error, told = process.stderr.splitlines()
     assert "cannot be written" in error
     assert "the same command with --resume goes on" in told
-    assert main(command("full", "--resume")) == 0
+    assert main(command("full", *small, "--resume")) == 0
     assert (tmp_path / "full.json").read_bytes() == whole
     assert "pictures are done already" in capsys.readouterr().err
 
