@@ -1,4 +1,4 @@
-"""The command line: `fusioner-rt segment | info | doctor | words | fetch`."""
+"""The command line: `fusioner-rt segment | info | doctor | words | fetch | serve`."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .command_end import run_command, say, say_json, say_lines, tell
 from .command_parser import CommandParser, path_argument
-from .commands import segment
+from .commands import segment, serve
 from .commands.session_options import BACKENDS, add_engine_option, add_session_options, open_session
 from .commands.terminal import CLEAR
 from .errors import (
@@ -42,6 +42,7 @@ examples:
   fusioner-rt doctor                                           what each backend lacks, and what cures it
   fusioner-rt words                                            which words are cached
   fusioner-rt fetch https://HOST/demo.tar.gz                   a bundle by its URL, verified
+  fusioner-rt serve                                            an HTTP service, and a page to try it
 """
 
 _DOCTOR_EXAMPLES = f"""\
@@ -112,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"fusioner-rt {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="segment | info | doctor | words | fetch")
+    commands = parser.add_subparsers(required=True, metavar="segment | info | doctor | words | fetch | serve")
 
     segment.add_to(commands)
 
@@ -157,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("--force", action="store_true", help="replace the bundle that lies there, and no other file")
     fetch.set_defaults(run=_fetch)
+    serve.add_to(commands)
     return parser
 
 

@@ -7,8 +7,9 @@ from .errors import PackageMissing, one_line
 from .memory_shortage import is_shortage
 
 
-def optional(module: str, package: str, purpose: str) -> Any:
-    """Import a module of a package that only some calls need. purpose: what needs it, for the message.
+def optional(module: str, package: str, purpose: str, install: str | None = None) -> Any:
+    """Import a module of a package that only some calls need. purpose: what needs it, for the message. install: what pip
+    installs, by default the package.
 
     Raises PackageMissing.
     """
@@ -19,5 +20,5 @@ def optional(module: str, package: str, purpose: str) -> Any:
             raise
         raise PackageMissing(
             f"{purpose} need the package {package}, which cannot be imported here ({one_line(error)})",
-            f"pip install {package}",
+            f"pip install {install or package}",
         ) from None

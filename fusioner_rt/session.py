@@ -371,6 +371,15 @@ class Session:
         names, tables = vocabulary.asked.names, thresholds.tables(vocabulary.asked)
         return segment_on_device(self._executor, self.bundle, picture, names, request, size, stream, out, tables)
 
+    def load_text(self) -> None:
+        """Load the text encoder now, not for the first word that is not cached.
+
+        No later call reads a file of the bundle, which then may be replaced. Raises BundleFileMissing, BundleFileAltered,
+        GraphUnusable, UsageError.
+        """
+        self._check_open()
+        self._text.load()
+
     def close(self) -> None:
         """Free the engines' memory and end the threads. Closing twice is fine; using a closed session raises UsageError."""
         with self._closing:

@@ -29,6 +29,16 @@ INPUT = [
     "NoPictures",
     "RecipeError",
     "DataError",
+    "RequestInvalid",
+    "TokenWrong",
+    "OriginRefused",
+    "NotServed",
+    "HandleGone",
+    "MethodWrong",
+    "FormUnknown",
+    "BodySlow",
+    "BodyTooLarge",
+    "BodyUnknown",
 ]
 OURS = ("fusioner_rt", "export", "training")
 

@@ -71,6 +71,11 @@ class TextEncoder:
         self.calls = 0
         """Number of runs of the text graph."""
 
+    def load(self) -> None:
+        """Load the text graph and the tokenizer."""
+        self._load()
+        _ = self._tokenizer
+
     def encode_words(self, asked: Asked, templates: tuple[str, ...]) -> Vocabulary:
         """Encode all words that are asked for.
 

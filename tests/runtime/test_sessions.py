@@ -1,6 +1,7 @@
 import gc
 import io
 import re
+import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from fusioner_rt.errors import (
     PictureInvalid,
     PictureMissing,
     PlanMissing,
+    SessionClosed,
     SizeOutsideProfile,
     TemplatesInvalid,
     TooManyWords,
@@ -568,3 +570,13 @@ def test_an_input_size_outside_the_profile_is_refused_with_what_it_takes(tiny_bu
         UsageError, match=r"input_size is .* takes whole numbers of \d+ to \d+; give one of those; its own"
     ):
         Session(tiny_bundle, cache=False, input_size=side)
+
+
+def test_after_load_text_no_call_reads_the_bundle(changed_bundle: Callable[..., Path], picture: np.ndarray) -> None:
+    folder = changed_bundle()
+    with Session(folder, cache=False) as session:
+        session.load_text()
+        shutil.rmtree(folder)
+        assert session.segment(picture, "cat, dog").labels.shape == picture.shape[:2]
+    with pytest.raises(SessionClosed):
+        session.load_text()

@@ -237,6 +237,7 @@ MAY_NAME_OPTIONS = {
     "command_parser.py",
     "commands/run_record.py",
     "commands/segment.py",
+    "commands/serve.py",
     "commands/session_options.py",
     "doctor.py",
     "fetch_bundle.py",

@@ -1,0 +1,445 @@
+"""`create_app`: the routes of the service as an ASGI application."""
+
+import asyncio
+import contextlib
+import hmac
+import importlib.resources
+import json
+import re
+import secrets
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import __version__
+from . import answer, body, openapi, problem, request, v2
+from .errors import MethodWrong, NotServed, OriginRefused, RequestInvalid, TokenWrong
+from .log import RequestLog
+from .service import Asker, Service
+from .settings import Settings
+
+Made = TypeVar("Made")
+_OPEN = ("/", "/page/", "/healthz", "/openapi.json", "/v2/health/")
+"""Routes that need no token: what holds no data."""
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_CHUNK = 1 << 18
+_SECURITY = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_TYPES = {
+    "html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8",
+    "mjs": "text/javascript; charset=utf-8", "json": "application/json", "svg": "image/svg+xml", "png": "image/png",
+    "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp", "ico": "image/x-icon", "txt": "text/plain; charset=utf-8",
+    "webmanifest": "application/manifest+json", "woff2": "font/woff2",
+}  # fmt: skip
+
+
+def create_app(settings: Settings, log: RequestLog | None = None) -> Starlette:
+    """The application. It opens the bundles; the end of its lifespan lets what runs finish.
+
+    log: by default to stderr. Several applications may live in one process. Raises the errors of `Session`.
+    """
+    service = Service(settings)
+    doors = _Doors(service, log or RequestLog())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        numbers = asyncio.create_task(_keep_numbers(service))
+        yield
+        numbers.cancel()
+        await service.close()
+        await asyncio.to_thread(doors.log.close)
+
+    routes = [
+        Route("/v1/segment", doors.segment, methods=["POST"]),
+        Route("/v1/encode", doors.encode, methods=["POST"]),
+        Route("/v1/encoded/{handle}", doors.forget, methods=["DELETE"]),
+        Route("/v1/models", doors.models),
+        Route("/v2", doors.server),
+        Route("/v2/health/live", doors.empty),
+        Route("/v2/health/ready", doors.empty),
+        Route("/v2/models/{model}", doors.model),
+        Route("/v2/models/{model}/ready", doors.model_ready),
+        Route("/v2/models/{model}/infer", doors.infer, methods=["POST"]),
+        Route("/healthz", doors.health),
+        Route("/openapi.json", doors.description),
+        Route("/metrics", doors.metrics),
+        Route("/", doors.page),
+        Route("/page/{name:path}", doors.page),
+    ]
+    middleware = [Middleware(_Envelope, doors=doors)]
+    if settings.cors:  # around it all: a page reads problems too
+        allowed = ["Authorization", "Content-Type", "X-Request-Id", "X-Timeout-Ms"]
+        middleware.insert(
+            0,
+            Middleware(
+                CORSMiddleware, allow_origins=list(settings.cors), allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=allowed, expose_headers=["X-Request-Id", "Retry-After"],
+            ),
+        )  # fmt: skip
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _known}, lifespan=lifespan)
+    app.state.service, app.state.reload = service, doors.reload
+    return app
+
+
+async def _keep_numbers(service: Service) -> None:
+    """For the processes that share them, of which any may be asked."""
+    while service.settings.shared:
+        await service.in_thread(service.metrics.update)
+        await asyncio.sleep(1)
+
+
+class _Doors:
+    """The routes' functions."""
+
+    def __init__(self, service: Service, log: RequestLog) -> None:
+        self.service, self.settings, self.log = service, service.settings, log
+
+    async def segment(self, http: Request) -> Response:
+        form = answer.media_type(http.headers.get("accept", ""))
+        service, asker = self.service, http.state.asker
+        fields, picture = await self._read(http)
+        handle = fields.pop("handle", None)
+        asked = request.parse(fields, self.settings.max_words, self.settings.max_pixels)
+        if (picture is None) == (handle is None):
+            raise RequestInvalid(
+                "the request holds no picture" if handle is None else "the request holds a picture and a handle",
+                "send one picture: as the body, as the part picture of a form, in base64 as picture in JSON; or a handle",
+                "picture",
+            )
+        if handle is not None:
+            handle = request.text(handle, "handle")
+
+        async def work() -> bytes:
+            with service.places.several():
+                done = await service.segment(asked, picture, handle, asker)
+                assert done.result is not None
+                told = answer.Answer(asker.id, done.model, asked, done.result, done.timing, done.handle)
+                start = time.perf_counter()
+                content: bytes = await service.in_thread(answer.encode, form, told)
+                taken = time.perf_counter() - start
+                service.metrics.stages.labels("answer").observe(taken)
+                asker.told["stages"]["answer"] = round(taken * 1000, 1)
+                return content
+
+        content = await _unless_gone(http, work())
+        http.state.held.take(len(content))
+        return Response(content, media_type=form)
+
+    async def encode(self, http: Request) -> Response:
+        fields, picture = await self._read(http)
+        request.check_names(fields, ("model", "window"))
+        given = request.parse({"words": "-", **fields}, self.settings.max_words, self.settings.max_pixels)
+        if picture is None:
+            raise RequestInvalid("the request holds no picture", "send one", "picture")
+        service, asker = self.service, http.state.asker
+
+        async def work() -> dict[str, Any]:
+            with service.places.several():
+                done = await service.encode(picture, given.model, given.window, asker)
+            assert done.encoded is not None
+            return {
+                "id": asker.id,
+                "handle": done.handle,
+                "model": done.model,
+                "size": list(done.encoded.picture.shape[:2]),
+                "seconds": self.settings.handle_age,
+                "timing": {stage: round(taken, 3) for stage, taken in done.timing.items()},
+            }
+
+        return _json(await _unless_gone(http, work()))
+
+    async def forget(self, http: Request) -> Response:
+        await self.service.in_thread(self.service.handles.drop, http.path_params["handle"])
+        return Response(status_code=204)
+
+    async def models(self, http: Request) -> Response:
+        return _json({"models": [self._described(name) for name in self.service.models.names]})
+
+    async def server(self, http: Request) -> Response:
+        return _json({"name": "fusioner-rt", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def empty(self, http: Request) -> Response:
+        return Response()
+
+    async def model(self, http: Request) -> Response:
+        return _json(v2.metadata(self.service.models[http.path_params["model"]].name))
+
+    async def model_ready(self, http: Request) -> Response:
+        self.service.models[http.path_params["model"]]
+        return Response()
+
+    async def infer(self, http: Request) -> Response:
+        service, asker, settings = self.service, http.state.asker, self.settings
+        model = service.models[http.path_params["model"]].name
+        content = await self._body(http)
+        inference = await service.in_thread(
+            v2.parse,
+            content,
+            http.headers.get(v2.HEADER),
+            model,
+            settings.max_words,
+            settings.max_pixels,
+            settings.queue,
+        )
+
+        async def work() -> tuple[bytes, int | None]:
+            with service.places.several(len(inference.pictures)):
+                tasks = [
+                    asyncio.ensure_future(service.segment(inference.request, picture, None, asker))
+                    for picture in inference.pictures
+                ]
+                try:
+                    results = [done.result for done in await asyncio.gather(*tasks)]
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                answered: tuple[bytes, int | None] = await service.in_thread(v2.answer, inference, results, model)
+                return answered
+
+        content, header = await _unless_gone(http, work())
+        http.state.held.take(len(content))
+        headers = {} if header is None else {"Inference-Header-Content-Length": str(header)}
+        return Response(content, 200, headers, "application/octet-stream" if header else "application/json")
+
+    async def health(self, http: Request) -> Response:
+        return _json({"status": "ok", "version": __version__, "models": self.service.models.names})
+
+    async def description(self, http: Request) -> Response:
+        return _json(openapi.description(self.settings))
+
+    async def metrics(self, http: Request) -> Response:
+        from .metrics import MEDIA_TYPE
+
+        def text() -> bytes:
+            self.service.metrics.update()
+            return self.service.metrics.text()
+
+        return Response(await self.service.in_thread(text), headers={"Content-Type": MEDIA_TYPE})
+
+    async def page(self, http: Request) -> Response:
+        name = http.path_params.get("name", "index.html")
+        parts = name.split("/")
+        kind = _TYPES.get(name.rpartition(".")[2].lower())
+        if kind is None or any(not re.fullmatch(r"\w[\w.-]*", part, re.ASCII) for part in parts):
+            raise NotServed("there is no such page", "", http.url.path)
+        file = importlib.resources.files(__package__).joinpath("page", *parts)
+        try:
+            content = await self.service.in_thread(file.read_bytes)
+        except OSError:
+            raise NotServed("there is no such page", "", http.url.path) from None
+        return Response(content, headers={**_SECURITY, "Content-Type": kind})
+
+    async def reload(self) -> None:
+        """Load changed bundles anew."""
+
+        def load() -> None:
+            for name, error in self.service.models.reload():
+                self.service.metrics.reloads.labels(name, "failed" if error else "done").inc()
+                self.log(event="reload", model=name, error=problem.logged(error) if error else None)
+
+        await asyncio.to_thread(load)
+
+    async def _read(self, http: Request) -> tuple[dict[str, Any], bytes | None]:
+        query = body.queried(http)
+        content = await self._body(http)
+        fields: tuple[dict[str, Any], bytes | None] = await self.service.in_thread(
+            body.fields_of, http.headers.get("content-type", ""), query, content
+        )
+        return fields
+
+    async def _body(self, http: Request) -> bytes:
+        self.service.places.check()  # before a body is read for nothing
+        asker: Asker = http.state.asker
+        seconds = min(self.settings.body_time, max(0.0, asker.until - time.monotonic()))
+        content = await body.read(http, self.settings.max_bytes, seconds, http.state.held)
+        asker.told["bytes"] = len(content)
+        return content
+
+    def _described(self, name: str) -> dict[str, Any]:
+        model = self.service.models[name]
+        bundle, backend = model.session.bundle, model.session.backend
+        return {
+            "name": name,
+            "digest": model.digest,
+            "backend": backend.effective,
+            "threshold": bundle.threshold,
+            "max_words": bundle.words.max,
+            "max_batch": bundle.batch.max,
+            "windows": bundle.windows is not None,
+        }
+
+
+class _Envelope:
+    """What is around every request: its id, the token, problems, metrics, and its line of the log."""
+
+    def __init__(self, app: ASGIApp, doors: _Doors) -> None:
+        self._app, self._doors = app, doors
+        self._settings = doors.settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, http = time.monotonic(), Request(scope, receive)
+        given = http.headers.get("x-request-id", "")
+        asker = Asker(given if _ID.fullmatch(given) else secrets.token_hex(8), start + self._settings.deadline)
+        state = scope.setdefault("state", {})
+        state["asker"], state["held"] = asker, body.Held(self._doors.service.room)
+        status, failed, whole = 0, "", False
+
+        async def read() -> Message:
+            nonlocal whole
+            message = await receive()
+            whole = whole or message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        async def answered(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", asker.id.encode())]
+            await _in_chunks(message, send, self._settings.read_time)
+
+        try:
+            try:
+                self._check(http, asker, start)
+                await self._app(scope, read, answered)
+            except body.ClientDisconnect:
+                failed, status = "ClientGone", 499
+            except Exception as error:
+                if status:
+                    raise
+                known = problem.as_known(error)
+                failed = type(known).__name__
+                if not known.is_input:
+                    asker.told["error_detail"] = problem.logged(error)
+                if known is not error:
+                    asker.told["traceback"] = traceback.format_exception(error)
+                if not whole:
+                    await self._drain(http, read)
+                await problem.response(known, asker.id, http.url.path)(scope, read, answered)
+        except TimeoutError:
+            failed = "ReaderSlow"
+            raise
+        finally:
+            state["held"].release()
+            self._tell(http, asker, start, status, failed or asker.told.pop("failed", ""))
+
+    def _check(self, http: Request, asker: Asker, start: float) -> None:
+        """Raises TokenWrong, OriginRefused, RequestInvalid."""
+        settings, path = self._settings, http.url.path
+        is_open = path == "/" or any(path.startswith(open_path) for open_path in _OPEN[1:])
+        if settings.token and not is_open and http.method != "OPTIONS":
+            given = http.headers.get("authorization", "").encode()
+            if not hmac.compare_digest(given, f"Bearer {settings.token}".encode()):
+                found = "the token is not this service's" if given else "the request bears no token"
+                raise TokenWrong(found, "send the header Authorization: Bearer TOKEN")
+        origin = http.headers.get("origin")
+        foreign = http.headers.get("sec-fetch-site") == "cross-site" and origin and not is_open
+        if foreign and not {origin, "*"} & set(settings.cors):
+            raise OriginRefused(
+                "a page of another site asks", "name its origin when the service is started, for CORS", origin
+            )
+        if timeout := http.headers.get("x-timeout-ms"):
+            if not (timeout.isascii() and timeout.isdecimal() and len(timeout) < 10 and int(timeout)):
+                raise RequestInvalid("is no whole number of milliseconds", "give 1 or more", "X-Timeout-Ms")
+            asker.until = min(asker.until, start + int(timeout) / 1000)
+
+    async def _drain(self, http: Request, read: Receive) -> None:
+        """Take what is left of a body, so that the client reads the answer and not a broken pipe."""
+        if http.headers.get("expect", "").lower() == "100-continue":
+            return
+        left = self._settings.max_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while left > 0:
+                    message = await read()
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
+                    left -= len(message.get("body", b""))
+
+    def _tell(self, http: Request, asker: Asker, start: float, status: int, failed: str) -> None:
+        seconds, metrics = time.monotonic() - start, self._doors.service.metrics
+        route = getattr(http.scope.get("route"), "path", "other")
+        metrics.requests.labels(route, http.method if http.method in _METHODS else "other", str(status)).inc()
+        metrics.seconds.labels(route).observe(seconds)
+        if failed:
+            metrics.errors.labels(failed).inc()
+        error = {"error": failed} if failed else {}
+        self._doors.log(
+            id=asker.id, method=http.method, route=route, status=status, ms=round(seconds * 1000, 1), **error, **asker.told
+        )  # fmt: skip
+
+
+_METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
+
+
+async def _in_chunks(message: Message, send: Send, seconds: float) -> None:
+    """Send an answer as fast as its reader takes it. seconds: for each chunk. Raises TimeoutError."""
+    content = message.get("body", b"")
+    if message["type"] == "http.response.body" and len(content) > _CHUNK:
+        more = message.get("more_body", False)
+        for start in range(0, len(content), _CHUNK):
+            last = start + _CHUNK >= len(content)
+            part = {**message, "body": content[start : start + _CHUNK], "more_body": more or not last}
+            async with asyncio.timeout(seconds):
+                await send(part)
+        return
+    async with asyncio.timeout(seconds):
+        await send(message)
+
+
+async def _unless_gone(http: Request, work: Awaitable[Made]) -> Made:
+    """The result of work, which ends when the client hangs up. Raises ClientDisconnect."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise body.ClientDisconnect
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+
+
+async def _gone(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _known(http: Request, error: Exception) -> Response:
+    """The router's own errors: no such route, another method."""
+    status = getattr(error, "status_code", 500)
+    asker: Asker = http.state.asker
+    path = http.url.path[:200]
+    if status == 405:
+        allowed = (getattr(error, "headers", None) or {}).get("Allow", "")
+        refused = MethodWrong(f"{http.method} is not taken there", f"use {allowed}", path)
+        asker.told["failed"] = "MethodWrong"
+        response = problem.response(refused, asker.id, path)
+        response.headers["Allow"] = allowed
+        return response
+    asker.told["failed"] = "NotServed"
+    return problem.response(NotServed("there is no such route", "GET /openapi.json lists them", path), asker.id, path)
+
+
+def _json(content: Any) -> Response:
+    return Response(json.dumps(content, ensure_ascii=False).encode(), media_type="application/json")

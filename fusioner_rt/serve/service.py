@@ -1,0 +1,240 @@
+"""What every door of the service leads to: a picture and a checked request to masks."""
+
+import asyncio
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..cpu_cores import cores
+from ..decode_picture import decode
+from ..encoder_output import EncodedPicture
+from ..errors import FusionerError, PictureTooLarge
+from ..results.segmentation import Segmentation
+from ..session import Window
+from .batching import Batches, Places, deadline_passed
+from .body import Room
+from .errors import RequestInvalid, ServiceFull
+from .handles import Kept, gone, open_handles
+from .metrics import Metrics
+from .models import Models
+from .request import SegmentRequest
+from .settings import Settings
+
+Made = TypeVar("Made")
+_ROOM_TO_WAIT = 2  # groups decoded ahead, for each that runs
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A picture to be run. request: None where it shall be encoded alone. since: as of time.perf_counter."""
+
+    model: str
+    picture: np.ndarray | EncodedPicture
+    window: Window
+    request: SegmentRequest | None
+    keep: bool
+    since: float
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """timing: milliseconds by stage. batch: pictures that ran together. handle: of the kept picture."""
+
+    model: str
+    result: Segmentation | None
+    encoded: EncodedPicture | None
+    timing: Mapping[str, float]
+    batch: int
+    handle: str | None = None
+
+
+@dataclass(eq=False)
+class Asker:
+    """What a request lets the service know. until: as of time.monotonic. told: for the log."""
+
+    id: str
+    until: float
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+class Service:
+    """Queue, threads, models and handles of one process. Of one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens the bundles. Raises the errors of `Session`."""
+        self.settings = settings
+        self.models = Models(settings)
+        self.handles = open_handles(settings)
+        self.room = Room(settings.memory)
+        concurrency = self.models.concurrency
+        most = max(self._most(name) for name in self.models.names)
+        self.places = Places(settings.queue + concurrency * most)
+        self._ahead = asyncio.Semaphore(_ROOM_TO_WAIT * concurrency * most)
+        self.batches = Batches[Work, Done](self._run, concurrency, settings.max_wait / 1000, self._tell_size)
+        self._threads = ThreadPoolExecutor(max(2, cores() // settings.workers), "pictures")
+        self.metrics = Metrics(
+            {
+                "queue_length": (
+                    "Pictures that wait.",
+                    lambda: max(0, self.places.taken - self.batches.running),
+                    False,
+                ),
+                "running": ("Pictures that run.", lambda: self.batches.running, False),
+                "in_flight": ("Pictures at hand.", lambda: self.places.taken, False),
+                "bytes_held": ("Bytes of bodies and answers.", lambda: self.room.taken, False),
+                "handles": ("Encoded pictures that are kept.", lambda: self.handles.held()[0], True),
+                "handle_bytes": ("Bytes of encoded pictures.", lambda: self.handles.held()[1], True),
+            }
+        )
+
+    async def segment(
+        self, request: SegmentRequest, picture: bytes | np.ndarray | None, handle: str | None, asker: Asker
+    ) -> Done:
+        """Masks of a picture, or of an encoded one. Raises what `Session.segment` raises, and ServiceErrors."""
+        model = self.models[request.model].name
+        if handle is None:
+            return await self._done(model, picture, request.window, request, request.keep, asker)
+        kept = await self.in_thread(self.handles.get, handle)
+        self._check(kept, model if request.model else kept.model, request)
+        done = await self._submit(kept.model, kept.encoded, request.window, request, False, asker, {})
+        return replace(done, handle=handle if request.keep else None)
+
+    async def encode(self, picture: bytes, model: str | None, window: Window, asker: Asker) -> Done:
+        """An encoded picture, and its handle."""
+        return await self._done(self.models[model].name, picture, window, None, True, asker)
+
+    async def in_thread(self, function: Callable[..., Made], *arguments: Any) -> Made:
+        """What would hold up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def close(self) -> None:
+        """Wait for what runs, and free the models."""
+        await self.batches.close()
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self.models.close)
+
+    async def _done(
+        self, model: str, picture: Any, window: Window, request: SegmentRequest | None, keep: bool, asker: Asker
+    ) -> Done:
+        try:
+            async with asyncio.timeout(asker.until - time.monotonic()):
+                await self._ahead.acquire()
+        except TimeoutError:
+            raise deadline_passed() from None
+        try:
+            start = time.perf_counter()
+            rgb = await self.in_thread(self._decoded, picture)
+            timing = {"decode": (time.perf_counter() - start) * 1000}
+            done = await self._submit(model, rgb, window, request, keep, asker, timing)
+        finally:
+            self._ahead.release()
+        if not keep:
+            return done
+        assert done.encoded is not None
+        try:
+            return replace(done, handle=await self.in_thread(self.handles.put, Kept(model, done.encoded)))
+        except ServiceFull:
+            if request is None:
+                raise
+            return done  # masks are there, a handle is not
+
+    async def _submit(
+        self,
+        model: str,
+        picture: Any,
+        window: Window,
+        request: SegmentRequest | None,
+        keep: bool,
+        asker: Asker,
+        timing: Any,
+    ) -> Done:
+        key = f"{model} {window} {request.batch_key if request else ''}"
+        pixels = picture if isinstance(picture, np.ndarray) else picture.picture
+        height, width = (request and request.size) or pixels.shape[:2]
+        most = self._most(model)
+        while most > 1 and most * height * width > self.settings.max_pixels:  # a call holds all its label maps
+            most //= 2
+        alone = self.places.taken <= self.batches.waiting + 1
+        work = Work(model, picture, window, request, keep, time.perf_counter())
+        done = await self.batches.submit(work, key, most, asker.until, alone)
+        whole = dict(done.timing)
+        for stage, taken in timing.items():
+            whole[stage] = whole.get(stage, 0.0) + taken
+            whole["total"] = whole.get("total", 0.0) + taken
+        for stage, taken in whole.items():
+            if taken:
+                self.metrics.stages.labels(stage).observe(taken / 1000)
+        asker.told |= {"model": model, "batch": done.batch, "stages": {s: round(t, 1) for s, t in whole.items() if t}}
+        return replace(done, timing=whole)
+
+    def _tell_size(self, size: int) -> None:
+        self.metrics.batches.observe(size)
+
+    def _run(self, works: Sequence[Work]) -> list[Done]:
+        """In a thread: one call of the session."""
+        first, started = works[0], time.perf_counter()
+        request = first.request
+        with self.models.used(first.model) as session:
+            pictures: list[Any] = [work.picture for work in works]
+            if first.keep:
+                pictures = session.encode(pictures, window=first.window)
+            encoded_in = (time.perf_counter() - started) * 1000 / len(works) if first.keep else 0.0
+            results = session.segment(pictures, **request.options) if request else [None] * len(works)
+        done = []
+        for work, picture, result in zip(works, pictures, results, strict=True):
+            timing = dict(result.timing) if result else {"total": 0.0}
+            if first.keep:
+                timing["image"] = timing.get("image", 0.0) + encoded_in
+                timing["total"] += encoded_in
+            timing["queue"] = (started - work.since) * 1000
+            done.append(Done(first.model, result, picture if first.keep else None, timing, len(works)))
+        return done
+
+    def _decoded(self, picture: Any) -> np.ndarray:
+        most = self.settings.max_pixels
+        try:
+            if isinstance(picture, bytes):  # as a file: bytes could be taken for a path
+                _check_pixels(picture, most)
+                picture = io.BytesIO(picture)
+            return decode(picture)
+        except FusionerError as error:
+            raise type(error)(error.found, error.cure, "picture") from None
+
+    def _check(self, kept: Kept, model: str, request: SegmentRequest) -> None:
+        """Whether an encoded picture is one of this model's, as it is now. Raises HandleGone, RequestInvalid."""
+        if kept.model != model:
+            raise RequestInvalid(f"was encoded by the model {kept.model}", "name that, or encode it again", "handle")
+        session = self.models[model].session
+        if (kept.encoded.picture_sha256, kept.encoded.backend) != (
+            session.bundle.picture_sha256,
+            session.backend.effective,
+        ):
+            raise gone()  # the bundle was loaded anew
+        if kept.encoded.window != request.window:
+            raise RequestInvalid(
+                f"was encoded with the window {kept.encoded.window}", f"ask with window {kept.encoded.window}", "handle"
+            )
+
+    def _most(self, model: str) -> int:
+        return self.models[model].session.bundle.batch.max
+
+
+def _check_pixels(picture: bytes, most: int) -> None:
+    """Before anything is decoded. Raises PictureTooLarge."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            width, height = image.size
+    except Exception:  # `decode` tells what is wrong with it
+        return
+    if width * height > most:
+        raise PictureTooLarge(
+            f"{width}x{height} is {width * height / 1e6:.0f} million pixels, at most {most / 1e6:g} million are accepted",
+            "shrink the picture first",
+        )

@@ -1,0 +1,254 @@
+"""The Open Inference Protocol, version 2, with its binary tensors, as Triton's clients speak it.
+
+Input PICTURE: BYTES [B], picture files (in JSON, base64), or UINT8 [B, H, W, 3] or [H, W, 3]. WORDS: BYTES [K], or the
+parameter `words`. Parameters: those of POST /v1/segment that say how. Outputs: LABELS UINT16 [B, H, W], CONFIDENCE FP32
+[B, H, W], SHARES FP32 [B, K], WORDS BYTES [K].
+"""
+
+import base64
+import binascii
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..argument_checks import shown
+from ..results.segmentation import Segmentation
+from . import request
+from .errors import RequestInvalid
+from .request import SegmentRequest
+
+HEADER = "inference-header-content-length"
+INPUTS = [
+    {"name": "PICTURE", "datatype": "BYTES", "shape": [-1]},
+    {"name": "WORDS", "datatype": "BYTES", "shape": [-1]},
+]
+OUTPUTS = [
+    {"name": "LABELS", "datatype": "UINT16", "shape": [-1, -1, -1]},
+    {"name": "CONFIDENCE", "datatype": "FP32", "shape": [-1, -1, -1]},
+    {"name": "SHARES", "datatype": "FP32", "shape": [-1, -1]},
+    {"name": "WORDS", "datatype": "BYTES", "shape": [-1]},
+]
+PARAMETERS = ("words", "background", "threshold", "mode", "window", "size")
+_THEIRS = (
+    "binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout",
+)  # fmt: skip
+"""Parameters of the protocol's extensions, which clients may send."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """pictures: files' bytes, or (H, W, 3) uint8. outputs: names, and whether each is answered as bytes."""
+
+    id: str
+    request: SegmentRequest
+    pictures: Sequence[bytes | np.ndarray]
+    outputs: Mapping[str, bool]
+
+
+def parse(body: bytes, header_length: str | None, model: str, max_words: int, max_pixels: int, most: int) -> Inference:
+    """header_length: of the JSON at the body's start, where tensors' bytes follow. most: pictures. Raises RequestInvalid."""
+    size = len(body)
+    if header_length is not None:
+        if not (header_length.isascii() and header_length.isdecimal() and int(header_length[:12]) <= len(body)):
+            raise RequestInvalid("is no length within the body", "give the bytes of the JSON", HEADER)
+        size = int(header_length)
+    try:
+        content = json.loads(body[:size])
+    except (ValueError, RecursionError) as error:
+        raise RequestInvalid(f"the request is no JSON ({str(error)[:120]})", "send the JSON of the protocol") from None
+    content = _of(content, dict, "the request")
+    tensors, rest = {}, memoryview(body)[size:]
+    for given in _of(content.get("inputs", []), list, "inputs"):
+        name = _of(_of(given, dict, "an input").get("name"), str, "an input's name")
+        tensors[name], rest = _tensor(given, name, rest)
+    if len(rest):
+        raise RequestInvalid(f"{len(rest)} bytes follow the last input", "give each input's binary_data_size")
+    if unknown := tensors.keys() - {"PICTURE", "WORDS"}:
+        raise RequestInvalid(f"there is no input {shown(min(unknown))}", "the inputs are PICTURE and WORDS")
+    parameters = _of(content.get("parameters", {}), dict, "parameters")
+    fields = {name: value for name, value in parameters.items() if name not in _THEIRS}
+    request.check_names(fields, PARAMETERS)
+    if "WORDS" in tensors:
+        if "words" in fields:
+            raise RequestInvalid("is given as an input and as a parameter", "give it once", "words")
+        words = [_decoded(word) for word in _bytes(tensors["WORDS"], "WORDS")]
+        fields["words"] = words[0] if len(words) == 1 else words
+    if "PICTURE" not in tensors:
+        raise RequestInvalid("the request holds no picture", "give the input PICTURE", "inputs")
+    pictures = _pictures(tensors["PICTURE"], max_pixels)
+    if not 1 <= len(pictures) <= most:
+        raise RequestInvalid(f"holds {len(pictures)} pictures", f"give 1 to {most} in one request", "PICTURE")
+    asked = request.parse({**fields, "model": model}, max_words, max_pixels)
+    return Inference(
+        str(content.get("id", ""))[:200], asked, pictures, _outputs(content, parameters.get("binary_data_output") is True)
+    )  # fmt: skip
+
+
+def answer(inference: Inference, results: Sequence[Segmentation], model: str) -> tuple[bytes, int | None]:
+    """The body, and the length of its JSON where tensors' bytes follow. Raises RequestInvalid for sizes that differ."""
+    shapes = {result.labels.shape for result in results}
+    if len(shapes) > 1 and {"LABELS", "CONFIDENCE"} & inference.outputs.keys():
+        raise RequestInvalid("the pictures have different sizes", "give the parameter size, such as 480x640", "PICTURE")
+    outputs, chunks = [], []
+    for name, binary in inference.outputs.items():
+        shape, array = _output(name, results)
+        entry: dict[str, Any] = {"name": name, "datatype": _DATATYPES[name], "shape": shape}
+        if binary:
+            content = array.tobytes() if isinstance(array, np.ndarray) else _lengths(array)
+            entry["parameters"] = {"binary_data_size": len(content)}
+            chunks.append(content)
+        else:
+            entry["data"] = array.ravel().tolist() if isinstance(array, np.ndarray) else array
+        outputs.append(entry)
+    told = {"model_name": model, "model_version": "1", "id": inference.id, "outputs": outputs}
+    header = json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")
+    return b"".join([header, *chunks]), len(header) if chunks else None
+
+
+def metadata(model: str) -> dict[str, Any]:
+    """What the protocol tells of a model."""
+    return {"name": model, "versions": ["1"], "platform": "fusioner-rt", "inputs": INPUTS, "outputs": OUTPUTS}
+
+
+_DATATYPES = {str(output["name"]): str(output["datatype"]) for output in OUTPUTS}
+
+
+def _output(name: str, results: Sequence[Segmentation]) -> tuple[list[int], np.ndarray | list[str]]:
+    if name == "WORDS":
+        return [len(results[0].words)], list(results[0].words)
+    of: Any = {
+        "LABELS": lambda result: result.labels.astype("<u2", copy=False),
+        "CONFIDENCE": lambda result: result.confidence.astype("<f4", copy=False),
+        "SHARES": lambda result: result.shares.astype("<f4"),
+    }[name]
+    array = np.stack([of(result) for result in results])
+    return list(array.shape), array
+
+
+def _outputs(content: Mapping[str, Any], all_binary: bool) -> dict[str, bool]:
+    asked = {}
+    for given in _of(content.get("outputs", []), list, "outputs"):
+        name = _of(_of(given, dict, "an output").get("name"), str, "an output's name")
+        if name not in _DATATYPES:
+            raise RequestInvalid(f"there is no output {shown(name)}", f"the outputs are {', '.join(_DATATYPES)}")
+        asked[name] = bool(_of(given.get("parameters", {}), dict, "parameters").get("binary_data", all_binary))
+    return asked or dict.fromkeys(_DATATYPES, all_binary)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """data: the bytes of a binary tensor, or a list of JSON."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+def _tensor(given: Mapping[str, Any], name: str, rest: memoryview) -> tuple[_Tensor, memoryview]:
+    """An input, and the bytes after its own."""
+    shape = _of(given.get("shape"), list, f"{name}'s shape")
+    if len(shape) > 8 or not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 31 for n in shape):
+        raise RequestInvalid(f"has the shape {shown(shape)}", "give whole numbers", name)
+    datatype = _of(given.get("datatype"), str, f"{name}'s datatype")
+    size = _of(given.get("parameters", {}), dict, "parameters").get("binary_data_size")
+    if size is None:
+        return _Tensor(datatype, tuple(shape), _of(given.get("data"), list, f"{name}'s data")), rest
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
+        raise RequestInvalid(f"has binary_data_size {shown(size)}, {len(rest)} bytes are there", "send them all", name)
+    return _Tensor(datatype, tuple(shape), rest[:size]), rest[size:]
+
+
+def _bytes(tensor: _Tensor, name: str) -> list[bytes]:
+    """The elements of a tensor of BYTES."""
+    if tensor.datatype != "BYTES":
+        raise RequestInvalid(f"is {shown(tensor.datatype)}, BYTES was expected", "send it as BYTES", name)
+    if isinstance(tensor.data, list):
+        found = []
+        for element in _flat(tensor.data):
+            found.append(_of(element, str, f"an element of {name}").encode("utf-8", "replace"))
+    else:
+        found, rest = [], tensor.data
+        while len(rest):
+            length = struct.unpack("<I", rest[:4])[0] if len(rest) >= 4 else 1 << 40
+            if length > len(rest) - 4:
+                raise RequestInvalid("is cut short", "give each element's length in 4 bytes, then its bytes", name)
+            found.append(bytes(rest[4 : 4 + length]))
+            rest = rest[4 + length :]
+    if len(found) != math.prod(tensor.shape):
+        raise RequestInvalid(
+            f"has {len(found)} elements, its shape {list(tensor.shape)} says {math.prod(tensor.shape)}",
+            "send as many",
+            name,
+        )
+    return found
+
+
+def _pictures(tensor: _Tensor, max_pixels: int) -> list[bytes | np.ndarray]:
+    if tensor.datatype == "BYTES":
+        files = _bytes(tensor, "PICTURE")
+        if isinstance(tensor.data, list):
+            try:
+                return [base64.b64decode(file, validate=True) for file in files]
+            except binascii.Error as error:
+                raise RequestInvalid(
+                    f"is no base64 ({error})", "send files in base64, or as binary tensors", "PICTURE"
+                ) from None
+        return list(files)
+    shape = tensor.shape if len(tensor.shape) == 4 else (1, *tensor.shape)
+    if tensor.datatype != "UINT8" or len(shape) != 4 or shape[3] != 3 or not all(shape):
+        raise RequestInvalid(
+            f"is {shown(tensor.datatype)} {list(tensor.shape)}",
+            "send files as BYTES [B], or pixels as UINT8 [B, H, W, 3]",
+            "PICTURE",
+        )
+    if shape[1] * shape[2] > max_pixels:
+        raise RequestInvalid(
+            f"has {shape[1]}x{shape[2]} pixels, at most {max_pixels / 1e6:g} million are accepted",
+            "shrink it",
+            "PICTURE",
+        )
+    count = math.prod(shape)
+    try:
+        pixels = (
+            np.array(list(_flat(tensor.data)), np.uint8)
+            if isinstance(tensor.data, list)
+            else np.frombuffer(tensor.data, np.uint8)
+        )
+    except (ValueError, TypeError, OverflowError):
+        raise RequestInvalid("holds values that are no bytes", "give whole numbers of 0 to 255", "PICTURE") from None
+    if pixels.size != count:
+        raise RequestInvalid(f"has {pixels.size} values, its shape says {count}", "send as many", "PICTURE")
+    return list(pixels.reshape(shape))
+
+
+def _flat(data: list[Any], depth: int = 8) -> Iterator[Any]:
+    """Values of nested lists; the protocol allows both."""
+    for element in data:
+        if isinstance(element, list) and depth:
+            yield from _flat(element, depth - 1)
+        else:
+            yield element
+
+
+def _lengths(texts: list[str]) -> bytes:
+    coded = [text.encode("utf-8", "replace") for text in texts]
+    return b"".join(struct.pack("<I", len(text)) + text for text in coded)
+
+
+def _decoded(word: bytes) -> str:
+    try:
+        return word.decode()
+    except UnicodeDecodeError:
+        raise RequestInvalid("holds bytes that are no UTF-8", "send UTF-8", "WORDS") from None
+
+
+def _of(value: Any, kind: type, what: str) -> Any:
+    if not isinstance(value, kind):
+        expected = {"dict": "an object", "list": "a list", "str": "a text"}[kind.__name__]
+        raise RequestInvalid(f"{what} is {shown(value)}, {expected} was expected", "send the JSON of the protocol")
+    return value

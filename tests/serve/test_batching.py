@@ -1,0 +1,217 @@
+"""Pictures that wait share a call; the queue is bounded; nobody's error, hang-up or deadline is another's."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from made_pictures import encoded
+from PIL import Image
+
+from fusioner_rt import Session
+from fusioner_rt.serve.batching import Batches, Places
+from fusioner_rt.serve.errors import DeadlinePassed, ServiceFull
+
+SLOW = "/v1/segment?words=cat&masks=none&size=2500x2500"
+
+
+class Recorder:
+    """Runs groups that wait for `open`, and records them."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[Any]] = []
+        self.gate = threading.Event()
+        self.begun = threading.Semaphore(0)
+
+    def __call__(self, items: Sequence[Any]) -> list[Any]:
+        self.groups.append(list(items))
+        self.begun.release()
+        assert self.gate.wait(10)
+        if "bad" in items:
+            raise ValueError("bad")
+        return [item * 2 for item in items]
+
+
+def run(work: Callable[[], Any]) -> Any:
+    return asyncio.run(work())
+
+
+def soon(seconds: float = 10) -> float:
+    return time.monotonic() + seconds
+
+
+async def begun(recorder: Recorder) -> None:
+    assert await asyncio.to_thread(recorder.begun.acquire, timeout=10)
+
+
+def test_what_waits_for_a_thread_runs_in_groups_of_one_key_oldest_first() -> None:
+    async def work() -> None:
+        recorder = Recorder()
+        batches = Batches[Any, Any](recorder, 1, 0.0)
+        first = asyncio.ensure_future(batches.submit("a", "k", 3, soon(), False))
+        await begun(recorder)
+        rest = [asyncio.ensure_future(batches.submit(item, key, 3, soon(), False)) for item, key in
+                (("b", "k"), ("x", "other"), ("c", "k"), ("d", "k"), ("e", "k"))]  # fmt: skip
+        await asyncio.sleep(0)
+        assert batches.waiting == 5
+        recorder.gate.set()
+        assert await asyncio.gather(first, *rest) == ["aa", "bb", "xx", "cc", "dd", "ee"]
+        assert recorder.groups == [["a"], ["b", "c", "d"], ["x"], ["e"]]
+        assert batches.waiting == 0
+        await batches.close()
+        assert batches.running == 0
+
+    run(work)
+
+
+def test_a_full_group_waits_for_nobody_and_others_no_longer_than_they_may() -> None:
+    async def work() -> None:
+        recorder = Recorder()
+        recorder.gate.set()
+        batches = Batches[Any, Any](recorder, 2, 0.2)
+        start = time.monotonic()
+        await asyncio.gather(*(batches.submit(item, "k", 2, soon(), False) for item in "ab"))
+        assert time.monotonic() - start < 0.15
+        await asyncio.gather(*(batches.submit(item, "k", 3, soon(), False) for item in "cd"))
+        assert 0.19 <= time.monotonic() - start < 2
+        start = time.monotonic()
+        await batches.submit("e", "k", 3, soon(), True)
+        assert time.monotonic() - start < 0.15
+        assert recorder.groups == [["a", "b"], ["c", "d"], ["e"]]
+        await batches.close()
+
+    run(work)
+
+
+def test_an_error_is_that_items_alone() -> None:
+    async def work() -> None:
+        recorder = Recorder()
+        recorder.gate.set()
+        batches = Batches[Any, Any](recorder, 1, 0.05)
+        done = await asyncio.gather(
+            *(batches.submit(item, "k", 3, soon(), False) for item in ("a", "bad", "c")), return_exceptions=True
+        )
+        assert [done[0], done[2]] == ["aa", "cc"]
+        assert isinstance(done[1], ValueError)
+        await batches.close()
+
+    run(work)
+
+
+def test_what_is_late_or_given_up_is_not_run() -> None:
+    async def work() -> None:
+        recorder = Recorder()
+        batches = Batches[Any, Any](recorder, 1, 0.0)
+        running = asyncio.ensure_future(batches.submit("a", "k", 1, soon(0.1), False))
+        await begun(recorder)
+        late = asyncio.ensure_future(batches.submit("b", "k", 1, soon(0.1), False))
+        left = asyncio.ensure_future(batches.submit("c", "k", 1, soon(), False))
+        await asyncio.sleep(0)
+        left.cancel()
+        for one in (running, late):
+            with pytest.raises(DeadlinePassed):
+                await one
+        assert batches.waiting == 0
+        recorder.gate.set()
+        assert await batches.submit("d", "k", 1, soon(), False) == "dd"
+        assert recorder.groups == [["a"], ["d"]]
+        await batches.close()
+
+    run(work)
+
+
+def test_places_are_bounded_and_given_back() -> None:
+    places = Places(2)
+    with places.several(2):
+        with pytest.raises(ServiceFull):
+            places.check()
+        with pytest.raises(ServiceFull), places.several():
+            pass
+    assert places.taken == 0
+    with pytest.raises(ZeroDivisionError), places.several():
+        _ = 1 / 0
+    assert places.taken == 0
+
+
+def test_requests_at_once_share_calls_and_get_their_own_masks(
+    start: Any, session: Session, picture: np.ndarray
+) -> None:
+    service = start(concurrency=1, max_wait=50)
+    pictures = [np.roll(picture, shift, 1) for shift in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        files = [encoded(Image.fromarray(one)) for one in pictures]
+        path = "/v1/segment?words=cat,dog&threshold=0"
+        replies = list(pool.map(lambda file: service.post(path, file, Accept="image/png"), files))
+    for one, reply in zip(pictures, replies, strict=True):
+        labels = np.asarray(Image.open(io.BytesIO(reply.body)))
+        assert np.array_equal(labels, session.segment(one, "cat, dog", threshold=0).labels)
+    assert service.metric("fusioner_batch_size_sum") == 12
+    assert service.metric("fusioner_batch_size_count") < 12
+
+
+def test_beyond_the_queue_requests_are_told_to_come_again(start: Any, png: bytes) -> None:
+    service = start(concurrency=1, queue=1)
+    with ThreadPoolExecutor(10) as pool:
+        replies = list(pool.map(lambda _: service.post(SLOW, png), range(10)))
+    refused = [reply for reply in replies if reply.status == 503]
+    assert {reply.status for reply in replies} == {200, 503}
+    assert all(reply.headers["retry-after"] == "1" and reply.json["type"].endswith("ServiceFull") for reply in refused)
+    assert service.post("/v1/segment?words=cat", png).status == 200
+    assert service.metric("fusioner_in_flight") == 0
+
+
+def test_a_request_has_its_deadline(service: Any, png: bytes) -> None:
+    start = time.monotonic()
+    reply = service.post(SLOW, png, X_Timeout_Ms="60")
+    assert (reply.status, reply.json["type"]) == (504, "urn:fusioner-rt:DeadlinePassed")
+    assert time.monotonic() - start < 1
+    assert service.post("/v1/segment?words=cat", png).status == 200
+
+
+def test_who_hangs_up_is_not_waited_for(service: Any, png: bytes) -> None:
+    for _ in range(8):
+        with service.connect() as line:
+            line.sendall(f"POST {SLOW} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png)}\r\n\r\n".encode() + png)
+            time.sleep(0.01)
+    until = soon(20)
+    while service.metric("fusioner_in_flight") and time.monotonic() < until:
+        time.sleep(0.02)
+    assert service.metric("fusioner_in_flight") == 0
+    assert service.metric("fusioner_bytes_held") == 0
+    gone = [line for line in service.log if line.get("error") == "ClientGone"]
+    assert gone
+    assert all(line["status"] == 499 for line in gone)
+    assert service.post("/v1/segment?words=cat", png).status == 200
+
+
+def test_a_slow_reader_holds_up_nobody_and_is_given_up(start: Any, png: bytes) -> None:
+    service = start(read_time=0.5)
+    with service.connect() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = f"POST /v1/segment?words=cat&threshold=0&size=3000x3000 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png)}\r\n"
+        line.sendall(f"{head}Accept: application/x-npz\r\n\r\n".encode() + png)
+        assert line.recv(10)
+        assert service.metric("fusioner_bytes_held") > 1_000_000
+        for _ in range(5):
+            assert service.post("/v1/segment?words=cat", png).status == 200
+        until = soon(20)
+        while service.metric("fusioner_bytes_held") and time.monotonic() < until:
+            time.sleep(0.02)
+        assert service.metric("fusioner_bytes_held") == 0
+    assert [line for line in service.log if line.get("error") == "ReaderSlow"]
+
+
+def test_label_maps_of_a_call_are_bounded(start: Any, png: bytes) -> None:
+    service = start(concurrency=1, max_wait=100, max_pixels=10_000)
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: service.post("/v1/segment?words=cat&size=90x90", png), range(8)))
+    assert [reply.status for reply in replies] == [200] * 8
+    assert service.metric("fusioner_batch_size_count") == 8
