@@ -43,7 +43,9 @@ def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) 
         timeout_graceful_shutdown=int(settings.deadline) + 5, timeout_keep_alive=30, proxy_headers=False,
     )  # fmt: skip
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service's own log has the errors
-    asyncio.run(_run(_Server(config, ready), listener, app.state.reload))
+    # The server raises its signals again once it is done, which would end the process by them.
+    with own_signals({number: lambda *_: None for number in (signal.SIGTERM, signal.SIGINT)}):
+        asyncio.run(_run(_Server(config, ready), listener, app.state.reload))
 
 
 class _Server(uvicorn.Server):
@@ -66,18 +68,19 @@ async def _run(
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    # The server raises its signals again once it is done, which would end the process by them.
-    with _signals({signal.SIGTERM: lambda *_: None, signal.SIGINT: lambda *_: None}):
-        if hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, load)
-        await server.serve([listener])
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, load)
+    await server.serve([listener])
 
 
 @contextlib.contextmanager
-def _signals(handlers: dict[signal.Signals, Callable[..., None]]) -> Iterator[None]:
+def own_signals(handlers: dict[int, Callable[..., None]]) -> Iterator[None]:
+    """Hear these signals in place of the command, which takes a second one for impatience."""
+    waker = signal.set_wakeup_fd(-1)
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(waker)

@@ -105,7 +105,7 @@ class Models:
         digest = _digest(folder)  # before it is opened: what is replaced meanwhile is found by the next reload
         session = Session(
             folder, backend=settings.backend, cache=settings.cache, threads=self._threads,
-            input_size=settings.input_size,
+            input_size=settings.input_size, max_pixels=settings.max_pixels,
         )  # fmt: skip
         try:
             session.load_text()  # the files may be replaced before the bundle is loaded anew

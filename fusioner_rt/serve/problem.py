@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from ..errors import (
     FusionerError,
-    GpuMemoryShort,
+    MemoryShort,
     OverlayTooLarge,
     PackageMissing,
     PictureTooLarge,
@@ -28,7 +28,7 @@ _STATUS: dict[type[FusionerError], int] = {
     PictureUnreadable: 422,
     PackageMissing: 501,
     SessionClosed: 503,
-    GpuMemoryShort: 503,
+    MemoryShort: 503,
 }
 
 _CURES: dict[type[FusionerError], str] = {
@@ -54,7 +54,7 @@ def as_known(error: BaseException) -> FusionerError:
     if isinstance(error, FusionerError):
         return error
     if isinstance(error, MemoryError):
-        return PictureTooLarge("there is not enough memory for it", "send a smaller one")
+        return MemoryShort("there is too little memory for it", "send it again later, or a smaller picture")
     return Unforeseen("the service failed", "send it again; the service's log has the cause by this id")
 
 

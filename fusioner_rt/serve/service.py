@@ -13,7 +13,7 @@ import numpy as np
 from ..cpu_cores import cores
 from ..decode_picture import decode
 from ..encoder_output import EncodedPicture
-from ..errors import FusionerError, PictureTooLarge
+from ..errors import FusionerError
 from ..results.segmentation import Segmentation
 from ..session import Window
 from .batching import Batches, Places, deadline_passed
@@ -196,12 +196,10 @@ class Service:
         return done
 
     def _decoded(self, picture: Any) -> np.ndarray:
-        most = self.settings.max_pixels
         try:
             if isinstance(picture, bytes):  # as a file: bytes could be taken for a path
-                _check_pixels(picture, most)
                 picture = io.BytesIO(picture)
-            return decode(picture)
+            return decode(picture, max_pixels=self.settings.max_pixels)
         except FusionerError as error:
             raise type(error)(error.found, error.cure, "picture") from None
 
@@ -222,19 +220,3 @@ class Service:
 
     def _most(self, model: str) -> int:
         return self.models[model].session.bundle.batch.max
-
-
-def _check_pixels(picture: bytes, most: int) -> None:
-    """Before anything is decoded. Raises PictureTooLarge."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(picture)) as image:
-            width, height = image.size
-    except Exception:  # `decode` tells what is wrong with it
-        return
-    if width * height > most:
-        raise PictureTooLarge(
-            f"{width}x{height} is {width * height / 1e6:.0f} million pixels, at most {most / 1e6:g} million are accepted",
-            "shrink the picture first",
-        )

@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from ..errors import FusionerError
 from . import metrics
+from .listening import own_signals, run
 from .settings import Settings
 
 _READY = b"ready\n"
@@ -41,9 +42,13 @@ class _Supervisor:
         self._ending = False
 
     def run(self, ready: Callable[[], None]) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
-        signal.signal(signal.SIGHUP, lambda *_: self._tell(signal.SIGHUP))
+        def reload(*_: object) -> None:
+            self._tell(signal.SIGHUP)
+
+        with own_signals({signal.SIGTERM: self._end, signal.SIGINT: self._end, signal.SIGHUP: reload}):
+            return self._supervise(ready)
+
+    def _supervise(self, ready: Callable[[], None]) -> int:
         for count in (1, self._settings.workers - 1):  # where the first cannot start, the others need not say so too
             started = [self._start() for _ in range(count)]
             for process in started:
@@ -106,8 +111,6 @@ class _Supervisor:
 def _work(descriptor: int) -> int:
     """One of the processes. It reads its settings from stdin, says that it is ready, and ends when stdin does."""
     import threading
-
-    from .listening import run
 
     fields = json.loads(sys.stdin.readline())
     settings = Settings(**{**fields, "cors": tuple(fields["cors"]), "shared": Path(fields["shared"])})

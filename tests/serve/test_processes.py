@@ -128,6 +128,10 @@ def test_workers_share_handles_and_numbers_and_one_that_is_killed_is_replaced(co
     assert until(lambda: any("another is started" in line for line in service.lines))
     for _ in range(10):
         assert service.post_json("/v1/segment", handle=handle, words="dog").status == 200
+    for _ in range(3):
+        service.process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+    assert service.post("/v1/segment?words=cat", png).status == 200
     last = children(service.process.pid)
     assert service.end() == 0
     assert not any(Path(f"/proc/{worker}").exists() for worker in last)
