@@ -300,13 +300,7 @@ class _Envelope:
         asker = Asker(given if _ID.fullmatch(given) else secrets.token_hex(8), start + self._settings.deadline)
         state = scope.setdefault("state", {})
         state["asker"], state["held"] = asker, body.Held(self._doors.service.room)
-        status, failed, whole = 0, "", False
-
-        async def read() -> Message:
-            nonlocal whole
-            message = await receive()
-            whole = whole or message["type"] != "http.request" or not message.get("more_body", False)
-            return message
+        status, failed = 0, ""
 
         async def answered(message: Message) -> None:
             nonlocal status
@@ -318,7 +312,7 @@ class _Envelope:
         try:
             try:
                 self._check(http, asker, start)
-                await self._app(scope, read, answered)
+                await self._app(scope, receive, answered)
             except body.ClientDisconnect:
                 failed, status = "ClientGone", 499
             except Exception as error:
@@ -330,9 +324,7 @@ class _Envelope:
                     asker.told["error_detail"] = problem.logged(error)
                 if known is not error:
                     asker.told["traceback"] = traceback.format_exception(error)
-                if not whole:
-                    await self._drain(http, read)
-                await problem.response(known, asker.id, http.url.path)(scope, read, answered)
+                await problem.response(known, asker.id, http.url.path)(scope, receive, answered)
         except TimeoutError:
             failed = "ReaderSlow"
             raise
@@ -359,19 +351,6 @@ class _Envelope:
             if not (timeout.isascii() and timeout.isdecimal() and len(timeout) < 10 and int(timeout)):
                 raise RequestInvalid("is no whole number of milliseconds", "give 1 or more", "X-Timeout-Ms")
             asker.until = min(asker.until, start + int(timeout) / 1000)
-
-    async def _drain(self, http: Request, read: Receive) -> None:
-        """Take what is left of a body, so that the client reads the answer and not a broken pipe."""
-        if http.headers.get("expect", "").lower() == "100-continue":
-            return
-        left = self._settings.max_bytes
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2):
-                while left > 0:
-                    message = await read()
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        return
-                    left -= len(message.get("body", b""))
 
     def _tell(self, http: Request, asker: Asker, start: float, status: int, failed: str) -> None:
         seconds, metrics = time.monotonic() - start, self._doors.service.metrics
