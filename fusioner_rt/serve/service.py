@@ -219,4 +219,5 @@ class Service:
             )
 
     def _most(self, model: str) -> int:
-        return self.models[model].session.bundle.batch.max
+        own = self.models[model].session.bundle.batch.max
+        return min(own, self.settings.max_batch or own)

@@ -209,8 +209,9 @@ def test_a_slow_reader_holds_up_nobody_and_is_given_up(start: Any, png: bytes) -
     assert [line for line in service.log if line.get("error") == "ReaderSlow"]
 
 
-def test_label_maps_of_a_call_are_bounded(start: Any, png: bytes) -> None:
-    service = start(concurrency=1, max_wait=100, max_pixels=10_000)
+@pytest.mark.parametrize("limits", [{"max_pixels": 10_000}, {"max_batch": 1}])
+def test_pictures_and_label_maps_of_a_call_are_bounded(start: Any, png: bytes, limits: dict[str, int]) -> None:
+    service = start(concurrency=1, max_wait=100, **limits)
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda _: service.post("/v1/segment?words=cat&size=90x90", png), range(8)))
     assert [reply.status for reply in replies] == [200] * 8
