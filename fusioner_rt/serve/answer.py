@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import OverlayTooLarge
 from ..results import rle
+from ..results.colours import word_colours
 from ..results.instances import Instance, per_word
 from ..results.segmentation import Segmentation
 from .errors import FormUnknown
@@ -97,6 +98,7 @@ FORMS: dict[str, Callable[[Answer], bytes]] = {JSON: _json, PNG: _png, JPEG: _jp
 
 def _fields(answer: Answer, masks: str) -> dict[str, Any]:
     result, request = answer.result, answer.request
+    colours = word_colours(result.words).tolist()
     found = {instance.label: instance for instance in per_word(result.labels, result.words, result.scores)}
     words = []
     for number, word in enumerate(result.words, start=1):
@@ -106,6 +108,7 @@ def _fields(answer: Answer, masks: str) -> dict[str, Any]:
             "score": round(float(result.scores[number - 1]), 6),
             "area": 0,
             "box": None,
+            "colour": colours[number - 1],
         }
         words.append(entry | (_found(found[number], masks, request.tolerance) if number in found else {}))
     parts = result.instances() if request.instances else []

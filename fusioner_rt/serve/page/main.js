@@ -370,7 +370,7 @@ function sumOf(one, other) {
 // ---- what is pressed
 
 takePictures([$("file"), $("lens")], take);
-$("choose").addEventListener("click", () => $("file").click());
+for (const place of ["choose", "empty"]) $(place).addEventListener("click", () => $("file").click());
 $("photograph").addEventListener("click", () => $("lens").click());
 $("camera").addEventListener("click", () => (camera.on ? stopCamera() : startCamera()));
 $("snap").addEventListener("click", keepFrame);
