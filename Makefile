@@ -6,9 +6,10 @@ WORDS ?= cat, sofa
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 INTERFACES = .venv-interfaces
+BROWSER = .venv-browser
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test slow room campaign interfaces interfaces-large bare bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test slow room campaign interfaces interfaces-large browser bare bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -37,6 +38,9 @@ interfaces: $(INTERFACES)/.ready  ## adapters to other tools, through their own 
 interfaces-large: $(INTERFACES)/.ready-large  ## the same for FiftyOne and transformers, which take minutes to install
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(INTERFACES)/bin/python -m pytest tests/interfaces/large
 
+browser: $(BROWSER)/.ready  ## the service's page in a real Chromium, Debian's, which is installed where it is missing
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BROWSER)/bin/python -m pytest tests/page
+
 bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture
 	rm -rf .venv-bare
 	$(PYTHON) -m venv .venv-bare
@@ -60,6 +64,7 @@ $(VENV)/.ready-bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $@
 
+ROOT = $(if $(filter-out 0,$(shell id -u)),sudo)
 # It sees the packages of $(VENV), and holds what that lacks.
 FOLDER = -c 'import site; print(site.getsitepackages()[0])'
 $(INTERFACES)/.ready: $(READY) tests/interfaces/requirements.txt
@@ -71,6 +76,14 @@ $(INTERFACES)/.ready: $(READY) tests/interfaces/requirements.txt
 
 $(INTERFACES)/.ready-large: $(INTERFACES)/.ready tests/interfaces/large/requirements.txt
 	$(INTERFACES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/interfaces/large/requirements.txt
+	touch $@
+
+$(BROWSER)/.ready: $(READY) tests/page/requirements.txt
+	rm -rf $(BROWSER)
+	$(BIN)/python -m venv $(BROWSER)
+	$(BIN)/python $(FOLDER) > "$$($(BROWSER)/bin/python $(FOLDER))/project.pth"
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/page/requirements.txt
+	command -v chromium && command -v chromedriver || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq chromium chromium-driver; }
 	touch $@
 
 lint: $(READY)
@@ -102,4 +115,4 @@ $(BINDINGS)/.ready: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(INTERFACES) .venv-bare build engines output
+	rm -rf $(VENV) $(INTERFACES) $(BROWSER) .venv-bare build engines output

@@ -9,11 +9,13 @@ export class Camera {
   #stop = new AbortController();
 
   constructor() {
+    this.#stop.abort();
     this.#video.muted = this.#video.playsInline = true;
   }
 
+  /** Whether it runs, or waits to be allowed to. */
   get on() {
-    return this.#stream !== null;
+    return !this.#stop.signal.aborted;
   }
 
   /**

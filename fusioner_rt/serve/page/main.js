@@ -13,7 +13,10 @@ import { groupsOf, Words } from "./words.js";
 
 /** @typedef {import("./picture.js").Taken} Taken */
 /** @typedef {import("./service.js").Encoded} Encoded */
-/** @typedef {Taken & {encoded: Promise<Encoded & {took: number}>, told: boolean}} Picture told: its encoding was timed once */
+/**
+ * @typedef {Taken & {encoded: Promise<Encoded & {took: number}>, signal: AbortSignal, told: boolean, note: string}} Picture
+ *   signal: of another picture that took its place. told: the time of its encoding.
+ */
 
 const NPZ = "application/x-npz";
 const NO_WORDS = "Name what you would like to find.";
@@ -24,8 +27,8 @@ const $ = (/** @type {string} */ id) => /** @type {any} */ (document.getElementB
 let picture = null;
 /** @type {Masks | null} */
 let masks = null;
-/** Ends what is asked about the picture, and what about the words. */
-let [ofPicture, ofWords] = [new AbortController(), new AbortController()];
+/** Ends the taking of a picture, and what is asked about words. */
+let [taking, ofWords] = [new AbortController(), new AbortController()];
 const hidden = new Set(); // words, in small letters, as they outlive an answer
 let only = "";
 let bright = 0;
@@ -57,36 +60,40 @@ const results = new Results($("results"), {
 
 // ---- a picture and its masks
 
-/** @param {Taken} taken */
+/**
+ * Puts a picture there, and asks for its masks. What the service refuses leaves all as it was.
+ * @param {Taken} taken
+ */
 async function take({ file, name }) {
-  stopCamera();
-  ofPicture.abort();
-  ofWords.abort();
-  ofPicture = new AbortController();
-  const { signal } = ofPicture;
-  clearProblem();
-  showMasks(null);
-  const taken = (picture = { file, name, encoded: encode(file, signal), told: false });
-  taken.encoded.catch(() => {}); // told below, or by who waits for it
+  taking.abort();
+  taking = new AbortController();
+  const { signal } = taking;
+  const encoded = encode(file, signal);
+  encoded.catch(() => {}); // told below, or by who waits for it
   busy(true);
   try {
-    const drawn = await draw($("picture"), file);
-    if (drawn && !signal.aborted) showFrame(name);
-    const { size } = await taken.encoded;
+    const canvas = document.createElement("canvas");
+    const drawn = await draw(canvas, file);
+    if (!drawn) [canvas.height, canvas.width] = sizeOfMasks((await encoded).size);
     if (signal.aborted) return;
-    if (!drawn) {
-      [$("picture").height, $("picture").width] = sizeOfMasks(size);
-      showFrame(name);
-      say("The browser does not show such pictures, only their masks.");
-    }
+    stopCamera();
+    ofWords.abort();
+    clearProblem();
+    picture = { file, name, encoded, signal, told: false, note: drawn ? "" : "The browser cannot show this picture, only its masks." };
+    showMasks(null);
+    showFrame(canvas);
+    canvas.width = canvas.height = 0; // frees its pixels now
+    await encoded;
+    if (signal.aborted) return;
     busy(false);
     if (words.groups.length) await ask();
     else if (matchMedia("(pointer: fine)").matches) $("word").focus();
   } catch (error) {
     if (signal.aborted) return;
-    picture = null;
-    $("frame").hidden = true;
-    $("empty").hidden = false;
+    if (picture?.encoded === encoded) {
+      picture = null;
+      showEmpty();
+    }
     tell(error);
   }
 }
@@ -147,7 +154,7 @@ async function byHandle(asked, fields, accept, signal) {
       return await service.segment({ ...model(), ...fields, handle }, accept, signal);
     } catch (error) {
       if (again || !(error instanceof Problem) || error.status !== 404) throw error;
-      asked.encoded = encode(asked.file, ofPicture.signal);
+      asked.encoded = encode(asked.file, asked.signal);
       asked.told = false;
     }
   }
@@ -163,7 +170,7 @@ function showMasks(found, groups = []) {
   stage.show(found);
   results.show(found, groups);
   words.colour(found?.words.map(({ colour }) => colour) ?? []);
-  const notes = /** @type {string[]} */ (found?.answer.notes ?? []);
+  const notes = [picture?.note, ...(found?.answer.notes ?? [])].filter(Boolean);
   $("notes").replaceChildren(...notes.map((note) => Object.assign(document.createElement("li"), { textContent: note })));
   $("notes").hidden = !notes.length;
   $("look").hidden = $("timing").hidden = !found;
@@ -199,23 +206,31 @@ function summary() {
   return `${camera.on ? "Camera" : (picture?.name ?? "Picture")}: ${found.join(", ")}`;
 }
 
-/** @param {string} name */
-function showFrame(name) {
-  const { width, height } = $("picture");
+/** @param {HTMLCanvasElement} drawn */
+function showFrame(drawn) {
+  const { width, height } = drawn;
+  [$("picture").width, $("picture").height] = [width, height];
+  $("picture").getContext("2d").drawImage(drawn, 0, 0);
   $("frame").style.setProperty("--ratio", String(width / height));
   $("frame").hidden = false;
   $("empty").hidden = true;
-  $("canvases").setAttribute("aria-label", name);
+}
+
+function showEmpty() {
+  showMasks(null);
+  $("frame").hidden = true;
+  $("empty").hidden = false;
 }
 
 // ---- the camera
 
 async function startCamera() {
-  ofPicture.abort();
+  taking.abort();
   ofWords.abort();
   clearProblem();
+  busy(false);
   picture = null;
-  showMasks(null);
+  showEmpty();
   $("camera").setAttribute("aria-pressed", "true");
   try {
     if (!navigator.mediaDevices) {
@@ -253,9 +268,7 @@ async function frameToMasks(frame, signal) {
     }
   }
   if (signal.aborted) return false;
-  [$("picture").width, $("picture").height] = [frame.width, frame.height];
-  $("picture").getContext("2d").drawImage(frame, 0, 0);
-  showFrame("Camera");
+  showFrame(frame);
   $("snap").hidden = $("rate").hidden = false;
   showMasks(found, groups);
   if (found) showTiming({ bar: $("timing-bar"), said: $("timing-said") }, found.answer.timing, performance.now() - started);
@@ -267,11 +280,7 @@ function stopCamera() {
   camera.stop();
   $("camera").setAttribute("aria-pressed", "false");
   $("snap").hidden = $("rate").hidden = true;
-  if (was && !picture) {
-    showMasks(null);
-    $("frame").hidden = true;
-    $("empty").hidden = false;
-  }
+  if (was) showEmpty();
 }
 
 async function keepFrame() {

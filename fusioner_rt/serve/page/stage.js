@@ -23,7 +23,7 @@ export class Stage {
     this.say = say;
     frame.addEventListener("pointermove", (event) => this.#point(event));
     frame.addEventListener("pointerdown", (event) => this.#point(event));
-    frame.addEventListener("pointerleave", () => this.#leave());
+    frame.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.#leave()); // a finger leaves at once
     frame.addEventListener("keydown", (event) => this.#move(event));
     frame.addEventListener("blur", () => this.#leave());
   }

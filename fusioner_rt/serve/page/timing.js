@@ -16,7 +16,7 @@ export function showTiming({ bar, said }, timing, all) {
   const others = Object.keys(timing).filter((stage) => !(stage in STAGES) && stage !== "total");
   const stages = [...known, ...others].map((stage) => /** @type {[string, number]} */ ([STAGES[stage] ?? stage, timing[stage]]));
   const told = stages.filter(([, taken]) => taken >= 0.05);
-  told.push(["transfer", Math.max(0, all - told.reduce((sum, [, taken]) => sum + taken, 0))]);
+  told.push(["answer", Math.max(0, all - told.reduce((sum, [, taken]) => sum + taken, 0))]);
   const sum = told.reduce((sum, [, taken]) => sum + taken, 0);
   bar.replaceChildren(
     ...told.map(([stage, taken]) => {

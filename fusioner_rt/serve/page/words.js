@@ -39,7 +39,12 @@ export class Words {
     this.#changed = changed;
     this.#say = say;
     input.addEventListener("keydown", (event) => this.#typed(event));
-    input.addEventListener("input", () => SEPARATORS.test(input.value) && this.#take()); // phones send no key for a comma
+    for (const kind of ["input", "compositionend"]) {
+      // phones send no key for a comma
+      input.addEventListener(kind, (event) => {
+        if (!(/** @type {InputEvent} */ (event).isComposing) && SEPARATORS.test(input.value)) this.#take();
+      });
+    }
     input.addEventListener("blur", () => this.#take());
     box.addEventListener("click", (event) => event.target === box && input.focus());
     list.addEventListener("keydown", (event) => this.#onChip(event));
