@@ -64,7 +64,7 @@ $(VENV)/.ready-bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $@
 
-ROOT = $(if $(filter-out 0,$(shell id -u)),sudo)
+SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 # It sees the packages of $(VENV), and holds what that lacks.
 FOLDER = -c 'import site; print(site.getsitepackages()[0])'
 $(INTERFACES)/.ready: $(READY) tests/interfaces/requirements.txt
@@ -83,7 +83,7 @@ $(BROWSER)/.ready: $(READY) tests/page/requirements.txt
 	$(BIN)/python -m venv $(BROWSER)
 	$(BIN)/python $(FOLDER) > "$$($(BROWSER)/bin/python $(FOLDER))/project.pth"
 	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/page/requirements.txt
-	command -v chromium && command -v chromedriver || { $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq chromium chromium-driver; }
+	which chromium chromedriver >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq chromium chromium-driver; }
 	touch $@
 
 lint: $(READY)

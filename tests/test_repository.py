@@ -52,7 +52,9 @@ def test_the_wheel_holds_the_runtime_alone(tmp_path: Path) -> None:
         capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
-    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "fusioner_rt/serve/page/samples/cat.jpg" in names
+    top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"fusioner_rt"}
 
 

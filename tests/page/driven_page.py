@@ -118,6 +118,21 @@ class Page:
         return [message for message in logged if "Failed to load resource" not in message]
 
 
+def chromium(profile: Path) -> webdriver.Chrome:
+    """Debian's Chromium, with a camera that it draws itself. profile: an empty folder."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--lang=en",
+        f"--user-data-dir={profile}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
+
+
 @contextmanager
 def served(*arguments: str, **environment: str) -> Iterator[str]:
     """The address of a service of its own."""
