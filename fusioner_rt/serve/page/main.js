@@ -130,7 +130,7 @@ async function ask() {
     const before = asked.told ? null : timing;
     showTiming({ bar: $("timing-bar"), said: $("timing-said") }, sumOf(before ?? {}, found.answer.timing), all + (before ? took : 0));
     asked.told = true;
-    say(summary());
+    say($("canvases").getAttribute("aria-label"));
     busy(false);
   } catch (error) {
     if (!signal.aborted) {
@@ -196,13 +196,15 @@ function look() {
   const figures = results.update(seen);
   const rest = 1 - figures.reduce((sum, { share }) => sum + share, 0);
   $("rest").textContent = rest > 0.0005 ? `No word: ${percent(rest)}` : "";
-  $("canvases").setAttribute("aria-label", summary());
+  $("canvases").setAttribute("aria-label", summary(figures));
 }
 
-/** What was found, in words. */
-function summary() {
-  const figures = masks?.figures($("threshold").value / 100) ?? [];
-  const found = masks?.words.map(({ name }, k) => `${name} ${figures[k].share ? percent(figures[k].share) : "not found"}`) ?? [];
+/**
+ * What was found, in words.
+ * @param {import("./masks.js").Figures[]} figures
+ */
+function summary(figures) {
+  const found = figures.map(({ share }, k) => `${masks?.words[k].name} ${share ? percent(share) : "not found"}`);
   return `${camera.on ? "Camera" : (picture?.name ?? "Picture")}: ${found.join(", ")}`;
 }
 
@@ -331,6 +333,7 @@ function tell(error) {
   $("problem-cure").textContent = sentence(problem.cure);
   $("problem-id").textContent = problem.id && `Request ${problem.id}`;
   $("problem").hidden = false;
+  $("problem").scrollIntoView({ block: "nearest" });
 }
 
 function clearProblem() {

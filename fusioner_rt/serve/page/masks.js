@@ -82,14 +82,16 @@ export class Masks {
         return ((Math.round(alpha * dim * 255) << 24) | (blue << 16) | (green << 8) | red) >>> 0;
       }),
     );
-    const shown = (/** @type {number} */ at) => (confidence[at] > threshold && fills[labels[at]] ? labels[at] : 0);
+    const seen = Uint16Array.from(fills, (fill, number) => (fill ? number : 0));
+    const shown = new Uint16Array(labels.length);
+    for (let at = 0; at < shown.length; at++) if (confidence[at] > threshold) shown[at] = seen[labels[at]];
     for (let y = 0, at = 0; y < height; y++) {
       for (let x = 0; x < width; x++, at++) {
-        const here = shown(at);
+        const here = shown[at];
         if (!here) continue;
         const edge =
-          (x > 0 && shown(at - 1) !== here) || (x < width - 1 && shown(at + 1) !== here) ||
-          (y > 0 && shown(at - width) !== here) || (y < height - 1 && shown(at + width) !== here);
+          (x > 0 && shown[at - 1] !== here) || (x < width - 1 && shown[at + 1] !== here) ||
+          (y > 0 && shown[at - width] !== here) || (y < height - 1 && shown[at + width] !== here);
         pixels[at] = (edge ? edges : fills)[here];
       }
     }
