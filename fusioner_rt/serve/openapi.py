@@ -52,6 +52,7 @@ _FOUND = {
     },
     "polygons": {"type": "array", "items": {"type": "object"}},
 }
+_COLOUR = {"type": "array", "items": _WHOLE, "description": "Red, green and blue of overlays, 0 to 255."}
 _TIMING = {"type": "object", "additionalProperties": _NUMBER, "description": "Milliseconds by stage."}
 
 
@@ -66,7 +67,10 @@ _SCHEMAS = {
             "id": _TEXT,
             "model": _TEXT,
             "size": {"type": "array", "items": _WHOLE, "description": "Height and width of the label map."},
-            "words": {"type": "array", "items": _object({"word": _TEXT, "share": _NUMBER, "score": _NUMBER, **_FOUND})},
+            "words": {
+                "type": "array",
+                "items": _object({"word": _TEXT, "share": _NUMBER, "score": _NUMBER, "colour": _COLOUR, **_FOUND}),
+            },
             "instances": {"type": "array", "items": _object({"word": _TEXT, "score": _NUMBER, **_FOUND})},
             "threshold": {"type": ["number", "object", "string"]},
             "notes": {"type": "array", "items": _TEXT},

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fusioner_rt import Session
+from fusioner_rt.results.colours import word_colours
 
 WORDS = "cat, red sofa|couch, lamp"
 OPTIONS: dict[str, Any] = {"threshold": 0.1}
@@ -72,6 +73,7 @@ def test_the_json_answer_is_the_result(service: Any, png: bytes, truth: Any) -> 
         "/v1/segment", *form({"picture": png, "words": WORDS, "threshold": 0.1, "instances": "true"})
     ).json
     assert [word["word"] for word in told["words"]] == list(truth.words)
+    assert [word["colour"] for word in told["words"]] == word_colours(truth.words).tolist()
     assert told["size"] == list(truth.labels.shape)
     assert told["model"] == "tiny"
     assert told["handle"] is None
