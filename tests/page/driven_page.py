@@ -58,7 +58,7 @@ class Page:
         for key in keys:
             webdriver.ActionChains(self.driver).send_keys(key).perform()
 
-    def until(self, holds: Callable[[], Any], seconds: float = 15) -> Any:
+    def until(self, holds: Callable[[], Any], seconds: float = 30) -> Any:
         """What `holds` returns once it is true."""
         end = time.monotonic() + seconds
         while True:
