@@ -1,7 +1,7 @@
 """The record of a `segment` run: which pictures are done, and what belongs in --json, so that --resume goes on.
 
-Lines of JSON: first what was asked, then one per picture that is done, in the order in which they were done. A line that a
-kill cut off, and what follows it, does not count.
+Lines of JSON: first what was asked, then one per picture that is done, in the order in which they were done. Each has its
+checksum. A line that a kill cut off or a disk harmed, and what follows it, does not count.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import stat
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,7 @@ from ..atomic_files import unwritable
 from ..errors import OutputUnwritable, UsageError
 
 _FORMAT = "fusioner-rt segment, unfinished"
+_CHECKSUM = "crc32"
 _log = logging.getLogger("fusioner_rt")
 Entry = dict[str, Any]
 
@@ -69,7 +71,7 @@ class RunRecord:
     def _append(self, line: Entry) -> None:
         if self._stream:
             try:
-                self._stream.write(json.dumps(line).encode() + b"\n")
+                self._stream.write(json.dumps({**line, _CHECKSUM: _checksum(line)}).encode() + b"\n")
                 self._stream.flush()
             except OSError as error:
                 with contextlib.suppress(OSError):  # what is buffered would be tried again
@@ -81,15 +83,19 @@ class RunRecord:
         """Read what is done. Returns the bytes to keep. Raises UsageError, OutputUnwritable."""
         stream.seek(0)
         first = stream.readline()
-        began = _parsed(first)
-        if first and began.get("format") != _FORMAT and not _cut_off(first):
+        if not _begins_a_record(first):
             raise OutputUnwritable(
                 "is no record of fusioner-rt segment, which keeps one there", "move it away", subject=self.path
             )
         if not resume:
             return 0
-        if not began:
-            _log.warning("no run of this command was interrupted here; it begins with the first picture")
+        if not (began := _parsed(first)):
+            found = (
+                "the record of the run that was interrupted here is harmed"
+                if first
+                else "no run of this command was interrupted here"
+            )
+            _log.warning("%s; it begins with the first picture", found)
             return 0
         before = began["asked"]
         # As JSON gives it back: tuples are lists.
@@ -128,19 +134,22 @@ def size_of(path: Path) -> int | None:
 
 
 def _parsed(line: bytes) -> Entry:
-    """A whole line, or nothing."""
-    if line.endswith(b"\n"):
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict):
-                return entry
+    """A whole line, as it was written, or nothing."""
+    with contextlib.suppress(ValueError, RecursionError):
+        entry = json.loads(line) if line.endswith(b"\n") else None
+        if isinstance(entry, dict) and entry.pop(_CHECKSUM, None) == _checksum(entry):
+            return entry
     return {}
 
 
-def _cut_off(line: bytes) -> bool:
-    """Whether this is the beginning of a record, as a full disk or a kill leaves it."""
+def _checksum(line: Entry) -> int:
+    return zlib.crc32(json.dumps(line).encode())
+
+
+def _begins_a_record(line: bytes) -> bool:
+    """Whether it is a record's first line, or as much of it as a full disk or a kill left."""
     start = json.dumps({"format": _FORMAT}).encode()[:-1]
-    return not line.endswith(b"\n") and start.startswith(line[: len(start)])
+    return start[: len(line)] == line[: len(start)]
 
 
 def _lock(stream: IO[bytes]) -> bool:

@@ -171,6 +171,28 @@ def test_a_kill_in_the_middle_of_a_line_of_the_record_costs_that_picture_alone(
         assert (tmp_path / "cut.json").read_bytes() == whole
 
 
+def test_a_line_of_the_record_that_is_not_as_it_was_written_costs_that_picture_and_those_after_it(
+    command: Command, whole: bytes, tmp_path: Path
+) -> None:
+    code, _ = ended(command("harmed"), signal.SIGKILL, after=6)
+    assert code == -9
+    record = tmp_path / "harmed.json.partial"
+    lines = record.read_bytes().splitlines(keepends=True)
+    count = lines[3].index(b'"counts": "') + 13
+    flipped = lines[3][:count] + bytes([lines[3][count] ^ 1]) + lines[3][count + 1 :]
+    for number, line in (
+        (3, flipped), (3, b'{"picture": "p00.png"}\n'), (3, b"[1]\n"), (3, b'{"a":' * 100_000 + b"\n"), (3, bytes(300)),
+        (0, lines[0].replace(b'"asked"', b'"asker"')), (0, lines[0][:45] + b"\n"),
+    ):  # fmt: skip
+        record.write_bytes(b"".join([*lines[:number], line, *lines[number + 1 :]]))
+        with started(command("harmed", "--resume")) as process:
+            _, told = process.communicate(timeout=60)
+        assert process.returncode == 0, told
+        assert (f"{number - 1} of {COUNT} pictures are done already" in told) == (number > 0)
+        assert ("is harmed; it begins with the first picture" in told) == (number == 0)
+        assert (tmp_path / "harmed.json").read_bytes() == whole
+
+
 def test_only_the_same_run_goes_on(
     command: Command, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
