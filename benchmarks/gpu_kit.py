@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -30,13 +31,15 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import gpu_steps  # noqa: E402
 from export import add_plans  # noqa: E402
-from fusioner_rt.atomic_files import unwritable  # noqa: E402
+from fusioner_rt.atomic_files import check_replaceable, unwritable  # noqa: E402
 from fusioner_rt.bundle import Bundle, write_manifest  # noqa: E402
 from fusioner_rt.command_end import run_command  # noqa: E402
 from fusioner_rt.command_parser import CommandParser  # noqa: E402
 from fusioner_rt.errors import UsageError  # noqa: E402
 from fusioner_rt.manifest import MANIFEST  # noqa: E402
 from fusioner_rt.onnx.runtime import OnnxRuntime  # noqa: E402
+from fusioner_rt.replaced_bundles import check_files  # noqa: E402
+from fusioner_rt.whole_folders import replace_folder, unfinished_folder  # noqa: E402
 from fusioner_rt.words.cache import TextCache  # noqa: E402
 from fusioner_rt.words.encoder import TextEncoder  # noqa: E402
 from fusioner_rt.words.parse import parse_words  # noqa: E402
@@ -44,6 +47,8 @@ from fusioner_rt.words.parse import parse_words  # noqa: E402
 MAX_BYTES = 24_000_000
 PART_BYTES = 58_000_000
 BENCHMARKS = ("gpu_check", "gpu_steps", "gpu_proofs", "gpu_timing", "stand_in_engine")
+FILES = "files.txt"
+"""The names of a kit's own files, a line each."""
 LEFT_OUT = "The text model is left out of this kit; vectors of the words it asks for are in `words`.\n"
 START = """\
 \"\"\"Runs the check that lies in `benchmarks`; `python gpu_check.py --help` teaches.\"\"\"
@@ -68,12 +73,11 @@ It prints a JSON line a step, a table at the end, and keeps the lines in gpu-NAM
 
 def build(bundle: Path, out: Path) -> int:
     """Write the kit; returns the bytes of the packed one. bundle: a built one. Raises FusionerError, OSError."""
-    if out.exists() and not (out / "gpu_check.py").is_file() and any(out.iterdir()):
-        raise UsageError(f"{out} holds something other than a kit", "name another folder with --out")
+    out = Path(os.path.realpath(out))
+    _check_place(out)
     Bundle.open(bundle)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        kit = Path(scratch) / "kit"
+    with unfinished_folder(out) as scratch:
+        kit = scratch / "kit"
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "fusioner_rt", kit / "fusioner_rt", ignore=skip)
         (kit / "benchmarks").mkdir()
@@ -85,8 +89,10 @@ def build(bundle: Path, out: Path) -> int:
         (kit / "gpu_check.py").write_text(START)
         (kit / "README.md").write_text(README)
         shutil.copy(ROOT / "LICENSE", kit)
-        _lean_bundle(bundle, kit / "bundle", kit / "words", Path(scratch))
-        packed = Path(scratch) / "kit.tar.xz"
+        _lean_bundle(bundle, kit / "bundle", kit / "words", scratch)
+        files = sorted(path.relative_to(kit).as_posix() for path in kit.rglob("*") if path.is_file())
+        (kit / FILES).write_text("".join(f"{name}\n" for name in [FILES, *files]))
+        packed = scratch / "kit.tar.xz"
         with tarfile.open(packed, "w:xz") as archive:
             archive.add(kit, arcname=out.name)
         size = packed.stat().st_size
@@ -95,11 +101,23 @@ def build(bundle: Path, out: Path) -> int:
                 f"the kit of {bundle} takes {size / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} travel",
                 "build the bundle with fewer --kernels",
             )
-        if out.exists():
-            shutil.rmtree(out)
-        kit.rename(out)
-        packed.rename(out.with_name(f"{out.name}.tar.xz"))
+        _check_place(out)
+        replace_folder(kit, out)
+        packed.replace(out.with_name(f"{out.name}.tar.xz"))
     return size
+
+
+def _check_place(out: Path) -> None:
+    """Check that a kit may be put there: in place of another, and of nothing else. Raises OutputUnwritable, UsageError."""
+    check_replaceable(out)
+    packed = out.with_name(f"{out.name}.tar.xz")
+    if (out / FILES).is_file():
+        compiled = {path.relative_to(out).as_posix() for path in out.rglob("__pycache__/*.pyc")}
+        check_files(out, {*(out / FILES).read_text(errors="replace").splitlines(), *compiled}, "no kit has")
+    elif packed.exists() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UsageError(
+            f"{packed if packed.exists() else out} holds something other than a kit", "name another folder with --out"
+        )
 
 
 def _lean_bundle(bundle: Path, out: Path, words: Path, scratch: Path) -> None:

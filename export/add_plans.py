@@ -77,7 +77,7 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
     from fusioner_rt.replaced_bundles import check_nothing_is_lost
     from fusioner_rt.whole_folders import clear_left, replace_folder, unfinished_folder
 
-    out = folder.absolute()
+    out = Path(os.path.realpath(folder))  # a link to a bundle stays one
     clear_left(out, _say)
     if not (folder / MANIFEST).is_file():
         found = "holds no engine bundle" if folder.is_dir() else "is no folder"
@@ -100,6 +100,7 @@ def add(folder: Path, backend: str, pictures: Path | None, shown: bool = True, *
             unfinished.chmod(0o755)
             if (folder / MANIFEST).read_bytes() != before:
                 raise BundleChanged("was changed by another build while this one ran", "run it again", subject=folder)
+            check_nothing_is_lost(folder)
             replace_folder(unfinished, out)
     except OSError as error:
         raise unwritable(out, error) from None

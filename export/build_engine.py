@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import shlex
 import sys
@@ -95,7 +96,7 @@ def _build(options: Options, shown: bool) -> list[Row]:
     from fusioner_rt.replaced_bundles import check_nothing_is_lost, holds_a_bundle
     from fusioner_rt.whole_folders import unfinished_folder
 
-    out = options.out.absolute()
+    out = Path(os.path.realpath(options.out))  # a link to a bundle stays one
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not holds_a_bundle(out)):
         raise OutputNotABundle(
             f"{options.out} holds something other than an engine bundle", "name another with --out DIR"

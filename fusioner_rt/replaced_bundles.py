@@ -4,18 +4,21 @@ from collections.abc import Collection
 from pathlib import Path
 
 from .errors import OutputUnwritable
-from .manifest import FORMAT, MANIFEST
-from .manifest_document import read_document
+from .manifest import FORMAT, GRAPHS, MANIFEST
+from .manifest_document import LARGEST, read_document
+from .regular_files import open_regular
 
 _NAMED = 5  # files in a message
 
 
 def holds_a_bundle(folder: Path) -> bool:
-    """Whether a folder's manifest is a bundle's, of any version, or is no JSON any more."""
+    """Whether a folder's manifest is a bundle's, of any version, or was one before it was harmed, as it says or the graphs do."""
     try:
         return read_document(folder).get("format") == FORMAT
     except ValueError:
-        return True
+        with open_regular(folder / MANIFEST) as stream:
+            says_so = FORMAT.encode() in stream.read(LARGEST)
+        return says_so or all((folder / f"{name}.onnx").is_file() for name in GRAPHS)
     except (OSError, TypeError):
         return False
 

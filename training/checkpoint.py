@@ -151,6 +151,7 @@ def check_place(folder: Path) -> None:
 
 def save(model: Fusioner, folder: Path, training: dict[str, Any]) -> None:
     """Writes the checkpoint atomically. training: the training record, plain JSON. Raises OutputUnwritable."""
+    folder = Path(os.path.realpath(folder))  # a link to a checkpoint stays one
     document = {"format": FORMAT, "format_version": 1, "model": model.config.to_dict(), "training": training}
     with unfinished_folder(folder) as unfinished:
         try:

@@ -8,11 +8,13 @@ OUT/state      the same command resumes from here; removed once the run is compl
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
-import shutil
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fusioner_rt.atomic_files import write_result
+from fusioner_rt.atomic_files import TEMPORARY, write_result
 from fusioner_rt.errors import OutputUnwritable, UsageError, one_line
+from fusioner_rt.replaced_bundles import check_files
 from training.checkpoint import CheckpointError, write_tensors
 from training.encoders import with_weights
 from training.optimisation import Optimiser
@@ -145,20 +148,44 @@ class Progress:
         state = {"tensors": file.name, "settings": self.settings, "encoder_sha256": self.encoder_sha256}
         state |= {"history": self.history, **values}
         _write(self.folder / "state.json", json.dumps(state, indent=1).encode())
-        for saved in self.folder.iterdir():  # .tmp: safetensors' own, of a process that was killed
-            if saved != file and (saved.suffix == ".safetensors" or saved.name.startswith(".tmp")):
-                saved.unlink()
+        for name in set(_of_states(self.folder)) - {file.name, "state.json"}:
+            (self.folder / name).unlink()
 
     def finish(self) -> None:
         """Removes the state. A kill at any moment leaves a whole one, or none that counts."""
         (self.folder / "state.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in _of_states(self.folder):
+            (self.folder / name).unlink()
+        with contextlib.suppress(OSError):  # it holds what is none of ours, or is not there
+            self.folder.rmdir()
 
     def _read_steps(self, count: int) -> list[tuple[int, float, float]]:
         """The first `count` rows of steps.csv; a kill between log and state leaves more rows."""
         with (self.out / "steps.csv").open(newline="") as file:
             rows = list(csv.reader(file))[1 : count + 1]
         return [(int(step), float(loss), float(rate)) for step, loss, rate in rows]
+
+
+def check_place(out: Path) -> None:
+    """Check that a run may be kept there: in place of another's files, and of nothing else. Raises OutputUnwritable."""
+    check_files(out / "state", _of_states(out / "state"), "no state has")
+    for table, columns, others in (("log.csv", EPOCH_COLUMNS, ["curve.png"]), ("steps.csv", STEP_COLUMNS, [])):
+        file = out / table
+        ours = file.is_file() and file.read_bytes().startswith(_csv(columns, []))
+        for foreign in [out / name for name in [table, *others] if not ours and os.path.lexists(out / name)]:
+            raise OutputUnwritable(
+                "is of no training, and one would replace it",
+                "move it elsewhere, or give another --out",
+                subject=foreign,
+            )
+
+
+def _of_states(folder: Path) -> list[str]:
+    """The files in OUT/state that a run wrote, or one that was killed began to write."""
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    return [
+        name for name in names if re.fullmatch(rf"state\.json|epoch\d+\.safetensors|(\.tmp|{TEMPORARY}).*", name)
+    ]  # .tmp: safetensors' own
 
 
 def curve(steps: list[tuple[int, float, float]], history: list[dict[str, Any]]) -> bytes:

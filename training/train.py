@@ -38,7 +38,7 @@ from training.distributed import Processes, processes
 from training.feature_cache import FeatureCache
 from training.model import Fusioner, FusionerConfig
 from training.optimisation import Optimiser, check_precision
-from training.progress import Progress
+from training.progress import Progress, check_place
 from training.recipe import Choice, Recipe
 from training.words import Vocabulary, WordSampler
 
@@ -498,6 +498,7 @@ def _main(given: Sequence[str] | None) -> int:
     with processes(options.device) as group, left_where_filled(out, options.cache):
         check_precision(chosen.training, group.device)
         checkpoint.check_place(out / "checkpoint")
+        check_place(out)
         writable_folder(out)
         writable_folder(options.cache)
         with _alone(out) if group.first else contextlib.nullcontext():

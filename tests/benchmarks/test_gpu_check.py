@@ -17,7 +17,7 @@ import pytest
 from benchmarks import gpu_check, gpu_kit, gpu_proofs, gpu_steps
 from fusioner_rt import Session
 from fusioner_rt.decode_picture import decode
-from fusioner_rt.errors import BundleMissing, UsageError
+from fusioner_rt.errors import BundleMissing, OutputUnwritable, UsageError
 
 ROOT = Path(__file__).parents[2]
 EMULABLE = [name for name, step in gpu_steps.STEPS.items() if step.emulable]
@@ -216,13 +216,27 @@ def test_the_kit_is_small_and_runs_from_a_folder_of_its_own(tiny_bundle_fp16: Pa
         ours, theirs = (session.segment(picture, gpu_steps.WORDS) for session in (lean, whole))
         assert lean.text_encoder_calls == 0
     np.testing.assert_array_equal(ours.labels, theirs.labels)
+    # another takes its place, but not that of what was measured with it
+    measured = kit / "gpu-H200-2026.jsonl"
+    measured.write_text("{}")
+    with pytest.raises(OutputUnwritable, match=r"holds gpu-H200-2026\.jsonl, which would be removed: no kit has it"):
+        gpu_kit.build(tiny_bundle_fp16, kit)
+    measured.unlink()
+    gpu_kit.build(tiny_bundle_fp16, kit)
+    assert {path.name for path in kit.parent.iterdir()} == {"kit", "kit.tar.xz"}
 
 
-def test_a_folder_of_something_else_is_no_kit(tiny_bundle_fp16: Path, tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("mine")
+@pytest.mark.parametrize("name", ["precious", "gpu_check.py"])
+def test_a_folder_of_something_else_is_no_kit(name: str, tiny_bundle_fp16: Path, tmp_path: Path) -> None:
+    out = tmp_path / "kit"
+    out.mkdir()
+    (out / name).write_text("mine")
     with pytest.raises(UsageError, match="something other than a kit"):
-        gpu_kit.build(tiny_bundle_fp16, tmp_path)
-    assert (tmp_path / "precious").read_text() == "mine"
+        gpu_kit.build(tiny_bundle_fp16, out)
+    assert (out / name).read_text() == "mine"
+    (tmp_path / "new.tar.xz").write_text("mine")
+    with pytest.raises(UsageError, match=r"new\.tar\.xz holds something other than a kit"):
+        gpu_kit.build(tiny_bundle_fp16, tmp_path / "new")
 
 
 def test_a_library_in_parts_is_put_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

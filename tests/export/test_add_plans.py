@@ -280,6 +280,28 @@ def test_a_bundle_that_another_build_changed_meanwhile_is_left_to_it(
     assert not list(bundle.glob("*.plan"))
 
 
+def test_plans_go_to_where_a_link_leads_and_not_over_a_file_that_came_meanwhile(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(add_plans, "_prove", lambda *_: {})
+    monkeypatch.setattr(build_plans, "check", lambda *_, **__: None)
+    monkeypatch.setattr(build_plans, "add_plans", lambda folder, *_, **__: (folder / "new.plan").write_text("plan"))
+    link = bundle.with_name("link")
+    link.symlink_to(bundle.name)
+    add_plans.add(link, "tensorrt-rtx", None, shown=False)
+    assert link.is_symlink()
+    assert (bundle / "new.plan").read_text() == "plan"
+
+    def meanwhile(*_: object) -> dict[str, Any]:
+        (bundle / "NOTES.md").write_text("mine")
+        return {}
+
+    monkeypatch.setattr(add_plans, "_prove", meanwhile)
+    with pytest.raises(OutputUnwritable, match=r"holds NOTES\.md"):
+        add_plans.add(link, "tensorrt-rtx", None, shown=False)
+    assert (bundle / "NOTES.md").read_text() == "mine"
+
+
 def test_a_mount_point_is_refused_before_the_work(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == bundle)
     with pytest.raises(OutputUnwritable, match="is a mount point"):

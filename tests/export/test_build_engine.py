@@ -118,6 +118,7 @@ def test_a_folder_that_is_not_a_bundle_is_never_replaced(tiny_checkpoint, tmp_pa
     [
         ({"manifest.json": '{"name": "PWA"}', "index.html": "precious"}, "something other than an engine bundle"),
         ({"manifest.json": "[]", "src/app.js": "precious"}, "something other than an engine bundle"),
+        ({"manifest.json": "// mine\n{}"}, "something other than an engine bundle"),
         ({"NOTES.md": "mine"}, "holds NOTES.md, which would be removed"),
         ({"kernels/sm_80/mine.cubin": "mine", "a/b/c.txt": "mine"}, "holds a/b/c.txt, kernels/sm_80/mine.cubin, which"),
     ],

@@ -72,3 +72,8 @@ def test_a_checkpoint_replaces_another_and_nothing_else(tmp_path: Path) -> None:
     assert (folder / "notes.md").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     checkpoint.load(folder)
+    (folder / "notes.md").unlink()
+    (tmp_path / "link").symlink_to(folder)
+    checkpoint.save(tiny(), tmp_path / "link", {"new": True})
+    assert (tmp_path / "link").is_symlink()
+    assert checkpoint.read_config(folder)[1]["new"]

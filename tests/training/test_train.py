@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from export import build_engine
+from fusioner_rt.errors import OutputUnwritable
 from training import checkpoint, evaluate, progress, recipe, train
 from training.batches import CachedBatches, Job, LiveBatches, feature_cache
 from training.checkpoint import read_config
@@ -442,6 +443,30 @@ def test_bad_data_is_named_before_anything_is_kept(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["state/thesis.txt", "state/mine.safetensors", "log.csv", "steps.csv", "curve.png"])
+def test_a_run_is_kept_in_place_of_no_file_of_the_users(
+    name: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    assert train.main(arguments(shapes, tmp_path / "run", "--epochs", "1")) == OutputUnwritable.exit_code
+    assert mine.name in capsys.readouterr().err
+    assert mine.read_text() == "years of work"
+
+
+def test_the_end_of_a_run_removes_its_own_state_alone(tmp_path: Path) -> None:
+    progress = Progress(tmp_path, {})
+    progress.folder.mkdir()
+    for name in ("state.json", "epoch3.safetensors", "mine.txt"):
+        (progress.folder / name).write_text("{}")
+    progress.finish()
+    assert [path.name for path in progress.folder.iterdir()] == ["mine.txt"]
+    (progress.folder / "mine.txt").unlink()
+    progress.finish()
+    assert not progress.folder.exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -499,11 +524,11 @@ def test_a_run_that_ends_while_its_state_is_written_goes_on_from_the_last_one(
 ) -> None:
     given, steps = ["--epochs", "3", "--patience", "9"], tmp_path / "whole" / "steps.csv"
     assert train.main(arguments(shapes, tmp_path / "whole", *given)) == 0
-    save_file, write = progress.save_file, progress._write
+    write_tensors, write = progress.write_tensors, progress._write
     with monkeypatch.context() as patch:
 
-        def half(tensors: dict[str, torch.Tensor], file: Path) -> None:
-            save_file(tensors, file)
+        def half(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+            write_tensors(file, tensors)
             if file.name == moment:
                 file.write_bytes(file.read_bytes()[:99])
                 raise KeyboardInterrupt
@@ -513,7 +538,7 @@ def test_a_run_that_ends_while_its_state_is_written_goes_on_from_the_last_one(
                 raise KeyboardInterrupt
             write(file, content)
 
-        patch.setattr(progress, "save_file", half)
+        patch.setattr(progress, "write_tensors", half)
         patch.setattr(progress, "_write", nothing)
         assert train.main(arguments(shapes, tmp_path / "broken", *given)) == 130
     assert train.main(arguments(shapes, tmp_path / "broken", *given)) == 0
