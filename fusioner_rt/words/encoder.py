@@ -83,8 +83,7 @@ class TextEncoder:
         WordUnreadable where all tokens of a word are unknown, and GraphUnusable.
         """
         words_by_key: dict[str, str] = {}
-        with self._naming:
-            keys = [self._key(word, templates) for word in asked.words]
+        keys = [self._key(word, templates) for word in asked.words]
         for key, word in zip(keys, asked.words, strict=True):
             other = words_by_key.setdefault(key, word)
             if other != word:
@@ -126,14 +125,17 @@ class TextEncoder:
             return vector
 
     def _key(self, word: str, templates: tuple[str, ...]) -> str:
-        if (key := self._keys.get((word, templates))) is None:
+        with self._naming:
+            key = self._keys.get((word, templates))
+        if key is None:
             prompts = fill(templates, word)
             self._tokenizer.check(word, prompts)
             ids = self._tokenizer.ids(prompts)
             key = cache_key(ids, self._bundle.text_sha256, self._bundle.precision)
-            self._keys[word, templates] = key
-            if len(self._keys) > _KEYS_REMEMBERED:
-                self._keys.popitem(last=False)
+            with self._naming:  # not while tokenizing, which takes milliseconds a word
+                self._keys[word, templates] = key
+                if len(self._keys) > _KEYS_REMEMBERED:
+                    self._keys.popitem(last=False)
         return key
 
     def _encode_prompts(self, ids: list[list[int]], word: str) -> np.ndarray:

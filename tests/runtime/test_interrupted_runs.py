@@ -300,6 +300,22 @@ def test_an_interrupt_that_a_library_tells_in_its_own_words_is_one(error: str) -
     assert (told.returncode, told.stderr) == (143, "test: interrupted\n")
 
 
+AT_AN_IMPORT = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "fusioner_rt.commands":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("fusioner_rt", run_name="__main__")
+"""
+
+
+def test_an_interrupt_while_the_command_is_imported_is_one_line() -> None:
+    told = subprocess.run([sys.executable, "-c", AT_AN_IMPORT], capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (130, "fusioner-rt: interrupted\n")
+
+
 def test_a_closed_pipe_keeps_what_is_done(command: Command, whole: bytes, tmp_path: Path) -> None:
     with started(command("pipe")) as process:
         assert process.stdout

@@ -58,6 +58,31 @@ def test_cached_words_wait_for_no_new_one(slow: tuple[Session, SlowGraph]) -> No
     assert not busy.is_alive()
 
 
+def test_cached_words_wait_for_no_long_list_that_is_tokenized(
+    slow: tuple[Session, SlowGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, graph = slow
+    graph.let.release()
+    tokenizing, go_on = threading.Event(), threading.Event()
+    ids = session._text._tokenizer.ids
+
+    def slowly(prompts: list[str]) -> list[list[int]]:
+        tokenizing.set()
+        assert go_on.wait(30)
+        return ids(prompts)
+
+    monkeypatch.setattr(session._text._tokenizer, "ids", slowly)
+    (busy,) = threads(lambda: session._encode_words("thing", None))
+    assert tokenizing.wait(30)
+    answered = threads(lambda: session._encode_words("cat", None))
+    answered[0].join(10)
+    waited = answered[0].is_alive()
+    go_on.set()
+    for thread in (busy, *answered):
+        thread.join(30)
+    assert not waited
+
+
 def test_a_new_word_waits_for_one_other_and_not_for_the_list_it_stands_in(slow: tuple[Session, SlowGraph]) -> None:
     session, graph = slow
     (many,) = threads(lambda: session._encode_words([f"thing {n}" for n in range(9)], None))
