@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import os
+import warnings
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, Union
 
 import numpy as np
@@ -76,6 +77,7 @@ def decode(
     if _is_pillow(picture):
         name = describe(picture)
         _check_pixels(picture.width, picture.height, name, max_pixels)
+        _check_pixels(picture.width, picture.height, name, max_pixels, *_cost_left(picture))
         return _from_pillow(picture, name, levels_of(picture, name))
     if pixel_arrays.is_array(picture):
         return _from_array(picture, channels, copy, max_pixels)
@@ -125,6 +127,17 @@ def _is_pillow(picture: Any) -> TypeGuard["Image"]:
     from PIL import Image
 
     return isinstance(picture, Image.Image)
+
+
+def _cost_left(image: "Image") -> tuple[float, str]:
+    """`decoding_costs.times` of a Pillow image, where it is opened and not decoded yet."""
+    try:
+        if image.tile:  # type: ignore[attr-defined]
+            return decoding_costs.times(image, image.fp)  # type: ignore[attr-defined]
+    except Exception as error:  # it is in memory alone; or its file is closed, which its pixels will tell
+        if is_shortage(error):
+            raise
+    return 1.0, ""
 
 
 def _from_array(picture: Any, channels: Channels, copy: bool, max_pixels: int) -> np.ndarray:
@@ -256,6 +269,7 @@ def _from_stream(stream: Any, name: str, max_pixels: int) -> np.ndarray:
     head = b""
     try:
         head = stream.read(32)
+        _quieten_pillow()
         if head[:4] in _TIFF:
             _quieten_libtiff()
             if decoding_costs.tags_overlap(stream):
@@ -390,6 +404,15 @@ def _to_rgb(image: "Image", levels: Levels) -> tuple["Image", bool]:
         return shown.convert("RGB"), False
     page = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(page, shown).convert("RGB"), most == 0
+
+
+@functools.cache
+def _quieten_pillow() -> None:
+    """Keep Pillow from warning of each broken tag, thousands in a small file, all of which Python would remember.
+
+    For the whole process. That a picture is huge is a warning of another category, and is left.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @functools.cache

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
 
 _FREE_SCANS = 16  # encoders write 10 to 12
 _BY_PYTHON = 20
-_PPM_DECODERS = ("ppm", "ppm_plain")
+_COMMENT = 500  # pixels that one in a PPM's text costs
+_PPM_TEXT = "ppm_plain"
+_PPM_DECODERS = ("ppm", _PPM_TEXT)
+_FREE_WIDTH = 8  # pixels; each row costs something of its own
+_TILE_EDGES = (322, 323)  # tags of TIFF
 _FREE_BLOCK = 256  # pixels; encoders write blocks of 1,024 and more
 _SOS, _EOI = 0xDA, 0xD9
 _SOT, _SOD, _COD, _COC = 0xFF90, 0xFF93, 0xFF52, 0xFF53
@@ -23,25 +27,39 @@ os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(_FREE_SCANS))
 def times(image: "Image", stream: IO[bytes]) -> tuple[float, str]:
     """How many times an opened picture costs what its pixels alone do, at least 1, and why.
 
-    A progressive JPEG's scans each pass over all pixels, and a few bytes make one. Some PPM are decoded by Python's loops.
-    JPEG 2000 keeps a record of each block, however small. stream: the file, whose position is kept.
+    stream: the file, whose position is kept.
     """
-    if image.format in ("JPEG", "MPO"):
-        place = stream.tell()
-        stream.seek(0)
-        scans = jpeg_scans(stream.read())
-        stream.seek(place)
-        return max(1.0, scans / _FREE_SCANS), f"in {scans} scans"
-    if image.format == "JPEG2000":
-        place = stream.tell()
-        stream.seek(0)
-        smallest = _smallest_block(stream.read())
-        stream.seek(place)
-        return max(1.0, _FREE_BLOCK / smallest), f"in blocks of {smallest} pixels"
+    return max(_of_its_format(image, stream), (_FREE_WIDTH / image.width, f"in rows of {image.width}"), (1.0, ""))
+
+
+def _of_its_format(image: "Image", stream: IO[bytes]) -> tuple[float, str]:
+    """A progressive JPEG's scans each pass over all pixels, and a few bytes make one. JPEG 2000 keeps a record of each block,
+    however small. libtiff decodes a whole tile, however little of it the picture shows. Some PPM are decoded by Python's
+    loops, which move what follows each of their comments.
+    """
     tile = next(iter(getattr(image, "tile", ())), None)
+    if image.format in ("JPEG", "MPO"):
+        scans = jpeg_scans(_content(stream))
+        return scans / _FREE_SCANS, f"in {scans} scans"
+    if image.format == "JPEG2000":
+        smallest = _smallest_block(_content(stream))
+        return _FREE_BLOCK / smallest, f"in blocks of {smallest} pixels"
+    if image.format == "TIFF" and tile and tile[0] == "libtiff":
+        width, height = (image.tag_v2.get(tag) for tag in _TILE_EDGES)  # type: ignore[attr-defined]
+        if isinstance(width, int) and isinstance(height, int):
+            return width * height / (image.width * image.height), f"in tiles of {width}x{height}"
     if image.format == "PPM" and tile and tile[0] in _PPM_DECODERS:
-        return _BY_PYTHON, "as text, or of an odd range"
+        comments = _content(stream).count(b"#") if tile[0] == _PPM_TEXT else 0
+        return _BY_PYTHON + _COMMENT * comments / (image.width * image.height), "as text, or of an odd range"
     return 1.0, ""
+
+
+def _content(stream: IO[bytes]) -> bytes:
+    place = stream.tell()
+    stream.seek(0)
+    content = stream.read()
+    stream.seek(place)
+    return content
 
 
 def jpeg_scans(content: bytes) -> int:

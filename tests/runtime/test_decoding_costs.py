@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -61,6 +63,78 @@ def test_ppm_that_python_decodes_counts_twenty_times() -> None:
     with pytest.raises(PictureTooLarge, match="as text, or of an odd range costs as much as 80 million"):
         decode(b"P2 2000 2000 255 ", max_pixels=MAX_PIXELS)
     assert decode(b"P6 2000 2000 255 " + bytes(12_000_000), max_pixels=4_000_000).shape == (2000, 2000, 3)
+
+
+def test_jpeg_2000_counts_by_its_smallest_block() -> None:
+    image = Image.fromarray(scene(300, 400))
+    with pytest.raises(PictureTooLarge, match=r"in blocks of 16 pixels costs as much as 1\.9 million pixels"):
+        decode(encoded(image, "JPEG2000", codeblock_size=(4, 4)), max_pixels=200_000)
+    with pytest.raises(PictureTooLarge, match=r"in blocks of 64 pixels costs as much as 0\.48 million pixels"):
+        decode(encoded(image, "JPEG2000", codeblock_size=(4, 16)), max_pixels=200_000)
+    for usual in ({}, {"codeblock_size": (32, 32)}, {"precinct_size": (256, 256), "codeblock_size": (64, 64)}):
+        assert decode(encoded(image, "JPEG2000", **usual), max_pixels=120_000).shape == (300, 400, 3)
+
+
+@pytest.mark.parametrize("kind", [b"P1 100 100\n", b"P2 100 100 255\n"])
+def test_a_ppms_comments_count(kind: bytes) -> None:
+    """Pillow moves up to a megabyte for each."""
+    start = time.process_time()
+    with pytest.raises(PictureTooLarge, match="as text, or of an odd range costs as much as 250 million"):
+        decode(kind + b"#\n" * 500_000, max_pixels=MAX_PIXELS)
+    assert time.process_time() - start < 1
+    assert decode(kind + b"# a scan\n" + b"1 " * 10_000, max_pixels=MAX_PIXELS).shape == (100, 100, 3)
+
+
+def test_rows_of_few_pixels_count_as_eight() -> None:
+    with pytest.raises(PictureTooLarge, match="1x67108864 in rows of 1 costs as much as 537 million pixels"):
+        decode(png_header(1, 1 << 26), max_pixels=MAX_PIXELS)
+    assert decode(encoded(Image.new("RGB", (1, 500))), max_pixels=4000).shape == (500, 1, 3)
+    assert decode(np.zeros((500, 1, 3), np.uint8), max_pixels=500).shape == (500, 1, 3)
+
+
+def test_a_tiffs_tile_counts_whole() -> None:
+    """libtiff decodes all of it, though the picture shows a corner."""
+    tile = Image.new("L", (16384, 16384))
+    content = bytearray(encoded(Image.new("L", (64, 64)), "TIFF", compression="tiff_adobe_deflate"))
+    directory = struct.unpack_from("<I", content, 4)[0]
+    names = {273: 324, 278: 322, 279: 325}  # of strips as of tiles: where they lie, how high or wide, their bytes
+    entries = [
+        list(struct.unpack_from("<HHII", content, place))
+        for place in range(directory + 2, directory + 2 + 12 * content[directory], 12)
+    ]
+    kept = [[names.get(entry[0], entry[0]), *entry[1:]] for entry in entries]
+    kept = [[tag, 4, 1, tile.width] if tag == 322 else [tag, kind, count, value] for tag, kind, count, value in kept]
+    kept.append([323, 4, 1, tile.height])
+    directory_bytes = b"".join(struct.pack("<HHII", *entry) for entry in sorted(kept))
+    content[4:8] = struct.pack("<I", len(content))
+    content += struct.pack("<H", len(kept)) + directory_bytes + bytes(4)
+    says = "64x64 in tiles of 16384x16384 costs as much as 268 million pixels"
+    with pytest.raises(PictureTooLarge, match=says):
+        decode(bytes(content), max_pixels=MAX_PIXELS)
+
+
+def test_a_pillow_image_that_is_not_decoded_yet_costs_what_its_file_does() -> None:
+    opened = Image.open(io.BytesIO(progressive(3000, 400)))
+    with pytest.raises(PictureTooLarge, match="in 410 scans"):
+        decode(opened, max_pixels=MAX_PIXELS)
+    plain = Image.open(io.BytesIO(encoded(Image.fromarray(scene(30, 40)), "JPEG")))
+    assert decode(plain, max_pixels=1200).shape == (30, 40, 3)
+    assert decode(plain, max_pixels=1200).shape == (30, 40, 3)  # decoded by now
+    closed = Image.open(io.BytesIO(encoded(Image.fromarray(scene(30, 40)), "JPEG")))
+    closed.close()
+    with pytest.raises(PictureUnreadable, match="closed"):
+        decode(closed)
+
+
+def test_pillow_warns_of_no_broken_tag(tmp_path: Path) -> None:
+    tags = b"".join(struct.pack("<HHII", tag, 1, 400_000, 0) for tag in range(1, 500))
+    exif = struct.pack("<2sHIH", b"II", 42, 8, 499) + tags + bytes(4)
+    whole = struct.pack("<2sHIHHHIIHHII", b"II", 42, 8, 2, 0x112, 3, 1, 6, 0x8769, 4, 1, 38) + bytes(4) + exif[8:]
+    picture = tmp_path / "a.png"
+    picture.write_bytes(pictures._png(5, 3, 8, 2, [(b"eXIf", whole)]))
+    script = "import sys; from fusioner_rt.decode_picture import decode; print(decode(sys.argv[1]).shape)"
+    done = subprocess.run([sys.executable, "-c", script, picture], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(5, 3, 3)\n", "")
 
 
 @pytest.mark.parametrize("big", [False, True])
