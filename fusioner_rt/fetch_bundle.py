@@ -38,6 +38,7 @@ from .errors import (
     one_line,
 )
 from .manifest import MANIFEST
+from .regular_files import open_regular
 from .replaced_bundles import check_nothing_is_lost, holds_a_bundle
 from .whole_folders import clear_left, replace_folder, unfinished_folder
 
@@ -220,6 +221,8 @@ def _download(source: _Source, packed: Path, progress: Progress) -> str:
     opener = urllib.request.build_opener(_Redirects(source.sha256 is not None))
     request = urllib.request.Request(source.url, headers={"User-Agent": f"fusioner-rt/{__version__}"})
     try:
+        if source.url.startswith("file:"):
+            open_regular(urllib.request.url2pathname(urllib.parse.urlsplit(source.url).path)).close()
         answer = opener.open(request, timeout=SECONDS)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _failure(source, error) from None

@@ -3,8 +3,6 @@
 import glob
 import logging
 import os
-import re
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +11,8 @@ from typing import IO, NamedTuple
 from .errors import UsageError
 from .missing_pictures import is_pattern
 from .picture_formats import SUFFIXES, suffixes
+from .regular_files import is_shells_pipe
 
-_PIPED = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+")
 _log = logging.getLogger("fusioner_rt")
 
 
@@ -46,7 +44,7 @@ def _named(name: str, out: Path) -> Iterator[NamedPicture]:
     name = _at_home(name)
     if name in ("-", "/dev/stdin"):
         yield NamedPicture("stdin", _stdin())
-    elif _PIPED.fullmatch(name) and os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode):
+    elif is_shells_pipe(name):
         yield NamedPicture(name, open(name, "rb"))  # noqa: SIM115  # a shell's <(COMMAND), which writes to it
     elif os.path.isdir(name):
         yield from _of(_below(Path(name), out))

@@ -1,10 +1,12 @@
 """Regular files, read: a pipe would wait for its writer, and a device may never end."""
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
+_PIPED = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -20,7 +22,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
     Raises OSError, of which NotRegular.
     """
-    _check(os.stat(path), path)  # before it is opened: opening a device may already do something
+    check_regular(path)  # before it is opened: opening a device may already do something
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     stream = os.fdopen(os.open(path, flags | getattr(os, "O_NONBLOCK", 0)), "rb")
     try:
@@ -38,6 +40,16 @@ def read_regular(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise ValueError(f"it has more than {most} bytes")
     return content
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises OSError, of which NotRegular where the path leads to what is no regular file."""
+    _check(os.stat(path), path)
+
+
+def is_shells_pipe(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a pipe that a shell made for this process, as for <(COMMAND): something writes to it."""
+    return bool(_PIPED.fullmatch(os.fspath(path))) and os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
 
 
 def _check(found: os.stat_result, path: str | os.PathLike[str]) -> None:

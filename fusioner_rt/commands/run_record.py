@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from ..atomic_files import unwritable
 from ..errors import OutputUnwritable, UsageError
+from ..regular_files import NotRegular, check_regular
 
 _FORMAT = "fusioner-rt segment, unfinished"
 _CHECKSUM = "crc32"
@@ -34,7 +35,11 @@ class RunRecord:
         self.path, self.done = path, dict[tuple[str, str], Entry]()
         self._stream: IO[bytes] | None = None
         try:
+            with contextlib.suppress(FileNotFoundError):
+                check_regular(path)
             stream = open(path, "a+b")  # noqa: SIM115
+        except NotRegular:
+            raise self._no_record() from None
         except OSError as error:
             raise unwritable(path, error) from None
         if not _lock(stream):
@@ -58,6 +63,11 @@ class RunRecord:
         entry = {"picture": picture, "name": name, **entry}
         self._append(entry)
         self.done[picture, name] = entry
+
+    def _no_record(self) -> OutputUnwritable:
+        return OutputUnwritable(
+            "is no record of fusioner-rt segment, which keeps one there", "move it away", subject=self.path
+        )
 
     def close(self, finished: bool) -> None:
         """finished: nothing is left to go on with."""
@@ -84,12 +94,11 @@ class RunRecord:
         stream.seek(0)
         first = stream.readline()
         if not _begins_a_record(first):
-            raise OutputUnwritable(
-                "is no record of fusioner-rt segment, which keeps one there", "move it away", subject=self.path
-            )
+            raise self._no_record()
         if not resume:
             return 0
-        if not (began := _parsed(first)):
+        before = _parsed(first).get("asked")
+        if not isinstance(before, dict):
             found = (
                 "the record of the run that was interrupted here is harmed"
                 if first
@@ -97,7 +106,6 @@ class RunRecord:
             )
             _log.warning("%s; it begins with the first picture", found)
             return 0
-        before = began["asked"]
         # As JSON gives it back: tuples are lists.
         now = json.loads(json.dumps(asked))
         if other := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
@@ -109,11 +117,16 @@ class RunRecord:
         kept = len(first)
         for line in stream:
             entry = _parsed(line)
-            if not entry:
+            if not _is_entry(entry):
                 break
             self.done[entry["picture"], entry["name"]] = entry
             kept += len(line)
         return kept
+
+
+def _is_entry(line: Entry) -> bool:
+    kinds = {"picture": str, "name": str, "saved": dict, "coco": (dict, type(None))}
+    return all(isinstance(line.get(name, ...), kind) for name, kind in kinds.items()) and "read" in line
 
 
 def state(path: str) -> list[int] | None:

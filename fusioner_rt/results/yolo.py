@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..regular_files import open_regular
 from .instances import Instance
 from .key_holes import in_one, without_holes
 
@@ -34,7 +35,9 @@ def data_file(words: Sequence[str]) -> str:
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds no labels yet, or those that an earlier run wrote."""
     try:
-        with open(folder / "data.yaml", encoding="utf-8", errors="replace") as stream:
-            return stream.readline().strip() == _MARK
-    except OSError:
+        with open_regular(folder / "data.yaml") as stream:
+            return stream.readline(len(_MARK) + 2).strip() == _MARK.encode()
+    except FileNotFoundError:
         return not any((folder / "labels").glob("*"))
+    except OSError:  # whatever it is, it is none of ours
+        return False

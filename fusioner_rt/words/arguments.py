@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..argument_checks import shown
 from ..errors import UsageError, WordsInvalid
+from ..regular_files import is_shells_pipe, open_regular
 from .parse import Words
 from .spellings import clean, separates, split
 
@@ -53,7 +54,7 @@ def read_words(path: Path) -> Words:
     Raises UsageError and WordsInvalid.
     """
     try:
-        with path.open("rb") as stream:
+        with path.open("rb") if is_shells_pipe(path) else open_regular(path) as stream:
             content = stream.read(_LONGEST_FILE + 1)
         if len(content) > _LONGEST_FILE:
             raise UsageError(

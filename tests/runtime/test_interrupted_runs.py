@@ -19,6 +19,7 @@ from PIL import Image
 
 from fusioner_rt.atomic_files import TEMPORARY
 from fusioner_rt.cli import main
+from fusioner_rt.commands.run_record import RunRecord
 
 COUNT = 16
 Command = Callable[..., list[str]]
@@ -403,3 +404,17 @@ def test_a_signal_that_nohup_turned_off_ends_nothing(command: Command, tmp_path:
         process.send_signal(signal.SIGHUP)
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "line", ['{"a": 1}', "[" * 100_000, '{"picture": 1, "name": "a", "read": [], "saved": {}, "coco": null}']
+)
+def test_a_line_that_is_no_entry_counts_as_cut_off(tmp_path: Path, line: str) -> None:
+    record = RunRecord(tmp_path / "record", {"--words": "cat"}, False)
+    record.add("a.png", "a", {"read": [1, 2], "saved": {}, "coco": None})
+    record.close(finished=False)
+    with open(tmp_path / "record", "a") as stream:
+        stream.write(f"{line}\n")
+    again = RunRecord(tmp_path / "record", {"--words": "cat"}, True)
+    assert list(again.done) == [("a.png", "a")]
+    again.close(finished=True)

@@ -3,11 +3,17 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from made_pictures import encoded
+from PIL import Image
 
+from fusioner_rt.cli import main
+from fusioner_rt.errors import OutputUnwritable
 from fusioner_rt.regular_files import NotRegular, open_regular, read_regular
 
 
@@ -63,3 +69,36 @@ def test_a_file_that_becomes_a_pipe_between_the_two_looks_is_refused(
     monkeypatch.setattr(os, "stat", lambda path, **options: before)
     with pytest.raises(NotRegular):
         open_regular(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a folder", "a device"])
+def test_no_command_waits_for_a_pipe_or_reads_a_device_that_it_is_given_as_a_file(
+    special: dict[str, Path], kind: str, tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, out = tmp_path / "a.png", tmp_path / "out"
+    picture.write_bytes(encoded(Image.new("RGB", (40, 30))))
+    segment = ["segment", str(picture), "--engine", str(tiny_bundle), "--out", str(out)]
+
+    assert main([*segment, "--words-file", str(special[kind])]) == 2
+    assert f"cannot be read (it is {kind}, a regular file was expected)" in capsys.readouterr().err
+    assert main(["fetch", str(special[kind]), "--out", str(tmp_path / "bundle")]) == 52
+    assert f"it is {kind}" in capsys.readouterr().err
+
+    out.mkdir()
+    (out / "segment.partial").symlink_to(special[kind])
+    assert main([*segment, "--words", "cat"]) == OutputUnwritable.exit_code
+    assert capsys.readouterr().err.endswith(
+        "is no record of fusioner-rt segment, which keeps one there; move it away\n"
+    )
+    (out / "segment.partial").rename(out / "data.yaml")
+    assert main([*segment, "--words", "cat", "--yolo"]) == OutputUnwritable.exit_code
+    assert "a data.yaml that --yolo did not write" in capsys.readouterr().err
+
+
+def test_a_shells_pipe_is_read_as_a_file_of_words(tmp_path: Path, tiny_bundle: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(encoded(Image.new("RGB", (40, 30))))
+    for script in ("--words-file <(echo cat; echo sofa)", "--words-file /dev/stdin < <(echo cat; echo sofa)"):
+        command = f"{sys.executable} -m fusioner_rt segment {picture} --engine {tiny_bundle} --out {tmp_path / 'out'} {script}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
