@@ -125,7 +125,7 @@ class RunRecord:
 
 
 def _is_entry(line: Entry) -> bool:
-    kinds = {"picture": str, "name": str, "saved": dict, "coco": (dict, type(None))}
+    kinds: dict[str, Any] = {"picture": str, "name": str, "saved": dict, "coco": (dict, type(None))}
     return all(isinstance(line.get(name, ...), kind) for name, kind in kinds.items()) and "read" in line
 
 
