@@ -62,6 +62,6 @@ def _ratio(words: list[str]) -> float | None:
     """Microseconds of a period that may be used, as a share of it; "max" and negative ones are no quota."""
     try:
         quota, period = map(int, words)
-    except ValueError:
+        return quota / period if quota > 0 and period > 0 else None
+    except (ValueError, OverflowError):
         return None
-    return quota / period if quota > 0 and period > 0 else None

@@ -19,7 +19,7 @@ from . import decoding_costs, pixel_arrays
 from .errors import PictureInvalid, PictureTooLarge, PictureUnreadable, Spelled, one_line
 from .memory_shortage import OF_A_PICTURE, is_shortage, tells_shortage
 from .missing_pictures import why_missing
-from .picture_formats import COMMON, SUFFIXES, is_raw, readable, teach, unread
+from .picture_formats import COMMON, SUFFIXES, TIFF, is_raw, readable, teach, unread
 from .picture_levels import Levels, levels_of, to_8_bits
 from .pixel_arrays import Channels
 from .regular_files import open_regular
@@ -48,7 +48,6 @@ BYTE_LIMIT = 8 * PIXEL_LIMIT
 """Bytes that are read of a file object or a JPEG: what the largest picture takes uncompressed, in 16-bit RGBA."""
 
 _BLOCK = 1 << 20
-_TIFF = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
 _log = logging.getLogger("fusioner_rt")
 _EXPECTED = "a path, the bytes of a file, a file opened in binary mode, a Pillow image or a (H, W, 3) uint8 array"
 
@@ -270,7 +269,7 @@ def _from_stream(stream: Any, name: str, max_pixels: int) -> np.ndarray:
     try:
         head = stream.read(32)
         _quieten_pillow()
-        if head[:4] in _TIFF:
+        if head[:4] in TIFF:
             _quieten_libtiff()
             if decoding_costs.tags_overlap(stream):
                 raise ValueError("its tags lie in each other")

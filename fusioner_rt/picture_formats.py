@@ -38,6 +38,9 @@ _PLUGINS = {
 }
 """By kind of picture: Pillow's name of it, the modules of which one teaches it to Pillow, and the package of the first."""
 
+TIFF = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
+"""How a TIFF begins, as Pillow takes it."""
+
 _CAMERA = "a camera's raw file"
 _CONVERT = "convert it to JPEG or PNG"
 _SIGNATURES = (  # offset, the bytes there, and what begins so
@@ -103,6 +106,11 @@ def unread(head: bytes, raw: bool) -> tuple[str, str]:
     if not head:
         return "is empty, not a picture", "fetch or export it again"
     kind = _CAMERA if raw else _kind(head)
+    if not kind and head[:4] in TIFF:
+        return (
+            "this TIFF is broken, or of a kind that is not understood, as grey of 10 bits or colour of 32",
+            "save it with 8 or 16 bits a channel, or as PNG",
+        )
     if not kind:
         return (
             "the content is not a picture that is understood (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, "

@@ -126,3 +126,27 @@ def test_every_kind_says_what_it_breaks() -> None:
     assert {"bundles", "memory", "signals", "soak", "words"} <= {*KINDS}
     told = " ".join(listed.stdout.split())
     assert all(f"{kind}: " in told for kind in KINDS)
+    assert "for as long as it is given, and reports" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--case", "pictures-18-x"], "a case is named KIND-SEED-NUMBER"),
+        (["--case", "paintings-18-1"], "there is no kind paintings"),
+        (["--only", "paintings"], "there is no kind paintings"),
+        (["--minutes", "-1"], "invalid"),
+        (["--minutes", "nan"], "invalid"),
+        (["--cases", "0"], "no whole number of 1 or more"),
+        (["--bundle", "nowhere"], "there is no bundle nowhere"),
+    ],
+)
+def test_a_wrong_command_line_is_told_before_anything_runs(
+    given: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.campaign.__main__ import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

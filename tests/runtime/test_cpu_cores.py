@@ -33,6 +33,7 @@ def system(root: Path, groups: str, files: dict[str, str]) -> Path:
         ("0::/\n", {"cpu.max": ""}, None),
         ("0::/\n", {"cpu.max": "many 0"}, None),
         ("0::/\n", {"cpu.max": "100 0"}, None),
+        ("0::/\n", {"cpu.max": "9" * 400 + " 1"}, None),
         ("nonsense\n\n::\n", {}, None),
     ],
 )  # fmt: skip

@@ -82,6 +82,12 @@ def test_signed_grey_and_grey_of_32_bits_is_refused_with_what_to_do(row: bytes, 
             decode(source)
 
 
+@pytest.mark.parametrize("bits", [6, 10, 14, 24])
+def test_a_tiff_of_a_kind_that_pillow_does_not_read_is_called_one(bits: int) -> None:
+    with pytest.raises(PictureUnreadable, match=r"this TIFF is broken, or of a kind .*; save it with 8 or 16 bits"):
+        decode(tiff(bytes(12), 2, bits))
+
+
 @pytest.mark.parametrize(
     "content", [tiff(struct.pack("<2f", 0, 1), 2, 32, sample_format=3), b"Pf 2 1 -1.0 " + bytes(8)]
 )
