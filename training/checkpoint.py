@@ -19,6 +19,7 @@ from fusioner_rt.bundle import sha256
 from fusioner_rt.command_parser import path_argument
 from fusioner_rt.errors import FusionerError, UsageError
 from fusioner_rt.manifest import MANIFEST
+from fusioner_rt.regular_files import read_regular
 from fusioner_rt.replaced_bundles import check_files
 from fusioner_rt.whole_folders import replace_folder, unfinished_folder
 from fusioner_rt.words.templates import PAPER_TEMPLATES
@@ -36,6 +37,7 @@ from training.encoders.released import DOWNLOAD, not_there, read_state, weight_f
 from training.model import Fusioner, FusionerConfig
 
 FORMAT = "fusioner-rt checkpoint"
+_LARGEST = 1 << 24  # bytes of config.json
 NAMES = "aligned.names"
 OF_TRAINING = (NAMES, "aligned.common", "aligned.trusted", "aligned.yielding")
 """What an aligned residual knows of the training that it comes from; a further training has its own."""
@@ -180,13 +182,14 @@ def read_config(folder: Path) -> tuple[FusionerConfig, dict[str, Any]]:
     if other := other_than_checkpoint(folder):
         raise other
     try:
-        document = json.loads(file.read_text())
+        document = _document(folder)
     except FileNotFoundError:
         raise CheckpointError(
             f"no checkpoint in {folder}: config.json is missing", "train one with `python -m training.train --help`"
         ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error})", "restore it or train again") from None
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise CheckpointError(f"{file} cannot be read ({why})", "restore it or train again") from None
     if not isinstance(document, dict):
         document = {}
     if document.get("format") != FORMAT or document.get("format_version") != 1:
@@ -269,9 +272,17 @@ def other_than_checkpoint(path: Path) -> CheckpointError | None:
     return _of_weights(path, inside[0], expected, another) if inside else None
 
 
+def _document(folder: Path) -> Any:
+    """config.json as JSON. Raises OSError, ValueError."""
+    try:
+        return json.loads(read_regular(folder / "config.json", _LARGEST))
+    except RecursionError:
+        raise ValueError("its lists and objects lie too deep in each other") from None
+
+
 def _is_checkpoint(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / "config.json").read_text()).get("format") == FORMAT)
+        return bool(_document(folder).get("format") == FORMAT)
     except (OSError, ValueError, AttributeError):
         return False
 

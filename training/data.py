@@ -6,6 +6,7 @@ The paper's data sets are in training/datasets; each is a `PictureMasks`.
 from __future__ import annotations
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from PIL import Image
 from fusioner_rt.atomic_files import write_atomically
 from fusioner_rt.decode_picture import SUFFIXES, decode
 from fusioner_rt.errors import FusionerError, one_line
+from fusioner_rt.regular_files import open_regular
 
 IGNORE = -1  # mask value of pixels without a class: not counted in loss or scores
 BACKGROUND = frozenset({"background", "_background_", "__background__"})  # names of index 0
@@ -234,7 +236,8 @@ class MaskFolder(PictureMasks):
 
     def _lines(self, name: str) -> list[str]:
         try:
-            return (self.root / name).read_text(encoding="utf-8-sig").splitlines()
+            with open_regular(self.root / name) as stream:
+                return io.TextIOWrapper(stream, encoding="utf-8-sig").read().splitlines()
         except UnicodeDecodeError:
             raise DataError(
                 f"{self.root / name} is not UTF-8 text; expected a name a line", "save it as UTF-8"
@@ -270,7 +273,7 @@ def decode_as(data: PictureMasks, name: str, size: tuple[int, int]) -> np.ndarra
 def orientation(picture: Path) -> int:
     """EXIF's orientation: 1 = as stored, 5 to 8 exchange width and height. 1 where the file does not tell."""
     try:
-        with Image.open(picture) as image:
+        with open_regular(picture) as stream, Image.open(stream) as image:
             return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # decoding says what is wrong with a file
         return 1
@@ -327,7 +330,7 @@ def present(mask: np.ndarray) -> list[int]:
 def open_mask(file: Path, modes: tuple[str, ...]) -> np.ndarray:
     """A mask file's values, as Pillow reads them. Raises DataError for a missing or broken file or another mode."""
     try:
-        with Image.open(file) as image:
+        with open_regular(file) as stream, Image.open(stream) as image:
             if image.mode not in modes:
                 raise DataError(
                     f"{file} is a {image.mode} picture; expected 8-bit class indices (mode L or P)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,11 @@ from training import train
 from training.data import IGNORE, DataError, MaskFolder
 from training.datasets.__main__ import main
 from training.datasets.class_table import class_table
+
+
+def _pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
 
 
 def check(root: Path, *more: str) -> int:
@@ -78,6 +84,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "an index without a name": (lambda r: mask(r, PLAIN + 9), r"holds index 9, but the class names end at 3; name every class"),
     "no line of the background": (text("classes.txt", "red\ngreen\nblue\n"),
         r"holds index 3, but the class names end at 2; does classes\.txt lack its first line, background\? It begins with 'red'"),
+    "a pipe for classes.txt": (lambda r: _pipe(r / "classes.txt"), r"classes\.txt cannot be read \(it is a named pipe"),
+    "a pipe for a list": (lambda r: _pipe(r / "train.txt"), r"train\.txt cannot be read \(it is a named pipe"),
+    "a pipe for a mask": (lambda r: _pipe(r / "masks" / "shape00.png"), r"shape00\.png is missing"),
+    "a pipe for a picture": (lambda r: _pipe(next((r / "images").glob("shape00.*"))), r"it is a named pipe"),
     "a mask cut short": (lambda r: (r / "masks" / "shape00.png").write_bytes(b"\x89PNG\r\n"), r"cannot be read as a mask .*; fetch it"),
     "a mask of another size": (lambda r: mask(r, PLAIN[:5, :7]), r"has 7×5 pixels, its picture 96×96 .*; they must agree: scale the"),
     "a turned picture": (turned, r"its picture 64×128 as a viewer shows it; the picture is turned by its EXIF data, its mask is not"),

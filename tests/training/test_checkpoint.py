@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def edit(folder: Path, change: dict[str, object]) -> None:
     (folder / "config.json").write_text(json.dumps(document))
 
 
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -48,6 +54,8 @@ def edit(folder: Path, change: dict[str, object]) -> None:
         (lambda folder: (folder / "weights.safetensors").unlink(), "cannot be read"),
         (lambda folder: (folder / "weights.safetensors").write_bytes(b"x" * 100), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "too deep"),
+        (lambda folder: pipe(folder / "config.json"), "it is a named pipe, a regular file was expected"),
         (lambda folder: (folder / "config.json").write_text("{}"), "not a version 1 checkpoint"),
         (lambda folder: edit(folder, {"encoder_sha256": {"image": "0" * 64}}), "install the same weights"),
         (lambda folder: edit(folder, {"layers": 3}), "do not fit"),
