@@ -3,11 +3,12 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..cures import build_command
-from ..errors import ManifestInvalid, WordUnreadable
+from ..errors import ManifestInvalid, WordUnreadable, one_line
 from ..memory_shortage import check_room, is_shortage
 
 _ROOM = 64 << 20
@@ -23,17 +24,12 @@ class PromptTokenizer:
         """
         from tokenizers import Tokenizer
 
+        self._path = path
         check_room(_ROOM)
         try:
             self._tokenizer = Tokenizer.from_buffer(content) if content is not None else Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
-            if is_shortage(error):
-                raise
-            raise ManifestInvalid(
-                f"cannot be read as a tokenizer ({error})",
-                f"rebuild the bundle: {build_command(path.parent)}",
-                subject=path,
-            ) from None
+            raise self._unusable("cannot be read as a tokenizer", error) from None
         pads = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         self._pad = (self._tokenizer.padding or {}).get("pad_id", next((i for i in pads if i is not None), 0))
         self._tokenizer.no_padding()
@@ -48,16 +44,16 @@ class PromptTokenizer:
 
         One by one: for a batch the library starts threads, and where it once cannot, it encodes no batch ever after.
         """
-        return [self._tokenizer.encode(prompt).ids for prompt in prompts]
+        return [self._encode(prompt).ids for prompt in prompts]
 
     def reads(self, text: str) -> bool:
         """Whether the tokenizer knows any token of `text`, special tokens aside."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._encode(text, add_special_tokens=False).ids
         return any(index != self._unknown for index in ids)
 
     def pieces(self, text: str) -> list[str]:
         """The tokens of `text`, special ones aside; the marks of their place in a word are left off."""
-        tokens = self._tokenizer.encode(text, add_special_tokens=False).tokens
+        tokens = self._encode(text, add_special_tokens=False).tokens
         return [token.removeprefix("##").removesuffix("</w>").strip("▁Ġ") for token in tokens]
 
     def check(self, word: str, prompts: Sequence[str] = ()) -> None:
@@ -90,6 +86,21 @@ class PromptTokenizer:
         if not self._whole_names:
             return []
         return sorted(name for name, index in self._tokenizer.get_vocab().items() if index != self._unknown)
+
+    def _encode(self, text: str, add_special_tokens: bool = True) -> Any:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except Exception as error:  # its vocabulary lacks what it needs for this text
+            raise self._unusable(f"as a tokenizer, cannot read {text!r}", error) from None
+
+    def _unusable(self, found: str, error: Exception) -> Exception:
+        if is_shortage(error):
+            return error
+        return ManifestInvalid(
+            f"{found} ({one_line(error)})",
+            f"rebuild the bundle: {build_command(self._path.parent)}",
+            subject=self._path,
+        )
 
     def _near(self, word: str) -> str:
         normalizer = self._tokenizer.normalizer

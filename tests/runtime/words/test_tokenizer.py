@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from fusioner_rt import Session
 from fusioner_rt.cli import main
-from fusioner_rt.errors import WordUnreadable
+from fusioner_rt.errors import ManifestInvalid, WordUnreadable
 from fusioner_rt.words.tokenizer import PromptTokenizer
 
 
@@ -51,6 +51,18 @@ def test_the_command_line_exits_with_the_words_own_code(
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert main(["segment", "--engine", str(tiny_bundle), str(tmp_path / "a.png"), "--words", "猫"]) == 23
     assert "cannot read '猫'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", [models.WordPiece({}), models.WordLevel({"cat": 0}), models.Unigram([("cat", 0.0)])])
+def test_a_tokenizer_that_lacks_the_unknown_token_is_named_where_it_needs_it(tmp_path: Path, model: object) -> None:
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(model).save(str(path))
+    tokenizer = PromptTokenizer(path, max_tokens=8)
+    for ask in (tokenizer.reads, tokenizer.pieces, tokenizer.check, lambda word: tokenizer.ids([word])):
+        with pytest.raises(
+            ManifestInvalid, match=r"tokenizer.json: as a tokenizer, cannot read 'zebra' .*; rebuild the bundle"
+        ):
+            ask("zebra")
 
 
 def test_bytes_read_every_word(by_bytes: PromptTokenizer) -> None:
