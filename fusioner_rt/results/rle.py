@@ -29,13 +29,12 @@ def compress(counts: list[int]) -> str:
     From the fourth on, a run is its difference to the run two before. A number is groups of five bits, lowest first; a
     sixth bit tells that more follow. A group is one character, from '0' on.
     """
-    text = []
-    for index, count in enumerate(counts):
-        value = count - counts[index - 2] if index > 2 else count
-        more = True
-        while more:
-            group, value = value & 31, value >> 5
-            # the last group when bit 4 already shows the sign of the rest
-            more = value != (-1 if group & 16 else 0)
-            text.append(chr(48 + (group | 32 if more else group)))
-    return "".join(text)
+    values = np.array(counts, np.int64)
+    values[3:] -= np.array(counts[1:-2], np.int64)
+    magnitude = np.where(values < 0, ~values, values)
+    shifts = 5 * np.arange(int(magnitude.max(initial=0)).bit_length() // 5 + 1)
+    # the last group is the first whose bit 4 already shows the sign of the rest
+    more = magnitude[:, None] >> (shifts + 4) > 0
+    groups = (values[:, None] >> shifts & 31) + np.where(more, 80, 48)
+    written = np.concatenate([np.ones((len(values), 1), bool), more[:, :-1]], axis=1)
+    return groups[written].astype(np.uint8).tobytes().decode()

@@ -156,7 +156,7 @@ class Segmentation:
         totals = np.zeros((2, bins))
         labels, confidence = self.labels.ravel(), self.confidence.ravel()
         for start in range(0, labels.size, _CHUNK):
-            part = labels[start : start + _CHUNK]
+            part = labels[start : start + _CHUNK].astype(np.intp)  # as bincount counts
             totals[0] += np.bincount(part, minlength=bins)
             totals[1] += np.bincount(part, weights=confidence[start : start + _CHUNK], minlength=bins)
         return totals[0, 1:], totals[1, 1:]
