@@ -219,5 +219,7 @@ class Service:
             )
 
     def _most(self, model: str) -> int:
-        own = self.models[model].session.bundle.batch.max
-        return min(own, self.settings.max_batch or own)
+        """Pictures of a call. On CPUs one by default: a batch costs as much there as its pictures one by one, on one core."""
+        session = self.models[model].session
+        own = session.bundle.batch.max
+        return min(own, self.settings.max_batch or (1 if session.backend.effective == "onnxruntime-cpu" else own))

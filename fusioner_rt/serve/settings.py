@@ -10,7 +10,7 @@ class Settings:
 
     backend, cache, input_size: as `Session` takes them. threads: per graph; concurrency: calls of sessions at once. None
     chooses both by the machine.
-    max_batch: pictures of a call, at most the bundle's, which None takes; 1 for no batches.
+    max_batch: pictures of a call, at most the bundle's. None takes the bundle's on a GPU, and 1, no batches, on CPUs.
     max_wait: milliseconds that a request may wait for others to share a batch; 0 for none.
     queue: pictures that may wait. deadline, body_time, read_time: seconds for a whole request, for its body to arrive, and for
     a client to take a chunk of its answer.

@@ -144,7 +144,7 @@ def test_places_are_bounded_and_given_back() -> None:
 def test_requests_at_once_share_calls_and_get_their_own_masks(
     start: Any, session: Session, picture: np.ndarray
 ) -> None:
-    service = start(concurrency=1, max_wait=50)
+    service = start(concurrency=1, max_wait=50, max_batch=4)
     pictures = [np.roll(picture, shift, 1) for shift in range(12)]
     with ThreadPoolExecutor(12) as pool:
         files = [encoded(Image.fromarray(one)) for one in pictures]
@@ -155,6 +155,14 @@ def test_requests_at_once_share_calls_and_get_their_own_masks(
         assert np.array_equal(labels, session.segment(one, "cat, dog", threshold=0).labels)
     assert service.metric("fusioner_batch_size_sum") == 12
     assert service.metric("fusioner_batch_size_count") < 12
+
+
+def test_on_cpus_there_are_no_batches_unless_they_are_asked_for(start: Any, png: bytes) -> None:
+    service = start(concurrency=1, max_wait=50)
+    with ThreadPoolExecutor(6) as pool:
+        replies = list(pool.map(lambda _: service.post("/v1/segment?words=cat", png), range(6)))
+    assert [reply.status for reply in replies] == [200] * 6
+    assert service.metric("fusioner_batch_size_count") == service.metric("fusioner_batch_size_sum") == 6
 
 
 def test_beyond_the_queue_requests_are_told_to_come_again(start: Any, png: bytes) -> None:
