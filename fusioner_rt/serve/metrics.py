@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from ..atomic_files import unwritable
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -20,9 +23,17 @@ class Metrics:
     """The numbers of one application."""
 
     def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float], bool]]) -> None:
-        """gauges: by name a description, what to call for the number, and whether it is one of all processes."""
-        own = CollectorRegistry()
-        self._own = own
+        """gauges: by name a description, what to call for the number, and whether it is one of all processes.
+
+        Raises OutputUnwritable where the files that processes share cannot be made.
+        """
+        self._own = CollectorRegistry()
+        try:
+            self._define(self._own, gauges)
+        except OSError as error:
+            raise unwritable(Path(os.environ.get(FOLDER, "")), error) from None
+
+    def _define(self, own: CollectorRegistry, gauges: Mapping[str, tuple[str, Callable[[], float], bool]]) -> None:
         self._gauges = {}
         self.requests = Counter(
             "fusioner_requests", "Requests answered.", ("route", "method", "status"), registry=own

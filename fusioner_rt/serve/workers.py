@@ -85,6 +85,10 @@ class _Supervisor:
             time.sleep(1)
         print(f"fusioner-rt: process {process.pid} ended by {process.returncode}; another is started", file=sys.stderr)
         self._processes.remove(process)
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+        del self._started[process.pid]
         mark_process_dead(process.pid, str(self._numbers))
         if not self._ending:
             self._start()

@@ -42,7 +42,9 @@ class Reply:
 
 
 class Client:
-    """Asks a service. address: host and port."""
+    """Asks a service. address: host and port. token: what it is to be sent, where it has one."""
+
+    token = ""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
@@ -50,6 +52,8 @@ class Client:
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         """headers: with _ for -."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        if self.token:
+            headers = {"Authorization": f"Bearer {self.token}", **headers}
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             reply = connection.getresponse()

@@ -229,7 +229,8 @@ def test_a_body_that_does_not_come_is_given_up(start: Any, png: bytes) -> None:
     assert works(service, png)
 
 
-def test_thousands_of_broken_bodies_break_nothing(service: Any, png: bytes) -> None:
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_broken_bodies_break_nothing(service: Any, png: bytes, count: int) -> None:
     """Every byte sequence is a 4xx or a result, never a 5xx, on connections that stay open."""
     random_ = random.Random(0)
     whole = json.dumps(
@@ -245,7 +246,7 @@ def test_thousands_of_broken_bodies_break_nothing(service: Any, png: bytes) -> N
 
     def send(number: int) -> None:
         connection = http.client.HTTPConnection(service.host, service.port, timeout=60)
-        for index in range(number, 1000, 4):
+        for index in range(number, count, 4):
             body, kind = seeds[index % 3]
             broken = bytearray(body)
             for _ in range(random_.randint(1, 8)):
@@ -264,8 +265,8 @@ def test_thousands_of_broken_bodies_break_nothing(service: Any, png: bytes) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(seen.values()) == 1000, seen
-    assert sum(count for status, count in seen.items() if status >= 400) > 500
+    assert sum(seen.values()) == count, seen
+    assert sum(times for status, times in seen.items() if status >= 400) > count / 2
     assert works(service, png)
 
 

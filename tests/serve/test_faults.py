@@ -1,0 +1,218 @@
+"""A service that is treated badly, as the process it is: the next request works, and nothing is held for ever.
+
+What is held is seen from outside, in /proc: open files, threads and resident memory, before and after the same fault.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from full_disk import full_disk
+from made_pictures import encoded, png_header, scene
+from PIL import Image
+
+from fusioner_rt.errors import OutputUnwritable
+
+ONE = "/v1/segment?words=cat"
+SLOW = "/v1/segment?words=cat&masks=none&size=2500x2500"
+HUGE = "/v1/segment?words=cat&threshold=0&size=3000x3000"
+TIMES = 10
+MEGABYTE = 1_000_000
+MOST = 60 * MEGABYTE
+"""That a process may grow by while 30 bodies of 3 MB, or 9 answers of 20, would be held; the allocator keeps some of its own."""
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def files_and_threads(process: int) -> tuple[int, int]:
+    return len(os.listdir(f"/proc/{process}/fd")), len(os.listdir(f"/proc/{process}/task"))
+
+
+def resident(process: int) -> int:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def children(process: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def idle(service: Any) -> bool:
+    return bool(service.metric("fusioner_in_flight") == service.metric("fusioner_bytes_held") == 0)
+
+
+def begun(service: Any, path: str, length: int, sent: bytes, *headers: str) -> socket.socket:
+    line: socket.socket = service.connect()
+    head = [
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {service.token}",
+        f"Content-Length: {length}",
+        *headers,
+    ]
+    line.sendall("\r\n".join([*head, "", ""]).encode() + sent)
+    return line
+
+
+def hang_up(service: Any, png: bytes) -> None:
+    for _ in range(TIMES):
+        with begun(service, SLOW, len(png), png):
+            time.sleep(0.01)
+
+
+def half_a_body(service: Any, png: bytes) -> None:
+    for _ in range(TIMES):
+        begun(service, ONE, 4 * MEGABYTE, png + bytes(3 * MEGABYTE)).close()
+
+
+def malformed(service: Any, png: bytes) -> None:
+    chosen = random.Random(0)
+    for number in range(3 * TIMES):
+        body = chosen.randbytes(3 * MEGABYTE if number % 3 else 10)
+        kind = ("application/json", "image/png", "multipart/form-data; boundary=b")[number % 3]
+        assert 400 <= service.post(ONE, body, kind).status < 500
+
+
+def bomb(service: Any, png: bytes) -> None:
+    zeros = gzip.compress(bytes(64 * MEGABYTE), 1)
+    for _ in range(TIMES):
+        assert service.post(ONE, png_header(60_000, 60_000)).status == 413
+        assert service.post(ONE, zeros, Content_Encoding="gzip").status == 413
+
+
+def thousand_words(service: Any, png: bytes) -> None:
+    for number in range(TIMES):
+        words = ",".join(f"thing {number} {place}" for place in range(1000))
+        reply = service.post(f"/v1/segment?size=9x9&{urlencode({'words': words})}", png)
+        assert (reply.status, reply.json["type"]) == (400, "urn:fusioner-rt:TooManyWords")  # this bundle takes 64
+
+
+def slow_reader(service: Any, png: bytes) -> None:
+    """Takes ten bytes of twenty megabytes; others are answered meanwhile."""
+    with ExitStack() as lines:
+        for _ in range(3):
+            line = lines.enter_context(begun(service, HUGE, len(png), png, "Accept: application/x-npz"))
+            assert line.recv(10)
+        assert service.post(ONE, png).status == 200
+
+
+def no_token(service: Any, png: bytes) -> None:
+    for _ in range(TIMES):
+        assert service.ask("POST", ONE, bytes(3 * MEGABYTE), Authorization="Bearer other").status == 401
+
+
+FAULTS = [hang_up, half_a_body, malformed, bomb, thousand_words, slow_reader, no_token]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_a_fault_the_next_request_works_and_nothing_is_held(
+    command: Any, png: bytes, fault: Callable[[Any, bytes], None]
+) -> None:
+    service = command(FUSIONER_TOKEN="secret")
+    service.token, process = "secret", service.process.pid
+
+    def once() -> None:
+        fault(service, png)
+        reply = service.post(ONE, png)
+        assert (reply.status, len(reply.json["words"])) == (200, 1)
+        assert until(lambda: idle(service))
+
+    for _ in range(3):  # threads are started and the allocator has grown by then
+        once()
+    before, held = resident(process), files_and_threads(process)
+    for _ in range(3):
+        once()
+    assert until(lambda: files_and_threads(process) <= held), (files_and_threads(process), held)
+    assert resident(process) - before < MOST
+    assert not [line for line in service.lines if "Traceback" in line or '"status": 5' in line]
+    assert service.end() == 0
+
+
+def test_a_worker_killed_in_flight_costs_its_own_requests_and_no_others(command: Any, png: bytes) -> None:
+    service = command("--workers", "2", "--concurrency", "1")
+    workers = children(service.process.pid)
+    held = files_and_threads(service.process.pid)
+    statuses: list[int] = []
+
+    def ask() -> None:
+        try:
+            statuses.append(service.post(SLOW, png).status)
+        except (OSError, http.client.HTTPException):  # its worker is the one
+            statuses.append(0)
+
+    asking = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in asking:
+        thread.start()
+    assert until(lambda: len(statuses) > 1)
+    os.kill(workers[0], signal.SIGKILL)
+    for thread in asking:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(statuses) == 16
+    assert set(statuses) == {0, 200}
+    assert until(lambda: len(set(children(service.process.pid)) - set(workers)) == 1)
+    assert until(lambda: any("another is started" in line for line in service.lines))
+    for _ in range(10):
+        assert service.post(ONE, png).status == 200
+    assert files_and_threads(service.process.pid) == held
+    assert service.end() == 0
+
+
+def test_a_full_disk_costs_handles_and_nothing_else(command: Any, png: bytes, tmp_path: Path) -> None:
+    """Processes share handles as files. This disk takes those of small pictures."""
+    large = encoded(Image.fromarray(scene(800, 900)))
+    with full_disk(3 * MEGABYTE // 2):  # the command inherits it
+        service = command("--workers", "2", TMPDIR=str(tmp_path))
+    for _ in range(4):
+        refused = service.post("/v1/encode", large)
+        assert (refused.status, refused.json["type"]) == (503, "urn:fusioner-rt:ServiceFull")
+        assert "File too large" in refused.json["detail"]
+        kept = service.post(f"{ONE}&keep=true", large)
+        assert (kept.status, kept.json["handle"]) == (200, None)
+        handle = service.post("/v1/encode", png).json["handle"]
+        assert service.post_json("/v1/segment", handle=handle, words="cat").status == 200
+    assert [path.suffix for path in tmp_path.rglob("handles/*")] == [".npz"] * 4
+    assert service.end() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "fusioner_rt",
+        "serve",
+        "--port",
+        "0",
+        "--engine",
+        str(tiny_bundle),
+        "--workers",
+        "2",
+    ]
+    with full_disk(20_000):  # less than the file of a process's numbers
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env={**os.environ, "TMPDIR": str(tmp_path)}
+        )
+    assert done.returncode == OutputUnwritable.exit_code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "cannot be written (File too large)" in line
+    assert list(tmp_path.iterdir()) == []
