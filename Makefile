@@ -17,7 +17,7 @@ demo: engines/demo/manifest.json  ## builds the demonstration engines and segmen
 engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors $(wildcard export/*.py export/*/*.py kernels/*.py training/*.py training/encoders/*.py) fusioner_rt/gpu/kernel_contract.py
 	$(BIN)/python export/build_engine.py --fp16 --out engines/demo
 
-test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready  ## every check that needs no GPU and takes less than minutes
+test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready $(VENV)/.ready-load  ## every check that needs no GPU and takes less than minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 slow: lint $(VENV)/.ready-tensorrt  ## proofs that take minutes each, beside `make test`
@@ -84,6 +84,11 @@ $(BROWSER)/.ready: $(READY) tests/page/requirements.txt
 	$(BIN)/python $(FOLDER) > "$$($(BROWSER)/bin/python $(FOLDER))/project.pth"
 	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/page/requirements.txt
 	which chromium chromedriver >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq chromium chromium-driver; }
+	touch $@
+
+# wrk, which asks the service; Debian's, which is installed where it is missing.
+$(VENV)/.ready-load: $(READY)
+	which wrk >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq wrk; }
 	touch $@
 
 lint: $(READY)
