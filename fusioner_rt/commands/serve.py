@@ -58,7 +58,12 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     )
     add("--workers", type=count, default=own.workers, metavar="N", help="processes (1)")
     add("--concurrency", type=count, metavar="N", help="calls at once in each process (one per core, at most 4)")
-    add("--max-batch", type=count, metavar="N", help="most pictures of a call, 1 for no batches (the bundle's; on CPUs 1)")
+    add(
+        "--max-batch",
+        type=count,
+        metavar="N",
+        help="most pictures of a call, 1 for no batches (the bundle's; on CPUs 1)",
+    )
     add("--max-wait", type=_milliseconds, default=own.max_wait, metavar="MS",
         help=f"longest wait for other pictures to share a batch, 0 for none ({own.max_wait:g})")  # fmt: skip
     add(
