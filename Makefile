@@ -7,9 +7,10 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 INTERFACES = .venv-interfaces
 BROWSER = .venv-browser
+CONTAINERS = .venv-containers
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test slow room campaign interfaces interfaces-large browser bare bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test slow room campaign interfaces interfaces-large browser containers bare bare-serve bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -41,11 +42,17 @@ interfaces-large: $(INTERFACES)/.ready-large  ## the same for FiftyOne and trans
 browser: $(BROWSER)/.ready  ## the service's page in a real Chromium, Debian's, which is installed where it is missing
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BROWSER)/bin/python -m pytest tests/page
 
+containers: $(CONTAINERS)/.ready  ## the steps of Dockerfile and Dockerfile.nvidia without Docker, on Linux as root; compose.yaml
+	$(SUDO) env OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTAINERS)/bin/python -m pytest -p no:cacheprovider tests/containers
+
 bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture
 	rm -rf .venv-bare
 	$(PYTHON) -m venv .venv-bare
 	.venv-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]' ./models/demo
 	.venv-bare/bin/python benchmarks/bare_environment.py
+
+bare-serve:  ## seconds and megabytes from nothing to a first mask over HTTP, in an environment made anew
+	$(PYTHON) benchmarks/first_mask.py
 
 bench: $(VENV)/.ready-bench  ## the latency benchmark's table, on an idle machine: an hour or two
 	mkdir -p output
@@ -91,6 +98,13 @@ $(VENV)/.ready-load: $(READY)
 	which wrk >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq wrk; }
 	touch $@
 
+$(CONTAINERS)/.ready: $(READY) tests/containers/requirements.txt
+	rm -rf $(CONTAINERS)
+	$(BIN)/python -m venv $(CONTAINERS)
+	$(BIN)/python $(FOLDER) > "$$($(CONTAINERS)/bin/python $(FOLDER))/project.pth"
+	$(CONTAINERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/containers/requirements.txt
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -120,4 +134,4 @@ $(BINDINGS)/.ready: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(INTERFACES) $(BROWSER) .venv-bare build engines output
+	rm -rf $(VENV) $(INTERFACES) $(BROWSER) $(CONTAINERS) .venv-bare build engines output

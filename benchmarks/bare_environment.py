@@ -23,10 +23,7 @@ MAX_MEGABYTES, MAX_SECONDS = 300, 3.0
 def main() -> int:
     present = [name for name in ("torch", "triton", "onnx") if importlib.util.find_spec(name)]
     prefix = Path(sys.prefix)
-    megabytes = (
-        sum(file.lstat().st_blocks * 512 for file in prefix.rglob("*") if file.is_file() and not file.is_symlink())
-        / 2**20
-    )
+    megabytes = megabytes_of(prefix)
     with tempfile.TemporaryDirectory() as folder:
         command = [prefix / "bin" / "fusioner-rt", "segment", "cat.jpg", "--words", "cat, sofa"]
         shutil.copy(ROOT / "docs/pictures/cat.jpg", folder)
@@ -50,6 +47,12 @@ def main() -> int:
         )
         return 1
     return 0
+
+
+def megabytes_of(folder: Path) -> float:
+    """What a folder takes on the disk, in MiB."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    return sum(file.lstat().st_blocks * 512 for file in files) / 2**20
 
 
 if __name__ == "__main__":
