@@ -51,6 +51,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     )
     add(
         "--cors",
+        type=_origin,
         action="append",
         default=[],
         metavar="ORIGIN",
@@ -181,6 +182,14 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 6 and int(text) < 65536):
         raise argparse.ArgumentTypeError(f"{shown(text)} is no port, a number of 0 to 65535 was expected")
     return int(text)
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is no origin as browsers send it, such as https://example.org or http://localhost:3000 (no path)"
+        )
+    return text
 
 
 def _number(text: str, least: float) -> float:

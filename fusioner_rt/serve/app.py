@@ -29,8 +29,6 @@ from .service import Asker, Service
 from .settings import Settings
 
 Made = TypeVar("Made")
-_OPEN = ("/", "/page/", "/healthz", "/openapi.json", "/v2/health/")
-"""Routes that need no token: what holds no data."""
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _CHUNK = 1 << 18
 _SECURITY = {
@@ -92,6 +90,7 @@ def create_app(settings: Settings, log: RequestLog | None = None) -> Starlette:
             ),
         )  # fmt: skip
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _known}, lifespan=lifespan)
+    app.router.redirect_slashes = False  # to an address that the client's Host header names
     app.state.service, app.state.reload = service, doors.reload
     return app
 
@@ -236,12 +235,12 @@ class _Doors:
         parts = name.split("/")
         kind = _TYPES.get(name.rpartition(".")[2].lower())
         if kind is None or any(not re.fullmatch(r"\w[\w.-]*", part, re.ASCII) for part in parts):
-            raise NotServed("there is no such page", "", http.url.path)
+            raise NotServed("there is no such page", "", http.scope["path"])
         file = importlib.resources.files(__package__).joinpath("page", *parts)
         try:
             content = await self.service.in_thread(file.read_bytes)
         except OSError:
-            raise NotServed("there is no such page", "", http.url.path) from None
+            raise NotServed("there is no such page", "", http.scope["path"]) from None
         return Response(content, headers={**_SECURITY, "Content-Type": kind})
 
     async def reload(self) -> None:
@@ -324,7 +323,7 @@ class _Envelope:
                     asker.told["error_detail"] = problem.logged(error)
                 if known is not error:
                     asker.told["traceback"] = traceback.format_exception(error)
-                await problem.response(known, asker.id, http.url.path)(scope, receive, answered)
+                await problem.response(known, asker.id, scope["path"])(scope, receive, answered)
         except TimeoutError:
             failed = "ReaderSlow"
             raise
@@ -334,12 +333,15 @@ class _Envelope:
 
     def _check(self, http: Request, asker: Asker, start: float) -> None:
         """Raises TokenWrong, OriginRefused, RequestInvalid."""
-        settings, path = self._settings, http.url.path
-        is_open = path == "/" or any(path.startswith(open_path) for open_path in _OPEN[1:])
+        settings, path = (
+            self._settings,
+            http.scope["path"],
+        )  # http.url would hold what the Host header says, a path even
+        is_open = openapi.is_open(path)
         if settings.token and not is_open and http.method != "OPTIONS":
-            given = http.headers.get("authorization", "").encode()
-            if not hmac.compare_digest(given, f"Bearer {settings.token}".encode()):
-                found = "the token is not this service's" if given else "the request bears no token"
+            scheme, _, given = http.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), settings.token.encode()):
+                found = "the token is not this service's" if scheme else "the request bears no token"
                 raise TokenWrong(found, "send the header Authorization: Bearer TOKEN")
         origin = http.headers.get("origin")
         foreign = http.headers.get("sec-fetch-site") == "cross-site" and origin and not is_open
@@ -408,7 +410,7 @@ async def _known(http: Request, error: Exception) -> Response:
     """The router's own errors: no such route, another method."""
     status = getattr(error, "status_code", 500)
     asker: Asker = http.state.asker
-    path = http.url.path[:200]
+    path = http.scope["path"][:200]
     if status == 405:
         allowed = (getattr(error, "headers", None) or {}).get("Allow", "")
         refused = MethodWrong(f"{http.method} is not taken there", f"use {allowed}", path)

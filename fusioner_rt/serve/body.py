@@ -91,7 +91,7 @@ def fields_of(content_type: str, query: Mapping[str, Any], body: bytes) -> tuple
     elif kind == b"application/json":
         fields, picture = _json(body)
     elif kind in (b"", b"application/octet-stream") or kind.startswith(b"image/"):
-        return dict(query), body
+        return dict(query), body if body or kind else None  # with a handle in the query there need be no body
     else:
         raise BodyUnknown(
             f"the body is {shown(content_type)}",

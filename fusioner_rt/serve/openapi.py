@@ -109,13 +109,22 @@ _SCHEMAS = {
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 
+_OPEN = ("/page/", "/healthz", "/openapi.json", "/v2/health/")
+
+
+def is_open(path: str) -> bool:
+    """Whether a route needs no token: it holds no data."""
+    return path == "/" or path.startswith(_OPEN)
+
+
 def description(settings: Settings) -> dict[str, Any]:
     """The OpenAPI document."""
     secured: dict[str, Any] = {"security": [{"token": []}]} if settings.token else {}
     schemes = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}} if settings.token else {}
+    handle_field = {"name": "handle", "in": "query", "schema": _TEXT, "description": "In place of a body."}
     segment = {
-        "requestBody": _body(tuple(FIELDS), {"handle": _TEXT}),
-        "parameters": [*_query(tuple(FIELDS)), _TIMEOUT],
+        "requestBody": {**_body(tuple(FIELDS), {"handle": _TEXT}), "required": False},
+        "parameters": [*_query(tuple(FIELDS)), handle_field, _TIMEOUT],
         "responses": _responses(
             {
                 JSON: {"schema": {"$ref": "#/components/schemas/Answer"}},
@@ -137,7 +146,7 @@ def description(settings: Settings) -> dict[str, Any]:
         "content": {JSON: {"schema": {"type": "object"}}, "application/octet-stream": {"schema": _FILE}},
     }
     infer = {"parameters": [model, _TIMEOUT], "requestBody": infer_body, "responses": _responses(_ANYTHING)}
-    paths = {
+    paths: dict[str, dict[str, Any]] = {
         "/v1/segment": {"post": {"summary": "Masks of a picture", **segment}},
         "/v1/encode": {"post": {"summary": "Encode a picture, for many words", **encode}},
         "/v1/encoded/{handle}": {
@@ -170,6 +179,9 @@ def description(settings: Settings) -> dict[str, Any]:
             }
         },
     }
+    for path in paths:
+        if settings.token and is_open(path):
+            paths[path]["get"]["security"] = []
     return {
         "openapi": "3.1.0",
         "info": {"title": "fusioner-rt", "version": __version__, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},

@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def parse(body: bytes, header_length: str | None, model: str, max_words: int, ma
     """header_length: of the JSON at the body's start, where tensors' bytes follow. most: pictures. Raises RequestInvalid."""
     size = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdecimal() and int(header_length[:12]) <= len(body)):
+        if not (re.fullmatch(r"[0-9]{1,12}", header_length) and int(header_length) <= len(body)):
             raise RequestInvalid("is no length within the body", "give the bytes of the JSON", HEADER)
         size = int(header_length)
     try:

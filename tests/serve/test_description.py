@@ -28,11 +28,24 @@ def test_the_description_is_valid_and_has_every_route_and_no_other(service: Any)
 def test_the_description_has_every_field_and_form_and_no_other(service: Any) -> None:
     segment = service.get("/openapi.json").json["paths"]["/v1/segment"]["post"]
     fields = [parameter["name"] for parameter in segment["parameters"] if parameter["in"] == "query"]
-    assert fields == list(request.FIELDS)
+    assert fields == [*request.FIELDS, "handle"]
     for kind in ("multipart/form-data", "application/json"):
         form = segment["requestBody"]["content"][kind]["schema"]["properties"]
         assert form.keys() == {"picture", "handle", *request.FIELDS}
     assert list(segment["responses"]["200"]["content"]) == list(FORMS)
+
+
+def test_the_description_says_what_needs_the_token(start: Any) -> None:
+    service = start(token="a-secret")
+    told = service.get("/openapi.json").json
+    validate(told)
+    asked = 0
+    for path, methods in told["paths"].items():
+        for method, about in methods.items():
+            secured = about.get("security", told["security"]) != []
+            assert (service.ask(method.upper(), re.sub(r"{\w+}", "x", path)).status == 401) is secured, path
+            asked += secured
+    assert 5 < asked < len(told["paths"])
 
 
 def test_every_option_of_a_session_is_a_field() -> None:

@@ -110,6 +110,7 @@ def test_a_wrong_body_is_a_problem(service: Any, png: bytes, name: str) -> None:
     ("method", "path", "headers", "status", "kind"),
     [
         ("GET", "/nowhere", {}, 404, "NotServed"),
+        ("POST", "/v1/segment/?words=a", {"Host": "elsewhere.example"}, 404, "NotServed"),
         ("GET", "/page/../app.py", {}, 404, "NotServed"),
         ("GET", "/page/%2e%2e/app.py", {}, 404, "NotServed"),
         ("GET", "/page/nothing.js", {}, 404, "NotServed"),
@@ -185,6 +186,20 @@ def test_a_token_is_asked_for(start: Any, png: bytes) -> None:
     assert service.get("/healthz").status == service.get("/v2/health/ready").status == 200
     assert service.post("/v1/segment?words=cat", png, Authorization="Bearer a-secret").status == 200
     assert "a-secret" not in json.dumps(service.log)
+
+
+@pytest.mark.parametrize("host", ["x", "x/page/?", "x/page/#", "x/healthz?", "x/v2/health/?", ""])
+def test_a_host_header_opens_no_route(start: Any, host: str) -> None:
+    """Starlette before 1.0, which the extra takes too, makes of Host and path the URL that it tells."""
+    assert start(token="a-secret").ask("GET", "/v1/models", Host=host).status == 401
+
+
+def test_the_word_bearer_may_be_written_in_any_case(start: Any) -> None:
+    service = start(token="a-secret")
+    for told in ("bearer a-secret", "BEARER a-secret", "Bearer  a-secret"):
+        assert service.get("/v1/models", Authorization=told).status == 200
+    for told in ("Basic a-secret", "Bearer", "bearer a-secret x", "Bearer é"):
+        check(service.get("/v1/models", Authorization=told), 401, "TokenWrong")
 
 
 def test_other_origins_may_ask_where_they_are_named(start: Any, png: bytes) -> None:

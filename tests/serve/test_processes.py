@@ -167,6 +167,8 @@ def children(process: int) -> list[int]:
         (["--host", "nowhere.invalid"], UsageError.exit_code, "cannot listen"),
         (["--port", "70000"], 2, "is no port"),
         (["--max-wait", "-1"], 2, "is no number"),
+        (["--cors", "https://example.org/"], 2, "is no origin"),
+        (["--cors", "example.org"], 2, "is no origin"),
         (["--token-file", "nowhere"], UsageError.exit_code, "cannot be read"),
     ],
 )

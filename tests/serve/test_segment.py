@@ -156,6 +156,13 @@ def test_a_handle_gives_other_words_the_same_masks(
     assert service.post_json("/v1/segment", handle=kept, words="cat").status == 200
 
 
+def test_with_a_handle_in_the_query_there_need_be_no_body(service: Any, png: bytes) -> None:
+    handle = service.post("/v1/encode", png).json["handle"]
+    reply = service.ask("POST", f"/v1/segment?handle={handle}&words=cat")
+    assert reply.json["words"] == service.post("/v1/segment?words=cat", png).json["words"]
+    assert "holds no picture" in service.ask("POST", "/v1/segment?words=cat").json["detail"]
+
+
 def test_options_reach_the_session(service: Any, png: bytes, session: Session, picture: np.ndarray) -> None:
     own = session.segment(
         picture, ["cat", "dog"], size=(33, 44), threshold={"cat": 0.3}, mode="independent", background="common"

@@ -146,7 +146,7 @@ def test_sizes_that_differ_need_one_size(client: Any, session: Session, picture:
         ({}, b'{"inputs": [{"name": "PICTURE", "shape": [1, 1, 3], "datatype": "UINT8", "data": [1, 2, 300]}]}'),
         ({}, b'{"inputs": [{"name": "PICTURE", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 99}}]}'),
         ({"Inference-Header-Content-Length": "9999"}, b"{}"), ({"Inference-Header-Content-Length": "x"}, b"{}"),
-        ({"Inference-Header-Content-Length": "2"}, b"{}trailing"),
+        ({"Inference-Header-Content-Length": "2"}, b"{}trailing"), ({"Inference-Header-Content-Length": "0" * 12 + "2" * 5000}, b"{}"),
     ],
 )  # fmt: skip
 def test_a_malformed_request_is_a_problem_with_the_protocols_error(
