@@ -45,9 +45,8 @@ class Image:
         return json.loads(self.facts["HEALTHCHECK"].partition("CMD ")[2])
 
 
-def build(dockerfile: Path, work: Path, install: str = "install") -> Image:
-    """Run a Dockerfile over its folder. work: holds the stages. install: what pip's command of that name is run as."""
-    environment: dict[str, str] = {}
+def build(dockerfile: Path, work: Path) -> Image:
+    """Run a Dockerfile over its folder. work: holds the stages."""
     images: dict[str, Image] = {}
     image = None
     context = work / "context"
@@ -61,15 +60,12 @@ def build(dockerfile: Path, work: Path, install: str = "install") -> Image:
             continue
         assert image is not None
         if name == "RUN":
-            _run(image, arguments.replace(" install --compile ", f" {install} --compile "), environment)
+            _run(image, arguments)
         elif name == "COPY":
             _copy(image, arguments, context, images)
         elif name == "ENV":
             given = Template(arguments).substitute(image.environment)
             image.environment |= dict(word.split("=", 1) for word in shlex.split(given))
-        elif name == "ARG":
-            key, _, value = arguments.partition("=")
-            environment[key] = value
         elif name == "WORKDIR":
             image.folder = arguments
             (image.root / arguments[1:]).mkdir(parents=True, exist_ok=True)
@@ -191,7 +187,7 @@ def _begin(root: Path) -> None:
         shutil.copytree("/etc/ssl/certs", root / "etc/ssl/certs", symlinks=False, ignore_dangling_symlinks=True)
 
 
-def _run(image: Image, arguments: str, environment: dict[str, str]) -> None:
+def _run(image: Image, arguments: str) -> None:
     mount, _, script = arguments.rpartition("--mount=type=cache,target=")
     caches = {}
     if not mount and arguments.startswith("--mount"):
@@ -199,7 +195,7 @@ def _run(image: Image, arguments: str, environment: dict[str, str]) -> None:
         caches = {target: _pip_cache()}
     assert not script.startswith("--"), f"{script} is not known here"
     given = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    own = Image(image.root, {"HOME": "/root", **given, **environment, **image.environment}, image.folder, image.user)
+    own = Image(image.root, {"HOME": "/root", **given, **image.environment}, image.folder, image.user)
     done = subprocess.run(
         _sandboxed(own, ["/bin/sh", "-c", script], caches=caches), capture_output=True, text=True, env={}
     )
