@@ -113,9 +113,8 @@ def test_the_image_for_nvidia_resolves_to_one_onnxruntime_with_cuda_and_cudnn(tm
 
 def test_the_images_differ_in_packages_and_drivers_alone() -> None:
     cpu, nvidia = (instructions((ROOT / name).read_text()) for name in DOCKERFILES)
-    assert [step for step in cpu if step not in nvidia] == [
-        next(step for step in cpu if step[0] == name) for name in ("RUN", "ENV", "HEALTHCHECK")
-    ]
+    assert [name for name, arguments in cpu if (name, arguments) not in nvidia] == ["RUN", "ENV", "HEALTHCHECK"]
+    assert [name for name, arguments in nvidia if (name, arguments) not in cpu] == ["ARG", "RUN", "ENV", "HEALTHCHECK"]
     (checks, further) = (dict(steps)["HEALTHCHECK"].partition("CMD")[2] for steps in (cpu, nvidia))
     assert checks == further
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in dict(nvidia)["ENV"]
