@@ -73,6 +73,9 @@ class CpuSide(Protocol):
     def text(self) -> TextGraph:
         """The text graph, loaded on first use."""
 
+    def load_rest(self) -> None:
+        """Load now what else is loaded on first use."""
+
     def maps(self, features: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores (B, K, h, w) and gram (B, 5, h, w) of features (B, h, w, d) and words (B, K, d), all float32."""
 
@@ -117,6 +120,9 @@ class Executor(Protocol):
 
     def text(self) -> TextGraph:
         """The text graph, loaded on first use."""
+
+    def load_rest(self) -> None:
+        """Load now what else is loaded on first use."""
 
     def close(self) -> None:
         """Free all resources. Closing twice is fine."""

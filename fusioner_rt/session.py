@@ -372,13 +372,14 @@ class Session:
         return segment_on_device(self._executor, self.bundle, picture, names, request, size, stream, out, tables)
 
     def load_text(self) -> None:
-        """Load the text encoder now, not for the first word that is not cached.
+        """Load the text encoder now, not for the first word that is not cached, and what else waits for its first use.
 
         No later call reads a file of the bundle, which then may be replaced. Raises BundleFileMissing, BundleFileAltered,
         GraphUnusable, UsageError.
         """
         self._check_open()
         self._text.load()
+        self._executor.load_rest()
 
     def close(self) -> None:
         """Free the engines' memory and end the threads. Closing twice is fine; using a closed session raises UsageError."""

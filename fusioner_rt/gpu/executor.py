@@ -190,6 +190,12 @@ class GpuExecutor:
                     self._text_note = f"words are encoded on the CPU: {error}"
         return self._text or self._cpu().text()
 
+    def load_rest(self) -> None:
+        try:
+            self._cpu().load_rest()
+        except FusionerError:  # who asks for what it does is told
+            pass
+
     def prove_recording(self, pictures: Sequence[Waiting], request: Request) -> None:
         """Run two pictures of one size: the first step by step, the second as a recording and again step by step. Where the
         two results differ, nothing is recorded any more, and `notes` says so.

@@ -19,6 +19,9 @@ class OnnxCpuSide:
     def text(self) -> TextGraph:
         return self._graphs("text")
 
+    def load_rest(self) -> None:
+        self._graphs.load_mask_head()
+
     def maps(self, features: np.ndarray, refined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._mask_head.maps(features, refined)
 

@@ -48,6 +48,9 @@ class OnnxRuntimeExecutor:
     def text(self) -> TextGraph:
         return self._graphs("text")
 
+    def load_rest(self) -> None:
+        self._graphs.load_mask_head()
+
     def encode_pictures(self, group: Sequence[Waiting]) -> list[np.ndarray]:
         """(h', w', c) float32 tokens each, or the prepared pictures where image_fusion runs as a whole."""
         if not self._in_parts:

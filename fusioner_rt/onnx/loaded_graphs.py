@@ -14,6 +14,8 @@ from .external_weights import Buffer
 from .mask_head import MaskHead
 from .runtime import Graph, OnnxRuntime
 
+_MASK_HEAD = ("mask_scores", "mask_tiles", "mask_probabilities")
+
 
 class LoadedGraphs:
     """The graphs of a bundle by name. What is loaded are the bytes that were hashed then."""
@@ -36,12 +38,17 @@ class LoadedGraphs:
                 self.load_now(name)
             return self.graphs[name]
 
+    def load_mask_head(self) -> None:
+        """Load its graphs now. Raises as a call."""
+        for name in _MASK_HEAD:
+            self(name)
+
     def later(self, name: str) -> "LateGraph":
         return LateGraph(self, name)
 
     def mask_head(self, threads: int | None) -> MaskHead:
         """The mask head over these graphs."""
-        scores, tiles, probabilities = (self.later(f"mask_{name}") for name in ("scores", "tiles", "probabilities"))
+        scores, tiles, probabilities = map(self.later, _MASK_HEAD)
         return MaskHead(scores, tiles, probabilities, threads or cores(), scoring=self.bundle.scoring)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 import gc
 import io
+import itertools
 import re
 import shutil
 import threading
@@ -577,6 +578,11 @@ def test_after_load_text_no_call_reads_the_bundle(changed_bundle: Callable[..., 
     with Session(folder, cache=False) as session:
         session.load_text()
         shutil.rmtree(folder)
-        assert session.segment(picture, "cat, dog").labels.shape == picture.shape[:2]
+        for mode, probabilities in itertools.product(("joint", "independent"), (False, True)):
+            result = session.segment(
+                picture, "cat, dog|wolf", mode=mode, probabilities=probabilities, background="common"
+            )
+            assert result.labels.shape == picture.shape[:2]
+        assert session.segment(session.encode(picture), "cat", threshold={"cat": 0.1}).labels.shape == picture.shape[:2]
     with pytest.raises(SessionClosed):
         session.load_text()
