@@ -225,6 +225,15 @@ def test_closing_gives_all_memory_back(planned: Path, gpu: EmulatedGpu) -> None:
         session.segment(scene(50, 50), WORDS)
 
 
+def test_after_load_text_what_the_cpu_does_reads_no_file(planned: Path, gpu: EmulatedGpu, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(planned, tmp_path / "bundle"))
+    with Session(folder, backend="tensorrt-rtx", cache=False) as session:
+        session.load_text()
+        for graph in folder.glob("*.onnx"):
+            graph.unlink()
+        assert session.segment(scene(50, 50), WORDS, mode="independent").labels.shape == (50, 50)
+
+
 def test_pictures_of_many_sizes_share_contexts_of_few(session: Session, gpu: EmulatedGpu) -> None:
     session.set_vocabulary("cat")
     made = []
