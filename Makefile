@@ -72,6 +72,9 @@ $(VENV)/.ready-bench: $(READY)
 	touch $@
 
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
+# One at a time: apt-get does not wait for another.
+APT = flock $(VENV) sh -c
+INSTALL = $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq
 # It sees the packages of $(VENV), and holds what that lacks.
 FOLDER = -c 'import site; print(site.getsitepackages()[0])'
 $(INTERFACES)/.ready: $(READY) tests/interfaces/requirements.txt
@@ -90,12 +93,12 @@ $(BROWSER)/.ready: $(READY) tests/page/requirements.txt
 	$(BIN)/python -m venv $(BROWSER)
 	$(BIN)/python $(FOLDER) > "$$($(BROWSER)/bin/python $(FOLDER))/project.pth"
 	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/page/requirements.txt
-	which chromium chromedriver >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq chromium chromium-driver; }
+	which chromium chromedriver >/dev/null || $(APT) "$(INSTALL) chromium chromium-driver"
 	touch $@
 
 # wrk, which asks the service; Debian's, which is installed where it is missing.
 $(VENV)/.ready-load: $(READY)
-	which wrk >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq wrk; }
+	which wrk >/dev/null || $(APT) "$(INSTALL) wrk"
 	touch $@
 
 $(CONTAINERS)/.ready: $(READY) tests/containers/requirements.txt
