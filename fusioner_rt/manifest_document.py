@@ -22,7 +22,8 @@ def read_document(folder: Path) -> dict[str, Any]:
     Raises OSError; ValueError where it is no JSON, too long or too deep, or holds a name twice; TypeError where it is no object.
     """
     try:
-        document = json.loads(read_regular(folder / MANIFEST, LARGEST), object_pairs_hook=_object)
+        # Of bytes, json would guess the encoding, and pass over a mark before the text.
+        document = json.loads(read_regular(folder / MANIFEST, LARGEST).decode(), object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("its lists and objects lie too deep in each other") from None
     if not isinstance(document, dict):

@@ -393,6 +393,13 @@ def test_json_that_is_none_of_ours(light: Path, content: str, says: str) -> None
         refused(light, ManifestInvalid)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_manifest_of_another_encoding_than_utf_8_is_refused(light: Path, encoding: str) -> None:
+    text = (light / MANIFEST).read_text(encoding="utf-8")
+    (light / MANIFEST).write_text(text, encoding=encoding)
+    refused(light, ManifestInvalid, "is not JSON")
+
+
 @pytest.mark.parametrize("version", [True, 1.0, [1], "1", None, 10**4000, "v" * 10_000])
 def test_a_version_of_another_kind_is_unknown(light: Path, version: Any) -> None:
     edit(light, lambda manifest: manifest.update(format_version=version))
