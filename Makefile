@@ -51,8 +51,8 @@ bare:  ## the runtime and the demonstration, as an application installs them: th
 	.venv-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[cpu]' ./models/demo
 	.venv-bare/bin/python benchmarks/bare_environment.py
 
-bare-serve:  ## seconds and megabytes from nothing to a first mask over HTTP, in an environment made anew
-	$(PYTHON) benchmarks/first_mask.py
+bare-serve: $(BROWSER)/.ready  ## seconds and megabytes from nothing to a first mask over HTTP and in the page, in an environment made anew
+	$(BROWSER)/bin/python benchmarks/first_mask.py --page
 
 bench: $(VENV)/.ready-bench  ## the latency benchmark's table, on an idle machine: an hour or two
 	mkdir -p output

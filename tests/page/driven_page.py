@@ -107,6 +107,15 @@ class Page:
         """How many this page has made of the service."""
         return len(self.js("return performance.getEntriesByType('resource').filter(({name}) => name.includes('/v1/'))"))
 
+    def received(self) -> int:
+        """Bytes that the browser got for this page, headers included: the page, its files and answers."""
+        return int(
+            self.js(
+                """return ["navigation", "resource"].flatMap((type) => performance.getEntriesByType(type))
+                .reduce((sum, { transferSize }) => sum + transferSize, 0)"""
+            )
+        )
+
     def saved(self, button: str, ending: str) -> Path:
         """The file that a button downloads."""
         self.one(button).click()
