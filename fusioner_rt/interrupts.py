@@ -14,6 +14,8 @@ from .atomic_files import remove_unfinished
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _PATIENCE = 0.5  # seconds that the second signal leaves for an end in order
 
+_NO_SIGNAL = 0
+
 _heard: list[int] = []
 _before: dict[int, Any] = {}
 
@@ -60,8 +62,10 @@ def signals_heard() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(waker)
         _forget()
-        os.close(heard)  # ends the watcher
+        with contextlib.suppress(BlockingIOError):
+            os.write(heard, bytes([_NO_SIGNAL]))  # a forked worker may hold this end too, so closing it tells nothing
         watcher.join()
+        os.close(heard)
         os.close(listening)
 
 
@@ -72,7 +76,7 @@ def _hear(number: int, _: FrameType | None) -> None:
 
 def _end_at_second(listening: int) -> None:
     count = 0
-    while read := os.read(listening, 1):
+    while (read := os.read(listening, 1))[0] != _NO_SIGNAL:
         count += read[0] in _before
         if count == 2:
             time.sleep(_PATIENCE)

@@ -317,6 +317,20 @@ def test_an_interrupt_while_the_command_is_imported_is_one_line() -> None:
     assert (told.returncode, told.stderr) == (130, "fusioner-rt: interrupted\n")
 
 
+FORKED = """
+import os, signal, time
+from fusioner_rt.interrupts import signals_heard
+with signals_heard():
+    if not (child := os.fork()):
+        time.sleep(60)
+os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_a_command_ends_while_a_worker_that_it_forked_lives() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=20)
+
+
 def test_a_closed_pipe_keeps_what_is_done(command: Command, whole: bytes, tmp_path: Path) -> None:
     with started(command("pipe")) as process:
         assert process.stdout
