@@ -176,8 +176,9 @@ class Bundle(Manifest):
             raise self._replaced(file, f"sha256 {digest[:12]}…, expected {expected[:12]}…")
 
     def _replaced(self, file: Path, how: str) -> BundleFileAltered:
-        found = f"was replaced after this session had opened the bundle ({how})"
-        return BundleFileAltered(found, OPEN_AGAIN, subject=file)
+        return BundleFileAltered(
+            f"was replaced after this session had opened the bundle ({how})", OPEN_AGAIN, subject=file
+        )
 
 
 @dataclass(frozen=True)

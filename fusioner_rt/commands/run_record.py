@@ -34,6 +34,7 @@ class RunRecord:
         """
         self.path, self.done = path, dict[tuple[str, str], Entry]()
         self._stream: IO[bytes] | None = None
+        self._ours = False
         try:
             with contextlib.suppress(FileNotFoundError):
                 check_regular(path)
@@ -54,9 +55,13 @@ class RunRecord:
         except BaseException:
             stream.close()
             raise
-        self._stream = stream
+        self._stream, self._ours = stream, True
         if not kept:
-            self._append({"format": _FORMAT, "asked": asked})
+            try:
+                self._append({"format": _FORMAT, "asked": asked})
+            except OutputUnwritable:
+                self.close(finished=True)
+                raise
 
     def add(self, picture: str, name: str, entry: Entry) -> None:
         """Add a picture that is done. name: of its results. Raises OutputUnwritable."""
@@ -71,10 +76,11 @@ class RunRecord:
 
     def close(self, finished: bool) -> None:
         """finished: nothing is left to go on with."""
+        if self._ours and finished:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        self._ours = False
         if self._stream:
-            if finished:
-                with contextlib.suppress(OSError):
-                    os.unlink(self.path)
             self._stream.close()
             self._stream = None
 

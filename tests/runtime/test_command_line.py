@@ -483,7 +483,7 @@ def test_a_cache_that_cannot_be_read_is_one_line(
     def denied(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", denied)
+    monkeypatch.setattr("os.scandir", denied)
     assert main(["words"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{own_cache}: the cache folder cannot be read (Permission denied)" in line

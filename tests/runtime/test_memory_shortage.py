@@ -134,6 +134,7 @@ def test_the_command_goes_on_after_a_picture_that_memory_is_too_short_for(tmp_pa
         Image.fromarray(scene(60, 80)).save(name)
     Image.new("L", (11000, 11000), 90).save(names[1])
     command = [sys.executable, "-c", LIMITED + COMMAND, str(BUNDLE), names[0], str(tmp_path), *names]
+    command += ["--max-pixels", "121000000"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == MemoryShort.exit_code, done.stderr
     said = done.stderr.splitlines()

@@ -333,7 +333,7 @@ def test_a_bundle_rebuilt_under_an_open_session_is_noticed_before_anything_of_it
     name: str,
     held: int,
 ) -> None:
-    monkeypatch.setattr("fusioner_rt.bundle._MAX_READ", held)
+    monkeypatch.setattr("fusioner_rt.bundle._MOST_IN_MEMORY", held)
     folder = changed_bundle()
     with Session(folder) as session:
         content = (folder / name).read_bytes()
@@ -503,9 +503,9 @@ def test_probabilities_beyond_memory_are_refused_before_anything_is_computed(
 
     with monkeypatch.context() as patch:
         patch.setitem(session._executor._graphs.graphs, "image", never)
-        says = r"10 words at 11000x11000.* 4\.8 GB, at most 4 GB.*smaller size.*fewer words"
+        says = r"17 words at 8000x8000.* 4\.4 GB, at most 4 GB.*smaller size.*fewer words"
         with pytest.raises(UsageError, match=says):
-            session.segment(picture, list("abcdefghij"), size=(11_000, 11_000), probabilities=True)
+            session.segment(picture, list("abcdefghijklmnopq"), size=(8000, 8000), probabilities=True)
     monkeypatch.setattr("fusioner_rt.session.KEPT_LIMIT", 2 * 3 * 61 * 93 * 4)
     session.segment([picture] * 2, WORDS, probabilities=True)
     with pytest.raises(UsageError, match="fewer pictures"):
