@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import pytest
 import fusioner_rt  # noqa: F401  # before any import of onnxruntime: it turns off its telemetry
 
 ROOT = str(Path(__file__).parents[1])
+# What nohup and a shell's background turn off, the commands that tests start would ignore too.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 # Scripts that tests start find this project where it is not installed, as on a GPU machine that is only lent.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
 
