@@ -109,6 +109,7 @@ def test_the_approximation_may_err_and_its_error_is_told():
     assert found["labels_otherwise"] > 0.01
 
 
+@pytest.mark.slow
 def test_torch_compile_is_measured_compiled():
     one = candidate("compile", TINY, TINY.inputs(), threads=1)
     assert mask_head.checked(one, TINY, 0.0)["error_max"] < 1e-5
