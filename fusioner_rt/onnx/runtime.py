@@ -167,18 +167,25 @@ class Graph:
     def __init__(self, session: Any, path: Path, module: Any) -> None:
         """module: onnxruntime."""
         self._session, self._path, self._module = session, path, module
-        self._outputs = {output.name: output.shape for output in session.get_outputs()}
+        self._outputs = _ByName(path, {output.name: output.shape for output in session.get_outputs()})
 
     def channels(self, output: str) -> int:
         """The last dimension of an output, which the graph fixes."""
-        return int(self._outputs[output][-1])
+        *_, last = self._outputs[output] or [None]
+        if not isinstance(last, int):
+            raise GraphUnusable(
+                f"leaves the length of {output} open", f"rebuild the bundle: {build_command(self._path.parent)}",
+                subject=self._path,
+            )  # fmt: skip
+        return last
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raises GraphUnusable where the inputs do not fit, MemoryError or GpuMemoryShort where memory is short."""
         try:
-            return dict(zip(self._outputs, self._session.run(list(self._outputs), dict(inputs)), strict=True))
+            values = self._session.run(list(self._outputs), dict(inputs))
         except Exception as error:
             raise self._failed(inputs, error) from None
+        return _ByName(self._path, zip(self._outputs, values, strict=True))
 
     def fill(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         """Run on the CPU and write the outputs into the arrays given. All arrays are contiguous. Raises GraphUnusable."""
@@ -236,6 +243,21 @@ class Graph:
         shapes = ", ".join(f"{name} {value.shape}" for name, value in arrays.items())
         return GraphUnusable(
             f"failed on {shapes} ({one_line(error)})",
+            f"rebuild the bundle: {build_command(self._path.parent)}",
+            subject=self._path,
+        )
+
+
+class _ByName(dict[str, Any]):
+    """Outputs of a graph. Raises GraphUnusable for one that it does not have."""
+
+    def __init__(self, path: Path, values: Any) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, name: str) -> None:
+        raise GraphUnusable(
+            f"gives {', '.join(self)}, and no {name}",
             f"rebuild the bundle: {build_command(self._path.parent)}",
             subject=self._path,
         )
