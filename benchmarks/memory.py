@@ -43,7 +43,7 @@ NAMES = ("person", "helmet", "flag", "rocket")
 class MeasurementFailed(FusionerError):
     """The process of a case ended with an error."""
 
-    exit_code = 97
+    exit_code = 123
     is_input = False
 
 

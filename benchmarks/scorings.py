@@ -39,7 +39,7 @@ MOST_OTHERWISE = 1e-4
 class Disagreement(FusionerError):
     """A scoring gives other labels than its definition."""
 
-    exit_code = 97
+    exit_code = 122
     is_input = False
 
 

@@ -59,14 +59,14 @@ _SCRIPT = Path(__file__).with_name("service.lua")
 class GeneratorMissing(FusionerError):
     """wrk is not installed."""
 
-    exit_code = 98
+    exit_code = 120
     is_input = False
 
 
 class LoadFailed(FusionerError):
     """The service did not start, or wrk told nothing."""
 
-    exit_code = 97
+    exit_code = 121
     is_input = False
 
 

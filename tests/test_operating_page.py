@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from fusioner_rt import errors
+from fusioner_rt.serve.errors import ServiceError
 
 ROOT = Path(__file__).parents[1]
 SECURITY, OPERATING = ROOT / "SECURITY.md", ROOT / "docs/operating.md"
@@ -41,11 +42,9 @@ print(json.dumps({"asked": asked, "found": found, "sent": sent, "seconds": time.
 
 
 def exit_codes() -> str:
-    """The table of errors, by exit code."""
-    kinds = sorted(
-        (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FusionerError)),
-        key=lambda kind: kind.exit_code,
-    )
+    """The table of errors, by exit code, and of the kinds that the service adds."""
+    own = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FusionerError)]
+    kinds = sorted([*own, ServiceError, *ServiceError.__subclasses__()], key=lambda kind: kind.exit_code)
     rows = ["| code | kind | input at fault | meaning |", "|--:|---|---|---|"]
     for kind in kinds:
         meaning = " ".join(str(inspect.getdoc(kind)).split()).split(": ")[0].split(". ")[0].rstrip(".")

@@ -8,7 +8,7 @@ from ..errors import FusionerError
 class ServiceError(FusionerError):
     """Base class of what HTTP adds. headers: of the answer."""
 
-    exit_code = 80
+    exit_code = 100
     is_input: ClassVar[bool] = False
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
@@ -17,7 +17,7 @@ class ServiceError(FusionerError):
 class RequestInvalid(ServiceError):
     """A field or a body that is not as it is described."""
 
-    exit_code = 81
+    exit_code = 101
     is_input = True
     status = 400
 
@@ -25,7 +25,7 @@ class RequestInvalid(ServiceError):
 class TokenWrong(ServiceError):
     """The request has no bearer token, or not the service's."""
 
-    exit_code = 82
+    exit_code = 102
     is_input = True
     status = 401
     headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
@@ -34,7 +34,7 @@ class TokenWrong(ServiceError):
 class OriginRefused(ServiceError):
     """A page of another site asks, and the service does not name it."""
 
-    exit_code = 83
+    exit_code = 103
     is_input = True
     status = 403
 
@@ -42,7 +42,7 @@ class OriginRefused(ServiceError):
 class NotServed(ServiceError):
     """No such route, model or page."""
 
-    exit_code = 84
+    exit_code = 104
     is_input = True
     status = 404
 
@@ -50,7 +50,7 @@ class NotServed(ServiceError):
 class HandleGone(ServiceError):
     """The handle of an encoded picture is unknown: it was dropped, or never was."""
 
-    exit_code = 85
+    exit_code = 105
     is_input = True
     status = 404
 
@@ -58,7 +58,7 @@ class HandleGone(ServiceError):
 class MethodWrong(ServiceError):
     """The route does not take this method."""
 
-    exit_code = 86
+    exit_code = 106
     is_input = True
     status = 405
 
@@ -66,7 +66,7 @@ class MethodWrong(ServiceError):
 class FormUnknown(ServiceError):
     """The client accepts no form in which the service answers."""
 
-    exit_code = 87
+    exit_code = 107
     is_input = True
     status = 406
 
@@ -74,7 +74,7 @@ class FormUnknown(ServiceError):
 class BodySlow(ServiceError):
     """The body did not arrive in time."""
 
-    exit_code = 88
+    exit_code = 108
     is_input = True
     status = 408
 
@@ -82,7 +82,7 @@ class BodySlow(ServiceError):
 class BodyTooLarge(ServiceError):
     """The body is larger than the service takes."""
 
-    exit_code = 89
+    exit_code = 109
     is_input = True
     status = 413
 
@@ -90,7 +90,7 @@ class BodyTooLarge(ServiceError):
 class BodyUnknown(ServiceError):
     """A body of a type or coding that the service does not read."""
 
-    exit_code = 90
+    exit_code = 110
     is_input = True
     status = 415
 
@@ -98,7 +98,7 @@ class BodyUnknown(ServiceError):
 class ServiceFull(ServiceError):
     """More requests wait than the queue holds, or more bytes than the service keeps."""
 
-    exit_code = 91
+    exit_code = 111
     is_input = False
     status = 503
     headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
@@ -107,7 +107,7 @@ class ServiceFull(ServiceError):
 class DeadlinePassed(ServiceError):
     """The answer was not ready when the request's time was over."""
 
-    exit_code = 92
+    exit_code = 112
     is_input = False
     status = 504
 
@@ -115,6 +115,6 @@ class DeadlinePassed(ServiceError):
 class Unforeseen(ServiceError):
     """An error that no check foresaw. The log has it by the request's id."""
 
-    exit_code = 93
+    exit_code = 113
     is_input = False
     status = 500
