@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OverlayTooLarge
+from ..optional_packages import optional
 from ..results import rle
 from ..results.colours import word_colours
 from ..results.instances import Instance, per_word
@@ -52,6 +53,14 @@ def media_type(accept: str) -> str:
     if best is None:
         raise FormUnknown(f"none of {accept[:200]} is answered", f"accept one of {', '.join(FORMS)}", "Accept")
     return best[3]
+
+
+def check_packages(form: str, request: SegmentRequest) -> None:
+    """Before the model runs: whether what the answer needs is installed. Raises PackageMissing."""
+    if request.masks == "polygons" and form == JSON:
+        optional("shapely", "shapely", "polygons")
+    if request.instances and form in (JSON, NPZ):
+        optional("scipy.ndimage", "scipy", "instances")
 
 
 def encode(form: str, answer: Answer) -> bytes:

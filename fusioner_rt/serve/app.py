@@ -122,6 +122,7 @@ class _Doors:
             )
         if handle is not None:
             handle = request.text(handle, "handle")
+        await service.in_thread(answer.check_packages, form, asked)
 
         async def work() -> bytes:
             with service.places.several():

@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import sys
 import zipfile
 from typing import Any
 
@@ -102,6 +103,21 @@ def test_polygons_are_those_of_the_result(service: Any, png: bytes, truth: Any) 
         assert [np.asarray(ring["exterior"]).tolist() for ring in entry.get("polygons", [])] == [
             p.exterior.tolist() for p in own
         ]
+
+
+@pytest.mark.parametrize(
+    ("package", "field"), [("shapely", "masks=polygons"), ("scipy", "instances=true")], ids=["polygons", "instances"]
+)
+def test_what_needs_a_package_that_is_missing_is_refused_before_the_model_runs(
+    service: Any, png: bytes, monkeypatch: pytest.MonkeyPatch, package: str, field: str
+) -> None:
+    for name in {package, *(name for name in sys.modules if name.split(".")[0] == package)}:
+        monkeypatch.setitem(sys.modules, name, None)
+    before = service.metric("fusioner_batch_size_count")
+    reply = service.post(f"/v1/segment?words=cat&{field}", png)
+    assert (reply.status, reply.json["type"]) == (501, "urn:fusioner-rt:PackageMissing")
+    assert service.metric("fusioner_batch_size_count") == before
+    labels_of(service.post(f"/v1/segment?words=cat&{field}", png, Accept="image/png"))  # which has neither
 
 
 def test_the_arrays_are_those_of_the_result(service: Any, png: bytes, session: Session, picture: np.ndarray) -> None:
