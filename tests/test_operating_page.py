@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from fusioner_rt import errors
 from fusioner_rt.serve.errors import ServiceError
+from fusioner_rt.serve.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SECURITY, OPERATING = ROOT / "SECURITY.md", ROOT / "docs/operating.md"
@@ -72,6 +74,12 @@ def test_every_limit_is_the_codes(number: str, place: str) -> None:
 def test_the_limits_are_all_read() -> None:
     rows = SECURITY.read_text().partition("## Limits")[2].partition("\n## ")[0].count("\n|")
     assert len(limits()) == rows - 2 > 10
+
+
+def test_the_limits_of_the_service_are_all_there() -> None:
+    numbers = {one.name for one in fields(Settings) if type(one.default) in (int, float)}
+    told = {name for _, place in limits() for name in re.findall(r"Settings\((\w+)\)", place)}
+    assert told == numbers - {"max_wait", "workers"}  # which bound nothing that a client sends
 
 
 def test_readers_are_led_to_both_pages() -> None:
