@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -381,6 +381,17 @@ class Session:
         self._text.load()
         self._executor.load_rest()
 
+    @tells_shortage(OF_A_SESSION)
+    def load_words(
+        self, words: Words, background: Words | None = None, before_each: Callable[[], None] = lambda: None
+    ) -> None:
+        """Encode the words that are not in the cache now, for a later `segment` with the same ones.
+
+        before_each: is called before each word that is encoded, and may raise to stop; what was encoded stays in the cache.
+        Raises as `set_vocabulary`.
+        """
+        self._encode_words(words, None, background, before_each)
+
     def close(self) -> None:
         """Free the engines' memory and end the threads. Closing twice is fine; using a closed session raises UsageError."""
         with self._closing:
@@ -529,13 +540,17 @@ class Session:
         return self._vocabulary
 
     def _encode_words(
-        self, words: Words, templates: Iterable[str] | None, background: Words | None = None
+        self,
+        words: Words,
+        templates: Iterable[str] | None,
+        background: Words | None = None,
+        before_each: Callable[[], None] = lambda: None,
     ) -> Vocabulary:
         self._check_open()
         asked = parse_words(words, background)
         check_count(asked, self.bundle.words.max, self.bundle.folder)
         chosen = self.bundle.templates if templates is None else check_templates(templates)
-        return self._text.encode_words(asked, chosen)
+        return self._text.encode_words(asked, chosen, before_each)
 
 
 def _leave_all_to_parent() -> None:

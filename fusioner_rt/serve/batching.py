@@ -166,3 +166,11 @@ class Places:
 
 def deadline_passed() -> DeadlinePassed:
     return DeadlinePassed("the answer was not ready in time", "send it again later, or ask for less in one request")
+
+
+def words_late() -> DeadlinePassed:
+    return DeadlinePassed(
+        "were not all encoded in time",
+        "send the request again, those that were encoded are kept; or give fewer new words at once",
+        "words",
+    )

@@ -13,12 +13,12 @@ import numpy as np
 from ..cpu_cores import cores
 from ..decode_picture import decode
 from ..encoder_output import EncodedPicture
-from ..errors import FusionerError
+from ..errors import FusionerError, PictureUnreadable, UsageError
 from ..results.segmentation import Segmentation
-from ..session import Window
-from .batching import Batches, Places, deadline_passed
+from ..session import Session, Window
+from .batching import Batches, Places, deadline_passed, words_late
 from .body import Room
-from .errors import RequestInvalid, ServiceFull
+from .errors import DeadlinePassed, RequestInvalid, ServiceFull
 from .handles import Kept, gone, open_handles
 from .metrics import Metrics
 from .models import Models
@@ -27,6 +27,17 @@ from .settings import Settings
 
 Made = TypeVar("Made")
 _ROOM_TO_WAIT = 2  # groups decoded ahead, for each that runs
+
+
+@dataclass(eq=False)
+class Fate:
+    """What the thread that runs a picture and the request that waits for it tell each other.
+
+    given_up: nobody waits any more. at_words: its words are being encoded.
+    """
+
+    given_up: bool = False
+    at_words: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +50,7 @@ class Work:
     request: SegmentRequest | None
     keep: bool
     since: float
+    fate: Fate = field(default_factory=Fate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +165,8 @@ class Service:
         asker: Asker,
         timing: Any,
     ) -> Done:
+        if window == "sliding" and self.models[model].session.bundle.windows is None:
+            raise UsageError(f"the model {model} has no sliding windows", "leave it out", "window")
         key = f"{model} {window} {request.batch_key if request else ''}"
         pixels = picture if isinstance(picture, np.ndarray) else picture.picture
         height, width = (request and request.size) or pixels.shape[:2]
@@ -161,7 +175,12 @@ class Service:
             most //= 2
         alone = self.places.taken <= self.batches.waiting + 1
         work = Work(model, picture, window, request, keep, time.perf_counter())
-        done = await self.batches.submit(work, key, most, asker.until, alone)
+        try:
+            done = await self.batches.submit(work, key, most, asker.until, alone)
+        except DeadlinePassed:
+            raise words_late() if work.fate.at_words else deadline_passed() from None
+        finally:
+            work.fate.given_up = True
         whole = dict(done.timing)
         for stage, taken in timing.items():
             whole[stage] = whole.get(stage, 0.0) + taken
@@ -181,9 +200,12 @@ class Service:
         request = first.request
         with self.models.used(first.model) as session:
             pictures: list[Any] = [work.picture for work in works]
+            if request:  # before the pictures: new words may take longer than all else, and can be stopped between two
+                self._load_words(session, works, request)
+            worded_in = (time.perf_counter() - started) * 1000 / len(works)
             if first.keep:
                 pictures = session.encode(pictures, window=first.window)
-            encoded_in = (time.perf_counter() - started) * 1000 / len(works) if first.keep else 0.0
+            encoded_in = (time.perf_counter() - started) * 1000 / len(works) - worded_in if first.keep else 0.0
             results = session.segment(pictures, **request.options) if request else [None] * len(works)
         done = []
         for work, picture, result in zip(works, pictures, results, strict=True):
@@ -191,12 +213,30 @@ class Service:
             if first.keep:
                 timing["image"] = timing.get("image", 0.0) + encoded_in
                 timing["total"] += encoded_in
+            if request:
+                timing["text"] += worded_in
+                timing["total"] += worded_in
             timing["queue"] = (started - work.since) * 1000
             done.append(Done(first.model, result, picture if first.keep else None, timing, len(works)))
         return done
 
+    def _load_words(self, session: Session, works: Sequence[Work], request: SegmentRequest) -> None:
+        """Raises DeadlinePassed, which nobody hears, where nobody waits for any of the works."""
+
+        def go_on() -> None:
+            if all(work.fate.given_up for work in works):
+                raise deadline_passed()
+
+        for work in works:
+            work.fate.at_words = True
+        session.load_words(request.words, request.background, go_on)
+        for work in works:
+            work.fate.at_words = False
+
     def _decoded(self, picture: Any) -> np.ndarray:
         try:
+            if isinstance(picture, bytes) and not picture:
+                raise PictureUnreadable("is empty, no bytes came", "send the bytes of a picture file")
             if isinstance(picture, bytes):  # as a file: bytes could be taken for a path
                 picture = io.BytesIO(picture)
             return decode(picture, max_pixels=self.settings.max_pixels)

@@ -76,8 +76,10 @@ class TextEncoder:
         self._load()
         _ = self._tokenizer
 
-    def encode_words(self, asked: Asked, templates: tuple[str, ...]) -> Vocabulary:
-        """Encode all words that are asked for.
+    def encode_words(
+        self, asked: Asked, templates: tuple[str, ...], before_each: Callable[[], None] = lambda: None
+    ) -> Vocabulary:
+        """Encode all words that are asked for. before_each: is called before each run of the text graph, and may raise.
 
         Raises WordsInvalid where two words have the same tokens: the first would take all pixels of both. Raises
         WordUnreadable where all tokens of a word are unknown, and GraphUnusable.
@@ -92,7 +94,7 @@ class TextEncoder:
                     f"{self._bundle.folder}, which cannot tell them apart",
                     "leave one out, or describe it otherwise",
                 )
-        vectors = np.stack([self._vector(key, word, templates) for key, word in words_by_key.items()])
+        vectors = np.stack([self._vector(key, word, templates, before_each) for key, word in words_by_key.items()])
         vectors.flags.writeable = False
         return Vocabulary(asked, templates, vectors)
 
@@ -114,12 +116,13 @@ class TextEncoder:
             "text encoder reads in pieces that mean little to it: ask in English"
         )
 
-    def _vector(self, key: str, word: str, templates: tuple[str, ...]) -> np.ndarray:
+    def _vector(self, key: str, word: str, templates: tuple[str, ...], before_each: Callable[[], None]) -> np.ndarray:
         if (vector := self.cache.get(key)) is not None:
             return vector
         with self._encoding:  # a word at a time, so that threads with new words take turns and encode the same one once
             if (vector := self.cache.get(key)) is not None:
                 return vector
+            before_each()
             vector = self._encode_prompts(self._tokenizer.ids(fill(templates, word)), word)
             self.cache.put(key, vector, word, len(templates), self._bundle.text_sha256, self._bundle.precision)
             return vector

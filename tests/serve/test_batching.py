@@ -224,3 +224,58 @@ def test_pictures_and_label_maps_of_a_call_are_bounded(start: Any, png: bytes, l
         replies = list(pool.map(lambda _: service.post("/v1/segment?words=cat&size=90x90", png), range(8)))
     assert [reply.status for reply in replies] == [200] * 8
     assert service.metric("fusioner_batch_size_count") == 8
+
+
+def test_new_words_of_a_request_that_is_late_or_left_are_not_encoded(start: Any, png: bytes) -> None:
+    """Another thread has the text encoder, until the request is over."""
+    running = start()
+    service = running.app.state.service
+    session = service.models["tiny"].session
+    before = session.text_encoder_calls
+    with session._text._encoding:
+        late = running.post(
+            f"/v1/segment?words={','.join(f'late{letter}' for letter in 'abcdefghij')}", png, X_Timeout_Ms="1500"
+        )
+        with running.connect() as line:
+            path = f"/v1/segment?words={','.join(f'left{letter}' for letter in 'abcdefghij')}"
+            line.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png)}\r\n\r\n".encode() + png)
+            assert happens(lambda: service.batches.running == 2)
+        assert happens(lambda: service.places.taken == 0)
+        assert service.batches.running == 2
+    assert happens(lambda: not service.batches.running)
+    assert session.text_encoder_calls == before
+    assert (late.status, late.json["type"], late.json["subject"]) == (504, "urn:fusioner-rt:DeadlinePassed", "words")
+    assert "fewer new words" in late.json["cure"]
+    told = running.post("/v1/segment?words=latea,lateb", png)
+    assert told.json["timing"]["text"] > 0
+    assert session.text_encoder_calls == before + 2
+
+
+def happens(condition: Callable[[], bool]) -> bool:
+    until = soon(20)
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_words_are_loaded_one_by_one_until_told_to_stop_and_kept(tiny_bundle: Any) -> None:
+    class Enough(Exception):
+        pass
+
+    calls = 0
+
+    def before_each() -> None:
+        nonlocal calls
+        if calls == 2:
+            raise Enough
+        calls += 1
+
+    with Session(tiny_bundle, cache=False, threads=1) as session:
+        with pytest.raises(Enough):
+            session.load_words("one, two, three", "four", before_each)
+        assert session.text_encoder_calls == 2
+        session.load_words("one, two")
+        assert session.text_encoder_calls == 2
+        assert session.words == ()
+        session.load_words("one, two, three", "four")
+        assert session.text_encoder_calls == 4
