@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,8 +36,17 @@ def path_argument(text: str) -> Path:
     return Path(text)
 
 
-def count(text: str) -> int:
-    """A whole number of 1 or more."""
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number of 1 or more")
-    return int(text)
+def up_to(most: int) -> Callable[[str], int]:
+    """Reads a whole number of 1 to `most`."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text)):
+            raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number of 1 or more, at most {most}")
+        if int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text} is too large, at most {most} is taken")
+        return int(text)
+
+    return read
+
+
+count = up_to(999_999_999)

@@ -4,11 +4,12 @@ import argparse
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..argument_checks import shown
-from ..command_parser import count, path_argument
+from ..command_parser import count, path_argument, up_to
 from ..errors import UsageError
 from ..optional_packages import optional
 from ..serve.settings import Settings
@@ -24,6 +25,7 @@ examples:
 
 SIGHUP loads the bundles that have changed; SIGTERM lets what runs finish and ends with exit code 0. docs/serve.md
 """
+_BYTES = 1 << 40  # the most that an option takes
 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
@@ -77,8 +79,8 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     add(
         "--deadline", type=_seconds, default=own.deadline, metavar="S", help=f"seconds for a request ({own.deadline:g})"
     )
-    add("--max-bytes", type=count, default=own.max_bytes, metavar="N", help=f"largest body ({own.max_bytes})")
-    add("--max-pixels", type=count, default=own.max_pixels, metavar="N", help=f"largest picture ({own.max_pixels})")
+    add("--max-bytes", type=up_to(_BYTES), default=own.max_bytes, metavar="N", help=f"largest body ({own.max_bytes})")
+    add("--max-pixels", type=_pixels, default=own.max_pixels, metavar="N", help=f"largest picture ({own.max_pixels})")
     add(
         "--max-words", type=count, default=own.max_words, metavar="N", help=f"most words of a request ({own.max_words})"
     )
@@ -89,7 +91,13 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         metavar="N",
         help=f"most encoded pictures that are kept ({own.handles})",
     )
-    add("--handle-bytes", type=count, default=own.handle_bytes, metavar="N", help=f"their bytes ({own.handle_bytes})")
+    add(
+        "--handle-bytes",
+        type=up_to(_BYTES),
+        default=own.handle_bytes,
+        metavar="N",
+        help=f"their bytes ({own.handle_bytes})",
+    )
     add("--handle-age", type=_seconds, default=own.handle_age, metavar="S",
         help=f"seconds that one is kept after its last use ({own.handle_age:g})")  # fmt: skip
     add("--backend", default="auto", metavar="NAME", help="as for segment (auto)")
@@ -132,8 +140,14 @@ def _listen(settings: Settings, host: str, port: int) -> int:
 
     listener = listening.listen(host, port)
     address = listening.address_of(listener)
+    settings = replace(settings, loopback=listening.is_loopback(listener))
 
     def ready() -> None:
+        if not settings.loopback and not settings.token:
+            print(
+                "fusioner-rt: warning: other machines may use it, as it has no token; set FUSIONER_TOKEN or give --token-file",
+                file=sys.stderr,
+            )
         print(f"fusioner-rt: serving on {address}", file=sys.stderr, flush=True)
 
     if settings.workers > 1:
@@ -165,17 +179,26 @@ def _token(file: Path | None) -> str:
     """The token, or "". Raises UsageError."""
     if file is None:
         token = os.environ.get("FUSIONER_TOKEN", "")
+        if "FUSIONER_TOKEN" in os.environ and not token.strip():
+            raise UsageError("holds no token", "set it to one, or unset it to serve without", "FUSIONER_TOKEN")
     else:
         try:
             token = file.read_text()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot be read ({error})", "give a file that holds the token alone", file) from None
+        except (OSError, UnicodeDecodeError) as error:
+            said = (error.strerror if isinstance(error, OSError) else None) or "it is no text"
+            raise UsageError(f"cannot be read ({said})", "give a file that holds the token alone", file) from None
         if not token.strip():
             raise UsageError("holds no token", "write one into it, or leave --token-file out", file)
     token = token.strip()
     if not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError("the token holds spaces or signs beyond ASCII", "take letters, digits and signs of ASCII")
     return token
+
+
+def _pixels(text: str) -> int:
+    from ..decode_picture import PIXEL_LIMIT  # NumPy, which --help does not wait for
+
+    return up_to(PIXEL_LIMIT)(text)
 
 
 def _port(text: str) -> int:

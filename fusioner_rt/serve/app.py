@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import importlib.resources
+import ipaddress
 import json
 import re
 import secrets
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -22,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
+from ..argument_checks import shown
 from . import answer, body, openapi, problem, request, v2
 from .errors import MethodWrong, NotServed, OriginRefused, RequestInvalid, TokenWrong
 from .log import RequestLog
@@ -31,6 +34,7 @@ from .settings import Settings
 Made = TypeVar("Made")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _CHUNK = 1 << 18
+_ENCODE = ("model", "window")
 _SECURITY = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -113,7 +117,7 @@ class _Doors:
         service, asker = self.service, http.state.asker
         fields, picture = await self._read(http)
         handle = fields.pop("handle", None)
-        asked = request.parse(fields, self.settings.max_words, self.settings.max_pixels)
+        asked = request.parse(fields, self._most_words(fields.get("model"), handle), self.settings.max_pixels)
         if (picture is None) == (handle is None):
             raise RequestInvalid(
                 "the request holds no picture" if handle is None else "the request holds a picture and a handle",
@@ -142,7 +146,10 @@ class _Doors:
 
     async def encode(self, http: Request) -> Response:
         fields, picture = await self._read(http)
-        request.check_names(fields, ("model", "window"))
+        for name in fields:
+            if name in (*request.FIELDS, "handle") and name not in _ENCODE:
+                raise RequestInvalid("is no field of encode", "send it to segment, with the handle", name)
+        request.check_names(fields, _ENCODE, ("picture", *_ENCODE))
         given = request.parse({"words": "-", **fields}, self.settings.max_words, self.settings.max_pixels)
         if picture is None:
             raise RequestInvalid("the request holds no picture", "send one", "picture")
@@ -192,7 +199,7 @@ class _Doors:
             content,
             http.headers.get(v2.HEADER),
             model,
-            settings.max_words,
+            self._most_words(model, None),
             settings.max_pixels,
             settings.queue,
         )
@@ -248,9 +255,14 @@ class _Doors:
         """Load changed bundles anew."""
 
         def load() -> None:
+            unchanged = self.service.models.names
             for name, error in self.service.models.reload():
                 self.service.metrics.reloads.labels(name, "failed" if error else "done").inc()
-                self.log(event="reload", model=name, error=problem.logged(error) if error else None)
+                failed = {"error": problem.logged(error)} if error else {}
+                self.log(event="reload", model=name, result="failed" if error else "loaded", **failed)
+                unchanged.remove(name)
+            for name in unchanged:
+                self.log(event="reload", model=name, result="unchanged")
 
         await asyncio.to_thread(load)
 
@@ -269,6 +281,13 @@ class _Doors:
         content = await body.read(http, self.settings.max_bytes, seconds, http.state.held)
         asker.told["bytes"] = len(content)
         return content
+
+    def _most_words(self, model: Any, handle: Any) -> int:
+        """Words of a request: no more than its bundle takes, where the request says which that is."""
+        models = self.service.models
+        known = model in models.names if isinstance(model, str) else model is None and handle is None
+        most = self.settings.max_words
+        return min(most, models[model].session.bundle.words.max) if known else most
 
     def _described(self, name: str) -> dict[str, Any]:
         model = self.service.models[name]
@@ -301,18 +320,25 @@ class _Envelope:
         state = scope.setdefault("state", {})
         state["asker"], state["held"] = asker, body.Held(self._doors.service.room)
         status, failed = 0, ""
+        upload = _Upload(receive, http.headers, start + self._settings.body_time)
 
         async def answered(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", asker.id.encode())]
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last and upload.is_coming:
+                await _in_chunks({**message, "more_body": True}, send, self._settings.read_time)
+                state["held"].release()
+                await upload.drain(asker.until)
+                message = {"type": "http.response.body"}
             await _in_chunks(message, send, self._settings.read_time)
 
         try:
             try:
                 self._check(http, asker, start)
-                await self._app(scope, receive, answered)
+                await self._app(scope, upload, answered)
             except body.ClientDisconnect:
                 failed, status = "ClientGone", 499
             except Exception as error:
@@ -324,7 +350,7 @@ class _Envelope:
                     asker.told["error_detail"] = problem.logged(error)
                 if known is not error:
                     asker.told["traceback"] = traceback.format_exception(error)
-                await problem.response(known, asker.id, scope["path"])(scope, receive, answered)
+                await problem.response(known, asker.id, scope["path"])(scope, upload, answered)
         except TimeoutError:
             failed = "ReaderSlow"
             raise
@@ -342,18 +368,37 @@ class _Envelope:
         if settings.token and not is_open and http.method != "OPTIONS":
             scheme, _, given = http.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), settings.token.encode()):
-                found = "the token is not this service's" if scheme else "the request bears no token"
+                found = (
+                    "the request bears no token" if not scheme
+                    else "the header Authorization does not begin with Bearer" if scheme.lower() != "bearer"
+                    else "the token is not this service's"
+                )  # fmt: skip
                 raise TokenWrong(found, "send the header Authorization: Bearer TOKEN")
-        origin = http.headers.get("origin")
-        foreign = http.headers.get("sec-fetch-site") == "cross-site" and origin and not is_open
-        if foreign and not {origin, "*"} & set(settings.cors):
-            raise OriginRefused(
-                "a page of another site asks", "name its origin when the service is started, for CORS", origin
-            )
+        if not is_open:
+            self._check_origin(http.headers)
         if timeout := http.headers.get("x-timeout-ms"):
             if not (timeout.isascii() and timeout.isdecimal() and len(timeout) < 10 and int(timeout)):
                 raise RequestInvalid("is no whole number of milliseconds", "give 1 or more", "X-Timeout-Ms")
             asker.until = min(asker.until, start + int(timeout) / 1000)
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Raises OriginRefused."""
+        settings, host = self._settings, headers.get("host", "").lower()
+        origin, site = headers.get("origin", ""), headers.get("sec-fetch-site")
+        # A page over plain HTTP has the origin alone; that of a file or a sandbox is "null".
+        is_own = site in ("same-origin", "none") if site else _authority(origin) == _authority(f"//{host}") != ""
+        if origin and not is_own and not {origin, "*"} & set(settings.cors):
+            raise OriginRefused(
+                "a page of another site asks", "name its origin when the service is started, for CORS", origin
+            )
+        # A site may let its name lead to this machine: its pages are then of the same origin.
+        named = "*" in settings.cors or _authority(f"//{host}") in map(_authority, settings.cors)
+        if settings.loopback and not settings.token and not named and not _is_here(host):
+            raise OriginRefused(
+                f"the request is for the host {shown(host)}, this service is for this machine alone",
+                "ask for localhost, or start the service with a token, or with that host's origin, for CORS",
+                "Host",
+            )
 
     def _tell(self, http: Request, asker: Asker, start: float, status: int, failed: str) -> None:
         seconds, metrics = time.monotonic() - start, self._doors.service.metrics
@@ -369,6 +414,47 @@ class _Envelope:
 
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
+
+
+class _Upload:
+    """A request's `receive`, which knows whether its body is still coming."""
+
+    def __init__(self, receive: Receive, headers: Headers, until: float) -> None:
+        """until: when it is no longer waited for, as of time.monotonic."""
+        self._receive, self._until = receive, until
+        self.is_coming = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        self._held_back = "expect" in headers  # until it is asked for
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._held_back = False
+        if not message.get("more_body", False):  # the end, or the client is gone
+            self.is_coming = False
+        return message
+
+    async def drain(self, until: float) -> None:
+        """Take what a refused client still sends: a connection that is closed before loses it the answer."""
+        seconds = min(self._until, until) - time.monotonic()
+        if not self._held_back:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while self.is_coming:
+                        await self()
+
+
+def _authority(origin: str) -> str:
+    """The host and port of an origin; no port is that of the scheme, which a proxy may have ended."""
+    return re.sub(r":(80|443)$", "", origin.partition("//")[2].lower())
+
+
+def _is_here(host: str) -> bool:
+    """Whether a Host header names this machine, whatever a name server says: by an address, localhost, or not at all."""
+    name = re.sub(r":[0-9]*$", "", host)
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name in ("", "localhost") or name.endswith(".localhost")
+    return True
 
 
 async def _in_chunks(message: Message, send: Send, seconds: float) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import json
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ..argument_checks import shown
 from .errors import BodySlow, BodyTooLarge, BodyUnknown, RequestInvalid, ServiceFull
+from .request import FIELDS, read_json
 
 _MOST_PARTS = 64
 _CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 47}  # window bits of zlib
@@ -105,7 +105,10 @@ def fields_of(content_type: str, query: Mapping[str, Any], body: bytes) -> tuple
 
 def queried(request: Request) -> dict[str, Any]:
     """The fields of a query; of `words` there may be several. Raises RequestInvalid."""
-    return _gathered(request.query_params.multi_items())
+    fields = _gathered(request.query_params.multi_items())
+    if "picture" in fields:
+        raise RequestInvalid("is no field of a query", "send the picture as the body", "picture")
+    return fields
 
 
 def _gathered(pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -121,10 +124,7 @@ def _gathered(pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _json(body: bytes) -> tuple[dict[str, Any], bytes | None]:
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestInvalid(f"the body is no JSON ({str(error)[:120]})", "send a JSON object") from None
+    fields = read_json(body, "the body", "send a JSON object")
     if not isinstance(fields, dict):
         raise RequestInvalid(f"the body is {shown(fields)}, a JSON object was expected", "send an object of the fields")
     given = fields.pop("picture", None)
@@ -143,6 +143,10 @@ def _json(body: bytes) -> tuple[dict[str, Any], bytes | None]:
 
 def _multipart(body: bytes, boundary: bytes) -> tuple[dict[str, Any], bytes | None]:
     """The parts of a form. Its file is the part `picture`."""
+    if not boundary:
+        raise RequestInvalid(
+            "multipart/form-data has no boundary", "let the client's own form write that header", "Content-Type"
+        )
     parts: list[tuple[dict[bytes, bytes], bytearray]] = []
     header: list[bytearray] = []
     ended = False
@@ -194,6 +198,8 @@ def _multipart(body: bytes, boundary: bytes) -> tuple[dict[str, Any], bytes | No
                 raise RequestInvalid("is given twice", "send one picture a request", name)
             picture = bytes(content)
             continue
+        if b"filename" in options and name not in (*FIELDS, "handle"):
+            raise RequestInvalid("is no part that takes a file", "send the file as the part picture", name)
         try:
             pairs.append((name, content.decode()))
         except UnicodeDecodeError:

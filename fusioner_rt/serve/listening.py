@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import socket
@@ -35,6 +36,11 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether this machine alone reaches it."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
 def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve in this process. ready: is called once it answers. Raises the errors of `Session`."""
     app = create_app(settings)
@@ -43,6 +49,7 @@ def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) 
         timeout_graceful_shutdown=int(settings.deadline) + 5, timeout_keep_alive=30, proxy_headers=False,
     )  # fmt: skip
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service's own log has the errors
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of forms that clients broke
     # The server raises its signals again once it is done, which would end the process by them.
     with own_signals({number: lambda *_: None for number in (signal.SIGTERM, signal.SIGINT)}):
         asyncio.run(_run(_Server(config, ready), listener, app.state.reload))

@@ -63,7 +63,7 @@ def document(error: FusionerError, request_id: str) -> dict[str, Any]:
     kind = type(error)
     subject = _plain(str(error.subject)) if isinstance(error.subject, str) and not _is_path(error.subject) else None
     found, cure = _plain(error.found), _plain(_cure(error))
-    title = (kind.__doc__ or kind.__name__).split(". ")[0].split("\n")[0].rstrip(".")
+    title = re.split(r"[.:;] |\n", kind.__doc__ or kind.__name__)[0].rstrip(".")  # examples are of another error
     said = found if subject is None else f"{subject}: {found}"
     return {
         "type": f"urn:fusioner-rt:{kind.__name__}",
@@ -108,5 +108,6 @@ def _is_path(subject: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """One line, and of an absolute path its last name alone."""
+    """One line, without folders: those of bundles are not named, and of another absolute path its last name alone."""
+    text = re.sub(r"\b(?:the|this) bundle in \S+", "this bundle", text)
     return re.sub(r"(?<![\w:/.])/(?:[^\s/;,'\"()]+/)+([^\s/;,'\"()]*)", r"…/\1", " ".join(text.split()))

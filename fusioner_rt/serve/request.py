@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..argument_checks import shown
+from ..errors import TooManyWords
 from .errors import RequestInvalid
 
 Masks = Literal["rle", "polygons", "none"]
@@ -51,8 +52,8 @@ class SegmentRequest:
 
 
 def parse(fields: Mapping[str, Any], max_words: int, max_pixels: int) -> SegmentRequest:
-    """fields: values of JSON, or texts of a form or a query. Raises RequestInvalid."""
-    check_names(fields, FIELDS)
+    """fields: values of JSON, or texts of a form or a query. Raises RequestInvalid, TooManyWords."""
+    check_names(fields, FIELDS, ("picture", "handle", *FIELDS))
     if fields.get("words") is None:
         raise RequestInvalid("no words were given", 'give the field words, such as "cat, sofa"', "words")
     given: dict[str, Any] = {"words": _words(fields["words"], "words", max_words)}
@@ -72,13 +73,30 @@ def parse(fields: Mapping[str, Any], max_words: int, max_pixels: int) -> Segment
     return SegmentRequest(**given)
 
 
-def check_names(fields: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raises RequestInvalid for a field that there is not."""
+def check_names(fields: Mapping[str, Any], known: tuple[str, ...], told: tuple[str, ...] = ()) -> None:
+    """Raises RequestInvalid for a field that there is not. told: the fields that the message names, by default the known."""
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name, told or known, 1)
             meant = f"did you mean {near[0]}? " if near else ""
-            raise RequestInvalid(f"there is no field {shown(name)}", f"{meant}the fields are {', '.join(known)}")
+            raise RequestInvalid(
+                f"there is no field {shown(name)}", f"{meant}the fields are {', '.join(told or known)}"
+            )
+
+
+def read_json(given: bytes, what: str, cure: str) -> Any:
+    """what: was given. Raises RequestInvalid."""
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        found = f"is no JSON, from line {error.lineno}, column {error.colno} on"
+    except UnicodeDecodeError:
+        found = "is no JSON: it holds bytes that are no UTF-8"
+    except RecursionError:
+        found = "is nested too deeply"
+    except ValueError:  # Python's bound of digits
+        found = "holds a number with too many digits"
+    raise RequestInvalid(f"{what} {found}", cure)
 
 
 def boolean(given: Any, name: str) -> bool:
@@ -101,7 +119,7 @@ _TRUTHS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0"
 
 
 def _wrong(given: Any, name: str, expected: str) -> RequestInvalid:
-    return RequestInvalid(f"is {shown(given)}, {expected} was expected", f"give {expected}", name)
+    return RequestInvalid(f"is {shown(given)}", f"give {expected}", name)
 
 
 def _words(given: Any, name: str, most: int) -> Any:
@@ -129,7 +147,7 @@ def _words(given: Any, name: str, most: int) -> Any:
 
 def _check_count(count: int, name: str, most: int) -> None:
     if count > most:
-        raise RequestInvalid(f"{count} words were given, at most {most} are taken", "give fewer", name)
+        raise TooManyWords(f"{count} words were given, at most {most} are taken", "give fewer words", name)
 
 
 def _json(given: str, name: str) -> Any:

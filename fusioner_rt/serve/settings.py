@@ -18,6 +18,7 @@ class Settings:
     answers at once.
     handles, handle_bytes, handle_age: how many encoded pictures are kept, their bytes, seconds since their last use.
     token: that every request must bear, "" for none. cors: origins whose pages may ask, or "*".
+    loopback: it listens for this machine alone: without a token, requests for other hosts than it are refused.
     shared: folder that several processes share their handles in, or None.
     """
 
@@ -42,5 +43,6 @@ class Settings:
     handle_age: float = 600.0
     token: str = field(default="", repr=False)
     cors: tuple[str, ...] = ()
+    loopback: bool = False
     workers: int = 1
     shared: Path | None = None

@@ -58,10 +58,7 @@ def parse(body: bytes, header_length: str | None, model: str, max_words: int, ma
         if not (re.fullmatch(r"[0-9]{1,12}", header_length) and int(header_length) <= len(body)):
             raise RequestInvalid("is no length within the body", "give the bytes of the JSON", HEADER)
         size = int(header_length)
-    try:
-        content = json.loads(body[:size])
-    except (ValueError, RecursionError) as error:
-        raise RequestInvalid(f"the request is no JSON ({str(error)[:120]})", "send the JSON of the protocol") from None
+    content = request.read_json(body[:size], "the request", "send the JSON of the protocol")
     content = _of(content, dict, "the request")
     tensors, rest = {}, memoryview(body)[size:]
     for given in _of(content.get("inputs", []), list, "inputs"):

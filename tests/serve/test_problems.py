@@ -9,6 +9,8 @@ import random
 import re
 import threading
 import time
+import urllib.error
+import urllib.request
 import zlib
 from typing import Any
 
@@ -62,7 +64,7 @@ QUERIES = {
     "words=cat&handle=x": ("RequestInvalid", 400),
     "words=cat\0": ("WordsInvalid", 400),
     f"words={'a' * 5000}": ("WordsInvalid", 400),
-    f"words={','.join(f'w{n}' for n in range(1000))}": ("RequestInvalid", 400),
+    f"words={','.join(f'w{n}' for n in range(1000))}": ("TooManyWords", 400),
     f"words={','.join(f'w{n}' for n in range(50))}&background=common": ("TooManyWords", 400),
 }
 
@@ -73,6 +75,120 @@ def test_a_wrong_field_is_a_problem(service: Any, png: bytes, query: str) -> Non
 
     kind, status = QUERIES[query]
     check(service.post(f"/v1/segment?{quote(query, safe='=&')}", png), status, kind)
+
+
+FILE = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nabc\r\n--b--\r\n'
+SAID: dict[str, tuple[str, bytes, str, str]] = {
+    "a field's near name": ("segment?words=a&pictures=b", b"x", "image/png", "'pictures'; did you mean picture? the fields are picture, handle, words"),
+    "a picture in the query": ("segment?words=a&picture=b", b"x", "image/png", "picture: is no field of a query; send the picture as the body"),
+    "words for the encoder": ("encode?words=a", b"x", "image/png", "words: is no field of encode; send it to segment, with the handle"),
+    "another field for the encoder": ("encode?modle=a", b"x", "image/png", "did you mean model? the fields are picture, model, window"),
+    "a file by another name": ("segment?words=a", FILE, "multipart/form-data; boundary=b", "image: is no part that takes a file; send the file as the part picture"),
+    "an empty body": ("segment?words=a", b"", "image/png", "picture: is empty, no bytes came; send the bytes of a picture file"),
+    "an empty part": ("segment?words=a", FILE.replace(b"image", b"picture").replace(b"abc", b""), "multipart/form-data; boundary=b", "picture: is empty"),
+    "no boundary": ("segment?words=a", FILE, "multipart/form-data", "Content-Type: multipart/form-data has no boundary; "),
+    "no JSON": ("segment", b'{"words": ', "application/json", "the body is no JSON, from line 1, column 11 on; send a JSON object"),
+    "no UTF-8": ("segment", b'{"words": "\xe9"}', "application/json", "the body is no JSON: it holds bytes that are no UTF-8; send"),
+    "deep JSON": ("segment", b"[" * 200_000, "application/json", "the body is nested too deeply; send"),
+    "many digits": ("segment", b'{"words": ' + b"9" * 5000 + b"}", "application/json", "the body holds a number with too many digits"),
+    "a threshold": ("segment?words=a&threshold=3", b"x", "image/png", "threshold: is '3'; give a probability from 0 to 1"),
+    "a size": ("segment?words=a&size=5", b"x", "image/png", "size: is '5'; give [H, W]"),
+    "a mode": ("segment?words=a&mode=x", b"x", "image/png", "mode: is 'x'; give joint or independent"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_message_says_what_to_do_here(service: Any, name: str) -> None:
+    path, body, kind, said = SAID[name]
+    detail = service.post(f"/v1/{path}", body, kind).json["detail"]
+    assert said in detail
+    assert "codec" not in detail
+
+
+def test_no_more_words_are_taken_than_the_bundle_takes(start: Any) -> None:
+    told = check(start().post(f"/v1/segment?words={'a,' * 70}b", b"x"), 400, "TooManyWords")
+    assert told["detail"] == "words: 71 words were given, at most 64 are taken; give fewer words"
+
+
+def test_windows_that_a_bundle_has_not_are_refused_without_its_folder(service: Any, png: bytes) -> None:
+    for path in ("segment?words=cat&window=sliding", "encode?window=sliding"):
+        told = check(service.post(f"/v1/{path}", png), 400, "UsageError")
+        assert told["detail"] == "window: the model tiny has no sliding windows; leave it out"
+        assert told["title"] == "An invalid argument or call"
+
+
+def test_a_problem_names_no_folder_of_a_bundle() -> None:
+    for folder in ("/srv/models/demo/bundle", "models/demo/bundle"):
+        told = problem.document(fusioner_error(f"the bundle in {folder} has no windows", "x"), "1")
+        assert told["found"] == "this bundle has no windows"
+
+
+def test_credentials_of_another_scheme_are_told_of_bearer(start: Any) -> None:
+    service = start(token="a-secret")
+    told = check(service.get("/v1/models", Authorization="Basic eDp5"), 401, "TokenWrong")
+    assert told["found"] == "the header Authorization does not begin with Bearer"
+    assert "Bearer TOKEN" in told["cure"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_sends_all_before_it_reads_sees_the_refusal(service: Any, chunked: bool) -> None:
+    """urllib, with Connection: close; more than the buffers of the line hold."""
+    body = b"x" * 30_000_000
+    address = f"http://{service.host}:{service.port}/v1/segment?words=cat"
+    for path, status in ((address, 413), (f"http://{service.host}:{service.port}/nowhere", 404)):
+        asked = urllib.request.Request(path, iter([body]) if chunked else body, {"Content-Type": "image/png"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=60)
+        assert refused.value.code == status
+        assert json.loads(refused.value.read())["status"] == status
+
+
+def test_who_is_refused_and_sends_no_further_is_let_go(start: Any, png: bytes) -> None:
+    service = start(body_time=0.3)
+    for expect in ("", "Expect: 100-continue\r\n"):
+        with service.connect() as line:
+            head = f"POST /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{expect}Content-Length: 100\r\n\r\n"
+            line.sendall(head.encode())
+            answered = line.makefile("rb").read()  # to the end of the connection
+        assert answered.startswith(b"HTTP/1.1 404 ")
+        assert b"100 Continue" not in answered
+    assert works(service, png)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "null", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://here.example", "Host": "here.example"}, 200),
+        ({"Origin": "https://HERE.example", "Host": "here.example:443"}, 200),
+        ({"Origin": "http://other.example", "Sec-Fetch-Site": "same-origin"}, 200),  # a proxy changed Host
+        ({}, 200),
+    ],
+)
+def test_a_page_of_another_origin_is_refused(service: Any, png: bytes, headers: dict[str, str], status: int) -> None:
+    reply = service.post("/v1/segment?words=cat", png, **headers)
+    assert reply.status == status, reply.body
+    if status == 403:
+        check(reply, 403, "OriginRefused")
+        assert service.get("/healthz", **headers).status == 200
+
+
+def test_for_its_own_machine_it_takes_that_machines_names_alone(start: Any) -> None:
+    own, named = start(loopback=True), start(loopback=True, cors=("https://here.example",))
+    for host in ("localhost", "LOCALHOST:8080", "a.localhost:1", "127.0.0.1:8080", "[::1]:8080", "192.168.0.1"):
+        assert own.get("/v1/models", Host=host).status == 200, host
+    for host in ("evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"):
+        for service in (own, named):
+            assert check(service.get("/v1/models", Host=host), 403, "OriginRefused")["subject"] == "Host"
+    assert own.get("/healthz", Host="evil.example").status == 200
+    assert named.get("/v1/models", Host="here.example").status == 200
+    assert start(loopback=True, cors=("*",)).get("/v1/models", Host="here.example").status == 200
+    guarded = start(loopback=True, token="secret")
+    assert guarded.get("/v1/models", Host="here.example", Authorization="Bearer secret").status == 200
 
 
 BODIES: dict[str, tuple[bytes, str, str, int]] = {

@@ -91,6 +91,7 @@ def test_a_changed_bundle_is_loaded_without_a_gap_and_a_broken_one_is_not(
     point(folder, tiny_bundle_fp16)
     service.process.send_signal(signal.SIGHUP)
     assert until(lambda: service.get("/v1/models").json["models"][0]["digest"] != old)
+    assert until(lambda: any('"result": "loaded"' in line for line in service.lines))
     new = service.get("/v1/models").json["models"][0]["digest"]
     assert service.post_json("/v1/segment", handle=handle, words="cat").status == 404  # of the old bundle
     broken = tmp_path / "broken"
@@ -169,7 +170,14 @@ def children(process: int) -> list[int]:
         (["--max-wait", "-1"], 2, "is no number"),
         (["--cors", "https://example.org/"], 2, "is no origin"),
         (["--cors", "example.org"], 2, "is no origin"),
-        (["--token-file", "nowhere"], UsageError.exit_code, "cannot be read"),
+        (
+            ["--token-file", "nowhere"],
+            UsageError.exit_code,
+            "nowhere: cannot be read (No such file or directory); give",
+        ),
+        (["--max-pixels", "999999999999"], 2, f"at most {1 << 27} is taken"),
+        (["--max-bytes", "0"], 2, "is no whole number of 1 or more, at most"),
+        (["--handle-bytes", "9" * 15], 2, f"at most {1 << 40} is taken"),
     ],
 )
 def test_what_keeps_it_from_starting_is_one_line(options: list[str], code: int, said: str, tmp_path: Path) -> None:
@@ -181,6 +189,36 @@ def test_what_keeps_it_from_starting_is_one_line(options: list[str], code: int, 
     assert done.returncode == code, done.stderr
     assert said in lines[0]
     assert len(lines) == 1
+
+
+def test_an_empty_token_is_refused(tiny_bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fusioner_rt", "serve", "--port", "0", "--engine", str(tiny_bundle)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "FUSIONER_TOKEN": " "},
+    )  # fmt: skip
+    assert done.returncode == UsageError.exit_code
+    assert done.stderr == ("fusioner-rt: FUSIONER_TOKEN: holds no token; set it to one, or unset it to serve without\n")
+
+
+def test_who_listens_for_other_machines_without_a_token_is_warned(command: Any) -> None:
+    open_to_all = command("--host", "0.0.0.0", "--handle-bytes", "2000000000")
+    assert "other machines may use it" in open_to_all.lines[-2]
+    assert open_to_all.get("/v1/models", Host="here.example").status == 200
+    assert len(command("--host", "0.0.0.0", FUSIONER_TOKEN="secret").lines) == 1
+    own = command()
+    assert len(own.lines) == 1
+    assert own.get("/v1/models", Host="evil.example").status == 403
+
+
+def test_the_log_is_json_alone_and_tells_of_a_reload_that_changed_nothing(command: Any) -> None:
+    service = command()
+    for body in (b"x", b"--b\r\nx"):
+        assert service.post("/v1/segment?words=a", body, "multipart/form-data; boundary=b").status == 400
+    service.process.send_signal(signal.SIGHUP)
+    assert until(lambda: any('"event": "reload"' in line for line in service.lines))
+    assert service.end() == 0
+    (line,) = (line for line in map(json.loads, service.lines[1:]) if line.get("event") == "reload")
+    assert line["result"] == "unchanged"
 
 
 def test_a_port_that_is_taken_is_one_line(command: Any, tiny_bundle: Path) -> None:
