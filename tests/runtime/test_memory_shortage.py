@@ -102,7 +102,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("what", "limits"),
-    [("opened short", [1, 40, 90, 900]), ("run short", [1, 6, 12, 20, 30, 70, 900])],
+    [("opened short", [1, 40, 90, 2000]), ("run short", [1, 6, 12, 20, 30, 70, 2000])],
 )
 def test_every_limit_gives_the_right_result_or_memory_short(
     large: Path, tmp_path: Path, what: str, limits: list[int]

@@ -33,8 +33,6 @@ SLOW = "/v1/segment?words=cat&masks=none&size=2500x2500"
 HUGE = "/v1/segment?words=cat&threshold=0&size=3000x3000"
 TIMES = 10
 MEGABYTE = 1_000_000
-MOST = 60 * MEGABYTE
-"""That a process may grow by while 30 bodies of 3 MB, or 9 answers of 20, would be held; the allocator keeps some of its own."""
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
@@ -138,11 +136,15 @@ def test_after_a_fault_the_next_request_works_and_nothing_is_held(
 
     for _ in range(3):  # threads are started and the allocator has grown by then
         once()
-    before, held = resident(process), files_and_threads(process)
-    for _ in range(3):
+    most, held = resident(process), files_and_threads(process)
+    for _ in range(12):  # what leaks grows every time, what an allocator keeps does not
         once()
+        before, most = most, max(most, resident(process))
+        if most - before < MEGABYTE:
+            break
+    else:
+        pytest.fail(f"memory grew every time, to {most} bytes")
     assert until(lambda: files_and_threads(process) <= held), (files_and_threads(process), held)
-    assert resident(process) - before < MOST
     assert not [line for line in service.lines if "Traceback" in line or '"status": 5' in line]
     assert service.end() == 0
 
@@ -163,7 +165,7 @@ def test_a_worker_killed_in_flight_costs_its_own_requests_and_no_others(command:
     for thread in asking:
         thread.start()
     assert until(lambda: len(statuses) > 1)
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(max(workers, key=lambda worker: files_and_threads(worker)), signal.SIGKILL)  # the one with more connections
     for thread in asking:
         thread.join(60)
         assert not thread.is_alive()
