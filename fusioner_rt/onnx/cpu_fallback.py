@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..bundle import Bundle
+from ..check_finite import checked_answer
 from ..executor_interface import Answer, Request, TextGraph
 from .loaded_graphs import LoadedGraphs
 from .runtime import OnnxRuntime
@@ -26,7 +27,7 @@ class OnnxCpuSide:
         return self._mask_head.maps(features, refined)
 
     def answer(self, maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int], request: Request) -> Answer:
-        return self._mask_head.answer(*maps, size, request)
+        return checked_answer(self._graphs.bundle, self._mask_head.answer(*maps, size, request))
 
     def close(self) -> None:
         self._graphs.close()

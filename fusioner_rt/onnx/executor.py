@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..bundle import Bundle
-from ..check_finite import check_finite
+from ..check_finite import check_finite, checked_answer
 from ..executor_interface import Answer, Clock, Request, TextGraph, Waiting, untimed
 from .decoder_in_strips import Decoder, graph_names
 from .loaded_graphs import LoadedGraphs
@@ -76,13 +76,14 @@ class OnnxRuntimeExecutor:
         answers = []
         for index, maps in enumerate(fuse(inputs, request.vectors, clock)):
             with clock("mask_head", index):
-                answers.append(self._mask_head.answer(*maps, group[index].size, request))
+                answer = self._mask_head.answer(*maps, group[index].size, request)
+                answers.append(checked_answer(self._bundle, answer))
         return answers
 
     def _answer_joined(self, index: int, waiting: Waiting, request: Request, clock: Clock) -> Answer:
         with clock("mask_head", index):
             maps = self._score(waiting.prepared[None], request.vectors[None])
-            return self._mask_head.answer(*maps, waiting.size, request)
+            return checked_answer(self._bundle, self._mask_head.answer(*maps, waiting.size, request))
 
     def maps(self, group: Sequence[Waiting], request: Request) -> list[_Maps]:
         return self._fuse_jointly(self._inputs(group, untimed), request.vectors, untimed)
