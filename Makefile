@@ -75,13 +75,16 @@ SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 # One at a time: apt-get does not wait for another.
 APT = flock $(VENV) sh -c
 INSTALL = $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq
-# It sees the packages of $(VENV), and holds what that lacks.
 FOLDER = -c 'import site; print(site.getsitepackages()[0])'
+# An environment that sees the packages of $(VENV), and holds what that lacks: its folder, its requirements.
+define BESIDE
+	rm -rf $(1)
+	$(BIN)/python -m venv $(1)
+	$(BIN)/python $(FOLDER) > "$$($(1)/bin/python $(FOLDER))/project.pth"
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(2)
+endef
 $(INTERFACES)/.ready: $(READY) tests/interfaces/requirements.txt
-	rm -rf $(INTERFACES)
-	$(BIN)/python -m venv $(INTERFACES)
-	$(BIN)/python $(FOLDER) > "$$($(INTERFACES)/bin/python $(FOLDER))/project.pth"
-	$(INTERFACES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/interfaces/requirements.txt
+	$(call BESIDE,$(INTERFACES),tests/interfaces/requirements.txt)
 	touch $@
 
 $(INTERFACES)/.ready-large: $(INTERFACES)/.ready tests/interfaces/large/requirements.txt
@@ -89,10 +92,7 @@ $(INTERFACES)/.ready-large: $(INTERFACES)/.ready tests/interfaces/large/requirem
 	touch $@
 
 $(BROWSER)/.ready: $(READY) tests/page/requirements.txt
-	rm -rf $(BROWSER)
-	$(BIN)/python -m venv $(BROWSER)
-	$(BIN)/python $(FOLDER) > "$$($(BROWSER)/bin/python $(FOLDER))/project.pth"
-	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/page/requirements.txt
+	$(call BESIDE,$(BROWSER),tests/page/requirements.txt)
 	which chromium chromedriver >/dev/null || $(APT) "$(INSTALL) chromium chromium-driver"
 	touch $@
 
@@ -102,10 +102,7 @@ $(VENV)/.ready-load: $(READY)
 	touch $@
 
 $(CONTAINERS)/.ready: $(READY) tests/containers/requirements.txt
-	rm -rf $(CONTAINERS)
-	$(BIN)/python -m venv $(CONTAINERS)
-	$(BIN)/python $(FOLDER) > "$$($(CONTAINERS)/bin/python $(FOLDER))/project.pth"
-	$(CONTAINERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/containers/requirements.txt
+	$(call BESIDE,$(CONTAINERS),tests/containers/requirements.txt)
 	touch $@
 
 lint: $(READY)

@@ -14,11 +14,11 @@ from .. import __version__
 from ..argument_checks import shown
 from ..atomic_files import is_special
 from ..command_end import say, tell
-from ..command_parser import CommandParser, count, path_argument
+from ..command_parser import CommandParser, path_argument
 from ..errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 from ..interrupts import exit_code, raise_if_interrupted
 from .run_record import Entry, RunRecord, size_of, state
-from .session_options import add_session_options, open_session
+from .session_options import add_session_options, open_session, pixels
 from .terminal import Bar, notes_on_stderr, print_error
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         help="go on with this command where it was ended: pictures whose results are there are not done again",
     )  # fmt: skip
     segment.add_argument(
-        "--max-pixels", type=count, metavar="N",
+        "--max-pixels", type=pixels, metavar="N",
         help="pixels of the largest picture and of --size, 134217728 at most; more takes more time and memory (67108864)",
     )  # fmt: skip
     add_session_options(segment)
@@ -179,7 +179,7 @@ def _segment(options: argparse.Namespace) -> int:
             writable_place(options.json)
         if options.yolo:
             writable_folder(out / "labels")
-        session = opened.enter_context(open_session(options))
+        session = opened.enter_context(open_session(options, options.max_pixels))
         session.set_vocabulary(words, background=background)
         record = RunRecord(_record_place(options), _asked(options, words, session), options.resume)
         report = opened.enter_context(_Report(pictures, overlay, options, session.words, record))

@@ -13,6 +13,7 @@ from ..command_parser import count, path_argument, up_to
 from ..errors import UsageError
 from ..optional_packages import optional
 from ..serve.settings import Settings
+from .session_options import pixels
 
 if TYPE_CHECKING:
     from ..command_parser import CommandParser
@@ -74,13 +75,13 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         type=count,
         default=own.queue,
         metavar="N",
-        help=f"requests that may wait, in each process ({own.queue})",
+        help=f"pictures that may wait, in each process ({own.queue})",
     )
     add(
         "--deadline", type=_seconds, default=own.deadline, metavar="S", help=f"seconds for a request ({own.deadline:g})"
     )
     add("--max-bytes", type=up_to(_BYTES), default=own.max_bytes, metavar="N", help=f"largest body ({own.max_bytes})")
-    add("--max-pixels", type=_pixels, default=own.max_pixels, metavar="N", help=f"largest picture ({own.max_pixels})")
+    add("--max-pixels", type=pixels, default=own.max_pixels, metavar="N", help=f"largest picture ({own.max_pixels})")
     add(
         "--max-words", type=count, default=own.max_words, metavar="N", help=f"most words of a request ({own.max_words})"
     )
@@ -193,12 +194,6 @@ def _token(file: Path | None) -> str:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError("the token holds spaces or signs beyond ASCII", "take letters, digits and signs of ASCII")
     return token
-
-
-def _pixels(text: str) -> int:
-    from ..decode_picture import PIXEL_LIMIT  # NumPy, which --help does not wait for
-
-    return up_to(PIXEL_LIMIT)(text)
 
 
 def _port(text: str) -> int:

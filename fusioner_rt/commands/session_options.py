@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command_parser import count, path_argument
+from ..command_parser import count, path_argument, up_to
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -51,10 +51,17 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_session(options: argparse.Namespace) -> "Session":
+def pixels(text: str) -> int:
+    """A limit on pixels, as `Session` takes it."""
+    from ..decode_picture import PIXEL_LIMIT  # NumPy, which --help does not wait for
+
+    return up_to(PIXEL_LIMIT)(text)
+
+
+def open_session(options: argparse.Namespace, max_pixels: int | None = None) -> "Session":
     from ..session import Session
 
     return Session(
         options.engine, backend=options.backend, cache=options.cache, threads=options.threads,
-        input_size=options.input_size, max_pixels=getattr(options, "max_pixels", None),
+        input_size=options.input_size, max_pixels=max_pixels,
     )  # fmt: skip
