@@ -350,12 +350,17 @@ def _key(word: str) -> str:
         return word
 
 
-def _save_image(path: Path, image: "Image", form: str, **options: Any) -> None:
+def check_edges(image: "Image", form: str, cure: str, subject: str | Path) -> None:
+    """Whether a file format holds an overlay. form: "JPEG", "WEBP" or "PNG". Raises OverlayTooLarge."""
     largest = {"JPEG": 65500, "WEBP": 16383}.get(form)
     if largest and max(image.size) > largest:
         raise OverlayTooLarge(
             f"{form} holds at most {largest} pixels an edge, the overlay has {image.width}x{image.height}",
-            "save it as .overlay.png",
-            subject=path,
+            cure,
+            subject=subject,
         )
+
+
+def _save_image(path: Path, image: "Image", form: str, **options: Any) -> None:
+    check_edges(image, form, "save it as .overlay.png", path)
     write_result(path, lambda stream: image.save(stream, form, **options))

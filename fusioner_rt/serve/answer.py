@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OverlayTooLarge
 from ..optional_packages import optional
 from ..results import rle
 from ..results.colours import word_colours
 from ..results.instances import Instance, per_word
-from ..results.segmentation import Segmentation
+from ..results.segmentation import Segmentation, check_edges
 from .errors import FormUnknown
 from .request import SegmentRequest
 
@@ -78,12 +77,7 @@ def _png(answer: Answer) -> bytes:
 
 def _jpeg(answer: Answer) -> bytes:
     overlay = answer.result.overlay()
-    if max(overlay.size) > 65500:
-        raise OverlayTooLarge(
-            f"JPEG holds at most 65500 pixels an edge, the overlay has {overlay.width}x{overlay.height}",
-            "ask for a smaller size",
-            "size",
-        )
+    check_edges(overlay, "JPEG", "ask for a smaller size", "size")
     return _image(overlay, "JPEG", quality=92)
 
 
