@@ -210,8 +210,10 @@ def test_the_command_line_has_the_limit_in_its_own_words(
         in (capsys.readouterr().err)
     )
     assert main([*command, "--max-pixels", "2000"]) == 0
-    assert main([*command, "--max-pixels", "999999999"]) == 2
-    assert "--max-pixels is 999999999; give 1 to" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--max-pixels", "999999999"])
+    assert exit_.value.code == 2
+    assert f"--max-pixels: 999999999 is too large, at most {PIXEL_LIMIT} is taken" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")
