@@ -150,3 +150,12 @@ def test_a_wrong_command_line_is_told_before_anything_runs(
         main(given)
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_what_security_says_of_the_long_run_is_its_record() -> None:
+    record = json.loads((ROOT / "docs/records/campaign.jsonl").read_text())
+    assert record["findings"] == 0
+    assert record["seconds"] >= 30 * 60
+    assert not record["interrupted"]
+    told = f"{record['cases']:,} cases in {record['seconds'] // 60} minutes, no finding"
+    assert told in " ".join((ROOT / "SECURITY.md").read_text().split())

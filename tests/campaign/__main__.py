@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cores": len(os.sched_getaffinity(0)),
     }
     report.summary(
-        {"summary": True, "seed": seed, "bundle": str(options.bundle), **machine,
+        {"summary": True, "seed": seed, "bundle": os.path.relpath(options.bundle), **machine,
          "interrupted": interrupted}
     )  # fmt: skip
     if lines:
