@@ -48,7 +48,7 @@ class SegmentRequest:
     @property
     def batch_key(self) -> str:
         """Equal for requests whose pictures one call can segment."""
-        return json.dumps([self.options, self.keep], sort_keys=True)
+        return json.dumps(self.options, sort_keys=True)
 
 
 def parse(fields: Mapping[str, Any], max_words: int, max_pixels: int) -> SegmentRequest:

@@ -167,7 +167,7 @@ class Service:
     ) -> Done:
         if window == "sliding" and self.models[model].session.bundle.windows is None:
             raise UsageError(f"the model {model} has no sliding windows", "leave it out", "window")
-        key = f"{model} {window} {request.batch_key if request else ''}"
+        key = f"{model} {window} {keep} {request.batch_key if request else ''}"
         pixels = picture if isinstance(picture, np.ndarray) else picture.picture
         height, width = (request and request.size) or pixels.shape[:2]
         most = self._most(model)

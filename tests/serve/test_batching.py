@@ -157,6 +157,25 @@ def test_requests_at_once_share_calls_and_get_their_own_masks(
     assert service.metric("fusioner_batch_size_count") < 12
 
 
+def test_who_keeps_a_picture_shares_no_call_with_who_has_kept_one(start: Any, png: bytes) -> None:
+    service = start(concurrency=1, max_wait=500, max_batch=4)
+    handle = service.post("/v1/encode", png).json["handle"]
+    asked = [
+        lambda: service.post(SLOW, png),  # others are at hand
+        lambda: service.post_json("/v1/segment", handle=handle, words="dog", keep=True),
+        lambda: service.post("/v1/segment?words=dog&keep=true", png),
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        replies = []
+        for ask in asked:
+            replies.append(pool.submit(ask))
+            assert happens(lambda: service.metric("fusioner_in_flight") == len(replies))
+        told = [reply.result() for reply in replies]
+    assert [reply.status for reply in told] == [200] * 3
+    assert told[1].json["handle"] == handle
+    assert told[2].json["handle"] not in (handle, None)
+
+
 def test_on_cpus_there_are_no_batches_unless_they_are_asked_for(start: Any, png: bytes) -> None:
     service = start(concurrency=1, max_wait=50)
     with ThreadPoolExecutor(6) as pool:
