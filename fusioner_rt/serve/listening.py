@@ -6,10 +6,12 @@ import ipaddress
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from ..errors import UsageError
 from .app import create_app
@@ -44,30 +46,53 @@ def is_loopback(listener: socket.socket) -> bool:
 def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve in this process. ready: is called once it answers. Raises the errors of `Session`."""
     app = create_app(settings)
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="on", backlog=2048,
-        timeout_graceful_shutdown=int(settings.deadline) + 5, timeout_keep_alive=30, proxy_headers=False,
-    )  # fmt: skip
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service's own log has the errors
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of forms that clients broke
-    # The server raises its signals again once it is done, which would end the process by them.
-    with own_signals({number: lambda *_: None for number in (signal.SIGTERM, signal.SIGINT)}):
-        asyncio.run(_run(_Server(config, ready), listener, app.state.reload))
+    server = Server(app, settings, ready)
+    # uvicorn does not hear them before it serves, and raises them again when it is done, which would end the process by them.
+    with own_signals(dict.fromkeys((signal.SIGTERM, signal.SIGINT), server.end)):
+        asyncio.run(_run(server, listener, app.state.reload))
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
+class Server(uvicorn.Server):
+    """uvicorn, which also closes connections that nothing comes of."""
+
+    def __init__(self, app: Starlette, settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
+        """ready: is called once it answers."""
+        super().__init__(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, server_header=False, http="h11", ws="none", lifespan="on", backlog=2048,
+                timeout_graceful_shutdown=int(settings.deadline) + 5, timeout_keep_alive=30, proxy_headers=False,
+            )
+        )  # fmt: skip
+        self._idle_time, self._ready = settings.idle_time, ready
+
+    def end(self, *_: object) -> None:
+        """Finish what is in flight, and return from `serve`."""
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._closing = asyncio.create_task(self._close_idle())  # while it shuts down, too
         self._ready()
 
+    async def _close_idle(self) -> None:
+        """uvicorn waits for the rest of a request's head for ever, and so it does for who takes no rest of an answer."""
+        since: dict[Any, float] = {}
+        connections: set[Any] = self.server_state.connections
+        while True:
+            await asyncio.sleep(min(1.0, self._idle_time / 4))
+            now, before, since = time.monotonic(), since, {}
+            for connection in list(connections):
+                request = connection.cycle
+                if request is None or request.response_complete or connection.transport.is_closing():
+                    state = connection, request
+                    since[state] = before.get(state, now)
+                    if now - since[state] >= self._idle_time:
+                        connection.transport.abort()
 
-async def _run(
-    server: uvicorn.Server, listener: socket.socket, reload: Callable[[], Coroutine[Any, Any, None]]
-) -> None:
+
+async def _run(server: Server, listener: socket.socket, reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
     loop, tasks = asyncio.get_running_loop(), set()
 
     def load() -> None:

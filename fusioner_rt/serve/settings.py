@@ -13,7 +13,8 @@ class Settings:
     max_batch: pictures of a call, at most the bundle's. None takes the bundle's on a GPU, and 1, no batches, on CPUs.
     max_wait: milliseconds that a request may wait for others to share a batch; 0 for none.
     queue: pictures that may wait. deadline, body_time, read_time: seconds for a whole request, for its body to arrive, and for
-    a client to take a chunk of its answer.
+    a client to take a chunk of its answer. idle_time: seconds that a connection without a request, or with half a head of
+    one, stays open.
     max_bytes: of a body. max_pixels: of a picture or label map. max_words: of a request. memory: bytes of all bodies and
     answers at once.
     handles, handle_bytes, handle_age: how many encoded pictures are kept, their bytes, seconds since their last use.
@@ -34,6 +35,7 @@ class Settings:
     deadline: float = 30.0
     body_time: float = 30.0
     read_time: float = 30.0
+    idle_time: float = 30.0
     max_bytes: int = 32_000_000
     max_pixels: int = 40_000_000
     max_words: int = 1000

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from made_pictures import encoded, scene
 from PIL import Image
 
 from fusioner_rt import Session
 from fusioner_rt.serve.app import create_app
-from fusioner_rt.serve.listening import listen
+from fusioner_rt.serve.listening import Server, listen
 from fusioner_rt.serve.log import RequestLog
 from fusioner_rt.serve.settings import Settings
 
@@ -87,8 +86,7 @@ class Running(Client):
         self.app = create_app(settings, RequestLog(self._stream))
         listener = listen("127.0.0.1", 0)
         super().__init__(*listener.getsockname()[:2])
-        config = uvicorn.Config(self.app, log_config=None, lifespan="on", timeout_graceful_shutdown=60)
-        self._server = uvicorn.Server(config)
+        self._server = Server(self.app, settings)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([listener])))
         self._thread.start()
         while not self._server.started:
@@ -99,8 +97,12 @@ class Running(Client):
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._stream.getvalue().splitlines()]
 
+    @property
+    def connections(self) -> set[Any]:
+        return self._server.server_state.connections
+
     def stop(self) -> None:
-        self._server.should_exit = True
+        self._server.end()
         self._thread.join(60)
         assert not self._thread.is_alive()
 

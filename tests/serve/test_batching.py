@@ -220,7 +220,7 @@ def test_who_hangs_up_is_not_waited_for(service: Any, png: bytes) -> None:
 
 
 def test_a_slow_reader_holds_up_nobody_and_is_given_up(start: Any, png: bytes) -> None:
-    service = start(read_time=0.5)
+    service = start(read_time=0.5, idle_time=0.5)
     with service.connect() as line:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         head = f"POST /v1/segment?words=cat&threshold=0&size=3000x3000 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png)}\r\n"
@@ -233,6 +233,7 @@ def test_a_slow_reader_holds_up_nobody_and_is_given_up(start: Any, png: bytes) -
         while service.metric("fusioner_bytes_held") and time.monotonic() < until:
             time.sleep(0.02)
         assert service.metric("fusioner_bytes_held") == 0
+        assert happens(lambda: len(service.connections) <= 1)  # the last look's own may be left
     assert [line for line in service.log if line.get("error") == "ReaderSlow"]
 
 

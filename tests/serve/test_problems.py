@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -357,6 +358,35 @@ def test_a_body_that_does_not_come_is_given_up(start: Any, png: bytes) -> None:
     with service.connect() as line:
         line.sendall(b"POST /v1/segment?words=cat HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
         assert b" 408 " in line.makefile("rb").readline()
+    assert works(service, png)
+
+
+def test_a_connection_that_nothing_comes_of_is_closed(start: Any, png: bytes) -> None:
+    service = start(idle_time=0.8)
+    half = b"POST /v1/segment?words=cat HTTP/1.1\r\nHost: x\r\n"
+    with service.connect() as silent, service.connect() as slow, service.connect() as kept, service.connect() as waits:
+        silent.settimeout(20)
+        kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + half)  # the second request of a connection
+        waits.sendall(half + b"Content-Length: 9\r\n\r\n")  # for its body there is another limit
+        begun = time.monotonic()
+        with suppress(BrokenPipeError, ConnectionResetError):  # the service has closed it
+            while time.monotonic() < begun + 20:
+                slow.sendall(half[:1])
+                half = half[1:] or b"X"
+                time.sleep(0.05)
+        assert 0.7 < time.monotonic() - begun < 5
+        assert silent.recv(1) == b""
+        assert kept.makefile("rb").read().endswith(b"}")
+        waits.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            waits.recv(1)
+    connection = http.client.HTTPConnection(service.host, service.port, timeout=20)
+    for _ in range(6):  # one that is used stays open
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        assert connection.sock is not None
+        time.sleep(0.3)
+    connection.close()
     assert works(service, png)
 
 
