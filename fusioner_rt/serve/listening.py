@@ -44,7 +44,7 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve in this process. ready: is called once it answers. Raises the errors of `Session`."""
+    """Serve in this process, to which SIGHUP comes once it answers. ready: is called then. Raises the errors of `Session`."""
     app = create_app(settings)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service's own log has the errors
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of forms that clients broke
@@ -102,7 +102,21 @@ async def _run(server: Server, listener: socket.socket, reload: Callable[[], Cor
 
     if hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, load)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     await server.serve([listener])
+
+
+@contextlib.contextmanager
+def reloads_held_back() -> Iterator[None]:
+    """SIGHUP waits, in this thread and in processes that it starts, which it would end before they hear it."""
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from ..errors import FusionerError
 from . import metrics
-from .listening import own_signals, run
+from .listening import own_signals, reloads_held_back, run
 from .settings import Settings
 
 _READY = b"ready\n"
@@ -46,6 +46,7 @@ class _Supervisor:
             self._tell(signal.SIGHUP)
 
         with own_signals({signal.SIGTERM: self._end, signal.SIGINT: self._end, signal.SIGHUP: reload}):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
             return self._supervise(ready)
 
     def _supervise(self, ready: Callable[[], None]) -> int:
@@ -68,11 +69,12 @@ class _Supervisor:
 
     def _start(self) -> subprocess.Popen[bytes]:
         descriptor = self._listener.fileno()
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.workers", str(descriptor)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor], start_new_session=True,
-            env={**os.environ, metrics.FOLDER: str(self._numbers)},
-        )  # fmt: skip
+        with reloads_held_back():
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}.workers", str(descriptor)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor], start_new_session=True,
+                env={**os.environ, metrics.FOLDER: str(self._numbers)},
+            )  # fmt: skip
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(self._settings), default=str).encode() + b"\n")
         process.stdin.flush()  # and left open: its end tells the process that this one is gone

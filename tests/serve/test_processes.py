@@ -114,6 +114,28 @@ def point(link: Path, folder: Path) -> None:
     beside.replace(link)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_reload_that_is_asked_for_while_it_starts_waits(tiny_bundle: Path, workers: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fusioner_rt", "serve", "--port", "0", "--engine", str(tiny_bundle), "--workers", workers],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    held_back = f"SigBlk:\t{1 << (signal.SIGHUP - 1):016x}"
+    begun: Any = {
+        "1": lambda: held_back in Path(f"/proc/{process.pid}/status").read_text(),
+        "2": lambda: children(process.pid),
+    }
+    assert until(begun[workers])
+    process.send_signal(signal.SIGHUP)
+    lines = sorted(process.stderr.readline() for _ in range(2))
+    assert "serving on" in lines[0]
+    assert '"result": "unchanged"' in lines[1]  # by the one worker that there was
+    process.terminate()
+    assert process.wait(60) == 0
+    process.stderr.close()
+
+
 def test_workers_share_handles_and_numbers_and_one_that_is_killed_is_replaced(command: Any, png: bytes) -> None:
     service = command("--workers", "2", "--concurrency", "1")
     for _ in range(6):
