@@ -105,6 +105,8 @@ class _Supervisor:
                 process.send_signal(number)
 
     def _wait(self) -> None:
+        self._listener.close()  # or who connects now waits for nobody
+        self._tell(signal.SIGTERM)  # again, for one that was started meanwhile
         until = time.monotonic() + self._settings.deadline + 10
         for process in self._processes:
             try:

@@ -47,6 +47,31 @@ def test_sigterm_finishes_what_is_in_flight_and_exits_with_0(command: Any, png: 
         service.get("/healthz")
 
 
+def test_workers_that_finish_what_is_in_flight_take_no_new_connections(command: Any, png: bytes) -> None:
+    service = command("--workers", "2", "--concurrency", "1")
+    statuses: list[int] = []
+    asking = [threading.Thread(target=lambda: statuses.append(service.post(SLOW, png).status)) for _ in range(16)]
+    for thread in asking:
+        thread.start()
+    assert until(lambda: statuses)
+    service.process.send_signal(signal.SIGTERM)
+
+    def refused() -> bool:
+        try:
+            service.connect().close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    assert until(refused)
+    assert service.process.poll() is None
+    assert any(thread.is_alive() for thread in asking)
+    for thread in asking:
+        thread.join()
+    assert service.process.wait(60) == 0
+    assert statuses == [200] * 16
+
+
 def test_an_interrupt_ends_it_too(command: Any) -> None:
     assert command().end(signal.SIGINT) == 0
 
