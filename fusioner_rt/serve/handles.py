@@ -171,7 +171,7 @@ class HandlesInFolder:
     def _files(self) -> list[tuple[float, int, Path]]:
         """Time of last use, bytes and path of each, the one used last first."""
         found = []
-        for path in self._folder.glob("*.npz"):
+        for path in self._folder.glob("*"):  # also what a process that was killed has not finished
             try:
                 status = path.stat()
             except FileNotFoundError:  # another process dropped it

@@ -341,6 +341,20 @@ def test_handles_are_bounded_by_count_bytes_and_age(
             handles.get(foreign)
 
 
+def test_what_a_killed_process_has_not_finished_goes_with_the_handles(
+    session: Any, picture: np.ndarray, tmp_path: Path
+) -> None:
+    handles, one = HandlesInFolder(Settings(handle_age=60), tmp_path), kept(session, picture)
+    half, older = tmp_path / "half.new", time.time() - 61
+    half.write_bytes(b"x" * 1000)
+    first = handles.put(one)
+    assert half.exists()  # it may be finished yet
+    assert handles.held()[1] > 1000
+    os.utime(half, (older, older))
+    handles.get(first)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+
+
 def test_a_full_disk_costs_the_handle_and_not_the_masks(session: Any, picture: np.ndarray, tmp_path: Path) -> None:
     from fusioner_rt.serve.errors import ServiceFull
 
