@@ -57,6 +57,8 @@ def create_app(settings: Settings, log: RequestLog | None = None) -> Starlette:
     """
     service = Service(settings)
     doors = _Doors(service, log or RequestLog())
+    for name in service.models.names:
+        doors.tell_notes(name)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -251,6 +253,11 @@ class _Doors:
             raise NotServed("there is no such page", "", http.scope["path"]) from None
         return Response(content, headers={**_SECURITY, "Content-Type": kind})
 
+    def tell_notes(self, name: str) -> None:
+        """Log what is not as it should be with a bundle that was opened."""
+        for note in self.service.models[name].session.notes:
+            self.log(event="note", model=name, message=note)
+
     async def reload(self) -> None:
         """Load changed bundles anew."""
 
@@ -260,6 +267,8 @@ class _Doors:
                 self.service.metrics.reloads.labels(name, "failed" if error else "done").inc()
                 failed = {"error": problem.logged(error)} if error else {}
                 self.log(event="reload", model=name, result="failed" if error else "loaded", **failed)
+                if not error:
+                    self.tell_notes(name)
                 unchanged.remove(name)
             for name in unchanged:
                 self.log(event="reload", model=name, result="unchanged")

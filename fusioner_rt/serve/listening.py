@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 
 from ..errors import UsageError
 from .app import create_app
+from .log import LibraryLog, RequestLog
 from .settings import Settings
 
 
@@ -45,9 +46,13 @@ def is_loopback(listener: socket.socket) -> bool:
 
 def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve in this process, to which SIGHUP comes once it answers. ready: is called then. Raises the errors of `Session`."""
-    app = create_app(settings)
+    log = RequestLog()
+    logging.getLogger().addHandler(LibraryLog(log))
+    logging.captureWarnings(True)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service's own log has the errors
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of forms that clients broke
+    logging.getLogger("fusioner_rt").propagate = False  # it quotes words, and answers have these notes
+    app = create_app(settings, log)
     server = Server(app, settings, ready)
     # uvicorn does not hear them before it serves, and raises them again when it is done, which would end the process by them.
     with own_signals(dict.fromkeys((signal.SIGTERM, signal.SIGINT), server.end)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import http.client
 import json
 import os
 import shutil
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_pictures import png_header
 
 from fusioner_rt.errors import BundleMissing, PackageMissing, SessionClosed, UsageError
 from fusioner_rt.serve.handles import HandlesInFolder, HandlesInMemory, Kept
@@ -266,6 +269,43 @@ def test_the_log_is_json_alone_and_tells_of_a_reload_that_changed_nothing(comman
     assert service.end() == 0
     (line,) = (line for line in map(json.loads, service.lines[1:]) if line.get("event") == "reload")
     assert line["result"] == "unchanged"
+
+
+def test_what_a_library_warns_of_is_json_too_in_every_worker(command: Any) -> None:
+    service = command("--workers", "2")
+    for _ in range(4):  # Pillow warns of a picture of this size before the service refuses it
+        assert service.post("/v1/segment?words=a", png_header(9500, 9500)).status == 413
+    assert until(lambda: any("exceeds limit" in line for line in service.lines))
+    assert service.end() == 0
+    lines = [json.loads(line) for line in service.lines if not line.startswith("fusioner-rt: ")]
+    warned = [line for line in lines if line.get("event") == "log"]
+    assert warned
+    assert all((line["logger"], line["level"]) == ("py.warnings", "warning") for line in warned)
+
+
+def test_words_are_not_logged_though_notes_quote_them(command: Any, png: bytes) -> None:
+    service = command()
+    told = service.post("/v1/segment?words=das%20Haus,die%20Katze", png).json
+    assert "Katze" in " ".join(told["notes"])
+    assert service.end() == 0
+    assert "Katze" not in "".join(service.lines)
+
+
+def test_a_reader_of_the_log_that_stops_holds_up_neither_requests_nor_the_end(tiny_bundle: Path, png: bytes) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fusioner_rt", "serve", "--port", "0", "--engine", str(tiny_bundle)], stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    host, port = process.stderr.readline().decode().rpartition("/")[2].strip().split(":")
+    asking = http.client.HTTPConnection(host, int(port), timeout=60)
+    for _ in range(60):  # 200 bytes each
+        asking.request("GET", "/healthz")
+        assert asking.getresponse().read()
+    asking.close()
+    process.terminate()
+    assert process.wait(60) == 0
+    process.stderr.close()
 
 
 def test_a_port_that_is_taken_is_one_line(command: Any, tiny_bundle: Path) -> None:
