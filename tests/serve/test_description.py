@@ -116,7 +116,11 @@ def test_the_page_has_a_strict_policy_and_only_its_own_files(service: Any) -> No
         assert reply.status == 200, file
         assert reply.body == file.read_bytes()
         policy = reply.headers["content-security-policy"]
-        assert "default-src 'self'" in policy
-        assert "unsafe" not in policy
+        assert policy.startswith("default-src 'none'; ")
+        sources = {part.split()[0]: part.split()[1:] for part in policy.split("; ")}
+        assert all(given in (["'self'"], ["'none'"], ["'script'"]) for given in sources.values()), policy
+        assert sources["trusted-types"] == sources["frame-ancestors"] == sources["form-action"] == ["'none'"]
+        assert reply.headers["x-content-type-options"] == "nosniff"
+    assert service.get("/v1/models").headers["x-content-type-options"] == "nosniff"
     assert service.get("/").body == (folder / "index.html").read_bytes()
     assert service.get("/").headers["content-type"] == "text/html; charset=utf-8"
