@@ -16,4 +16,4 @@ def objects(result: Any, instances: bool = False) -> list[Instance]:
         raise UsageError(
             f"the result is a {type(result).__name__}", "give what session.segment returned, one picture's"
         )
-    return result.instances() if instances else per_word(result.labels, result.words, result.scores)
+    return result.instances() if instances else list(per_word(result.labels, result.words, result.scores))

@@ -1,6 +1,6 @@
 """Segmentations as COCO annotations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..argument_checks import flag
@@ -19,7 +19,7 @@ def check_masks(polygons: bool, tolerance: float) -> None:
 
 
 def annotations(
-    found: Sequence[Instance], image_id: int, first_id: int, polygons: bool, tolerance: float, compressed: bool
+    found: Iterable[Instance], image_id: int, first_id: int, polygons: bool, tolerance: float, compressed: bool
 ) -> Iterator[dict[str, Any]]:
     """One annotation per instance. bbox is x, y, width, height and area counts pixels. Options as `Segmentation.to_coco`."""
     for number, instance in enumerate(found, start=first_id):

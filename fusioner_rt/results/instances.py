@@ -49,15 +49,16 @@ class Instance:
         ]
 
 
-def connected(labels: np.ndarray, confidence: np.ndarray, words: Sequence[str], min_area: int = 1) -> list[Instance]:
-    """The connected parts of at least `min_area` pixels, by word and then from large to small.
+def connected(
+    labels: np.ndarray, confidence: np.ndarray, words: Sequence[str], min_area: int = 1
+) -> Iterator[Instance]:
+    """Yields the connected parts of at least `min_area` pixels, by word and then from large to small.
 
     labels: (H, W) uint16. confidence: (H, W) float32. Raises PackageMissing, UsageError.
     """
     if isinstance(min_area, bool) or not isinstance(min_area, (int, float, np.number)) or not min_area >= 0:
         raise UsageError(named("min_area", min_area), "give a number of pixels")
     ndimage = optional("scipy.ndimage", "scipy", "instances")
-    found = []
     for label, rows, columns in _extents(labels):
         parts, count = ndimage.label(labels[rows, columns] == label, _EDGES_OR_CORNERS)
         flat = parts.ravel()
@@ -70,19 +71,16 @@ def connected(labels: np.ndarray, confidence: np.ndarray, words: Sequence[str], 
             score = float(sums[number] / areas[number])
             corner = columns.start + box[1].start, rows.start + box[0].start
             crop = parts[box] == number
-            found.append(_instance(words, label, corner, crop, int(areas[number]), score, labels.shape))
-    return found
+            yield _instance(words, label, corner, crop, int(areas[number]), score, labels.shape)
 
 
-def per_word(labels: np.ndarray, words: Sequence[str], scores: np.ndarray) -> list[Instance]:
-    """All pixels of each word that has any, as one instance each. scores: (K,)."""
-    found = []
+def per_word(labels: np.ndarray, words: Sequence[str], scores: np.ndarray) -> Iterator[Instance]:
+    """Yields all pixels of each word that has any, as one instance each. scores: (K,)."""
     for label, rows, columns in _extents(labels):
         crop = labels[rows, columns] == label
         corner = columns.start, rows.start
         score = float(scores[label - 1])
-        found.append(_instance(words, label, corner, crop, int(np.count_nonzero(crop)), score, labels.shape))
-    return found
+        yield _instance(words, label, corner, crop, int(np.count_nonzero(crop)), score, labels.shape)
 
 
 def _extents(labels: np.ndarray) -> Iterator[tuple[int, slice, slice]]:

@@ -122,7 +122,7 @@ class Segmentation:
         Pixels join by edges or corners. Sorted by word, then from large to small. min_area: pixels; smaller parts are left
         out. Raises PackageMissing without scipy, UsageError.
         """
-        return connected(self.labels, self.confidence, self.words, min_area)
+        return list(connected(self.labels, self.confidence, self.words, min_area))
 
     @_tells_shortage
     def polygons(self, tolerance: float = 0.0) -> dict[str, list[Polygon]]:

@@ -12,7 +12,7 @@ import numpy as np
 from ..optional_packages import optional
 from ..results import rle
 from ..results.colours import word_colours
-from ..results.instances import Instance, per_word
+from ..results.instances import Instance, connected, per_word
 from ..results.segmentation import Segmentation, check_edges
 from .errors import FormUnknown
 from .request import SegmentRequest
@@ -22,7 +22,10 @@ JSON, PNG, JPEG, NPZ = "application/json", "image/png", "image/jpeg", "applicati
 
 @dataclass(frozen=True)
 class Answer:
-    """What is told of one request. id: of the request. timing: milliseconds by stage. handle: of the encoded picture."""
+    """What is told of one request. id: of the request. timing: milliseconds by stage. handle: of the encoded picture.
+
+    check: is called before each mask, and may raise to stop.
+    """
 
     id: str
     model: str
@@ -30,6 +33,7 @@ class Answer:
     result: Segmentation
     timing: Mapping[str, float]
     handle: str | None = None
+    check: Callable[[], None] = lambda: None
 
 
 def media_type(accept: str) -> str:
@@ -102,28 +106,31 @@ FORMS: dict[str, Callable[[Answer], bytes]] = {JSON: _json, PNG: _png, JPEG: _jp
 def _fields(answer: Answer, masks: str) -> dict[str, Any]:
     result, request = answer.result, answer.request
     colours = word_colours(result.words).tolist()
-    found = {instance.label: instance for instance in per_word(result.labels, result.words, result.scores)}
-    words = []
-    for number, word in enumerate(result.words, start=1):
-        entry: dict[str, Any] = {
+    words: list[dict[str, Any]] = [
+        {
             "word": word,
-            "share": round(float(result.shares[number - 1]), 6),
-            "score": round(float(result.scores[number - 1]), 6),
+            "share": round(float(result.shares[number]), 6),
+            "score": round(float(result.scores[number]), 6),
             "area": 0,
             "box": None,
-            "colour": colours[number - 1],
+            "colour": colours[number],
         }
-        words.append(entry | (_found(found[number], masks, request.tolerance) if number in found else {}))
-    parts = result.instances() if request.instances else []
+        for number, word in enumerate(result.words)
+    ]
+    for whole in per_word(result.labels, result.words, result.scores):
+        answer.check()
+        words[whole.label - 1] |= _found(whole, masks, request.tolerance)
+    instances = []
+    for part in connected(result.labels, result.confidence, result.words) if request.instances else ():
+        answer.check()
+        score = {"word": part.word, "score": round(part.score, 6)}
+        instances.append(score | _found(part, masks, request.tolerance))
     return {
         "id": answer.id,
         "model": answer.model,
         "size": list(result.labels.shape),
         "words": words,
-        "instances": [
-            {"word": part.word, "score": round(part.score, 6)} | _found(part, masks, request.tolerance)
-            for part in parts
-        ],
+        "instances": instances,
         "threshold": result.threshold,
         "notes": list(result.notes),
         "timing": {stage: round(taken, 3) for stage, taken in answer.timing.items()},

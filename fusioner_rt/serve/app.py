@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import __version__
 from ..argument_checks import shown
 from . import answer, body, openapi, problem, request, v2
+from .batching import deadline_passed
 from .errors import MethodWrong, NotServed, OriginRefused, RequestInvalid, TokenWrong
 from .log import RequestLog
 from .service import Asker, Service
@@ -34,6 +35,7 @@ from .settings import Settings
 Made = TypeVar("Made")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _CHUNK = 1 << 18
+_LATER = 0.1  # seconds: what waits in the queue says itself that its time is over, and more of it
 _ENCODE = ("model", "window")
 _SECURITY = {
     # The page reads pictures as files and streams, never by an address of data: or blob:, and makes no markup of text.
@@ -117,24 +119,28 @@ class _Doors:
     async def segment(self, http: Request) -> Response:
         form = answer.media_type(http.headers.get("accept", ""))
         service, asker = self.service, http.state.asker
-        fields, picture = await self._read(http)
-        handle = fields.pop("handle", None)
-        asked = request.parse(fields, self._most_words(fields.get("model"), handle), self.settings.max_pixels)
-        if (picture is None) == (handle is None):
-            raise RequestInvalid(
-                "the request holds no picture" if handle is None else "the request holds a picture and a handle",
-                "send one picture: as the body, as the part picture of a form, in base64 as picture in JSON; or a handle",
-                "picture",
-            )
-        if handle is not None:
-            handle = request.text(handle, "handle")
-        await service.in_thread(answer.check_packages, form, asked)
+        query, kind = body.queried(http), http.headers.get("content-type", "")
+        received = await self._body(http)
+
+        def read() -> tuple[request.SegmentRequest, bytes | None, str | None]:
+            fields, picture = body.fields_of(kind, query, received)
+            handle = fields.pop("handle", None)
+            asked = request.parse(fields, self._most_words(fields.get("model"), handle), self.settings.max_pixels)
+            if (picture is None) == (handle is None):
+                raise RequestInvalid(
+                    "the request holds no picture" if handle is None else "the request holds a picture and a handle",
+                    "send one picture: as the body, as the part picture of a form, in base64 as picture in JSON; or a handle",
+                    "picture",
+                )
+            answer.check_packages(form, asked)
+            return asked, picture, None if handle is None else request.text(handle, "handle")
 
         async def work() -> bytes:
             with service.places.several():
+                asked, picture, handle = await service.in_thread(read)
                 done = await service.segment(asked, picture, handle, asker)
                 assert done.result is not None
-                told = answer.Answer(asker.id, done.model, asked, done.result, done.timing, done.handle)
+                told = answer.Answer(asker.id, done.model, asked, done.result, done.timing, done.handle, asker.check)
                 start = time.perf_counter()
                 content: bytes = await service.in_thread(answer.encode, form, told)
                 taken = time.perf_counter() - start
@@ -142,23 +148,28 @@ class _Doors:
                 asker.told["stages"]["answer"] = round(taken * 1000, 1)
                 return content
 
-        content = await _unless_gone(http, work())
+        content = await _in_time(http, work())
         http.state.held.take(len(content))
         return Response(content, media_type=form)
 
     async def encode(self, http: Request) -> Response:
-        fields, picture = await self._read(http)
-        for name in fields:
-            if name in (*request.FIELDS, "handle") and name not in _ENCODE:
-                raise RequestInvalid("is no field of encode", "send it to segment, with the handle", name)
-        request.check_names(fields, _ENCODE, ("picture", *_ENCODE))
-        given = request.parse({"words": "-", **fields}, self.settings.max_words, self.settings.max_pixels)
-        if picture is None:
-            raise RequestInvalid("the request holds no picture", "send one", "picture")
         service, asker = self.service, http.state.asker
+        query, kind = body.queried(http), http.headers.get("content-type", "")
+        received = await self._body(http)
+
+        def read() -> tuple[request.SegmentRequest, bytes]:
+            fields, picture = body.fields_of(kind, query, received)
+            for name in fields:
+                if name in (*request.FIELDS, "handle") and name not in _ENCODE:
+                    raise RequestInvalid("is no field of encode", "send it to segment, with the handle", name)
+            request.check_names(fields, _ENCODE, ("picture", *_ENCODE))
+            if picture is None:
+                raise RequestInvalid("the request holds no picture", "send one", "picture")
+            return request.parse({"words": "-", **fields}, self.settings.max_words, self.settings.max_pixels), picture
 
         async def work() -> dict[str, Any]:
             with service.places.several():
+                given, picture = await service.in_thread(read)
                 done = await service.encode(picture, given.model, given.window, asker)
             assert done.encoded is not None
             return {
@@ -170,10 +181,10 @@ class _Doors:
                 "timing": {stage: round(taken, 3) for stage, taken in done.timing.items()},
             }
 
-        return _json(await _unless_gone(http, work()))
+        return _json(await _in_time(http, work()))
 
     async def forget(self, http: Request) -> Response:
-        await self.service.in_thread(self.service.handles.drop, http.path_params["handle"])
+        await _in_time(http, self.service.in_thread(self.service.handles.drop, http.path_params["handle"]))
         return Response(status_code=204)
 
     async def models(self, http: Request) -> Response:
@@ -195,18 +206,18 @@ class _Doors:
     async def infer(self, http: Request) -> Response:
         service, asker, settings = self.service, http.state.asker, self.settings
         model = service.models[http.path_params["model"]].name
-        content = await self._body(http)
-        inference = await service.in_thread(
-            v2.parse,
-            content,
-            http.headers.get(v2.HEADER),
-            model,
-            self._most_words(model, None),
-            settings.max_pixels,
-            settings.queue,
-        )
+        received = await self._body(http)
 
         async def work() -> tuple[bytes, int | None]:
+            inference = await service.in_thread(
+                v2.parse,
+                received,
+                http.headers.get(v2.HEADER),
+                model,
+                self._most_words(model, None),
+                settings.max_pixels,
+                settings.queue,
+            )
             with service.places.several(len(inference.pictures)):
                 tasks = [
                     asyncio.ensure_future(service.segment(inference.request, picture, None, asker))
@@ -220,7 +231,7 @@ class _Doors:
                 answered: tuple[bytes, int | None] = await service.in_thread(v2.answer, inference, results, model)
                 return answered
 
-        content, header = await _unless_gone(http, work())
+        content, header = await _in_time(http, work())
         http.state.held.take(len(content))
         headers = {} if header is None else {"Inference-Header-Content-Length": str(header)}
         return Response(content, 200, headers, "application/octet-stream" if header else "application/json")
@@ -238,7 +249,7 @@ class _Doors:
             self.service.metrics.update()
             return self.service.metrics.text()
 
-        return Response(await self.service.in_thread(text), headers={"Content-Type": MEDIA_TYPE})
+        return Response(await _in_time(http, self.service.in_thread(text)), headers={"Content-Type": MEDIA_TYPE})
 
     async def page(self, http: Request) -> Response:
         name = http.path_params.get("name", "index.html")
@@ -248,7 +259,7 @@ class _Doors:
             raise NotServed("there is no such page", "", http.scope["path"])
         file = importlib.resources.files(__package__).joinpath("page", *parts)
         try:
-            content = await self.service.in_thread(file.read_bytes)
+            content = await _in_time(http, self.service.in_thread(file.read_bytes))
         except OSError:
             raise NotServed("there is no such page", "", http.scope["path"]) from None
         return Response(content, headers={**_SECURITY, "Content-Type": kind})
@@ -274,14 +285,6 @@ class _Doors:
                 self.log(event="reload", model=name, result="unchanged")
 
         await asyncio.to_thread(load)
-
-    async def _read(self, http: Request) -> tuple[dict[str, Any], bytes | None]:
-        query = body.queried(http)
-        content = await self._body(http)
-        fields: tuple[dict[str, Any], bytes | None] = await self.service.in_thread(
-            body.fields_of, http.headers.get("content-type", ""), query, content
-        )
-        return fields
 
     async def _body(self, http: Request) -> bytes:
         self.service.places.check()  # before a body is read for nothing
@@ -482,16 +485,18 @@ async def _in_chunks(message: Message, send: Send, seconds: float) -> None:
         await send(message)
 
 
-async def _unless_gone(http: Request, work: Awaitable[Made]) -> Made:
-    """The result of work, which ends when the client hangs up. Raises ClientDisconnect."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(http))
+async def _in_time(http: Request, work: Awaitable[Made]) -> Made:
+    """The result of work, which ends when the client hangs up or its time is over. Raises ClientDisconnect, DeadlinePassed."""
+    asker: Asker = http.state.asker
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(http))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        left = max(0.0, asker.until - time.monotonic()) + _LATER
+        await asyncio.wait({working, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise body.ClientDisconnect
+        raise body.ClientDisconnect if leaving.done() else deadline_passed()
     finally:
+        asker.is_over = True
         leaving.cancel()
         if not working.done():
             working.cancel()

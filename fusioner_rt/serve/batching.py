@@ -59,6 +59,8 @@ class Batches(Generic[Item, Result]):
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
+        if now >= until:
+            raise deadline_passed()
         job = _Job[Item, Result](item, now if not alone else now - self._max_wait, until, loop.create_future())
         self._waiting.setdefault((key, most), []).append(job)
         self._start()

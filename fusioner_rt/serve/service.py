@@ -67,11 +67,17 @@ class Done:
 
 @dataclass(eq=False)
 class Asker:
-    """What a request lets the service know. until: as of time.monotonic. told: for the log."""
+    """What a request lets the service know. until: as of time.monotonic. told: for the log. is_over: nobody waits any more."""
 
     id: str
     until: float
     told: dict[str, Any] = field(default_factory=dict)
+    is_over: bool = False
+
+    def check(self) -> None:
+        """For a thread between two steps. Raises DeadlinePassed, which nobody hears, where nobody waits."""
+        if self.is_over:
+            raise deadline_passed()
 
 
 class Service:

@@ -17,6 +17,7 @@ from made_pictures import encoded
 from PIL import Image
 
 from fusioner_rt import Session
+from fusioner_rt.serve import answer, request
 from fusioner_rt.serve.batching import Batches, Places
 from fusioner_rt.serve.errors import DeadlinePassed, ServiceFull
 
@@ -121,6 +122,8 @@ def test_what_is_late_or_given_up_is_not_run() -> None:
                 await one
         assert batches.waiting == 0
         recorder.gate.set()
+        with pytest.raises(DeadlinePassed):
+            await batches.submit("e", "k", 1, soon(-0.1), False)  # it was late before there was a thread for it
         assert await batches.submit("d", "k", 1, soon(), False) == "dd"
         assert recorder.groups == [["a"], ["d"]]
         await batches.close()
@@ -201,6 +204,45 @@ def test_a_request_has_its_deadline(service: Any, png: bytes) -> None:
     assert (reply.status, reply.json["type"]) == (504, "urn:fusioner-rt:DeadlinePassed")
     assert time.monotonic() - start < 1
     assert service.post("/v1/segment?words=cat", png).status == 200
+
+
+def test_an_answer_that_is_not_made_in_time_is_late_too_and_not_made_further(
+    service: Any, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, gate, own = [], threading.Event(), answer._found
+
+    def slow(*given: Any) -> Any:
+        made.append(given)
+        assert gate.wait(20)
+        return own(*given)
+
+    monkeypatch.setattr(answer, "_found", slow)
+    path = "/v1/segment?words=cat,dog,lamp&threshold=0&instances=true"
+    reply = service.post(path, png, X_Timeout_Ms="500")
+    assert (reply.status, reply.json["type"]) == (504, "urn:fusioner-rt:DeadlinePassed")
+    gate.set()
+    reply = service.post(path, png)
+    assert (reply.status, len(reply.json["words"])) == (200, 3)
+    assert len(made) == 1 + sum(word["area"] > 0 for word in reply.json["words"]) + len(reply.json["instances"])
+
+
+def test_fields_are_read_beside_the_answers_of_others(
+    service: Any, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, answered, own = threading.Event(), threading.Event(), request.parse
+
+    def slow(*given: Any) -> Any:
+        begun.set()
+        assert answered.wait(10)
+        return own(*given)
+
+    monkeypatch.setattr(request, "parse", slow)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(service.post, "/v1/segment?words=cat", png)
+        assert begun.wait(10)
+        assert service.get("/healthz").status == 200
+        answered.set()
+        assert reply.result().status == 200
 
 
 def test_who_hangs_up_is_not_waited_for(service: Any, png: bytes) -> None:

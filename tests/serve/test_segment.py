@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import sys
+import tracemalloc
 import zipfile
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner_rt import Session
+from fusioner_rt import Segmentation, Session
 from fusioner_rt.results.colours import word_colours
+from fusioner_rt.serve.answer import Answer, encode
+from fusioner_rt.serve.request import SegmentRequest
 
 WORDS = "cat, red sofa|couch, lamp"
 OPTIONS: dict[str, Any] = {"threshold": 0.1}
@@ -150,6 +153,22 @@ def test_the_overlay_is_the_results(service: Any, png: bytes, truth: Any) -> Non
 def test_the_answers_form_is_what_the_client_likes_best(service: Any, png: bytes, accept: str, form_of_it: str) -> None:
     reply = service.post("/v1/segment?words=cat", png, Accept=accept)
     assert reply.headers["content-type"] == form_of_it
+
+
+def test_masks_of_many_words_are_not_in_memory_at_once() -> None:
+    words = tuple(f"w{number}" for number in range(60))
+    labels = np.random.default_rng(0).integers(0, 61, (300, 400)).astype(np.uint16)  # each word is everywhere
+    result = Segmentation(
+        words, labels, np.ones(labels.shape, np.float32), np.zeros((300, 400, 3), np.uint8), {}, 0.5, "joint"
+    )
+    told = Answer("1", "m", SegmentRequest(words), result, {})
+    tracemalloc.start()
+    try:
+        content = encode("application/json", told)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * len(content) + 20 * labels.size < 60 * labels.size
 
 
 def test_a_handle_gives_other_words_the_same_masks(
