@@ -137,7 +137,8 @@ class _Doors:
 
         async def work() -> bytes:
             with service.places.several():
-                asked, picture, handle = await service.in_thread(read)
+                with asker.held.meanwhile(body.parsed_bytes(received)):
+                    asked, picture, handle = await service.in_thread(read)
                 done = await service.segment(asked, picture, handle, asker)
                 assert done.result is not None
                 told = answer.Answer(asker.id, done.model, asked, done.result, done.timing, done.handle, asker.check)
@@ -149,7 +150,7 @@ class _Doors:
                 return content
 
         content = await _in_time(http, work())
-        http.state.held.take(len(content))
+        asker.held.keep(len(content))
         return Response(content, media_type=form)
 
     async def encode(self, http: Request) -> Response:
@@ -169,7 +170,8 @@ class _Doors:
 
         async def work() -> dict[str, Any]:
             with service.places.several():
-                given, picture = await service.in_thread(read)
+                with asker.held.meanwhile(body.parsed_bytes(received)):
+                    given, picture = await service.in_thread(read)
                 done = await service.encode(picture, given.model, given.window, asker)
             assert done.encoded is not None
             return {
@@ -209,15 +211,16 @@ class _Doors:
         received = await self._body(http)
 
         async def work() -> tuple[bytes, int | None]:
-            inference = await service.in_thread(
-                v2.parse,
-                received,
-                http.headers.get(v2.HEADER),
-                model,
-                self._most_words(model, None),
-                settings.max_pixels,
-                settings.queue,
-            )
+            with asker.held.meanwhile(body.parsed_bytes(received)):
+                inference = await service.in_thread(
+                    v2.parse,
+                    received,
+                    http.headers.get(v2.HEADER),
+                    model,
+                    self._most_words(model, None),
+                    settings.max_pixels,
+                    settings.queue,
+                )
             with service.places.several(len(inference.pictures)):
                 tasks = [
                     asyncio.ensure_future(service.segment(inference.request, picture, None, asker))
@@ -228,11 +231,12 @@ class _Doors:
                 finally:
                     for task in tasks:
                         task.cancel()
-                answered: tuple[bytes, int | None] = await service.in_thread(v2.answer, inference, results, model)
+                with asker.held.meanwhile(v2.answered_bytes(inference, results)):
+                    answered: tuple[bytes, int | None] = await service.in_thread(v2.answer, inference, results, model)
                 return answered
 
         content, header = await _in_time(http, work())
-        http.state.held.take(len(content))
+        asker.held.keep(len(content))
         headers = {} if header is None else {"Inference-Header-Content-Length": str(header)}
         return Response(content, 200, headers, "application/octet-stream" if header else "application/json")
 
@@ -290,7 +294,7 @@ class _Doors:
         self.service.places.check()  # before a body is read for nothing
         asker: Asker = http.state.asker
         seconds = min(self.settings.body_time, max(0.0, asker.until - time.monotonic()))
-        content = await body.read(http, self.settings.max_bytes, seconds, http.state.held)
+        content = await body.read(http, self.settings.max_bytes, seconds, asker.held)
         asker.told["bytes"] = len(content)
         return content
 
@@ -328,9 +332,9 @@ class _Envelope:
             return
         start, http = time.monotonic(), Request(scope, receive)
         given = http.headers.get("x-request-id", "")
-        asker = Asker(given if _ID.fullmatch(given) else secrets.token_hex(8), start + self._settings.deadline)
-        state = scope.setdefault("state", {})
-        state["asker"], state["held"] = asker, body.Held(self._doors.service.room)
+        held = body.Held(self._doors.service.room)
+        asker = Asker(given if _ID.fullmatch(given) else secrets.token_hex(8), start + self._settings.deadline, held)
+        scope.setdefault("state", {})["asker"] = asker
         status, failed = 0, ""
         upload = _Upload(receive, http.headers, start + self._settings.body_time)
 
@@ -343,7 +347,7 @@ class _Envelope:
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
             if last and upload.is_coming:
                 await _in_chunks({**message, "more_body": True}, send, self._settings.read_time)
-                state["held"].release()
+                held.release()
                 await upload.drain(asker.until)
                 message = {"type": "http.response.body"}
             await _in_chunks(message, send, self._settings.read_time)
@@ -368,7 +372,7 @@ class _Envelope:
             failed = "ReaderSlow"
             raise
         finally:
-            state["held"].release()
+            held.release()
             self._tell(http, asker, start, status, failed or asker.told.pop("failed", ""))
 
     def _check(self, http: Request, asker: Asker, start: float) -> None:

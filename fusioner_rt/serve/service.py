@@ -17,7 +17,7 @@ from ..errors import FusionerError, PictureUnreadable, UsageError
 from ..results.segmentation import Segmentation
 from ..session import Session, Window
 from .batching import Batches, Places, deadline_passed, words_late
-from .body import Room
+from .body import Held, Room
 from .errors import DeadlinePassed, RequestInvalid, ServiceFull
 from .handles import Kept, gone, open_handles
 from .metrics import Metrics
@@ -27,6 +27,7 @@ from .settings import Settings
 
 Made = TypeVar("Made")
 _ROOM_TO_WAIT = 2  # groups decoded ahead, for each that runs
+_OF_A_PIXEL = 6  # bytes of its label and confidence
 
 
 @dataclass(eq=False)
@@ -71,6 +72,7 @@ class Asker:
 
     id: str
     until: float
+    held: Held
     told: dict[str, Any] = field(default_factory=dict)
     is_over: bool = False
 
@@ -104,7 +106,7 @@ class Service:
                 ),
                 "running": ("Pictures that run.", lambda: self.batches.running, False),
                 "in_flight": ("Pictures at hand.", lambda: self.places.taken, False),
-                "bytes_held": ("Bytes of bodies and answers.", lambda: self.room.taken, False),
+                "bytes_held": ("Bytes of bodies, pictures, masks and answers.", lambda: self.room.taken, False),
                 "handles": ("Encoded pictures that are kept.", lambda: self.handles.held()[0], True),
                 "handle_bytes": ("Bytes of encoded pictures.", lambda: self.handles.held()[1], True),
             }
@@ -176,6 +178,7 @@ class Service:
         key = f"{model} {window} {keep} {request.batch_key if request else ''}"
         pixels = picture if isinstance(picture, np.ndarray) else picture.picture
         height, width = (request and request.size) or pixels.shape[:2]
+        asker.held.take(pixels.nbytes + (_OF_A_PIXEL * height * width if request else 0))
         most = self._most(model)
         while most > 1 and most * height * width > self.settings.max_pixels:  # a call holds all its label maps
             most //= 2

@@ -15,8 +15,8 @@ class Settings:
     queue: pictures that may wait. deadline, body_time, read_time: seconds for a whole request, for its body to arrive, and for
     a client to take a chunk of its answer. idle_time: seconds that a connection without a request, or with half a head of
     one, stays open.
-    max_bytes: of a body. max_pixels: of a picture or label map. max_words: of a request. memory: bytes of all bodies and
-    answers at once.
+    max_bytes: of a body. max_pixels: of a picture or label map. max_words: of a request. memory: bytes of all bodies,
+    pictures, masks and answers at once.
     handles, handle_bytes, handle_age: how many encoded pictures are kept, their bytes, seconds since their last use.
     token: that every request must bear, "" for none. cors: origins whose pages may ask, or "*".
     loopback: it listens for this machine alone: without a token, requests for other hosts than it are refused.
@@ -39,7 +39,7 @@ class Settings:
     max_bytes: int = 32_000_000
     max_pixels: int = 40_000_000
     max_words: int = 1000
-    memory: int = 1_000_000_000
+    memory: int = 2_000_000_000
     handles: int = 256
     handle_bytes: int = 500_000_000
     handle_age: float = 600.0

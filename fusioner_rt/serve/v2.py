@@ -108,6 +108,15 @@ def answer(inference: Inference, results: Sequence[Segmentation], model: str) ->
     return b"".join([header, *chunks]), len(header) if chunks else None
 
 
+def answered_bytes(inference: Inference, results: Sequence[Segmentation]) -> int:
+    """About what `answer` takes in memory beside its results."""
+    pixels = sum(result.labels.size for result in results)
+    # A number of an array; and where it is one of Python, that, its place in a list, and its digits.
+    each = {"LABELS": (2, 32 + 8 + 4), "CONFIDENCE": (4, 24 + 8 + 22)}
+    asked = (each[name][not binary] for name, binary in inference.outputs.items() if name in each)
+    return pixels * sum(asked)
+
+
 def metadata(model: str) -> dict[str, Any]:
     """What the protocol tells of a model."""
     return {"name": model, "versions": ["1"], "platform": "fusioner-rt", "inputs": INPUTS, "outputs": OUTPUTS}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -268,7 +270,7 @@ def test_a_slow_reader_holds_up_nobody_and_is_given_up(start: Any, png: bytes) -
         head = f"POST /v1/segment?words=cat&threshold=0&size=3000x3000 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png)}\r\n"
         line.sendall(f"{head}Accept: application/x-npz\r\n\r\n".encode() + png)
         assert line.recv(10)
-        assert service.metric("fusioner_bytes_held") > 1_000_000
+        assert 1_000_000 < service.metric("fusioner_bytes_held") < 6 * 3000 * 3000  # the answer, no more its masks
         for _ in range(5):
             assert service.post("/v1/segment?words=cat", png).status == 200
         until = soon(20)
@@ -286,6 +288,40 @@ def test_pictures_and_label_maps_of_a_call_are_bounded(start: Any, png: bytes, l
         replies = list(pool.map(lambda _: service.post("/v1/segment?words=cat&size=90x90", png), range(8)))
     assert [reply.status for reply in replies] == [200] * 8
     assert service.metric("fusioner_batch_size_count") == 8
+
+
+def test_masks_of_requests_at_hand_are_bounded(start: Any, png: bytes) -> None:
+    running = start(memory=8_000_000)
+    session = running.app.state.service.models["tiny"].session
+    path = "/v1/segment?words=cat&size=1000x1000"
+    with ThreadPoolExecutor(1) as pool, ExitStack() as encoding:  # of words, for which the first waits
+        encoding.enter_context(session._text._encoding)
+        first = pool.submit(running.post, path, png)
+        assert happens(lambda: running.metric("fusioner_bytes_held") > 6_000_000)
+        full = running.post(path, png)
+        assert (full.status, full.json["type"]) == (503, "urn:fusioner-rt:ServiceFull")
+        encoding.close()
+        assert first.result().status == 200
+    assert happens(lambda: not running.metric("fusioner_bytes_held"))
+    large = running.post("/v1/segment?words=cat&size=1200x1200", png)
+    assert (large.status, large.json["type"]) == (400, "urn:fusioner-rt:RequestInvalid")
+    assert "this service has 8 MB for all" in large.json["detail"]
+
+
+def test_what_json_takes_in_memory_is_bounded(start: Any, png: bytes) -> None:
+    running = start(memory=30_000_000)
+    for path in ("/v1/segment", "/v1/encode", "/v2/models/tiny/infer"):
+        many = running.post(path, b'{"words": [' + b"{}," * 1_000_000 + b"{}]}", "application/json")
+        assert (many.status, many.json["type"]) == (400, "urn:fusioner-rt:RequestInvalid")
+        assert "take 59 MB" in many.json["detail"]
+    pictures = {"name": "PICTURE", "shape": [3], "datatype": "BYTES", "data": [base64.b64encode(png).decode()] * 3}
+    for size, status in (("1000x1000", 400), ("500x500", 400), ("200x200", 200)):  # of arrays; of numbers in JSON
+        body = {"inputs": [pictures], "parameters": {"words": "cat", "size": size}}
+        assert running.post_json("/v2/models/tiny/infer", **body).status == status
+    body["outputs"] = [{"name": "LABELS", "parameters": {"binary_data": True}}]
+    body["parameters"]["size"] = "500x500"
+    assert running.post_json("/v2/models/tiny/infer", **body).status == 200
+    assert running.metric("fusioner_bytes_held") == 0
 
 
 def test_new_words_of_a_request_that_is_late_or_left_are_not_encoded(start: Any, png: bytes) -> None:
