@@ -110,7 +110,7 @@ class Executor(Protocol):
         """The part of each picture's work that needs no words, in order: a new array, or the result of `prepare`."""
 
     def encode_windows(self, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Features (h', w', d) float32 of windows (h, w, 3) uint8 of one size. Of a bundle that has windows."""
+        """Features (h', w', d) float32 of at most `max_group` windows (h, w, 3) uint8 of one size. Of a bundle that has windows."""
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
         """One answer per picture, in order. Encoded pictures are allowed."""

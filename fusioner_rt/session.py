@@ -174,21 +174,24 @@ class Session:
 
     @overload
     def encode(
-        self, picture: Picture | EncodedPicture, window: Window = "whole", channels: Channels | None = None
-    ) -> EncodedPicture: ...
+        self, picture: Picture | EncodedPicture, window: Window = "whole", channels: Channels | None = None,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> EncodedPicture: ...  # fmt: skip
 
     @overload
     def encode(
-        self, picture: Pictures, window: Window = "whole", channels: Channels | None = None
-    ) -> list[EncodedPicture]: ...
+        self, picture: Pictures, window: Window = "whole", channels: Channels | None = None,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> list[EncodedPicture]: ...  # fmt: skip
 
     @tells_shortage(OF_A_PICTURE, of=_picture)
     def encode(
-        self, picture: Any, window: Window = "whole", channels: Channels | None = None
-    ) -> EncodedPicture | list[EncodedPicture]:
+        self, picture: Any, window: Window = "whole", channels: Channels | None = None,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> EncodedPicture | list[EncodedPicture]:  # fmt: skip
         """Run the part of `segment` that needs no words, and keep the result for calls with different words.
 
-        picture, window, channels: as for `segment`. Returns an EncodedPicture, or a list for a list. `segment` takes it like a
+        picture, window, channels, before_each: as for `segment`. Returns an EncodedPicture, or a list for a list. `segment` takes it like a
         picture, with the same results. It is valid for this bundle and backend, also after the session is closed.
 
         onnxruntime-cpu keeps the image encoder's tokens. GPU backends run encoder and fusion as one and keep the prepared
@@ -205,6 +208,7 @@ class Session:
         def run(ready: Iterator[dict[int, Waiting]]) -> None:
             for group in ready:
                 waiting = list(group.values())
+                before_each()
                 for index, given, encoded in zip(group, waiting, self._executor.encode_pictures(waiting), strict=True):
                     results[index] = EncodedPicture(
                         decoded.pop(index),
@@ -223,7 +227,7 @@ class Session:
                 continue
             rgb = decode(given, channels, copy=True, max_pixels=self._max_pixels)
             if window == "sliding":
-                features, input_size = self._joined_windows(rgb, describe(given))
+                features, input_size = self._joined_windows(rgb, describe(given), before_each)
                 results[index] = EncodedPicture(
                     rgb, input_size, features, self._backend.effective, self.bundle.picture_sha256, window,
                     source_of(given),
@@ -247,6 +251,7 @@ class Session:
         background: Words | None = None,
         window: Window = "whole",
         channels: Channels | None = None,
+        before_each: Callable[[], None] = lambda: None,
     ) -> Segmentation: ...
 
     @overload
@@ -261,6 +266,7 @@ class Session:
         background: Words | None = None,
         window: Window = "whole",
         channels: Channels | None = None,
+        before_each: Callable[[], None] = lambda: None,
     ) -> list[Segmentation]: ...
 
     @tells_shortage(OF_A_PICTURE, of=_picture)
@@ -275,6 +281,7 @@ class Session:
         background: Words | None = None,
         window: Window = "whole",
         channels: Channels | None = None,
+        before_each: Callable[[], None] = lambda: None,
     ) -> Segmentation | list[Segmentation]:
         """Masks of one picture, or of each picture of a list, in its order.
 
@@ -293,6 +300,7 @@ class Session:
         window: "whole" shows the network the picture; "sliding" shows it overlapping windows and joins their features,
             which finds smaller things and costs a pass per window. Of bundles with `windows`.
         channels: order of the colours of arrays and tensors, by default the session's.
+        before_each: is called before each stage of a picture, and each pass of single words or windows, and may raise to stop.
 
         Every result of a list holds its picture and maps; besides, at most 32 network inputs, or a batch, are in memory.
         Raises the errors of pictures and words, SizeOutsideProfile, GraphUnusable, MemoryShort, UsageError. After an error
@@ -305,7 +313,7 @@ class Session:
         channels = self._channels if channels is None else check_channels(channels)
         pictures, many = _listed(picture)
 
-        watch = _Stopwatch(len(pictures))
+        watch = _Stopwatch(len(pictures), before_each)
         with watch("text"):
             vocabulary = self._vocabulary_of(words, background)
         notes = self._notes_of(vocabulary)
@@ -466,18 +474,23 @@ class Session:
             return Waiting(given.encoded, given.input_size, size, encoded=True, joined=window == "sliding")
         if window == "sliding":
             with watch("image", index):
-                features, input_size = self._joined_windows(rgb, describe(given))
+                features, input_size = self._joined_windows(rgb, describe(given), watch.before_each)
             return Waiting(features, input_size, size, encoded=True, joined=True)
         with watch("preprocess", index):
             return self._prepare(rgb, size, describe(given))
 
-    def _joined_windows(self, rgb: np.ndarray, name: str) -> tuple[np.ndarray, tuple[int, int]]:
+    def _joined_windows(
+        self, rgb: np.ndarray, name: str, before_each: Callable[[], None]
+    ) -> tuple[np.ndarray, tuple[int, int]]:
         """The features of a picture's sliding windows (h', w', d) float32, and its input size."""
         bundle = self.bundle
         assert bundle.windows is not None
         input_size = bundle.input_size(*_edges(rgb), name)
         resized = bundle.preprocessing.resized(rgb, input_size)
-        features = self._executor.encode_windows(sliding_windows.crops(resized, bundle.windows))
+        crops, features, step = sliding_windows.crops(resized, bundle.windows), [], self._executor.max_group
+        for start in range(0, len(crops), step):
+            before_each()
+            features += self._executor.encode_windows(crops[start : start + step])
         return sliding_windows.joined(features, input_size, bundle.windows, bundle.preprocessing.multiple), input_size
 
     def _check_window(self, window: str) -> None:
@@ -647,12 +660,15 @@ class _Groups:
 class _Stopwatch:
     """Seconds per picture and stage. Shared work is divided evenly among its pictures."""
 
-    def __init__(self, pictures: int) -> None:
+    def __init__(self, pictures: int, before_each: Callable[[], None]) -> None:
+        """before_each: is called before each stage that is timed."""
+        self.before_each = before_each
         self._seconds = [dict.fromkeys(STAGES, 0.0) for _ in range(pictures)]
 
     @contextmanager
     def __call__(self, stage: str, *members: int) -> Iterator[None]:
         """Time a block of work on `members`, by default all pictures."""
+        self.before_each()
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start

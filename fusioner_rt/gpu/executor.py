@@ -105,13 +105,9 @@ class GpuExecutor:
         """A window is a picture of the network's size. Any words do: the features do not depend on them."""
         height, width = crops[0].shape[:2]
         words = np.zeros((1, self._bundle.text_width), np.float32)
-        features: list[np.ndarray] = []
-        for start in range(0, len(crops), self.max_group):
-            some = crops[start : start + self.max_group]
-            shape = Shape(len(some), len(some), 1, (height, width), (height, width), None, host=True)
-            with self._pipelines.pipeline(shape) as pipeline:
-                features += list(pipeline.run(some, self._repeated(words, len(some)), 0.0, ("features",))["features"])
-        return features
+        shape = Shape(len(crops), len(crops), 1, (height, width), (height, width), None, host=True)
+        with self._pipelines.pipeline(shape) as pipeline:
+            return list(pipeline.run(crops, self._repeated(words, len(crops)), 0.0, ("features",))["features"])
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
         """The time of the GPU counts as image_fusion. The features of joined windows are compared with words on the CPU."""
@@ -139,8 +135,7 @@ class GpuExecutor:
             if joint is not None:
                 scores, gram = (joint[name][index : index + 1] for name in ("scores", "gram"))
             else:
-                with clock("image_fusion", index):
-                    scores, gram = self._independent(waiting, request)
+                scores, gram = self._independent(waiting, request, clock, index)
             with clock("mask_head", index):
                 check_finite(self._bundle, scores, gram)
                 answers.append(self._cpu().answer((scores, gram), waiting.size, request))
@@ -236,14 +231,16 @@ class GpuExecutor:
             vectors = request.vectors if count == 1 else self._repeated(request.vectors, count)
             return pipeline.run([waiting.prepared for waiting in group], vectors, request.threshold)
 
-    def _independent(self, waiting: Waiting, request: Request) -> tuple[np.ndarray, np.ndarray]:
-        """One picture with each word alone: scores (K, 1, h, w) and gram (K, 5, h, w)."""
+    def _independent(
+        self, waiting: Waiting, request: Request, clock: Clock, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One picture with each word alone: scores (K, 1, h, w) and gram (K, 5, h, w). index: of the picture in its group."""
         height, width = waiting.prepared.shape[:2]
         parts, batch = [], min(self._machinery.engine.max_batch("words"), self._bundle.batch.max)
         for start in range(0, len(request.vectors), batch):
             words = request.vectors[start : start + batch, None]
             shape = Shape(1, len(words), 1, (height, width), waiting.input_size, None, host=True)
-            with self._pipelines.pipeline(shape) as pipeline:
+            with clock("image_fusion", index), self._pipelines.pipeline(shape) as pipeline:
                 parts.append(pipeline.run([waiting.prepared], words, 0.0))
         scores, gram = (np.concatenate([part[name] for part in parts]) for name in ("scores", "gram"))
         return scores, gram

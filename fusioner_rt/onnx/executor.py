@@ -58,15 +58,12 @@ class OnnxRuntimeExecutor:
         return [tokens.copy() for tokens in self._tokens(group, untimed)]  # a copy does not hold the whole batch
 
     def encode_windows(self, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
-        features: list[np.ndarray] = []
-        for start in range(0, len(crops), self.max_group):
-            pixels = np.stack([self.prepare(crop, crop.shape[:2]) for crop in crops[start : start + self.max_group]])
-            if self._in_parts:
-                features += list(self._graphs("image")({"pixels": pixels})["tokens"])
-            else:  # any words: the features do not depend on them
-                words = np.zeros((len(pixels), 1, self._bundle.text_width), np.float32)
-                features += list(self._graphs("image_fusion")({"pixels": pixels, "words": words})["features"])
-        return features
+        pixels = np.stack([self.prepare(crop, crop.shape[:2]) for crop in crops])
+        if self._in_parts:
+            return list(self._graphs("image")({"pixels": pixels})["tokens"])
+        # Any words: the features do not depend on them.
+        words = np.zeros((len(pixels), 1, self._bundle.text_width), np.float32)
+        return list(self._graphs("image_fusion")({"pixels": pixels, "words": words})["features"])
 
     def run(self, group: Sequence[Waiting], request: Request, clock: Clock) -> list[Answer]:
         if group[0].joined:

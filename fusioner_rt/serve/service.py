@@ -207,15 +207,21 @@ class Service:
         """In a thread: one call of the session."""
         first, started = works[0], time.perf_counter()
         request = first.request
+
+        def go_on() -> None:
+            if all(work.fate.given_up for work in works):
+                raise deadline_passed()  # which nobody hears
+
         with self.models.used(first.model) as session:
             pictures: list[Any] = [work.picture for work in works]
             if request:  # before the pictures: new words may take longer than all else, and can be stopped between two
-                self._load_words(session, works, request)
+                self._load_words(session, works, request, go_on)
             worded_in = (time.perf_counter() - started) * 1000 / len(works)
             if first.keep:
-                pictures = session.encode(pictures, window=first.window)
+                pictures = session.encode(pictures, first.window, before_each=go_on)
             encoded_in = (time.perf_counter() - started) * 1000 / len(works) - worded_in if first.keep else 0.0
-            results = session.segment(pictures, **request.options) if request else [None] * len(works)
+            nothing = [None] * len(works)
+            results = session.segment(pictures, **request.options, before_each=go_on) if request else nothing
         done = []
         for work, picture, result in zip(works, pictures, results, strict=True):
             timing = dict(result.timing) if result else {"total": 0.0}
@@ -229,13 +235,9 @@ class Service:
             done.append(Done(first.model, result, picture if first.keep else None, timing, len(works)))
         return done
 
-    def _load_words(self, session: Session, works: Sequence[Work], request: SegmentRequest) -> None:
-        """Raises DeadlinePassed, which nobody hears, where nobody waits for any of the works."""
-
-        def go_on() -> None:
-            if all(work.fate.given_up for work in works):
-                raise deadline_passed()
-
+    def _load_words(
+        self, session: Session, works: Sequence[Work], request: SegmentRequest, go_on: Callable[[], None]
+    ) -> None:
         for work in works:
             work.fate.at_words = True
         session.load_words(request.words, request.background, go_on)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -132,6 +133,31 @@ def test_windows_are_joined_the_same_when_the_picture_was_encoded_first(session:
     for wrong in (lambda: session.segment(encoded, words=WORDS), lambda: session.encode(encoded)):
         with pytest.raises(FusionerError, match="was encoded with window='sliding'"):
             wrong()
+
+
+def test_windows_may_be_stopped_between_two_passes(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    def enough() -> None:
+        if passes:
+            raise Enough
+
+    def counted(crops: Any) -> Any:
+        passes.append(len(crops))
+        return own(crops)
+
+    own, passes, rgb = session._executor.encode_windows, list[int](), pictures()[2]
+    monkeypatch.setattr(session._executor, "encode_windows", counted)
+    encoded = session.encode(rgb, window="sliding")
+    assert len(passes) > 1
+    assert max(passes) <= session.bundle.batch.max
+    for call in (session.encode, functools.partial(session.segment, words=WORDS)):
+        passes.clear()
+        with pytest.raises(Enough):
+            call(rgb, window="sliding", before_each=enough)  # type: ignore[operator]
+        assert len(passes) == 1
+    assert session.segment(encoded, words=WORDS, window="sliding").labels.shape == rgb.shape[:2]
 
 
 def test_a_list_of_pictures_is_a_picture_at_a_time(session: Session) -> None:

@@ -349,6 +349,26 @@ def test_new_words_of_a_request_that_is_late_or_left_are_not_encoded(start: Any,
     assert session.text_encoder_calls == before + 2
 
 
+def test_words_that_are_fused_alone_are_fused_no_further_when_nobody_waits(
+    start: Any, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start(concurrency=1)
+    executor = running.app.state.service.models["tiny"].session._executor
+    passes, gate, own = [], threading.Event(), executor._fuse
+
+    def slow(inputs: Any, words: Any, clock: Any) -> Any:
+        passes.append(len(words))
+        assert gate.wait(20)
+        return own(inputs, words, clock)
+
+    monkeypatch.setattr(executor, "_fuse", slow)
+    path = f"/v1/segment?mode=independent&words={','.join(f'thing {number}' for number in range(12))}"
+    assert running.post(path.replace(" ", "%20"), png, X_Timeout_Ms="1500").status == 504
+    gate.set()
+    assert running.post("/v1/segment?words=cat", png).status == 200
+    assert passes == [4, 1]  # of twelve words, four a pass; and the joint one
+
+
 def happens(condition: Callable[[], bool]) -> bool:
     until = soon(20)
     while not condition() and time.monotonic() < until:

@@ -49,7 +49,8 @@ def test_the_description_says_what_needs_the_token(start: Any) -> None:
 
 
 def test_every_option_of_a_session_is_a_field() -> None:
-    own = inspect.signature(Session.segment).parameters.keys() - {"self", "picture", "probabilities", "channels"}
+    not_told = {"self", "picture", "probabilities", "channels", "before_each"}
+    own = inspect.signature(Session.segment).parameters.keys() - not_told
     assert own <= set(request.FIELDS)
     assert set(request.SegmentRequest(words="a").options) == own
 
