@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
@@ -71,21 +71,21 @@ def create_app(settings: Settings, log: RequestLog | None = None) -> Starlette:
         await asyncio.to_thread(doors.log.close)
 
     routes = [
-        Route("/v1/segment", doors.segment, methods=["POST"]),
-        Route("/v1/encode", doors.encode, methods=["POST"]),
-        Route("/v1/encoded/{handle}", doors.forget, methods=["DELETE"]),
-        Route("/v1/models", doors.models),
-        Route("/v2", doors.server),
-        Route("/v2/health/live", doors.empty),
-        Route("/v2/health/ready", doors.empty),
-        Route("/v2/models/{model}", doors.model),
-        Route("/v2/models/{model}/ready", doors.model_ready),
-        Route("/v2/models/{model}/infer", doors.infer, methods=["POST"]),
-        Route("/healthz", doors.health),
-        Route("/openapi.json", doors.description),
-        Route("/metrics", doors.metrics),
-        Route("/", doors.page),
-        Route("/page/{name:path}", doors.page),
+        _Route("/v1/segment", doors.segment, methods=["POST"]),
+        _Route("/v1/encode", doors.encode, methods=["POST"]),
+        _Route("/v1/encoded/{handle}", doors.forget, methods=["DELETE"]),
+        _Route("/v1/models", doors.models),
+        _Route("/v2", doors.server),
+        _Route("/v2/health/live", doors.empty),
+        _Route("/v2/health/ready", doors.empty),
+        _Route("/v2/models/{model}", doors.model),
+        _Route("/v2/models/{model}/ready", doors.model_ready),
+        _Route("/v2/models/{model}/infer", doors.infer, methods=["POST"]),
+        _Route("/healthz", doors.health),
+        _Route("/openapi.json", doors.description),
+        _Route("/metrics", doors.metrics),
+        _Route("/", doors.page),
+        _Route("/page/{name:path}", doors.page),
     ]
     middleware = [Middleware(_Envelope, doors=doors)]
     if settings.cors:  # around it all: a page reads problems too
@@ -101,6 +101,14 @@ def create_app(settings: Settings, log: RequestLog | None = None) -> Starlette:
     app.router.redirect_slashes = False  # to an address that the client's Host header names
     app.state.service, app.state.reload = service, doors.reload
     return app
+
+
+class _Route(Route):
+    """Starlette before 1.7 does not say which route a request took."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        return match, {**found, "route": self}
 
 
 async def _keep_numbers(service: Service) -> None:

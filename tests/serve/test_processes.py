@@ -293,7 +293,8 @@ def test_words_are_not_logged_though_notes_quote_them(command: Any, png: bytes) 
 
 def test_a_reader_of_the_log_that_stops_holds_up_neither_requests_nor_the_end(tiny_bundle: Path, png: bytes) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "fusioner_rt", "serve", "--port", "0", "--engine", str(tiny_bundle)], stderr=subprocess.PIPE
+        [sys.executable, "-m", "fusioner_rt", "serve", "--port", "0", "--engine", str(tiny_bundle)],
+        stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
     fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
