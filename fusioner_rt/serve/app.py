@@ -89,12 +89,12 @@ def create_app(settings: Settings, log: RequestLog | None = None) -> Starlette:
     ]
     middleware = [Middleware(_Envelope, doors=doors)]
     if settings.cors:  # around it all: a page reads problems too
-        allowed = ["Authorization", "Content-Type", "X-Request-Id", "X-Timeout-Ms"]
+        allowed = ["Authorization", "Content-Encoding", "Content-Type", v2.HEADER, "X-Request-Id", "X-Timeout-Ms"]
         middleware.insert(
             0,
             Middleware(
                 CORSMiddleware, allow_origins=list(settings.cors), allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=allowed, expose_headers=["X-Request-Id", "Retry-After"],
+                allow_headers=allowed, expose_headers=["Retry-After", v2.HEADER, "X-Request-Id"],
             ),
         )  # fmt: skip
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _known}, lifespan=lifespan)
@@ -245,7 +245,7 @@ class _Doors:
 
         content, header = await _in_time(http, work())
         asker.held.keep(len(content))
-        headers = {} if header is None else {"Inference-Header-Content-Length": str(header)}
+        headers = {} if header is None else {v2.HEADER: str(header)}
         return Response(content, 200, headers, "application/octet-stream" if header else "application/json")
 
     async def health(self, http: Request) -> Response:
@@ -268,12 +268,12 @@ class _Doors:
         parts = name.split("/")
         kind = _TYPES.get(name.rpartition(".")[2].lower())
         if kind is None or any(not re.fullmatch(r"\w[\w.-]*", part, re.ASCII) for part in parts):
-            raise NotServed("there is no such page", "", http.scope["path"])
+            raise NotServed("there is no such page")
         file = importlib.resources.files(__package__).joinpath("page", *parts)
         try:
             content = await _in_time(http, self.service.in_thread(file.read_bytes))
         except OSError:
-            raise NotServed("there is no such page", "", http.scope["path"]) from None
+            raise NotServed("there is no such page") from None
         return Response(content, headers={**_SECURITY, "Content-Type": kind})
 
     def tell_notes(self, name: str) -> None:
@@ -385,12 +385,9 @@ class _Envelope:
 
     def _check(self, http: Request, asker: Asker, start: float) -> None:
         """Raises TokenWrong, OriginRefused, RequestInvalid."""
-        settings, path = (
-            self._settings,
-            http.scope["path"],
-        )  # http.url would hold what the Host header says, a path even
-        is_open = openapi.is_open(path)
-        if settings.token and not is_open and http.method != "OPTIONS":
+        settings = self._settings
+        is_open = openapi.is_open(http.scope["path"])  # http.url would hold what the Host header says, a path even
+        if settings.token and not is_open:
             scheme, _, given = http.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), settings.token.encode()):
                 found = (
@@ -524,16 +521,16 @@ async def _known(http: Request, error: Exception) -> Response:
     """The router's own errors: no such route, another method."""
     status = getattr(error, "status_code", 500)
     asker: Asker = http.state.asker
-    path = http.scope["path"][:200]
+    path = http.scope["path"]
     if status == 405:
         allowed = (getattr(error, "headers", None) or {}).get("Allow", "")
-        refused = MethodWrong(f"{http.method} is not taken there", f"use {allowed}", path)
+        refused = MethodWrong(f"{http.method} is not taken there", f"use {allowed}")
         asker.told["failed"] = "MethodWrong"
         response = problem.response(refused, asker.id, path)
         response.headers["Allow"] = allowed
         return response
     asker.told["failed"] = "NotServed"
-    return problem.response(NotServed("there is no such route", "GET /openapi.json lists them", path), asker.id, path)
+    return problem.response(NotServed("there is no such route", "GET /openapi.json lists them"), asker.id, path)
 
 
 def _json(content: Any) -> Response:

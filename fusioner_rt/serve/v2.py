@@ -23,7 +23,7 @@ from . import request
 from .errors import RequestInvalid
 from .request import SegmentRequest
 
-HEADER = "inference-header-content-length"
+HEADER = "Inference-Header-Content-Length"
 INPUTS = [
     {"name": "PICTURE", "datatype": "BYTES", "shape": [-1]},
     {"name": "WORDS", "datatype": "BYTES", "shape": [-1]},

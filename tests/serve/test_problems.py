@@ -300,6 +300,7 @@ def test_a_token_is_asked_for(start: Any, png: bytes) -> None:
         assert service.ask("GET", "/v1/models", **headers).status == 401
         assert service.ask("GET", "/metrics", **headers).status == 401
         assert service.ask("GET", "/v2/models/tiny", **headers).status == 401
+        assert service.ask("OPTIONS", "/v1/models", **headers).status == 401
     assert service.get("/healthz").status == service.get("/v2/health/ready").status == 200
     assert service.post("/v1/segment?words=cat", png, Authorization="Bearer a-secret").status == 200
     assert "a-secret" not in json.dumps(service.log)
@@ -321,12 +322,17 @@ def test_the_word_bearer_may_be_written_in_any_case(start: Any) -> None:
 
 def test_other_origins_may_ask_where_they_are_named(start: Any, png: bytes) -> None:
     service = start(cors=("https://example.org",))
-    asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
-    assert (
-        service.ask("OPTIONS", "/v1/segment", **asked).headers["access-control-allow-origin"] == "https://example.org"
-    )
+    headers = "authorization, content-encoding, content-type, inference-header-content-length, x-request-id, x-timeout-ms"
+    asked = {
+        "Origin": "https://example.org",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": headers,
+    }
+    before = service.ask("OPTIONS", "/v2/models/tiny/infer", **asked)
+    assert (before.status, before.headers["access-control-allow-origin"]) == (200, "https://example.org")
     reply = service.post("/v1/segment?words=cat", png, Origin="https://example.org", Sec_Fetch_Site="cross-site")
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, "https://example.org")
+    assert "inference-header-content-length" in reply.headers["access-control-expose-headers"].lower()
     refused = service.post("/v1/segment?words=", png, Origin="https://example.org", Sec_Fetch_Site="cross-site")
     assert refused.headers["access-control-allow-origin"] == "https://example.org"
     check(refused, 400, "WordsInvalid")
