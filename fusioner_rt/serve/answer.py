@@ -17,6 +17,7 @@ from ..results.segmentation import Segmentation, check_edges
 from .errors import FormUnknown
 from .request import SegmentRequest
 
+_MOST_FORMS = 50  # of a header of 64 kB, which is read on the event loop
 JSON, PNG, JPEG, NPZ = "application/json", "image/png", "image/jpeg", "application/x-npz"
 
 
@@ -39,7 +40,7 @@ class Answer:
 def media_type(accept: str) -> str:
     """The form to answer in. accept: the header's value. Raises FormUnknown."""
     best: tuple[float, int, int, str] | None = None
-    for place, part in enumerate(accept.split(",") if accept.strip() else ["*/*"]):
+    for place, part in enumerate(accept.split(",", _MOST_FORMS)[:_MOST_FORMS] if accept.strip() else ["*/*"]):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
         weight = 1.0
         for parameter in parameters:

@@ -16,6 +16,7 @@ Masks = Literal["rle", "polygons", "none"]
 FIELDS = (
     "words", "background", "threshold", "mode", "window", "size", "masks", "tolerance", "instances", "keep", "model",
 )  # fmt: skip
+_BETWEEN = re.compile(r"[,;，；、。،؛\n\r\x85\u2028\u2029|]|\.\s")  # words of a text, as `words.spellings` has it
 _LARGEST = 1 << 20  # an edge; what is larger cannot be a picture's
 
 
@@ -129,8 +130,7 @@ def _words(given: Any, name: str, most: int) -> Any:
         if stripped.startswith("["):
             given = _json(stripped, name)
         else:
-            count = stripped.count(",") + stripped.count("\n") + stripped.count(";") + stripped.count("|") + 1
-            _check_count(count, name, most)
+            _check_count(len(_BETWEEN.findall(stripped)) + 1, name, most)
             return given
     if not isinstance(given, list):
         raise _wrong(given, name, "a text, or a list of texts")

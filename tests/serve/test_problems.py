@@ -14,6 +14,7 @@ import urllib.request
 import zlib
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from made_pictures import png_header
@@ -109,6 +110,13 @@ def test_a_message_says_what_to_do_here(service: Any, name: str) -> None:
 def test_no_more_words_are_taken_than_the_bundle_takes(start: Any) -> None:
     told = check(start().post(f"/v1/segment?words={'a,' * 70}b", b"x"), 400, "TooManyWords")
     assert told["detail"] == "words: 71 words were given, at most 64 are taken; give fewer words"
+
+
+@pytest.mark.parametrize("between", [*",;，；、。،؛\n\r\x85\u2028\u2029|", " . ", ". ", ".\n"])
+def test_no_more_words_are_taken_than_the_service_takes_however_they_are_separated(service: Any, between: str) -> None:
+    query = urlencode({"words": between.join(f"word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(51))})
+    told = check(service.post(f"/v1/segment?{query}", b"x"), 400, "TooManyWords")
+    assert told["detail"].endswith(" words were given, at most 50 are taken; give fewer words")
 
 
 def test_windows_that_a_bundle_has_not_are_refused_without_its_folder(service: Any, png: bytes) -> None:
@@ -322,7 +330,9 @@ def test_the_word_bearer_may_be_written_in_any_case(start: Any) -> None:
 
 def test_other_origins_may_ask_where_they_are_named(start: Any, png: bytes) -> None:
     service = start(cors=("https://example.org",))
-    headers = "authorization, content-encoding, content-type, inference-header-content-length, x-request-id, x-timeout-ms"
+    headers = (
+        "authorization, content-encoding, content-type, inference-header-content-length, x-request-id, x-timeout-ms"
+    )
     asked = {
         "Origin": "https://example.org",
         "Access-Control-Request-Method": "POST",
