@@ -214,6 +214,9 @@ class Service:
 
         with self.models.used(first.model) as session:
             pictures: list[Any] = [work.picture for work in works]
+            own = session.bundle.picture_sha256, session.backend.effective
+            if any((one.picture_sha256, one.backend) != own for one in pictures if isinstance(one, EncodedPicture)):
+                raise gone()  # the bundle was loaded anew, perhaps while this waited
             if request:  # before the pictures: new words may take longer than all else, and can be stopped between two
                 self._load_words(session, works, request, go_on)
             worded_in = (time.perf_counter() - started) * 1000 / len(works)
@@ -255,15 +258,9 @@ class Service:
             raise type(error)(error.found, error.cure, "picture") from None
 
     def _check(self, kept: Kept, model: str, request: SegmentRequest) -> None:
-        """Whether an encoded picture is one of this model's, as it is now. Raises HandleGone, RequestInvalid."""
+        """Whether an encoded picture is one of this model's. Raises RequestInvalid."""
         if kept.model != model:
             raise RequestInvalid(f"was encoded by the model {kept.model}", "name that, or encode it again", "handle")
-        session = self.models[model].session
-        if (kept.encoded.picture_sha256, kept.encoded.backend) != (
-            session.bundle.picture_sha256,
-            session.backend.effective,
-        ):
-            raise gone()  # the bundle was loaded anew
         if kept.encoded.window != request.window:
             raise RequestInvalid(
                 f"was encoded with the window {kept.encoded.window}", f"ask with window {kept.encoded.window}", "handle"

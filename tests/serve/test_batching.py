@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -367,6 +368,28 @@ def test_words_that_are_fused_alone_are_fused_no_further_when_nobody_waits(
     gate.set()
     assert running.post("/v1/segment?words=cat", png).status == 200
     assert passes == [4, 1]  # of twelve words, four a pass; and the joint one
+
+
+def test_a_handle_whose_bundle_is_loaded_anew_while_it_waits_is_gone(
+    start: Any, tiny_bundle: Path, tiny_bundle_fp16: Path, tmp_path: Path, png: bytes
+) -> None:
+    folder = tmp_path / "bundle"
+    folder.symlink_to(tiny_bundle)
+    running = start(engines={"a": str(folder)}, concurrency=1)
+    models = running.app.state.service.models
+    handle = running.post("/v1/encode", png).json["handle"]
+    with ThreadPoolExecutor(2) as pool, ExitStack() as encoding:
+        encoding.enter_context(models["a"].session._text._encoding)
+        first = pool.submit(running.post, "/v1/segment?words=new", png)
+        assert happens(lambda: running.metric("fusioner_running") == 1)
+        waits = pool.submit(running.post_json, "/v1/segment", handle=handle, words="cat")
+        assert happens(lambda: running.metric("fusioner_queue_length") == 1)
+        folder.unlink()
+        folder.symlink_to(tiny_bundle_fp16)
+        assert list(models.reload()) == [("a", None)]
+        encoding.close()
+        assert first.result().status == 200
+        assert (waits.result().status, waits.result().json["type"]) == (404, "urn:fusioner-rt:HandleGone")
 
 
 def happens(condition: Callable[[], bool]) -> bool:
