@@ -108,3 +108,24 @@ def test_who_wants_no_motion_sees_none(page: Page) -> None:
     page.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
     page.js("document.querySelector('#busy').hidden = false")
     assert page.js("return getComputedStyle(document.querySelector('#busy'), '::after').animationName") == "none"
+
+
+def test_in_the_colours_of_the_system_focus_and_what_is_pressed_are_seen(page: Page) -> None:
+    page.one("#samples button").click()
+    page.until(lambda: page.found("cat", "sofa"))
+    page.cdp("Emulation.setEmulatedMedia", features=[{"name": "forced-colors", "value": "active"}])
+
+    def style(selector: str, name: str) -> str:
+        return str(
+            page.js("return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, name)
+        )
+
+    page.one("#word").click()
+    assert style(".words", "outlineStyle") == "solid"
+    before = style(".hide", "backgroundColor")
+    page.one(".hide").click()
+    assert style(".hide", "backgroundColor") != before
+
+
+def test_why_a_token_is_asked_for_again_belongs_to_its_field(page: Page) -> None:
+    assert page.one("#token-value").get_attribute("aria-describedby") == "token-said"

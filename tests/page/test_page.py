@@ -155,6 +155,31 @@ def test_a_text_file_is_refused_in_sentences(page: Page, tmp_path: Path) -> None
     page.until(lambda: page.found("cat", "sofa"))
 
 
+def test_a_sample_that_cannot_be_loaded_is_an_error_that_is_shown(page: Page) -> None:
+    page.cdp("Network.enable")
+    page.cdp("Network.setBlockedURLs", urls=["*samples/cat.jpg"])
+    try:
+        page.one("#samples button").click()
+        page.until(lambda: page.one("#problem").is_displayed())
+        assert page.text("#problem-found") == "The service does not answer."
+    finally:
+        page.cdp("Network.setBlockedURLs", urls=[])
+    page.one("#samples button").click()
+    page.until(lambda: page.found("cat", "sofa"))
+
+
+def test_a_camera_that_is_not_allowed_yet_has_no_frame_to_keep(page: Page) -> None:
+    page.js("navigator.mediaDevices.getUserMedia = () => new Promise(() => {})")
+    page.press("c", "k")
+    page.js("return new Promise((done) => setTimeout(done, 300))")
+    assert not page.one("#problem").is_displayed()
+    assert page.one("#camera").get_attribute("aria-pressed") == "true"
+    page.press("c")
+    page.one("#file").send_keys(str(CAT))
+    page.add_words("cat")
+    page.until(lambda: page.found("cat"))
+
+
 def test_too_many_words_are_refused_and_fewer_work(cat: Page) -> None:
     cat.add_words(", ".join(f"thing {number}" for number in range(MOST_WORDS - 1)))
     cat.until(lambda: f"at most {MOST_WORDS}" in cat.text("#problem-found"))

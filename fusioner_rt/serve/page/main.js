@@ -286,7 +286,7 @@ function stopCamera() {
 }
 
 async function keepFrame() {
-  if (camera.on) take({ file: await camera.keep(), name: "camera.jpg" });
+  if (!$("snap").hidden) take({ file: await camera.keep(), name: "camera.jpg" }); // a camera that is not allowed yet has no frame
 }
 
 // ---- downloads
@@ -493,9 +493,13 @@ async function showSamples() {
     button.setAttribute("aria-label", `${sample.title}, with the words ${sample.words}`);
     button.append(thumbnail);
     button.addEventListener("click", async () => {
-      const file = await (await fetch(thumbnail.src)).blob();
-      words.set(groupsOf(sample.words));
-      take({ file, name: sample.file });
+      try {
+        const file = await service.file(thumbnail.src);
+        words.set(groupsOf(sample.words));
+        take({ file, name: sample.file });
+      } catch (error) {
+        tell(error);
+      }
     });
     $("samples").append(button);
   }

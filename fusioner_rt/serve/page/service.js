@@ -52,6 +52,11 @@ export class Service {
     return (await (await this.#fetch("v1/models", {})).json()).models;
   }
 
+  /** @param {string} path of the page */
+  async file(path) {
+    return (await this.#fetch(path, {})).blob();
+  }
+
   /**
    * @param {Blob} picture
    * @param {Record<string, string>} fields
