@@ -19,6 +19,7 @@ from fusioner_rt.commands import serve
 from fusioner_rt.serve import problem, request
 from fusioner_rt.serve.errors import ServiceError
 from fusioner_rt.serve.metrics import Metrics
+from fusioner_rt.serve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serve.md").read_text()
@@ -70,6 +71,16 @@ def test_the_tables_have_every_field_option_metric_and_kind(service: Any) -> Non
     (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
     options = {text for action in commands["serve"]._actions for text in action.option_strings if text.startswith("--")}
     assert options - {"--help", "--engine"} == set(re.findall(r"`(--[a-z-]+)`", section("Options")))
+
+    rows = re.findall(r"^\| (`--.*?) \| ([\d., a-z]+?) \|", section("Options"), re.MULTILINE)
+    told = {
+        name: float(default.split()[0])
+        for options, defaults in rows
+        for name, default in zip(re.findall(r"--([a-z-]+)", options), defaults.split(", "), strict=True)
+        if default.split()[0].isdecimal() and name != "port"
+    }
+    assert len(told) == 10
+    assert told == {name: getattr(Settings(), name.replace("-", "_")) for name in told}
 
     said = set(re.findall(r"fusioner_\w+", section("Metrics and log")))
     metrics: Metrics = service.app.state.service.metrics
