@@ -151,10 +151,9 @@ def _listen(settings: Settings, host: str, port: int) -> int:
             )
         print(f"fusioner-rt: serving on {address}", file=sys.stderr, flush=True)
 
-    with listening.reloads_held_back():  # until what is loaded can be loaded anew
-        if settings.workers > 1:
-            return workers.supervise(settings, listener, ready)
-        listening.run(settings, listener, ready)
+    if settings.workers > 1:
+        return workers.supervise(settings, listener, ready)
+    listening.run(settings, listener, ready)
     return 0
 
 

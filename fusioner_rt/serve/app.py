@@ -235,7 +235,7 @@ class _Doors:
                     for picture in inference.pictures
                 ]
                 try:
-                    results = [done.result for done in await asyncio.gather(*tasks)]
+                    results = [done.result for done in await asyncio.gather(*tasks) if done.result is not None]
                 finally:
                     for task in tasks:
                         task.cancel()

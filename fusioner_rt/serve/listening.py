@@ -18,6 +18,8 @@ from .app import create_app
 from .log import LibraryLog, RequestLog
 from .settings import Settings
 
+_RELOAD = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound, and does not listen yet: nobody connects before the bundles are open. Raises UsageError."""
@@ -45,18 +47,20 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve in this process, to which SIGHUP comes once it answers. ready: is called then. Raises the errors of `Session`."""
+    """Serve in this process. ready: is called once it answers. Raises the errors of `Session`."""
     log = RequestLog()
     logging.getLogger().addHandler(LibraryLog(log))
     logging.captureWarnings(True)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the service's own log has the errors
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of forms that clients broke
     logging.getLogger("fusioner_rt").propagate = False  # it quotes words, and answers have these notes
-    app = create_app(settings, log)
-    server = Server(app, settings, ready)
-    # uvicorn does not hear them before it serves, and raises them again when it is done, which would end the process by them.
-    with own_signals(dict.fromkeys((signal.SIGTERM, signal.SIGINT), server.end)):
-        asyncio.run(_run(server, listener, app.state.reload))
+    wanted: list[int] = []  # reloads that are asked for while it starts
+    with own_signals({reload: lambda number, _: wanted.append(number) for reload in _RELOAD}):
+        app = create_app(settings, log)
+        server = Server(app, settings, ready)
+        # uvicorn hears them when it serves alone, and raises them again then, which would end the process by them.
+        with own_signals(dict.fromkeys((signal.SIGTERM, signal.SIGINT), server.end)):
+            asyncio.run(_run(server, listener, app.state.reload, wanted))
 
 
 class Server(uvicorn.Server):
@@ -97,7 +101,9 @@ class Server(uvicorn.Server):
                         connection.transport.abort()
 
 
-async def _run(server: Server, listener: socket.socket, reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _run(
+    server: Server, listener: socket.socket, reload: Callable[[], Coroutine[Any, Any, None]], wanted: list[int]
+) -> None:
     loop, tasks = asyncio.get_running_loop(), set()
 
     def load() -> None:
@@ -105,19 +111,18 @@ async def _run(server: Server, listener: socket.socket, reload: Callable[[], Cor
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, load)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    for number in _RELOAD:
+        loop.add_signal_handler(number, load)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    if wanted:
+        load()
     await server.serve([listener])
 
 
 @contextlib.contextmanager
 def reloads_held_back() -> Iterator[None]:
-    """SIGHUP waits, in this thread and in processes that it starts, which it would end before they hear it."""
-    if not hasattr(signal, "SIGHUP"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    """SIGHUP waits in a process that is started meanwhile, until `run` hears it there: it would end that one before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _RELOAD)
     try:
         yield
     finally:

@@ -1,9 +1,9 @@
 """One JSON line a request, written by a thread of its own: a reader of stderr that stops, stops no request."""
 
-import io
 import json
 import logging
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -16,8 +16,7 @@ class RequestLog:
     """Writes lines of JSON to a stream, by default stderr."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        # Not sys.stderr: a thread that waits there holds its lock, with which Python ends by SIGABRT.
-        self._stream = stream or io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", write_through=True)
+        self._stream = stream if stream is not None else sys.stderr
         self._lines: queue.Queue[str | None] = queue.Queue(_MOST)
         self._lost = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
@@ -60,7 +59,11 @@ class LibraryLog(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = {"logger": record.name, "level": record.levelname.lower(), "message": record.getMessage()}
+        told: dict[str, Any] = {
+            "logger": record.name,
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
         if record.exc_info and record.exc_info[1]:
             told["traceback"] = traceback.format_exception(record.exc_info[1])
         self._log(event="log", **told)

@@ -46,7 +46,6 @@ class _Supervisor:
             self._tell(signal.SIGHUP)
 
         with own_signals({signal.SIGTERM: self._end, signal.SIGINT: self._end, signal.SIGHUP: reload}):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
             return self._supervise(ready)
 
     def _supervise(self, ready: Callable[[], None]) -> int:
