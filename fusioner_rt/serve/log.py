@@ -1,9 +1,9 @@
 """One JSON line a request, written by a thread of its own: a reader of stderr that stops, stops no request."""
 
+import io
 import json
 import logging
 import queue
-import sys
 import threading
 import time
 import traceback
@@ -16,7 +16,8 @@ class RequestLog:
     """Writes lines of JSON to a stream, by default stderr."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self._stream = stream if stream is not None else sys.stderr
+        # Not sys.stderr: a thread that waits there holds its lock, with which Python ends by SIGABRT.
+        self._stream = stream or io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", write_through=True)
         self._lines: queue.Queue[str | None] = queue.Queue(_MOST)
         self._lost = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
