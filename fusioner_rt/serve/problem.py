@@ -3,9 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
-
-from starlette.responses import Response
+from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     FusionerError,
@@ -20,6 +18,9 @@ from ..errors import (
     one_line,
 )
 from .errors import ServiceError, Unforeseen
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
 _STATUS: dict[type[FusionerError], int] = {
@@ -79,8 +80,10 @@ def document(error: FusionerError, request_id: str) -> dict[str, Any]:
     }
 
 
-def response(error: FusionerError, request_id: str, path: str) -> Response:
+def response(error: FusionerError, request_id: str, path: str) -> "Response":
     """The answer to a request that failed. path: of its route."""
+    from starlette.responses import Response  # Triton has documents without it
+
     told = document(error, request_id)
     if path.startswith("/v2"):  # where clients of that protocol look
         told["error"] = told["detail"]

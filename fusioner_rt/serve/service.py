@@ -1,7 +1,6 @@
 """What every door of the service leads to: a picture and a checked request to masks."""
 
 import asyncio
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..cpu_cores import cores
-from ..decode_picture import decode
 from ..encoder_output import EncodedPicture
-from ..errors import FusionerError, PictureUnreadable, UsageError
+from ..errors import UsageError
 from ..results.segmentation import Segmentation
 from ..session import Session, Window
 from .batching import Batches, Places, deadline_passed, words_late
@@ -22,6 +20,7 @@ from .errors import DeadlinePassed, RequestInvalid, ServiceFull
 from .handles import Kept, gone, open_handles
 from .metrics import Metrics
 from .models import Models
+from .pictures import decoded
 from .request import SegmentRequest
 from .settings import Settings
 
@@ -148,7 +147,7 @@ class Service:
             raise deadline_passed() from None
         try:
             start = time.perf_counter()
-            rgb = await self.in_thread(self._decoded, picture)
+            rgb = await self.in_thread(decoded, picture, self.settings.max_pixels, "picture")
             timing = {"decode": (time.perf_counter() - start) * 1000}
             done = await self._submit(model, rgb, window, request, keep, asker, timing)
         finally:
@@ -246,16 +245,6 @@ class Service:
         session.load_words(request.words, request.background, go_on)
         for work in works:
             work.fate.at_words = False
-
-    def _decoded(self, picture: Any) -> np.ndarray:
-        try:
-            if isinstance(picture, bytes) and not picture:
-                raise PictureUnreadable("is empty, no bytes came", "send the bytes of a picture file")
-            if isinstance(picture, bytes):  # as a file: bytes could be taken for a path
-                picture = io.BytesIO(picture)
-            return decode(picture, max_pixels=self.settings.max_pixels)
-        except FusionerError as error:
-            raise type(error)(error.found, error.cure, "picture") from None
 
     def _check(self, kept: Kept, model: str, request: SegmentRequest) -> None:
         """Whether an encoded picture is one of this model's. Raises RequestInvalid."""

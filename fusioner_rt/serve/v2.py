@@ -1,8 +1,9 @@
 """The Open Inference Protocol, version 2, with its binary tensors, as Triton's clients speak it.
 
-Input PICTURE: BYTES [B], picture files (in JSON, base64), or UINT8 [B, H, W, 3] or [H, W, 3]. WORDS: BYTES [K], or the
-parameter `words`. Parameters: those of POST /v1/segment that say how. Outputs: LABELS UINT16 [B, H, W], CONFIDENCE FP32
-[B, H, W], SHARES FP32 [B, K], WORDS BYTES [K].
+Input PICTURE: BYTES [B] or [B, 1], picture files (in JSON, base64), or UINT8 [B, H, W, 3] or [H, W, 3], which PIXELS is too.
+WORDS: BYTES [K], or [B, K] with the same row for every picture. BACKGROUND, THRESHOLD, MODE, WINDOW, SIZE: BYTES likewise.
+Or parameters of these names in small letters, those of POST /v1/segment that say how. Outputs: LABELS UINT16 [B, H, W],
+CONFIDENCE FP32 [B, H, W], SHARES FP32 [B, K], WORDS BYTES [K], or [B, K] where the input has rows.
 """
 
 import base64
@@ -11,7 +12,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ INPUTS = [
     {"name": "PICTURE", "datatype": "BYTES", "shape": [-1]},
     {"name": "WORDS", "datatype": "BYTES", "shape": [-1]},
 ]
+"""What the protocol's metadata tells. It has no word for inputs that may be left out, as PIXELS and those of options may."""
 OUTPUTS = [
     {"name": "LABELS", "datatype": "UINT16", "shape": [-1, -1, -1]},
     {"name": "CONFIDENCE", "datatype": "FP32", "shape": [-1, -1, -1]},
@@ -35,6 +37,8 @@ OUTPUTS = [
     {"name": "WORDS", "datatype": "BYTES", "shape": [-1]},
 ]
 PARAMETERS = ("words", "background", "threshold", "mode", "window", "size")
+OPTIONS = {name.upper(): name for name in PARAMETERS}
+"""Inputs of BYTES that say what the parameters say."""
 _THEIRS = (
     "binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout",
 )  # fmt: skip
@@ -43,12 +47,14 @@ _THEIRS = (
 
 @dataclass(frozen=True)
 class Inference:
-    """pictures: files' bytes, or (H, W, 3) uint8. outputs: names, and whether each is answered as bytes."""
+    """pictures: files' bytes, or (H, W, 3) uint8. outputs: names, and whether each is answered as bytes. rows: WORDS has one
+    for every picture."""
 
     id: str
     request: SegmentRequest
     pictures: Sequence[bytes | np.ndarray]
     outputs: Mapping[str, bool]
+    rows: bool
 
 
 def parse(body: bytes, header_length: str | None, model: str, max_words: int, max_pixels: int, most: int) -> Inference:
@@ -66,42 +72,80 @@ def parse(body: bytes, header_length: str | None, model: str, max_words: int, ma
         tensors[name], rest = _tensor(given, name, rest)
     if len(rest):
         raise RequestInvalid(f"{len(rest)} bytes follow the last input", "give each input's binary_data_size")
-    if unknown := tensors.keys() - {"PICTURE", "WORDS"}:
-        raise RequestInvalid(f"there is no input {shown(min(unknown))}", "the inputs are PICTURE and WORDS")
+    if unknown := tensors.keys() - {"PICTURE", "PIXELS", *OPTIONS}:
+        raise RequestInvalid(
+            f"there is no input {shown(min(unknown))}", f"the inputs are PICTURE or PIXELS, and {', '.join(OPTIONS)}"
+        )
     parameters = _of(content.get("parameters", {}), dict, "parameters")
     fields = {name: value for name, value in parameters.items() if name not in _THEIRS}
     request.check_names(fields, PARAMETERS)
-    if "WORDS" in tensors:
-        if "words" in fields:
-            raise RequestInvalid("is given as an input and as a parameter", "give it once", "words")
-        words = [_decoded(word) for word in _bytes(tensors["WORDS"], "WORDS")]
-        fields["words"] = words[0] if len(words) == 1 else words
-    if "PICTURE" not in tensors:
-        raise RequestInvalid("the request holds no picture", "give the input PICTURE", "inputs")
-    pictures = _pictures(tensors["PICTURE"], max_pixels)
+    for name in filter(tensors.__contains__, OPTIONS):
+        if OPTIONS[name] in fields:
+            raise RequestInvalid("is given as an input and as a parameter", "give it once", OPTIONS[name])
+        fields[OPTIONS[name]] = option(name, _bytes(tensors[name], name), tensors[name].shape)
+    if len(given := tensors.keys() & {"PICTURE", "PIXELS"}) != 1:
+        found = "two kinds of pictures" if given else "no picture"
+        raise RequestInvalid(f"the request holds {found}", "give the input PICTURE, or PIXELS", "inputs")
+    name = min(given)
+    pictures = _pictures(tensors[name], name, max_pixels)
     if not 1 <= len(pictures) <= most:
-        raise RequestInvalid(f"holds {len(pictures)} pictures", f"give 1 to {most} in one request", "PICTURE")
+        raise RequestInvalid(f"holds {len(pictures)} pictures", f"give 1 to {most} in one request", name)
     asked = request.parse({**fields, "model": model}, max_words, max_pixels)
-    return Inference(
-        str(content.get("id", ""))[:200], asked, pictures, _outputs(content, parameters.get("binary_data_output") is True)
-    )  # fmt: skip
+    outputs = _outputs(content, parameters.get("binary_data_output") is True)
+    rows = "WORDS" in tensors and len(tensors["WORDS"].shape) > 1
+    return Inference(str(content.get("id", ""))[:200], asked, pictures, outputs, rows)
+
+
+def option(name: str, elements: Sequence[bytes], shape: Sequence[int]) -> Any:
+    """What an input of OPTIONS says: a text, or a list of WORDS or BACKGROUND. elements: of its shape, [n] or [B, n].
+
+    Raises RequestInvalid, also where two rows differ: pictures of one request are asked for the same.
+    """
+    row = list(elements)[: shape[-1] if len(shape) > 1 else len(elements)]
+    if row and list(elements) != row * (len(elements) // len(row)):
+        raise RequestInvalid(
+            "differs between the pictures of one request",
+            "send pictures that are asked for other things by themselves",
+            name,
+        )
+    texts = [_decoded(element, name) for element in row]
+    if len(texts) != 1 and name not in ("WORDS", "BACKGROUND"):
+        raise RequestInvalid(f"has {len(texts)} elements", "give one", name)
+    return texts[0] if len(texts) == 1 else texts
+
+
+def check_stackable(results: Sequence[Segmentation], outputs: Container[str], cure: str, name: str = "PICTURE") -> None:
+    """Raises RequestInvalid where pictures of different sizes are to be answered as one array. cure: how to say a size."""
+    if len({result.labels.shape for result in results}) > 1 and ("LABELS" in outputs or "CONFIDENCE" in outputs):
+        raise RequestInvalid("the pictures have different sizes", cure, name)
+
+
+def output(name: str, results: Sequence[Segmentation], rows: bool) -> np.ndarray:
+    """An output's array; of texts for WORDS, with the same row for every picture where `rows`."""
+    if name == "WORDS":
+        words = list(results[0].words)
+        return np.array([words] * len(results) if rows else words, object)
+    of: Any = {
+        "LABELS": lambda result: result.labels.astype("<u2", copy=False),
+        "CONFIDENCE": lambda result: result.confidence.astype("<f4", copy=False),
+        "SHARES": lambda result: result.shares.astype("<f4"),
+    }[name]
+    return np.stack([of(result) for result in results])
 
 
 def answer(inference: Inference, results: Sequence[Segmentation], model: str) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON where tensors' bytes follow. Raises RequestInvalid for sizes that differ."""
-    shapes = {result.labels.shape for result in results}
-    if len(shapes) > 1 and {"LABELS", "CONFIDENCE"} & inference.outputs.keys():
-        raise RequestInvalid("the pictures have different sizes", "give the parameter size, such as 480x640", "PICTURE")
+    check_stackable(results, inference.outputs, "give the parameter size, such as 480x640")
     outputs, chunks = [], []
     for name, binary in inference.outputs.items():
-        shape, array = _output(name, results)
-        entry: dict[str, Any] = {"name": name, "datatype": _DATATYPES[name], "shape": shape}
+        array = output(name, results, inference.rows)
+        entry: dict[str, Any] = {"name": name, "datatype": _DATATYPES[name], "shape": list(array.shape)}
         if binary:
-            content = array.tobytes() if isinstance(array, np.ndarray) else _lengths(array)
+            content = _lengths(array.ravel().tolist()) if array.dtype == object else array.tobytes()
             entry["parameters"] = {"binary_data_size": len(content)}
             chunks.append(content)
         else:
-            entry["data"] = array.ravel().tolist() if isinstance(array, np.ndarray) else array
+            entry["data"] = array.ravel().tolist()
         outputs.append(entry)
     told = {"model_name": model, "model_version": "1", "id": inference.id, "outputs": outputs}
     header = json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")
@@ -123,18 +167,6 @@ def metadata(model: str) -> dict[str, Any]:
 
 
 _DATATYPES = {str(output["name"]): str(output["datatype"]) for output in OUTPUTS}
-
-
-def _output(name: str, results: Sequence[Segmentation]) -> tuple[list[int], np.ndarray | list[str]]:
-    if name == "WORDS":
-        return [len(results[0].words)], list(results[0].words)
-    of: Any = {
-        "LABELS": lambda result: result.labels.astype("<u2", copy=False),
-        "CONFIDENCE": lambda result: result.confidence.astype("<f4", copy=False),
-        "SHARES": lambda result: result.shares.astype("<f4"),
-    }[name]
-    array = np.stack([of(result) for result in results])
-    return list(array.shape), array
 
 
 def _outputs(content: Mapping[str, Any], all_binary: bool) -> dict[str, bool]:
@@ -195,29 +227,29 @@ def _bytes(tensor: _Tensor, name: str) -> list[bytes]:
     return found
 
 
-def _pictures(tensor: _Tensor, max_pixels: int) -> list[bytes | np.ndarray]:
-    if tensor.datatype == "BYTES":
-        files = _bytes(tensor, "PICTURE")
+def _pictures(tensor: _Tensor, name: str, max_pixels: int) -> list[bytes | np.ndarray]:
+    if tensor.datatype == "BYTES" and name == "PICTURE":
+        files = _bytes(tensor, name)
         if isinstance(tensor.data, list):
             try:
                 return [base64.b64decode(file, validate=True) for file in files]
             except binascii.Error as error:
                 raise RequestInvalid(
-                    f"is no base64 ({error})", "send files in base64, or as binary tensors", "PICTURE"
+                    f"is no base64 ({error})", "send files in base64, or as binary tensors", name
                 ) from None
         return list(files)
     shape = tensor.shape if len(tensor.shape) == 4 else (1, *tensor.shape)
     if tensor.datatype != "UINT8" or len(shape) != 4 or shape[3] != 3 or not all(shape):
         raise RequestInvalid(
             f"is {shown(tensor.datatype)} {list(tensor.shape)}",
-            "send files as BYTES [B], or pixels as UINT8 [B, H, W, 3]",
-            "PICTURE",
+            "send files as BYTES [B] in PICTURE, or pixels as UINT8 [B, H, W, 3]",
+            name,
         )
     if shape[1] * shape[2] > max_pixels:
         raise RequestInvalid(
             f"has {shape[1]}x{shape[2]} pixels, at most {max_pixels / 1e6:g} million are accepted",
             "shrink it",
-            "PICTURE",
+            name,
         )
     count = math.prod(shape)
     try:
@@ -227,9 +259,9 @@ def _pictures(tensor: _Tensor, max_pixels: int) -> list[bytes | np.ndarray]:
             else np.frombuffer(tensor.data, np.uint8)
         )
     except (ValueError, TypeError, OverflowError):
-        raise RequestInvalid("holds values that are no bytes", "give whole numbers of 0 to 255", "PICTURE") from None
+        raise RequestInvalid("holds values that are no bytes", "give whole numbers of 0 to 255", name) from None
     if pixels.size != count:
-        raise RequestInvalid(f"has {pixels.size} values, its shape says {count}", "send as many", "PICTURE")
+        raise RequestInvalid(f"has {pixels.size} values, its shape says {count}", "send as many", name)
     return list(pixels.reshape(shape))
 
 
@@ -247,11 +279,11 @@ def _lengths(texts: list[str]) -> bytes:
     return b"".join(struct.pack("<I", len(text)) + text for text in coded)
 
 
-def _decoded(word: bytes) -> str:
+def _decoded(text: bytes, name: str) -> str:
     try:
-        return word.decode()
+        return text.decode()
     except UnicodeDecodeError:
-        raise RequestInvalid("holds bytes that are no UTF-8", "send UTF-8", "WORDS") from None
+        raise RequestInvalid("holds bytes that are no UTF-8", "send UTF-8", name) from None
 
 
 def _of(value: Any, kind: type, what: str) -> Any:

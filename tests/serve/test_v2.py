@@ -29,9 +29,9 @@ def files(*pictures: bytes, binary: bool = True) -> Any:
     return tensor
 
 
-def pixels(*pictures: np.ndarray, binary: bool = True) -> Any:
+def pixels(*pictures: np.ndarray, binary: bool = True, name: str = "PICTURE") -> Any:
     batch = np.stack(pictures)
-    tensor = http.InferInput("PICTURE", batch.shape, "UINT8")
+    tensor = http.InferInput(name, batch.shape, "UINT8")
     tensor.set_data_from_numpy(batch, binary_data=binary)
     return tensor
 
@@ -133,6 +133,62 @@ def test_sizes_that_differ_need_one_size(client: Any, session: Session, picture:
         client.infer("tiny", [files(png, stream.getvalue()), words("cat")])
     reply = client.infer("tiny", [files(png, stream.getvalue()), words("cat")], parameters={"size": "20x20"})
     assert reply.as_numpy("LABELS").shape == (2, 20, 20)
+
+
+def row(name: str, *given: str, times: int = 1) -> Any:
+    tensor = http.InferInput(name, [times, len(given)], "BYTES")
+    tensor.set_data_from_numpy(np.array([[word.encode() for word in given]] * times, object))
+    return tensor
+
+
+def test_rows_and_options_are_taken_as_inputs_as_triton_has_them(
+    client: Any, session: Session, picture: np.ndarray, png: bytes
+) -> None:
+    """Every input has a row for each picture, so that one client's code asks either server."""
+    own = session.segment(picture, ["cat", "dog|hound"], background=["sky", "wall"], threshold=0.1, size=(30, 40))
+    options = {
+        "BACKGROUND": ["sky", "wall"],
+        "THRESHOLD": ["0.1"],
+        "MODE": ["joint"],
+        "WINDOW": ["whole"],
+        "SIZE": ["30x40"],
+    }
+    rows = [row(name, *given, times=2) for name, given in {"WORDS": ["cat, dog|hound"], **options}.items()]
+    file = http.InferInput("PICTURE", [2, 1], "BYTES")
+    file.set_data_from_numpy(np.array([[png], [png]], object))
+    raw = http.InferInput("PIXELS", [2, *picture.shape], "UINT8")
+    raw.set_data_from_numpy(np.stack([picture, picture]))
+    for given in (file, raw):
+        reply = client.infer("tiny", [given, *rows])
+        assert np.array_equal(reply.as_numpy("LABELS"), np.stack([own.labels, own.labels]))
+        assert reply.as_numpy("SHARES").shape == (2, 2)
+        assert [[str(w, "utf-8") for w in words] for words in reply.as_numpy("WORDS")] == [["cat", "dog"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (lambda png: [files(png), row("WORDS", "cat"), row("MODE", "joint", "joint")], "MODE: has 2 elements"),
+        (lambda png: [files(png), words("cat"), row("SIZE", "30")], "size: is '30'"),
+        (
+            lambda png: [files(png), pixels(np.zeros((4, 4, 3), np.uint8), name="PIXELS"), words("cat")],
+            "two kinds of pictures",
+        ),
+        (lambda png: [files(png), words("cat"), row("COLOUR", "red")], "there is no input 'COLOUR'"),
+    ],
+)
+def test_a_wrong_input_is_an_error_of_the_client(client: Any, png: bytes, inputs: Any, said: str) -> None:
+    with pytest.raises(InferenceServerException) as refused:
+        client.infer("tiny", inputs(png))
+    assert said in refused.value.message()
+    assert refused.value.status() == "400"
+
+
+def test_words_that_differ_between_pictures_are_refused(client: Any, png: bytes) -> None:
+    tensor = http.InferInput("WORDS", [2, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[b"cat"], [b"dog"]], object))
+    with pytest.raises(InferenceServerException, match="differs between the pictures"):
+        client.infer("tiny", [files(png, png), tensor])
 
 
 @pytest.mark.parametrize(
