@@ -104,6 +104,29 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def family(pid: int) -> list[int]:
+    """A process and those it started, and so on, that live."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(folder.name))
+    found = [pid]
+    for one in found:  # which grows
+        found += parents.get(one, [])
+    return found
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process has resident now; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def available_memory() -> int:
     """Bytes that could be allocated without swapping."""
     return _kilobytes("/proc/meminfo", "MemAvailable:") * 1024

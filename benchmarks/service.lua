@@ -1,4 +1,4 @@
--- For wrk, with one thread: pictures in turn as bodies; a 503 is followed by the wait that Retry-After asks for.
+-- For wrk, with one thread: files in turn as bodies, of pictures or of what -H says; a 503 is followed by the wait that Retry-After asks for.
 -- wrk -t 1 -s service.lua URL -- picture...            Prints a line of JSON.
 
 local threads = {}
@@ -10,9 +10,11 @@ end
 function init(pictures)
   statuses, unasked, waiting = {}, 0, {}
   requests, turn = {}, 0
+  local headers = {["Content-Type"] = "image/jpeg"}
+  for name, value in pairs(wrk.headers) do headers[name] = value end
   for _, name in ipairs(pictures) do
     local file = assert(io.open(name, "rb"))
-    requests[#requests + 1] = wrk.format("POST", nil, {["Content-Type"] = "image/jpeg"}, file:read("*a"))
+    requests[#requests + 1] = wrk.format("POST", nil, headers, file:read("*a"))
     file:close()
   end
 end

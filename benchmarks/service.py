@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -103,24 +103,40 @@ class Service:
         """Resident bytes, threads and open files."""
         folder = Path(f"/proc/{self._process.pid}")
         return {
-            "bytes": int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+            "bytes": machine.resident(self._process.pid),
             "threads": len(os.listdir(folder / "task")),
             "files": len(os.listdir(folder / "fd")),
         }
 
     def load(self, clients: int, seconds: float) -> Row:
         """What wrk tells of this many clients, who ask again once they are answered. Raises LoadFailed."""
-        spent = self.seconds()
-        done = subprocess.run(
-            ["wrk", "-t", "1", "-c", str(clients), "-d", f"{max(1, round(seconds))}s", "--timeout", f"{PATIENCE:.0f}s",
-             "-s", str(_SCRIPT), f"{self.url}/v1/segment?words={WORDS}", "--", *map(str, PICTURES)],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode or len(lines) != 1:
-            raise LoadFailed(f"wrk ended with {done.returncode}: {done.stderr.strip()[-300:]}", "run it alone: wrk -v")
-        told: Row = json.loads(lines[0])
-        return _rates(told, told["statuses"].get("200", 0), told.pop("seconds"), self.seconds() - spent)
+        return asked(f"{self.url}/v1/segment?words={WORDS}", PICTURES, clients, seconds, self.seconds)
+
+
+def asked(
+    url: str, bodies: Sequence[Path], clients: int, seconds: float, spent: Callable[[], float], *headers: str
+) -> Row:
+    """What wrk tells of this many clients, who post the bodies in turn. spent: processor seconds of the service so far.
+
+    Raises LoadFailed.
+    """
+    before, given = spent(), [option for header in headers for option in ("-H", header)]
+    done = subprocess.run(
+        ["wrk", "-t", "1", "-c", str(clients), "-d", f"{max(1, round(seconds))}s", "--timeout", f"{PATIENCE:.0f}s",
+         *given, "-s", str(_SCRIPT), url, "--", *map(str, bodies)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or len(lines) != 1:
+        raise LoadFailed(f"wrk ended with {done.returncode}: {done.stderr.strip()[-300:]}", "run it alone: wrk -v")
+    told: Row = json.loads(lines[0])
+    return _rates(told, told["statuses"].get("200", 0), told.pop("seconds"), spent() - before)
+
+
+def check_generator() -> None:
+    """Raises GeneratorMissing."""
+    if not shutil.which("wrk"):
+        raise GeneratorMissing("wrk, which asks the service, is not installed", "install it: apt-get install wrk")
 
 
 class BareLoop:
@@ -153,8 +169,7 @@ def _rates(told: Row, count: int, wall: float, spent: float) -> Row:
 
 def cases(given: argparse.Namespace) -> Iterator[list[Row]]:
     """Every case's row. Raises GeneratorMissing, LoadFailed, MachineBusy."""
-    if not shutil.which("wrk"):
-        raise GeneratorMissing("wrk, which asks the service, is not installed", "install it: apt-get install wrk")
+    check_generator()
     machine.check_idle(given.busy)
     with ExitStack() as stack:
         bare = {callers: BareLoop(given.engine, callers) for callers in sorted({1, cores()})}
