@@ -8,9 +8,10 @@ READY = $(VENV)/.ready
 INTERFACES = .venv-interfaces
 BROWSER = .venv-browser
 CONTAINERS = .venv-containers
+TRITON = .venv-triton
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test slow room campaign interfaces interfaces-large browser containers bare bare-serve bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test slow room campaign interfaces interfaces-large browser containers triton bare bare-serve bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -44,6 +45,9 @@ browser: $(BROWSER)/.ready  ## the service's page in a real Chromium, Debian's, 
 
 containers: $(CONTAINERS)/.ready  ## the steps of Dockerfile and Dockerfile.nvidia without Docker, on Linux as root; compose.yaml
 	$(SUDO) env OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTAINERS)/bin/python -m pytest -p no:cacheprovider tests/containers
+
+triton: $(TRITON)/.ready  ## the models of export/triton_repository.py in a real Triton Inference Server, on Linux
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(TRITON)/bin/python -m pytest tests/triton
 
 bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture
 	rm -rf .venv-bare
@@ -105,6 +109,10 @@ $(CONTAINERS)/.ready: $(READY) tests/containers/requirements.txt
 	$(call BESIDE,$(CONTAINERS),tests/containers/requirements.txt)
 	touch $@
 
+$(TRITON)/.ready: $(READY) tests/triton/requirements.txt
+	$(call BESIDE,$(TRITON),tests/triton/requirements.txt)
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -134,4 +142,4 @@ $(BINDINGS)/.ready: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(INTERFACES) $(BROWSER) $(CONTAINERS) .venv-bare build engines output
+	rm -rf $(VENV) $(INTERFACES) $(BROWSER) $(CONTAINERS) $(TRITON) .venv-bare build engines output
