@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .command_end import run_command, say, say_json, say_lines, tell
 from .command_parser import CommandParser, path_argument
-from .commands import segment, serve
+from .commands import segment, serve, words
 from .commands.session_options import BACKENDS, add_engine_option, add_session_options, open_session
 from .commands.terminal import CLEAR
 from .errors import (
@@ -23,7 +23,6 @@ from .errors import (
     FetchFailed,
     ManifestInvalid,
     OutputUnwritable,
-    UsageError,
     as_command,
 )
 from .memory_shortage import OF_A_SESSION, tells_shortage
@@ -136,15 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="as one JSON object")
     doctor.set_defaults(run=_doctor)
 
-    words = commands.add_parser(
-        "words", help="list or clear the cached words",
-        description="List the words whose vectors are cached on disk; they are not encoded again.",
-    )  # fmt: skip
-    words.add_argument(
-        "--cache", type=path_argument, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)"
-    )
-    words.add_argument("--clear", action="store_true", help="remove them all")
-    words.set_defaults(run=_words)
+    words.add_to(commands)
 
     fetch = commands.add_parser(
         "fetch", help="download a bundle by its URL, and verify it",
@@ -193,7 +184,7 @@ def _facts(session: "Session", found: str) -> dict[str, dict[str, Any]]:
     from .cpu_cores import cores
     from .words.cache import TextCache
 
-    cache = TextCache(session.cache_folder)
+    cache = TextCache(session.cache_file or session.cache_folder)
     cache.check_writable()
     bundle, backend = session.bundle, session.backend
     preprocessing, kernels = bundle.preprocessing, bundle.kernels
@@ -230,7 +221,11 @@ def _facts(session: "Session", found: str) -> dict[str, dict[str, Any]]:
             "encoders": ", ".join(bundle.encoders) or "not said",
             "weights": f"random: {', '.join(bundle.random_weights)}" if bundle.random_weights else "trained",
         },
-        "cache": {"folder": str(session.cache_folder), "notes": as_command(cache.note or "none")},
+        "cache": {
+            "folder": str(session.cache_folder),
+            "file": str(session.cache_file or "none"),
+            "notes": as_command(cache.note or "none"),
+        },
     }
 
 
@@ -263,36 +258,6 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         say_lines(report(findings))
     return findings.exit_code
-
-
-def _words(options: argparse.Namespace) -> int:
-    from .words.cache import TextCache, default_folder
-
-    folder = options.cache or default_folder()
-    cache = TextCache(folder)
-    if options.clear:
-        try:
-            removed = cache.clear()
-        except OSError as error:
-            raise OutputUnwritable(
-                f"cannot be cleared ({error.strerror})", "check its permissions", subject=folder
-            ) from None
-        say(f"{removed} cached words removed from {folder}")
-        return 0
-    try:
-        entries = cache.words()
-    except OSError as error:
-        raise UsageError(
-            f"the cache folder cannot be read ({error.strerror})",
-            "check its permissions or name another with --cache DIR",
-            subject=folder,
-        ) from None
-    for entry in entries:
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.written))
-        say(f"{entry.word}  ({entry.prompts} prompts, {entry.precision}, encoder {entry.graph[:8]}, used {written})")
-    total = sum(entry.bytes for entry in entries)
-    say(f"{len(entries)} words, {total / 1000:.1f} kB in {folder}")
-    return 0
 
 
 def _fetch(options: argparse.Namespace) -> int:

@@ -314,6 +314,13 @@ class ArchiveInvalid(FusionerError):
     is_input = False
 
 
+class WordVectorsInvalid(FusionerError):
+    """A file of word vectors is missing, cut short, altered, or none."""
+
+    exit_code = 54
+    is_input = False
+
+
 class PicturesFailed(FusionerError):
     """Pictures of a run failed with different kinds of errors."""
 

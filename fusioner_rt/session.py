@@ -16,6 +16,7 @@ import numpy as np
 
 from . import sliding_windows
 from .argument_checks import as_path, choice, flag, shown, whole
+from .atomic_files import writable_place
 from .bundle import Bundle, find_bundle
 from .decode_picture import MAX_PIXELS, PIXEL_LIMIT, Picture, decode, describe, millions, or_more, pictures_of
 from .encoder_output import EncodedPicture, source_of
@@ -31,6 +32,7 @@ from .words.encoder import TextEncoder, Vocabulary
 from .words.owners import Thresholds, labels_of_names, probabilities_of_names
 from .words.parse import Asked, Words, check_count, in_one_word, parse_words
 from .words.templates import check_templates
+from .words.vectors_file import write_vectors
 
 if TYPE_CHECKING:
     from .gpu.device_segmentation import DeviceSegmentation
@@ -81,7 +83,8 @@ class Session:
             of $FUSIONER_ENGINE, ./engines/demo, ./models/demo/bundle and those that are installed or fetched.
         backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or onnxruntime for the better of the
             last two. The property `backend` tells which one runs.
-        cache: folder for word vectors, by default $FUSIONER_CACHE or the user's cache folder; False keeps them in memory.
+        cache: folder for word vectors, by default $FUSIONER_CACHE or the user's cache folder; or a file of them, as
+            `export_words` writes, which is read once and never written; new words are then kept in memory, as with False.
         threads: CPU threads per graph, by default one per core. Other numbers of them, and batches, give other roundings:
             confidence within some 1e-6 (docs/cpu.md).
         input_size: side in pixels of what the network sees of a picture, by default what the bundle was built for: the
@@ -92,7 +95,7 @@ class Session:
         max_pixels: pixels of the largest picture and `size`, by default 67,108,864 (MAX_PIXELS), at most 134,217,728. Files
             that take as long to decode as larger ones count as those (docs/pictures.md).
         Raises BundleMissing, ManifestInvalid, BundleVersionUnknown, BundleFileMissing, BundleFileAltered,
-        BackendUnavailable, GraphUnusable, MemoryShort, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
+        BackendUnavailable, GraphUnusable, WordVectorsInvalid, MemoryShort, UsageError, and for TensorRT PlanMissing, PlanForAnotherGpu,
         PlanForAnotherVersion, PlanUnusable, AnswerWrong, GpuMemoryShort, KernelsUnusable, CudaFailed.
         """
         start = time.perf_counter()
@@ -103,15 +106,16 @@ class Session:
             threads = whole(threads, "threads", 1, _MOST_THREADS, cure)
         cure = f"give 1 to {PIXEL_LIMIT}, or leave it out for {MAX_PIXELS}"
         self._max_pixels = MAX_PIXELS if max_pixels is None else whole(max_pixels, "max_pixels", 1, PIXEL_LIMIT, cure)
-        folder = None if cache is False else as_path(cache, "the cache") if cache is not None else default_folder()
+        place = None if cache is False else as_path(cache, "the cache") if cache is not None else default_folder()
         self.bundle = Bundle.open(find_bundle(bundle)).with_input_side(input_size)
-        self._executor, self._backend = open_executor(self.bundle, backend, threads, folder)
-        self._threads, self._folder = threads, folder
+        cached = TextCache(place)
+        self._executor, self._backend = open_executor(self.bundle, backend, threads, cached.folder)
+        self._threads, self._place = threads, place
         self._closing = threading.Lock()
         self._closed = self._forked = False
         self._vocabulary: Vocabulary | None = None
         self._noted: dict[tuple[Asked, tuple[str, ...]], tuple[str, ...]] = {}
-        self._text = TextEncoder(self.bundle, self._executor.text, TextCache(folder))
+        self._text = TextEncoder(self.bundle, self._executor.text, cached)
         self._told: set[str] = set()
         seconds, opened = time.perf_counter() - start, self._backend
         _log.info("opened %s with %s, %s, in %.2f s", self.bundle.folder, opened.effective, opened.why, seconds)
@@ -135,6 +139,11 @@ class Session:
     def cache_folder(self) -> Path | None:
         """The folder of cached word vectors, or None."""
         return self._text.cache.folder
+
+    @property
+    def cache_file(self) -> Path | None:
+        """The file of word vectors that is read in place of a folder, or None."""
+        return self._text.cache.file
 
     @property
     def notes(self) -> list[str]:
@@ -400,6 +409,19 @@ class Session:
         """
         self._encode_words(words, None, background, before_each)
 
+    @tells_shortage(OF_A_SESSION)
+    def export_words(self, path: str | os.PathLike[str], words: Words, background: Words | None = None) -> int:
+        """Write the vectors of words into one file, which other sessions take as their `cache`; words that are not cached are
+        encoded. Equal words make equal files. words, background: as in `set_vocabulary`, and as many as one likes.
+
+        Returns the number of vectors. Raises as `set_vocabulary`, and OutputUnwritable.
+        """
+        self._check_open()
+        place = writable_place(as_path(path, "the file"))
+        entries = self._text.entries(parse_words(words, background), self.bundle.templates)
+        write_vectors(place, entries)
+        return len(entries)
+
     def close(self) -> None:
         """Free the engines' memory and end the threads. Closing twice is fine; using a closed session raises UsageError."""
         with self._closing:
@@ -452,8 +474,9 @@ class Session:
                 f"this session was opened before a fork, and {self._backend.effective} works in the parent alone",
                 "open a session in each process, or start processes by spawn",
             )
-        self._executor, _ = open_executor(self.bundle, "onnxruntime-cpu", self._threads, self._folder)
-        self._text = TextEncoder(self.bundle, self._executor.text, TextCache(self._folder))
+        cached = TextCache(self._place)
+        self._executor, _ = open_executor(self.bundle, "onnxruntime-cpu", self._threads, cached.folder)
+        self._text = TextEncoder(self.bundle, self._executor.text, cached)
         self._forked = False
 
     def _pixels(self, given: Any, index: int, watch: "_Stopwatch", window: Window, channels: Channels) -> np.ndarray:

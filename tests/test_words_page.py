@@ -23,7 +23,7 @@ def test_the_python_blocks_run_in_their_order(tmp_path: Path) -> None:
 
 
 def test_the_commands_run(tmp_path: Path) -> None:
-    (script,) = blocks("sh")
     there = Path(sys.executable).parent
-    said = run_there(["env", f"PATH={there}:/usr/bin:/bin", "sh", "-ec", script], tmp_path)
-    assert said.count("docs/pictures/cat.jpg: cat ") == 3
+    said = run_there(["env", f"PATH={there}:/usr/bin:/bin", "sh", "-ec", "".join(blocks("sh"))], tmp_path)
+    assert said.count("docs/pictures/cat.jpg: cat ") == 4
+    assert "23 words, " in said  # cat, kitten, sofa and those of the background

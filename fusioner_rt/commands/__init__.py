@@ -2,6 +2,7 @@
 
 segment          pictures and words to overlays, masks and label files
 run_record       which pictures of a segment run are done, for --resume
+words            the cached words, and word vectors as one file
 serve            the HTTP service of ../serve
 session_options  the options of commands that open a session
 terminal         errors, notes and a progress bar, on stderr

@@ -13,7 +13,7 @@ from ..command_parser import count, path_argument, up_to
 from ..errors import UsageError
 from ..optional_packages import optional
 from ..serve.settings import Settings
-from .session_options import pixels
+from .session_options import add_cache_option, pixels
 
 if TYPE_CHECKING:
     from ..command_parser import CommandParser
@@ -104,7 +104,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     add("--backend", default="auto", metavar="NAME", help="as for segment (auto)")
     add("--threads", type=count, metavar="N", help="CPU threads of a call (the cores by the calls at once)")
     add("--input-size", type=count, metavar="N", help="side in pixels of what the network sees (the bundle's own)")
-    add("--cache", type=path_argument, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)")
+    add_cache_option(parser)
     parser.set_defaults(run=_serve)
 
 

@@ -39,9 +39,7 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
         "--input-size", type=count, metavar="N",
         help="side in pixels of what the network sees (the bundle's own); a smaller one is faster and loses small things",
     )  # fmt: skip
-    parser.add_argument(
-        "--cache", type=path_argument, metavar="DIR", help="cache folder (FUSIONER_CACHE, or the user's)"
-    )
+    add_cache_option(parser)
     parser.add_argument(
         "-v",
         "--verbose",
@@ -49,6 +47,13 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="say on stderr what is opened; twice: how long each step takes",
     )
+
+
+def add_cache_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache", type=path_argument, metavar="DIR",
+        help="cache folder, or a file of word vectors, which is read only (FUSIONER_CACHE, or the user's)",
+    )  # fmt: skip
 
 
 def pixels(text: str) -> int:

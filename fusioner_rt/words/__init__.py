@@ -10,4 +10,5 @@ tokenizer  those sentences to token ids
 encoder    all of it: words to vectors
 turns      a lock in the order of coming, for the text graph
 cache      vectors kept in memory and on disk; the least recently used go
+vectors_file  many of them as one file, which processes share read-only
 """

@@ -7,6 +7,8 @@ become stale. One file holds one word:
 
 Files are written atomically, so processes may share the folder. A damaged file fails its sha256; it is removed, and its
 word is encoded again. What is no file, a folder or a pipe by the name of an entry, is neither read nor removed.
+
+In place of the folder there may be one file of many words (`vectors_file`), which is read and never written.
 """
 
 import contextlib
@@ -14,11 +16,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 import struct
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,15 @@ import numpy as np
 
 from ..atomic_files import TEMPORARY, clear_temporaries, write_atomically
 from ..cures import WRITABLE_CACHE
-from ..errors import Spelled
+from ..errors import Spelled, WordVectorsInvalid
 from ..regular_files import read_regular
+from .vectors_file import WRITE_AGAIN, is_vectors_file, read_vectors, write_vectors
 
 MAGIC = b"fusioner-rt word 1\n"
 SUFFIX = ".word"
 _MOST_BYTES = 1 << 24  # of an entry; a larger file is none
 _REFUSALS = (PermissionError, NotADirectoryError, FileExistsError)  # the last two: the path is a file
+_UNIT = 1e-3  # that the length of a vector in a file of vectors is off 1, at most
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,17 @@ class CachedWord:
     precision: str
     graph: str
     bytes: int
-    written: float  # seconds since 1970
+    written: float  # seconds since 1970; of a file of many words, the file
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What `TextCache.take` did. words: of the file. added; there: that were there; left: for which the folder had no room."""
+
+    words: list[CachedWord]
+    added: int
+    there: int
+    left: int
 
 
 def default_folder() -> Path:
@@ -65,9 +80,13 @@ def cache_key(token_ids: Sequence[Sequence[int]], graph_sha256: str, precision: 
 class TextCache:
     """Vectors by key, in bounded memory and disk space, least recently used evicted first. Threads may share one."""
 
-    def __init__(self, folder: Path | None, memory_bytes: int = 16 << 20, disk_bytes: int = 64 << 20) -> None:
-        """folder: None, or a folder that cannot be written (see `note`), keeps vectors in memory only."""
-        self.folder = folder
+    def __init__(self, place: Path | None, memory_bytes: int = 16 << 20, disk_bytes: int = 64 << 20) -> None:
+        """place: a folder, or a file that `export` wrote, which is never written. A file, None, or a folder that cannot be
+        written (see `note`) keeps new vectors in memory only. Raises WordVectorsInvalid for a file that is none.
+        """
+        self.file = place if place is not None and is_vectors_file(place) else None
+        self.folder = place if self.file is None else None
+        self._shared = {} if self.file is None else read_vectors(self.file)
         self.note: str | None = None
         self._memory: OrderedDict[str, np.ndarray] = OrderedDict()
         self._memory_bytes, self._memory_limit = 0, memory_bytes
@@ -90,10 +109,10 @@ class TextCache:
         """Cache a (t,) vector. The arguments after it only describe the entry."""
         vector = np.array(vector, np.float32)
         vector.flags.writeable = False
-        header = {"word": word, "prompts": prompts, "graph": graph, "precision": precision, "shape": list(vector.shape)}
+        entry = make_entry(vector, word, prompts, graph, precision)
         with self._lock:
             self._remember(key, vector)
-            self._write(key, encode_entry(header, vector))
+            self._write(key, entry)
 
     def check_writable(self) -> None:
         """Make the folder if missing and write a test file. `note` tells of a failure."""
@@ -108,23 +127,49 @@ class TextCache:
 
     def words(self) -> list[CachedWord]:
         """The entries on disk, sorted by word, without damaged ones."""
-        entries = []
-        for path, _ in self._entries():
-            try:
-                status, content = path.stat(), read_regular(path, _MOST_BYTES)
-                header, _ = decode_entry(content)
-                entries.append(
-                    CachedWord(
-                        str(header["word"]), int(header["prompts"]), str(header["precision"]), str(header["graph"]),
-                        len(content), status.st_mtime,
-                    )
-                )  # fmt: skip
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        return sorted(entries, key=lambda entry: (entry.word.casefold(), entry.graph, entry.written))
+        return _sorted(word for _, _, word in self._stored())
+
+    def export(self, path: Path, of: tuple[str, str] | None = None) -> list[CachedWord]:
+        """Write the entries on disk as one file, for others to read; returns them, sorted by word.
+
+        of: sha256 of the text graph and precision, whose entries alone are written. Raises OutputUnwritable, UsageError, and
+        OSError where the folder cannot be read.
+        """
+        written, words = {}, []
+        for key, content, word in self._stored():
+            wanted = of in (None, (word.graph, word.precision)) and re.fullmatch("[0-9a-f]{64}", key)
+            if wanted and _checked(content):
+                written[key] = content
+                words.append(word)
+        write_vectors(path, written)
+        return _sorted(words)
+
+    def take(self, path: Path) -> Taken:
+        """Add the entries of a file that `export` wrote to the folder, as many as it has room for. What is there stays.
+
+        Raises WordVectorsInvalid before anything is added, and OSError where the folder cannot be written.
+        """
+        assert self.folder is not None
+        taken = read_vectors(path)
+        words = [given[0] for given in map(_checked, taken.values()) if given]
+        if len(words) < len(taken):
+            raise WordVectorsInvalid("an entry in it is no word's vector", WRITE_AGAIN, path)
+        with self._lock:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = sum(status.st_size for _, status in self._entries())
+            added = there = 0
+            for key, content in taken.items():
+                if self._read(key) is not None:
+                    there += 1
+                elif held + len(content) <= self._disk_limit:
+                    self._put_file(key, content)
+                    held += len(content)
+                    added += 1
+            self._disk_bytes = None
+        return Taken(_sorted(words), added, there, len(taken) - added - there)
 
     def clear(self) -> int:
-        """Remove all vectors, in memory and on disk, and what killed processes left.
+        """Remove all vectors, in memory and in the folder, and what killed processes left. A file of vectors stays.
 
         Returns the number of entries removed. Raises OSError for the first that cannot be, after the others.
         """
@@ -156,7 +201,31 @@ class TextCache:
         assert self.folder is not None
         return self.folder / (key + SUFFIX)
 
+    def _stored(self) -> Iterator[tuple[str, bytes, CachedWord]]:
+        """Key, content and header of every entry on disk, without damaged ones."""
+        for key, content, written in self._contents():
+            try:
+                word, _ = _described(content, written)
+            except ValueError:
+                continue
+            yield key, content, word
+
+    def _contents(self) -> Iterator[tuple[str, bytes, float]]:
+        """Key and content of what is on disk, and when it was written."""
+        if self.file is not None:
+            written = self.file.stat().st_mtime
+            yield from ((key, content, written) for key, content in self._shared.items())
+        for path, _ in self._entries():
+            try:
+                written, content = path.stat().st_mtime, read_regular(path, _MOST_BYTES)
+            except (OSError, ValueError):
+                continue
+            yield path.name.removesuffix(SUFFIX), content, written
+
     def _read(self, key: str) -> np.ndarray | None:
+        if (content := self._shared.get(key)) is not None:
+            given = _checked(content)
+            return given and given[1]
         if self.folder is None:
             return None
         path = self._path(key)
@@ -180,13 +249,16 @@ class TextCache:
             if self._disk_bytes is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._disk_bytes = self._evict()
-            write_atomically(self._path(key), lambda stream: stream.write(content))
+            self._put_file(key, content)
             self._disk_bytes += len(content)
             if self._disk_bytes > self._disk_limit:
                 self._disk_bytes = self._evict()
             self.note = None
         except OSError as error:
             self._failed(error)
+
+    def _put_file(self, key: str, content: bytes) -> None:
+        write_atomically(self._path(key), lambda stream: stream.write(content))
 
     def _failed(self, error: OSError) -> None:
         """Note a failed write. A folder without permission is not tried again; a full disk or a removed folder is."""
@@ -225,6 +297,12 @@ class TextCache:
         return found
 
 
+def make_entry(vector: np.ndarray, word: str, prompts: int, graph: str, precision: str) -> bytes:
+    """The bytes of an entry. vector: (t,). The arguments after it describe it."""
+    header = {"word": word, "prompts": prompts, "graph": graph, "precision": precision, "shape": list(vector.shape)}
+    return encode_entry(header, vector)
+
+
 def encode_entry(header: dict[str, Any], vector: np.ndarray) -> bytes:
     """The bytes of an entry. vector: (t,), stored as little-endian float32."""
     content = json.dumps(header, ensure_ascii=False).encode()
@@ -237,13 +315,40 @@ def decode_entry(content: bytes) -> tuple[dict[str, Any], np.ndarray]:
     body, digest = content[:-32], content[-32:]
     if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
         raise ValueError("damaged cache entry")
-    start = len(MAGIC) + 4
-    (length,) = struct.unpack_from("<I", body, len(MAGIC))
-    header = json.loads(body[start : start + length])
-    vector = np.frombuffer(body, "<f4", offset=start + length).astype(np.float32, copy=False)
-    if list(vector.shape) != header["shape"]:
-        raise ValueError("damaged cache entry")
+    try:
+        start = len(MAGIC) + 4
+        (length,) = struct.unpack_from("<I", body, len(MAGIC))
+        header = json.loads(body[start : start + length])
+        vector = np.frombuffer(body, "<f4", offset=start + length).astype(np.float32, copy=False)
+        if list(vector.shape) != header["shape"]:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error):  # of who wrote the digest, too
+        raise ValueError("damaged cache entry") from None
     return header, vector
+
+
+def _described(content: bytes, written: float) -> tuple[CachedWord, np.ndarray]:
+    """What an entry says of itself, and its vector. Raises ValueError for damaged bytes."""
+    header, vector = decode_entry(content)
+    try:
+        word, prompts, precision, graph = (header[name] for name in ("word", "prompts", "precision", "graph"))
+        return CachedWord(str(word), int(prompts), str(precision), str(graph), len(content), written), vector
+    except (KeyError, TypeError):
+        raise ValueError("damaged cache entry") from None
+
+
+def _checked(content: bytes) -> tuple[CachedWord, np.ndarray] | None:
+    """Header and vector of an entry of a file of vectors; None where it is no word's: that has unit length, whoever wrote it."""
+    try:
+        word, vector = _described(content, 0)
+    except ValueError:
+        return None
+    off = abs(np.linalg.norm(vector.astype(np.float64)) - 1)
+    return (word, vector) if off <= _UNIT else None  # NaN is not
+
+
+def _sorted(words: Iterable[CachedWord]) -> list[CachedWord]:
+    return sorted(words, key=lambda entry: (entry.word.casefold(), entry.graph, entry.written))
 
 
 def _remove(path: Path) -> None:

@@ -12,7 +12,7 @@ from ..bundle import Bundle
 from ..cures import build_command
 from ..errors import GraphUnusable, WordsInvalid
 from ..executor_interface import TextGraph
-from .cache import TextCache, cache_key
+from .cache import TextCache, cache_key, make_entry
 from .languages import english_of, script_of
 from .parse import Asked
 from .templates import fill
@@ -98,6 +98,14 @@ class TextEncoder:
         vectors.flags.writeable = False
         return Vocabulary(asked, templates, vectors)
 
+    def entries(self, asked: Asked, templates: tuple[str, ...]) -> dict[str, bytes]:
+        """The entries of words by key, as the cache has them on disk; what is not cached is encoded. Raises as `encode_words`."""
+        found, of = {}, (len(templates), self._bundle.text_sha256, self._bundle.precision)
+        for word in asked.words:
+            key = self._key(word, templates)
+            found[key] = make_entry(self._vector(key, word, templates, lambda: None), word, *of)
+        return found
+
     def foreign(self, asked: Asked) -> str | None:
         """A note of the words that are of another language than English, as far as that can be told, or None.
 
@@ -117,15 +125,20 @@ class TextEncoder:
         )
 
     def _vector(self, key: str, word: str, templates: tuple[str, ...], before_each: Callable[[], None]) -> np.ndarray:
-        if (vector := self.cache.get(key)) is not None:
+        if (vector := self._cached(key)) is not None:
             return vector
         with self._encoding:  # a word at a time, so that threads with new words take turns and encode the same one once
-            if (vector := self.cache.get(key)) is not None:
+            if (vector := self._cached(key)) is not None:
                 return vector
             before_each()
             vector = self._encode_prompts(self._tokenizer.ids(fill(templates, word)), word)
             self.cache.put(key, vector, word, len(templates), self._bundle.text_sha256, self._bundle.precision)
             return vector
+
+    def _cached(self, key: str) -> np.ndarray | None:
+        """A vector of the cache; one of another width, in a file that somebody else wrote, is none."""
+        vector = self.cache.get(key)
+        return vector if vector is not None and vector.shape == (self._bundle.text_width,) else None
 
     def _key(self, word: str, templates: tuple[str, ...]) -> str:
         with self._naming:

@@ -239,6 +239,7 @@ MAY_NAME_OPTIONS = {
     "commands/segment.py",
     "commands/serve.py",
     "commands/session_options.py",
+    "commands/words.py",
     "doctor.py",
     "fetch_bundle.py",
     "interfaces/label_studio.py",
