@@ -99,7 +99,7 @@ def run(given: argparse.Namespace) -> int:
         return 0
     made = fleet_tables.tables(rows, command.read(LATENCY, "latency"), given.price)
     if given.page:
-        _write_page(given.page, {name: make() for name, make in made.items()})
+        write_page(given.page, {name: make() for name, make in made.items()})
         return 0
     if given.table and given.table not in made:
         raise UsageError(
@@ -110,8 +110,8 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _write_page(page: Path, made: Mapping[str, str]) -> None:
-    """Raises UsageError, OutputUnwritable."""
+def write_page(page: Path, made: Mapping[str, str]) -> None:
+    """Write tables into a page, each between the marks of its name. Raises UsageError, OutputUnwritable."""
     try:
         text = page.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -139,7 +139,7 @@ def _check(given: argparse.Namespace) -> int:
     print(f"{fleet_tables.samples(rows)}\n\n{fleet_tables.check(rows)}")
     if given.page:
         made = fleet_tables.tables(rows, command.read(LATENCY, "latency"))
-        _write_page(given.page, {name: make() for name, make in made.items()})
+        write_page(given.page, {name: make() for name, make in made.items()})
     return 0
 
 

@@ -8,6 +8,7 @@ Rows: "start", seconds until a process serves; "closed", what answers take where
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import tempfile
 import time
@@ -48,38 +49,43 @@ class Asker:
         head = "POST /v1/segment?words={} HTTP/1.1\r\nHost: {}\r\nContent-Type: image/jpeg\r\nConnection: close\r\nContent-Length: {}\r\n\r\n"
         bodies = [file.read_bytes() for file in PICTURES]
         self._requests = [head.format(WORDS, address, len(body)).encode() + body for body in bodies]
-        self.sent = self.got = 0
+        self.sent = self.got = self.answers = 0
 
     async def ask(self, which: int) -> int:
-        """The status of the answer about a picture, once it is there. Raises OSError, LoadFailed."""
-        reader, writer = await asyncio.open_connection(self._host, self._port)
-        request = self._requests[which % len(self._requests)]
-        writer.write(request)
-        answer = await reader.read(-1)
-        writer.close()
+        """The status of the answer about a picture, once it is there. Raises LoadFailed."""
+        request, answer = self._requests[which % len(self._requests)], b""
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection(self._host, self._port)
+            writer.write(request)
+            answer = await reader.read(-1)
+            writer.close()
         if not answer.startswith(b"HTTP/1.1 "):
-            raise LoadFailed("the service closed a connection without an answer", "look at its log: fusioner-rt serve")
+            raise LoadFailed("the service ended a connection without an answer", "look at its log: fusioner-rt serve")
         status = int(answer[9:12])
         if status == 200:
             self.sent += len(request)
             self.got += len(answer)
+            self.answers += 1
         return status
 
-    async def closed(self, clients: int, seconds: float) -> list[float]:
-        """Seconds of each answer to clients who ask again once they are answered."""
-        end, taken = time.perf_counter() + seconds, []
+    async def closed(self, clients: int, seconds: float) -> tuple[list[float], float]:
+        """Clients who ask again once they are answered, three times at least: seconds of each answer, and answers a second.
 
-        async def client(first: int) -> None:
-            which = first
-            while (start := time.perf_counter()) < end:
-                status = await self.ask(which)
-                if status != 200:
+        As many answers as there are clients are left out: they all began at once.
+        """
+        start, taken, ends = time.perf_counter(), list[float](), list[float]()
+
+        async def client(which: int) -> None:
+            turn = 0
+            while (asked := time.perf_counter()) < start + seconds or turn < 3:
+                if (status := await self.ask(which + turn * clients)) != 200:
                     raise LoadFailed(f"the service answered {status}", "look at its log: fusioner-rt serve")
-                taken.append(time.perf_counter() - start)
-                which += clients
+                ends.append(time.perf_counter())
+                taken.append(ends[-1] - asked)
+                turn += 1
 
         await asyncio.gather(*(client(number) for number in range(clients)))
-        return taken
+        return taken[clients:], (len(ends) - clients) / (ends[-1] - ends[clients - 1])
 
     async def opened(self, arrivals: Sequence[float], seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Seconds from each arrival to its answer, and the statuses. A request that is sent late counts from when it was due."""
@@ -90,10 +96,11 @@ class Asker:
             status[number] = await self.ask(which)
             waited[number] = time.perf_counter() - start - at
 
-        async with asyncio.TaskGroup() as group:
-            for number, at in enumerate(arrivals):
-                await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
-                group.create_task(one(number, float(at), made.randrange(len(self._requests))))
+        tasks = []
+        for number, at in enumerate(arrivals):
+            await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
+            tasks.append(asyncio.create_task(one(number, float(at), made.randrange(len(self._requests)))))
+        await asyncio.gather(*tasks)
         return waited, status
 
 
@@ -102,7 +109,8 @@ def rows(engine: Path, seconds: float, busy: bool, seed: int = 0) -> Iterator[li
     machine.check_idle(busy)
     facts = {"seconds": seconds, "busy": busy, **machine.record("numpy", "onnxruntime", "simpy")}
     calls, threads = shares(Settings())
-    samples: dict[int, list[float]] = {}
+    alone: list[float] = []
+    rates: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as cache:
         began = time.perf_counter()
         with Service(engine, "--queue", str(QUEUE), "--cache", cache) as service:
@@ -111,14 +119,16 @@ def rows(engine: Path, seconds: float, busy: bool, seed: int = 0) -> Iterator[li
             asyncio.run(asker.closed(calls, 3))  # words and what else waits for its first use
             yield [{"what": "fleet", "case": "start", "start_s": round(started, 2), **facts}]
             for clients in sorted({*range(1, calls + 1), 2 * calls, QUEUE}):  # the last leave no core without work
-                row, samples[clients] = _closed(service, asker, clients, seconds / 4)
+                row, taken = _closed(service, asker, clients, seconds / 4)
+                alone, rates[clients] = alone or taken, row["answers_a_second"]
                 yield [{"what": "fleet", "case": "closed", "calls": calls, "threads": threads, **row, **facts}]
+            measured = Measured(calls, alone, rates)
             for percent in LOADS:
                 yield [
                     {
                         "what": "fleet",
                         "case": "load",
-                        **_load(service, asker, Measured(calls, samples), percent, seconds, seed),
+                        **_load(service, asker, measured, percent, seconds, seed),
                         **facts,
                     }
                 ]
@@ -126,11 +136,12 @@ def rows(engine: Path, seconds: float, busy: bool, seed: int = 0) -> Iterator[li
 
 
 def _closed(service: Service, asker: Asker, clients: int, seconds: float) -> tuple[Row, list[float]]:
-    asker.sent, asker.got, spent = 0, 0, service.seconds()
-    taken = asyncio.run(asker.closed(clients, seconds))
+    asker.sent, asker.got, asker.answers, spent = 0, 0, 0, service.seconds()
+    taken, rate = asyncio.run(asker.closed(clients, seconds))
     sums = {"processor_ms": (service.seconds() - spent) * 1000, "sent_bytes": asker.sent, "got_bytes": asker.got}
-    each = {name: round(value / len(taken), 1) for name, value in sums.items()}
-    return {"clients": clients, **each, "ms": [round(one * 1000, 1) for one in taken]}, taken
+    each = {name: round(value / asker.answers, 1) for name, value in sums.items()}
+    ms = [round(one * 1000, 1) for one in taken]
+    return {"clients": clients, "answers_a_second": round(rate, 2), **each, "ms": ms}, taken
 
 
 def _load(service: Service, asker: Asker, measured: Measured, percent: int, seconds: float, seed: int) -> Row:

@@ -121,30 +121,29 @@ def poisson(rates: Sequence[float], seconds: float, seed: int) -> np.ndarray:
 class Measured:
     """A replica of `calls` calls at once, as it was measured.
 
-    samples: seconds of each answer by how many clients asked, each again once it was answered; one client at least.
+    seconds: of each answer to one client, who asked again once it was answered. rates: answers a second by how many such clients
+    asked, of one at least.
     """
 
     calls: int
-    samples: Mapping[int, Sequence[float]]
+    seconds: Sequence[float]
+    rates: Mapping[int, float]
 
     @property
     def capacity(self) -> float:
         """Answers a second where there is always something to do."""
-        return self._rate(max(self.samples))
-
-    def _rate(self, clients: int) -> float:
-        return clients / float(np.mean(self.samples[clients]))
+        return self.rates[max(self.rates)]
 
     def work(self, further: float = 1.0, seed: int = 0) -> Work:
         """further: what each further picture of a group costs of what it costs alone, 1 where a batch saves nothing.
 
         Between two numbers of clients the larger tells the speed, beyond the most that.
         """
-        made, known, clients = random.Random(seed), self.samples[1], sorted(self.samples)
-        speeds = [self._rate(count) / self._rate(1) / min(count, self.calls) for count in clients]
+        made, clients = random.Random(seed), sorted(self.rates)
+        speeds = [self.rates[count] / self.rates[1] / min(count, self.calls) for count in clients]
 
         def draw(pictures: int) -> float:
-            return made.choice(known) + further * sum(made.choice(known) for _ in range(pictures - 1))
+            return made.choice(self.seconds) + further * sum(made.choice(self.seconds) for _ in range(pictures - 1))
 
         return Work(draw, lambda at_hand: speeds[min(bisect_left(clients, at_hand), len(speeds) - 1)])
 

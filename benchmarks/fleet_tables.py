@@ -67,7 +67,10 @@ def measured(rows: Sequence[Row]) -> Measured:
     found = [row for row in rows if row["case"] == "closed"]
     if not found:
         raise UsageError("the record holds no check", "make one: --check --json FILE, and --from FILE")
-    return Measured(found[0]["calls"], {row["clients"]: [ms / 1000 for ms in row["ms"]] for row in found})
+    alone = next(row for row in found if row["clients"] == 1)
+    return Measured(
+        alone["calls"], [ms / 1000 for ms in alone["ms"]], {row["clients"]: row["answers_a_second"] for row in found}
+    )
 
 
 def check(rows: Sequence[Row]) -> str:
@@ -93,7 +96,7 @@ def samples(rows: Sequence[Row]) -> str:
     lines = []
     for row in (row for row in rows if row["case"] == "closed"):
         mean, low, median, high = (float(x) for x in (np.mean(row["ms"]), *np.percentile(row["ms"], (5, 50, 95))))
-        per_second, moved = row["clients"] / mean * 1000, (row["sent_bytes"], row["got_bytes"])
+        per_second, moved = row["answers_a_second"], (row["sent_bytes"], row["got_bytes"])
         lines.append(
             [row["clients"], len(row["ms"]), f"{low:.0f}", f"{median:.0f}", f"{high:.0f}", f"{mean:.1f}", f"{row['processor_ms']:.1f}",
              f"{per_second:.1f}", *(f"{count / 1000:.1f}" for count in moved), f"{sum(moved) * 8 * per_second / 1e6:.1f}"]

@@ -39,6 +39,17 @@ def test_the_page_has_the_records_tables(name: str, made: dict[str, str]) -> Non
     assert between(name) == made[name]
 
 
+def test_the_tables_are_written_into_a_page_and_nothing_else_is(made: dict[str, str], tmp_path: Path) -> None:
+    page = tmp_path / "scale.md"
+    text = PAGE.read_text()
+    for table in made.values():
+        assert text.count(table) == 1
+        text = text.replace(table, "old")
+    page.write_text(text)
+    fleet.write_page(page, made)
+    assert page.read_text() == PAGE.read_text()
+
+
 def test_the_page_names_the_commands_and_they_run(capsys: pytest.CaptureFixture[str]) -> None:
     first, own = blocks_of(PAGE.read_text(), "sh")
     assert "python -m benchmarks.fleet --check --json docs/records/fleet.jsonl --page docs/scale.md" in first
@@ -88,7 +99,7 @@ def test_the_large_models_tokens_are_its_encoders() -> None:
 
 
 @given(st.integers(20, 400), st.floats(0.5, 1.5), st.integers(1, 99))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_arithmetic_of_recent_words_is_the_caches_own(count: int, exponent: float, percent: int) -> None:
     """Che's approximation, which errs most for tiny caches, against the cache that the runtime has."""
     shares, room = zipf(count, exponent), max(5, count * percent // 100)
@@ -132,13 +143,11 @@ def test_a_million_pictures_cost_what_their_core_hours_cost(capsys: pytest.Captu
     assert float(first[place]) == pytest.approx(float(first[place - 1]) / 2, abs=0.06)
 
 
-def test_the_check_measures_the_real_service_and_writes_record_and_page(
+def test_the_check_measures_the_real_service_and_writes_its_record(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record, page = tmp_path / "fleet.jsonl", tmp_path / "scale.md"
-    page.write_text(PAGE.read_text())
-    arguments = ["--check", "--engine", str(tiny_bundle), "--seconds", "3", "--busy"]
-    arguments += ["--json", str(record), "--page", str(page)]
+    record = tmp_path / "fleet.jsonl"
+    arguments = ["--check", "--engine", str(tiny_bundle), "--seconds", "2", "--busy", "--json", str(record)]
     assert fleet.main(arguments) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     rows = [json.loads(line) for line in record.read_text().splitlines()]
@@ -147,7 +156,8 @@ def test_the_check_measures_the_real_service_and_writes_record_and_page(
     calls = closed[0]["calls"]
     assert [row["clients"] for row in closed] == sorted({*range(1, calls + 1), 2 * calls, fleet_check.QUEUE})
     for row in closed:
-        assert len(row["ms"]) > 20
+        assert len(row["ms"]) >= 2
+        assert row["answers_a_second"] > 0
         assert min(row["ms"]) > 0
         assert row["sent_bytes"] > 10_000 > row["got_bytes"] > 100
     loads = [row for row in rows if row["case"] == "load"]
@@ -165,8 +175,6 @@ def test_the_check_measures_the_real_service_and_writes_record_and_page(
     assert words["entry_bytes"] > 200
     assert fleet.main(["--from", str(record), "--table", "check"]) == 0
     assert capsys.readouterr().out.strip() in printed
-    assert capsys.readouterr().out.strip() in page.read_text()
-    assert fleet.main(["--from", str(record), "--page", str(page)]) == 0
 
 
 def test_what_cannot_be_told_is_one_line(

@@ -100,7 +100,7 @@ def test_no_server_idles_while_a_request_waits(
             middle = (at + begins) / 2
             assert sum(start <= middle < end for start, end in zip(begun, ends, strict=True)) == servers
     for at in found.arrived[~done]:
-        there = (found.arrived[done] <= at) & (ends > at + 1e-9)
+        there = (found.arrived[done] <= at) & (ends > at - 1e-9)  # who comes as a call ends may come before it
         assert there.sum() >= servers + queue, "refused though there was room"
 
 
@@ -188,7 +188,7 @@ def test_a_group_runs_when_it_is_full_or_its_first_has_waited_long_enough_and_wh
 
 def test_batches_whose_further_pictures_cost_little_bear_more_than_single_pictures() -> None:
     arrivals = poisson([60], 60, seed=1)
-    known = Measured(2, {1: [0.03, 0.04], 2: [0.05, 0.06]})
+    known = Measured(2, [0.03, 0.04], {1: 1 / 0.035, 2: 2 / 0.055})
     one, many = (simulate(arrivals, Replica(2, most, 0.003, 16), known.work(0.3, 1)).told() for most in (1, 8))
     assert one["share_503"] > 0.3
     assert many["share_503"] == 0
@@ -196,25 +196,25 @@ def test_batches_whose_further_pictures_cost_little_bear_more_than_single_pictur
 
 
 def test_work_is_as_fast_as_it_was_measured_beside_as_much() -> None:
-    """Two calls; one client is answered in 1 s, two in 1.25 each, four in 2: 1, 1.6 and 2 answers a second."""
-    known = Measured(2, {1: [1.0], 2: [1.25], 4: [2.0]})
+    """Two calls: one client has 1 answer a second, two have 1.6, four have 2."""
+    known = Measured(2, [1.0], {1: 1, 2: 1.6, 4: 2})
     assert known.capacity == 2
     work = known.work(0.5)
     assert [work.draw(1), work.draw(3)] == [1, 2]
     assert [work.speed(at_hand) for at_hand in (1, 2, 3, 4, 50)] == pytest.approx([1, 0.8, 1, 1, 1])
 
 
-@given(st.lists(st.floats(0.01, 0.2), min_size=1, max_size=5), st.floats(1, 3), st.integers(1, 3))
+@given(st.lists(st.floats(0.01, 0.2), min_size=1, max_size=5), st.floats(0.5, 3), st.integers(1, 3))
 @rounds
 def test_clients_who_ask_again_are_answered_as_fast_as_it_was_measured(
     seconds: list[float], slower: float, calls: int
 ) -> None:
     """A replica that has always as much at hand gives back the rate it was measured with, whatever its queue."""
-    known = Measured(calls, {1: seconds, calls + 1: [slower * one for one in seconds]})
-    expected = (calls + 1) / (slower * np.mean(seconds))
+    alone = 1 / float(np.mean(seconds))
+    known = Measured(calls, seconds, {1: alone, calls + 1: slower * alone})
     found = simulate([0.0] * 400, Replica(calls, **UNBOUNDED), known.work())
-    assert 400 / found.seconds == pytest.approx(expected, rel=0.2)
-    assert known.capacity == pytest.approx(expected)
+    assert 400 / found.seconds == pytest.approx(known.capacity, rel=0.2)
+    assert known.capacity == slower * alone
 
 
 @given(gaps, st.integers(1, 4), st.sampled_from([0.5, 1.0]))
@@ -234,7 +234,7 @@ def test_the_same_seed_gives_the_same_and_another_another(seed: int, replica: Re
     def run(of: int) -> Outcome:
         arrivals = poisson([20, 60], 2, of)
         scaling = Scaling(least, least + more, every=0.5, delay=0.5, start=0.5, cool_down=0.5)
-        return simulate(arrivals, replica, Measured(2, {1: [0.02, 0.05], 2: [0.04, 0.09]}).work(1, of), scaling, of)
+        return simulate(arrivals, replica, Measured(2, [0.02, 0.05], {1: 28, 2: 31}).work(1, of), scaling, of)
 
     one, again, other = run(seed), run(seed), run(seed + 1)
     assert one.waited.tobytes() == again.waited.tobytes()
