@@ -13,9 +13,8 @@ from benchmarks.fleet_simulation import Measured, Replica, Scaling, poisson, sim
 from benchmarks.latency_models import MODELS
 from fusioner_rt.errors import UsageError
 
-VECTORS_IN_MEMORY = 16 << 20
 FILES_ON_DISK = 64 << 20
-"""Bytes of `fusioner_rt.words.cache.TextCache`."""
+"""Bytes of the files of `fusioner_rt.words.cache.TextCache`."""
 
 REQUESTS = 4_000
 """Of a simulated row: then p99 is told by the 40 slowest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -133,6 +134,10 @@ def test_shares_and_hits_have_their_bounds() -> None:
     for room, hit in zip((1, 10, 100, 999), hits, strict=False):
         assert hit <= shares[:room].sum(), "no cache hits more than one of the most frequent"
     assert recent_hits(zipf(1000, 0), 300) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_the_folder_of_words_has_the_room_that_the_table_tells() -> None:
+    assert inspect.signature(TextCache).parameters["disk_bytes"].default == fleet_tables.FILES_ON_DISK
 
 
 def test_a_million_pictures_cost_what_their_core_hours_cost(capsys: pytest.CaptureFixture[str]) -> None:
