@@ -9,9 +9,10 @@ INTERFACES = .venv-interfaces
 BROWSER = .venv-browser
 CONTAINERS = .venv-containers
 TRITON = .venv-triton
+RAY = .venv-ray
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test slow room campaign interfaces interfaces-large browser containers triton bare bare-serve bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test slow room campaign interfaces interfaces-large browser containers triton ray bare bare-serve bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -48,6 +49,9 @@ containers: $(CONTAINERS)/.ready  ## the steps of Dockerfile and Dockerfile.nvid
 
 triton: $(TRITON)/.ready  ## the models of export/triton_repository.py in a real Triton Inference Server, on Linux
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(TRITON)/bin/python -m pytest tests/triton
+
+ray: $(RAY)/.ready  ## Ray Data and Ray Serve, with a real Ray on this machine
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RAY)/bin/python -m pytest tests/ray
 
 bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture
 	rm -rf .venv-bare
@@ -113,6 +117,10 @@ $(TRITON)/.ready: $(READY) tests/triton/requirements.txt
 	$(call BESIDE,$(TRITON),tests/triton/requirements.txt)
 	touch $@
 
+$(RAY)/.ready: $(READY) tests/ray/requirements.txt
+	$(call BESIDE,$(RAY),tests/ray/requirements.txt)
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -142,4 +150,4 @@ $(BINDINGS)/.ready: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(INTERFACES) $(BROWSER) $(CONTAINERS) $(TRITON) .venv-bare build engines output
+	rm -rf $(VENV) $(INTERFACES) $(BROWSER) $(CONTAINERS) $(TRITON) $(RAY) .venv-bare build engines output
