@@ -321,6 +321,13 @@ class WordVectorsInvalid(FusionerError):
     is_input = False
 
 
+class ClusterFailed(FusionerError):
+    """Ray cannot be started or reached, or ended a run."""
+
+    exit_code = 55
+    is_input = False
+
+
 class PicturesFailed(FusionerError):
     """Pictures of a run failed with different kinds of errors."""
 

@@ -112,9 +112,7 @@ class RunRecord:
             )
             _log.warning("%s; it begins with the first picture", found)
             return 0
-        # As JSON gives it back: tuples are lists.
-        now = json.loads(json.dumps(asked))
-        if other := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+        if other := differing(before, asked):
             raise UsageError(
                 f"the run to go on with had other {', '.join(other)}",
                 "give what it had, or leave out --resume to begin anew",
@@ -128,6 +126,12 @@ class RunRecord:
             self.done[entry["picture"], entry["name"]] = entry
             kept += len(line)
         return kept
+
+
+def differing(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """The options in which two runs differ. before: as JSON gave it back: tuples are lists."""
+    now = json.loads(json.dumps(asked))
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def _is_entry(line: Entry) -> bool:

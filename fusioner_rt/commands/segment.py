@@ -17,6 +17,7 @@ from ..command_end import say, tell
 from ..command_parser import CommandParser, path_argument
 from ..errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 from ..interrupts import exit_code, raise_if_interrupted
+from . import fleet
 from .run_record import Entry, RunRecord, size_of, state
 from .session_options import add_session_options, open_session, pixels
 from .terminal import Bar, notes_on_stderr, print_error
@@ -46,6 +47,10 @@ examples:
       judge every word alone, and only paint pixels above 60%
   fusioner-rt segment photo.jpg --words "cat, sofa|couch" --background common
       sofa and couch are one, called sofa; walls, sky and the like take their pixels and are not painted (docs/words.md)
+
+  fusioner-rt segment 'photos/**/*.jpg' --ray --words "cat, sofa" --out seen
+  fusioner-rt segment s3://bucket/photos --ray --words "cat, sofa" --out seen --resume
+      on all cores, or on the cluster of RAY_ADDRESS: masks as Parquet files in seen/masks (docs/ray.md)
 
   fusioner-rt segment photos/ --words "cat, sofa" --json masks.json --resume
       go on where the same command was ended, by a signal, a kill or a full disk; the JSON file comes out the same
@@ -136,6 +141,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         help="pixels of the largest picture and of --size, 134217728 at most; more takes more time and memory (67108864)",
     )  # fmt: skip
     add_session_options(segment)
+    fleet.add_to(segment)
     segment.set_defaults(run=_segment)
 
 
@@ -166,6 +172,9 @@ def _segment(options: argparse.Namespace) -> int:
     words = read_words(options.words_file) if options.words_file else join_words(options.words)
     background = join_words(options.background) if options.background else None
     parse_words(words, background)
+    fleet.check(options)
+    if options.ray:
+        return fleet.segment_on_ray(options, words, background, size, threshold)
     if options.json and options.json.is_dir():
         raise UsageError(
             f"--json {options.json} is a folder", f"name a file in it, for example {options.json / 'masks.json'}"

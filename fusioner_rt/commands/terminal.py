@@ -22,8 +22,8 @@ class Bar:
         self._start = time.monotonic()
         self._draw()
 
-    def step(self) -> None:
-        self._done += 1
+    def step(self, count: int = 1) -> None:
+        self._done += count
         self._draw()
 
     def clear(self) -> None:

@@ -235,6 +235,7 @@ def texts(tree: ast.AST, spelled: int | None = None) -> Iterator[tuple[int | Non
 MAY_NAME_OPTIONS = {
     "cli.py",
     "command_parser.py",
+    "commands/fleet.py",
     "commands/run_record.py",
     "commands/segment.py",
     "commands/serve.py",
