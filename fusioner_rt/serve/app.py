@@ -26,10 +26,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import __version__
 from ..argument_checks import shown
 from . import answer, body, openapi, problem, request, v2
-from .batching import deadline_passed
+from .batching import Batches, deadline_passed
 from .errors import MethodWrong, NotServed, OriginRefused, RequestInvalid, TokenWrong
 from .log import RequestLog
-from .service import Asker, Service
+from .service import Asker, MakeBatcher, Service
 from .settings import Settings
 
 Made = TypeVar("Made")
@@ -52,12 +52,13 @@ _TYPES = {
 }  # fmt: skip
 
 
-def create_app(settings: Settings, log: RequestLog | None = None) -> Starlette:
+def create_app(settings: Settings, log: RequestLog | None = None, batcher: MakeBatcher = Batches) -> Starlette:
     """The application. It opens the bundles; the end of its lifespan lets what runs finish.
 
-    log: by default to stderr. Several applications may live in one process. Raises the errors of `Session`.
+    log: by default to stderr. batcher: makes the queue. Several applications may live in one process, and each below a path
+    of its own, the scope's root_path. Raises the errors of `Session`.
     """
-    service = Service(settings)
+    service = Service(settings, batcher)
     doors = _Doors(service, log or RequestLog())
     for name in service.models.names:
         doors.tell_notes(name)
@@ -252,7 +253,7 @@ class _Doors:
         return _json({"status": "ok", "version": __version__, "models": self.service.models.names})
 
     async def description(self, http: Request) -> Response:
-        return _json(openapi.description(self.settings))
+        return _json(openapi.description(self.settings, http.scope.get("root_path", "")))
 
     async def metrics(self, http: Request) -> Response:
         from .metrics import MEDIA_TYPE
@@ -366,6 +367,9 @@ class _Envelope:
                 await self._app(scope, upload, answered)
             except body.ClientDisconnect:
                 failed, status = "ClientGone", 499
+            except asyncio.CancelledError:  # by a server that stops what nobody waits for
+                failed, status = "ClientGone", status or 499
+                raise
             except Exception as error:
                 if status:
                     raise
@@ -375,7 +379,7 @@ class _Envelope:
                     asker.told["error_detail"] = problem.logged(error)
                 if known is not error:
                     asker.told["traceback"] = traceback.format_exception(error)
-                await problem.response(known, asker.id, scope["path"])(scope, upload, answered)
+                await problem.response(known, asker.id, _path(scope))(scope, upload, answered)
         except TimeoutError:
             failed = "ReaderSlow"
             raise
@@ -386,7 +390,7 @@ class _Envelope:
     def _check(self, http: Request, asker: Asker, start: float) -> None:
         """Raises TokenWrong, OriginRefused, RequestInvalid."""
         settings = self._settings
-        is_open = openapi.is_open(http.scope["path"])  # http.url would hold what the Host header says, a path even
+        is_open = openapi.is_open(_path(http.scope))  # http.url would hold what the Host header says, a path even
         if settings.token and not is_open:
             scheme, _, given = http.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), settings.token.encode()):
@@ -464,6 +468,12 @@ class _Upload:
                         await self()
 
 
+def _path(scope: Scope) -> str:
+    """That of the route, below what the application is below. http.url would hold what the Host header says, a path even."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def _authority(origin: str) -> str:
     """The host and port of an origin; no port is that of the scheme, which a proxy may have ended."""
     return re.sub(r":(80|443)$", "", origin.partition("//")[2].lower())
@@ -521,7 +531,7 @@ async def _known(http: Request, error: Exception) -> Response:
     """The router's own errors: no such route, another method."""
     status = getattr(error, "status_code", 500)
     asker: Asker = http.state.asker
-    path = http.scope["path"]
+    path = _path(http.scope)
     if status == 405:
         allowed = (getattr(error, "headers", None) or {}).get("Allow", "")
         refused = MethodWrong(f"{http.method} is not taken there", f"use {allowed}")

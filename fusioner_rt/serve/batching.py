@@ -6,24 +6,49 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from .errors import DeadlinePassed, ServiceFull
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_Taken = TypeVar("_Taken", contravariant=True)
+_Given = TypeVar("_Given", covariant=True)
+
+
+class Batcher(Protocol[_Taken, _Given]):
+    """What a service needs of its queue."""
+
+    @property
+    def waiting(self) -> int:
+        """Items that wait. Threads may ask."""
+
+    @property
+    def running(self) -> int:
+        """Items that run."""
+
+    async def submit(self, item: _Taken, key: str, most: int, until: float, alone: bool) -> _Given:
+        """The item's result. key: of items that may share a group, of at most `most`. until: as of time.monotonic.
+
+        alone: no other request is on its way, so that none is waited for. Raises DeadlinePassed, and what running raises.
+        """
+
+    async def close(self) -> None:
+        """Wait for what runs."""
 
 
 @dataclass(eq=False)
-class _Job(Generic[Item, Result]):
+class Job(Generic[Item, Result]):
+    """An item in the queue. group: its key, and the most items of its group."""
+
     item: Item
+    group: tuple[str, int]
     since: float
-    until: float
     done: "asyncio.Future[Result]" = field(repr=False)
 
 
 class Batches(Generic[Item, Result]):
-    """Runs items in threads, in groups of one key. Of one event loop; nothing in it waits but its callers."""
+    """The `Batcher` that runs items in threads. Of one event loop; nothing in it waits but its callers."""
 
     def __init__(
         self,
@@ -38,7 +63,7 @@ class Batches(Generic[Item, Result]):
         """
         self._run, self._concurrency, self._max_wait, self._observe = run, concurrency, max_wait, observe
         self._threads = ThreadPoolExecutor(concurrency, "segment")
-        self._waiting: dict[tuple[str, int], list[_Job[Item, Result]]] = {}
+        self._waiting: dict[tuple[str, int], list[Job[Item, Result]]] = {}
         self._running = self._items = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -49,42 +74,44 @@ class Batches(Generic[Item, Result]):
 
     @property
     def running(self) -> int:
-        """Items that run."""
         return self._items
 
     async def submit(self, item: Item, key: str, most: int, until: float, alone: bool) -> Result:
-        """The item's result. key: of items that may share a group, of at most `most`. until: as of time.monotonic.
-
-        alone: no other request is on its way, so that none is waited for. Raises DeadlinePassed, and what `run` raises.
-        """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         if now >= until:
             raise deadline_passed()
-        job = _Job[Item, Result](item, now if not alone else now - self._max_wait, until, loop.create_future())
-        self._waiting.setdefault((key, most), []).append(job)
-        self._start()
+        job = Job[Item, Result](item, (key, most), now if not alone else now - self._max_wait, loop.create_future())
         try:
             async with asyncio.timeout(until - now):
+                await self._enter(job, alone)
                 return await job.done
         except TimeoutError:
             raise deadline_passed() from None
         finally:
-            self._drop(job, key, most)
+            self._drop(job)
 
     async def close(self) -> None:
-        """Wait for what runs."""
         while self._tasks:
             await asyncio.wait(self._tasks)
         await asyncio.to_thread(self._threads.shutdown)
 
-    def _drop(self, job: _Job[Item, Result], key: str, most: int) -> None:
+    async def _enter(self, job: Job[Item, Result], alone: bool) -> None:
+        self._put([job])
+
+    def _put(self, jobs: Sequence[Job[Item, Result]]) -> None:
+        """Let them wait, and run what can be run."""
+        for job in jobs:
+            self._waiting.setdefault(job.group, []).append(job)
+        self._start()
+
+    def _drop(self, job: Job[Item, Result]) -> None:
         """What nobody waits for any more is not run."""
-        group = self._waiting.get((key, most))
+        group = self._waiting.get(job.group)
         if group and job in group:
             group.remove(job)
             if not group:
-                del self._waiting[key, most]
+                del self._waiting[job.group]
 
     def _start(self) -> None:
         """Run groups while threads are free: full ones, and those whose first has waited long enough, the oldest first."""
@@ -116,7 +143,7 @@ class Batches(Generic[Item, Result]):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _finish(self, jobs: list[_Job[Item, Result]]) -> None:
+    async def _finish(self, jobs: list[Job[Item, Result]]) -> None:
         try:
             for job, answer in await self._answers(jobs):
                 if job.done.done():
@@ -130,7 +157,7 @@ class Batches(Generic[Item, Result]):
             self._items -= len(jobs)
             self._start()
 
-    async def _answers(self, jobs: list[_Job[Item, Result]]) -> list[tuple[_Job[Item, Result], Result | Exception]]:
+    async def _answers(self, jobs: list[Job[Item, Result]]) -> list[tuple[Job[Item, Result], Result | Exception]]:
         try:
             items = [job.item for job in jobs]
             results = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, items)

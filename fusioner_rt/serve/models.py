@@ -120,9 +120,14 @@ def shares(settings: Settings) -> tuple[int, int]:
 
     One thread a call gives the most pictures a second, since the threads of a graph wait for each other.
     """
-    share = max(1, cores() // settings.workers)
+    share = own_cores(settings)
     concurrency = settings.concurrency or min(share, _MOST_CALLS)
     return concurrency, settings.threads or max(1, share // concurrency)
+
+
+def own_cores(settings: Settings) -> int:
+    """Cores of one worker process."""
+    return max(1, (settings.cores or cores()) // settings.workers)
 
 
 def _digest(folder: Path) -> str:

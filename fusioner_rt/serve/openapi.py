@@ -117,8 +117,8 @@ def is_open(path: str) -> bool:
     return path == "/" or path.startswith(_OPEN)
 
 
-def description(settings: Settings) -> dict[str, Any]:
-    """The OpenAPI document."""
+def description(settings: Settings, below: str = "") -> dict[str, Any]:
+    """The OpenAPI document. below: the path that the routes are below."""
     secured: dict[str, Any] = {"security": [{"token": []}]} if settings.token else {}
     schemes = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}} if settings.token else {}
     handle_field = {"name": "handle", "in": "query", "schema": _TEXT, "description": "In place of a body."}
@@ -185,6 +185,7 @@ def description(settings: Settings) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "fusioner-rt", "version": __version__, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        **({"servers": [{"url": below}]} if below else {}),
         "paths": paths,
         "components": {"schemas": _SCHEMAS, **schemes},
         **secured,

@@ -9,17 +9,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..cpu_cores import cores
 from ..encoder_output import EncodedPicture
 from ..errors import UsageError
 from ..results.segmentation import Segmentation
 from ..session import Session, Window
-from .batching import Batches, Places, deadline_passed, words_late
+from .batching import Batcher, Batches, Places, deadline_passed, words_late
 from .body import Held, Room
-from .errors import DeadlinePassed, RequestInvalid, ServiceFull
+from .errors import DeadlinePassed, RequestInvalid, ServiceError, ServiceFull
 from .handles import Kept, gone, open_handles
 from .metrics import Metrics
-from .models import Models
+from .models import Models, own_cores
 from .pictures import decoded
 from .request import SegmentRequest
 from .settings import Settings
@@ -81,10 +80,14 @@ class Asker:
             raise deadline_passed()
 
 
+MakeBatcher = Callable[[Callable[[Sequence[Work]], list[Done]], int, float, Callable[[int], None]], Batcher[Work, Done]]
+"""Its arguments are those of `Batches`."""
+
+
 class Service:
     """Queue, threads, models and handles of one process. Of one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, batcher: MakeBatcher = Batches[Work, Done]) -> None:
         """Opens the bundles. Raises the errors of `Session`."""
         self.settings = settings
         self.models = Models(settings)
@@ -94,8 +97,9 @@ class Service:
         most = max(self._most(name) for name in self.models.names)
         self.places = Places(settings.queue + concurrency * most)
         self._ahead = asyncio.Semaphore(_ROOM_TO_WAIT * concurrency * most)
-        self.batches = Batches[Work, Done](self._run, concurrency, settings.max_wait / 1000, self._tell_size)
-        self._threads = ThreadPoolExecutor(max(2, cores() // settings.workers), "pictures")
+        self.batches = batcher(self._run, concurrency, settings.max_wait / 1000, self._tell_size)
+        self._threads = ThreadPoolExecutor(max(2, own_cores(settings)), "pictures")
+        self._failed: Exception | None = None  # of the last call, where the input was not at fault
         self.metrics = Metrics(
             {
                 "queue_length": (
@@ -130,6 +134,14 @@ class Service:
     async def in_thread(self, function: Callable[..., Made], *arguments: Any) -> Made:
         """What would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def check_health(self) -> None:
+        """Where the last call failed, and no input was at fault, try each model. Raises what one of them raises."""
+        if self._failed is None:
+            return
+        for name in self.models.names:
+            await asyncio.to_thread(self._try, name)
+        self._failed = None
 
     async def close(self) -> None:
         """Wait for what runs, and free the models."""
@@ -202,8 +214,22 @@ class Service:
     def _tell_size(self, size: int) -> None:
         self.metrics.batches.observe(size)
 
+    def _try(self, name: str) -> None:
+        with self.models.used(name) as session:
+            session.segment(np.zeros((32, 32, 3), np.uint8), "picture")
+
     def _run(self, works: Sequence[Work]) -> list[Done]:
         """In a thread: one call of the session."""
+        try:
+            done = self._call(works)
+        except Exception as error:
+            if not isinstance(error, ServiceError) and not getattr(error, "is_input", False):
+                self._failed = error
+            raise
+        self._failed = None
+        return done
+
+    def _call(self, works: Sequence[Work]) -> list[Done]:
         first, started = works[0], time.perf_counter()
         request = first.request
 

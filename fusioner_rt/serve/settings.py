@@ -9,7 +9,7 @@ class Settings:
     """engines: bundle folders or names, None for the one a session finds, by the model's name; the first is the default.
 
     backend, cache, input_size: as `Session` takes them. threads: per graph; concurrency: calls of sessions at once. None
-    chooses both by the machine.
+    chooses both by the cores. cores: that may be kept busy, None for those that the machine grants.
     max_batch: pictures of a call, at most the bundle's. None takes the bundle's on a GPU, and 1, no batches, on CPUs.
     max_wait: milliseconds that a request may wait for others to share a batch; 0 for none.
     queue: pictures that may wait. deadline, body_time, read_time: seconds for a whole request, for its body to arrive, and for
@@ -29,6 +29,7 @@ class Settings:
     input_size: int | None = None
     threads: int | None = None
     concurrency: int | None = None
+    cores: int | None = None
     max_batch: int | None = None
     max_wait: float = 3.0
     queue: int = 64
