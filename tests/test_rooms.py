@@ -93,10 +93,12 @@ def test_no_backend_imports_anothers_room_and_words_and_results_no_engine() -> N
     assert trespasses(graph) == []
 
 
-def test_the_service_is_imported_by_its_command_alone() -> None:
+def test_the_service_is_imported_by_its_command_and_by_ray_alone() -> None:
     graph = imports(ROOT)
     assert {name for name in graph for other in graph[name] if room(other) == "serve" != room(name)} == {
-        "fusioner_rt.commands.serve"
+        "fusioner_rt.commands.serve",
+        "fusioner_rt.ray.serve",
+        "fusioner_rt.ray.serve_batches",
     }
 
 

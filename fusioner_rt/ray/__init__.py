@@ -1,7 +1,8 @@
 """The bundle on many machines, by Ray (extra `ray`); docs/ray.md shows both.
 
 segment     masks of a Ray dataset's pictures, by actors that hold a session each
-deployment  a bundle as a deployment of Ray Serve, which takes the requests of `fusioner-rt serve`
+deployment  a bundle as an application of Ray Serve, which takes the requests of `fusioner-rt serve`
+application the same for Serve's command line and files
 """
 
 import os
@@ -10,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 # Before Ray is started, which would report from the cluster what it is made of and which libraries it uses.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-__all__ = ["deployment", "segment"]
+__all__ = ["application", "deployment", "segment"]
 
 if TYPE_CHECKING:
     from .data import segment
+    from .serve import application, deployment
 
-_HOMES = {"segment": "data", "deployment": "serve"}  # no module has a public name: importing it would hide the function
+_HOMES = {
+    "segment": "data",
+    "application": "serve",
+    "deployment": "serve",
+}  # no module has a public name: importing it would hide the function
 
 
 def __getattr__(name: str) -> Any:

@@ -50,5 +50,7 @@ def test_the_python_blocks_run(there: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_table_has_every_column() -> None:
     table = PAGE.partition("\n### Rows\n")[2].partition("\n### ")[0]
-    said = {name for first in re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)}
+    said = {
+        name for first in re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)
+    }
     assert said == {"path", *schema_of_masks(labels=True).names}
