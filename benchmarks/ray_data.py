@@ -56,7 +56,7 @@ def on_ray(engine: Path, files: Sequence[Path], actors: int) -> None:
 
     from fusioner_rt.ray import segment
 
-    pictures = ray.data.read_binary_files(str(files[0].parent), include_paths=True)
+    pictures = ray.data.read_binary_files(list(map(str, files)), include_paths=True)
     share = max(1, cores() // actors)
     masks = segment(pictures, engine, WORDS, backend="onnxruntime-cpu", actors=actors, threads=share)
     paths: list[str] = []
@@ -105,7 +105,7 @@ def quieten() -> None:
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def table(rows: list[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -207,6 +208,7 @@ def _finished(parts: "Parts", todo: Sequence[int], masks_of: Callable[[Any], Any
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # of a run that has few parts left
     masks = masks_of(ray.data.from_arrow([parts.sources(part) for part in todo]))
     waiting: dict[int, list[pa.Table]] = defaultdict(list)
     for rows in masks.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -82,7 +82,8 @@ def segment(
     choice(mode, "mode", ("joint", "independent"))
     folder = find_bundle(bundle)
     manifest = Bundle.of(folder, read_manifest(folder))
-    words, background = (list(given) if isinstance(given, Iterator) else given for given in (words, background))
+    words = list(words) if isinstance(words, Iterator) else words  # which each actor reads
+    background = list(background) if isinstance(background, Iterator) else background
     asked = parse_words(words, background)
     check_count(asked, manifest.words.max, folder)
     Thresholds(threshold, asked, manifest.threshold)

@@ -173,7 +173,7 @@ def picture_column(names: Sequence[str], given: str | None) -> str:
         has = f"the dataset has the columns {', '.join(names) or 'none'}"
         raise UsageError(
             f"{has}, and none called {' or '.join(candidates)}",
-            "name the column that holds files' bytes, pixels or paths: picture='NAME'",
+            "pass the name of the column that holds files' bytes, pixels or paths as picture",
         )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from fusioner_rt.cli import main
 from fusioner_rt.commands import fleet
 from fusioner_rt.commands.segment import add_to
 from fusioner_rt.errors import TooManyWords, UsageError, WordsInvalid
+from fusioner_rt.ray.cluster import told_by_ray
 from fusioner_rt.ray.data import actor_pool
 from fusioner_rt.ray.parts import unique_names
 
@@ -40,6 +42,7 @@ PICTURES = sorted((ROOT / "docs/pictures").glob("*.jpg"))
 WORDS = "cat, person|man, cup, zebra"
 COPIES = 16
 COUNT = COPIES * len(PICTURES)
+PATIENCE = 240.0  # seconds, on a machine that does much else
 EACH = 4  # pictures of a part of so small a run
 SEGMENT = ["--ray", "--words", WORDS, "--engine", str(BUNDLE)]
 
@@ -149,8 +152,9 @@ def test_what_is_wrong_with_all_pictures_is_an_error() -> None:
     with pytest.raises(UsageError, match="a dataset was given as list"):
         fusioner_rt.ray.segment([], BUNDLE, "cat")
     for columns, found in (({"other": ["x"]}, "none called bytes or image or path"), ({"path": ["x"], "code": [1]}, "columns called code already")):  # fmt: skip
-        with pytest.raises(Exception, match=found):
+        with pytest.raises(Exception, match=found) as ended:
             taken(fusioner_rt.ray.segment(ray.data.from_arrow(pa.table(columns)), BUNDLE, "cat", actors=1))
+        assert isinstance(told_by_ray(ended.value), UsageError)
 
 
 MACHINES = st.lists(st.tuples(st.integers(1, 200), st.integers(0, 8)), min_size=1, max_size=9)
@@ -347,7 +351,7 @@ def test_label_maps_have_names_of_their_own(paths: list[str]) -> None:
 # Kills: runs in processes of their own, which start a Ray of their own.
 
 
-def started(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def started(folder: Path, out: Path, *more: str, address: str | None = None) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
@@ -360,7 +364,8 @@ def started(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
         "--out",
         str(out),
     ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {name: value for name, value in os.environ.items() if address or not name.startswith("RAY_")}
+    environment |= {"RAY_ADDRESS": address} if address else {}
     return subprocess.Popen(
         [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -386,7 +391,7 @@ def descendants(pid: int) -> dict[int, str]:
     return {one: lines[one] for one in parents if below(one)}
 
 
-def wait_for(found: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(found: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     end = time.monotonic() + seconds
     while not (seen := found()):
         assert time.monotonic() < end
@@ -405,7 +410,9 @@ def run(folder: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     below = descendants(process.pid)
     process.kill()
     process.communicate()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    for pid in below:  # after a kill, agents of Ray look for their raylet for a minute
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_an_actor_that_is_killed_is_replaced_and_every_row_is_there_once(
@@ -415,7 +422,7 @@ def test_an_actor_that_is_killed_is_replaced_and_every_row_is_there_once(
     actors = {pid for pid, line in descendants(run.pid).items() if "Segmenter" in line}
     assert len(actors) == 2
     os.kill(max(actors), signal.SIGKILL)
-    said, told = run.communicate(timeout=60)
+    said, told = run.communicate(timeout=PATIENCE)
     assert run.returncode == 11, told
     assert said.startswith(f"{COUNT} pictures, 1 failed")
     assert "Traceback" not in told
@@ -430,15 +437,18 @@ def test_a_run_that_is_ended_goes_on_and_every_row_is_there_once(
     out = tmp_path / "out"
     wait_for(lambda: parts_in(out))
     below = descendants(run.pid)
+    actors = [pid for pid, line in below.items() if "Segmenter" in line]
+    assert len(actors) == 2
     run.send_signal(sent)
-    _, told = run.communicate(timeout=30)
+    _, told = run.communicate(timeout=PATIENCE)
     assert run.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
-    assert "Traceback" not in told
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))  # Ray has gone with it
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (actors if sent == signal.SIGKILL else below)))
     done = parts_in(out)
     assert 1 <= len(done) < COUNT // EACH
     if sent != signal.SIGKILL:
-        assert "pictures are done in" in told.splitlines()[-1]
+        *failures, last = told.splitlines()
+        assert all(line.startswith(f"fusioner-rt: {folder}") for line in failures), told
+        assert last.startswith(f"fusioner-rt: interrupted; {EACH * len(done)} of {COUNT} pictures are done in ")
         assert not list(out.rglob(f"{TEMPORARY}*"))
     kept = {file: file.stat().st_mtime_ns for file in done}
     for left in out.rglob(f"{TEMPORARY}*"):  # of a kill in the middle of a write; the next run removes it in an hour
@@ -453,9 +463,31 @@ def test_two_runs_do_not_share_a_folder(run: subprocess.Popen[str], folder: Path
     out = tmp_path / "out"
     wait_for(lambda: (out / "run.json").exists())
     with started(folder, out, "--resume") as second:
-        _, told = second.communicate(timeout=30)
+        _, told = second.communicate(timeout=PATIENCE)
     assert second.returncode == 2
     assert "another run writes into this folder; wait for it, or choose another with --out" in told
+
+
+def test_a_run_takes_the_cluster_of_the_environment(folder: Path, expected: dict[str, Any], tmp_path: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    with started(folder, tmp_path / "out", address=address) as process:
+        wait_for(lambda: (tmp_path / "out/run.json").exists())
+        assert not any("gcs_server" in line for line in descendants(process.pid).values())
+        _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 11, told
+    check_run(tmp_path / "out", folder, expected)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
+    with started(folder, tmp_path / "out", address="127.0.0.1:1") as process:
+        _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 54
+    first, second = told.splitlines()
+    assert first.startswith("fusioner-rt: no cluster answers at 127.0.0.1:1 (Connection refused); check RAY_ADDRESS")
+    assert (
+        second
+        == f"fusioner-rt: 0 of {COUNT} pictures are done in {tmp_path / 'out'}; the same command with --resume goes on"
+    )
 
 
 # What Ray would send

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from documented import blocks_of
@@ -27,11 +26,15 @@ def there(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def own_ray() -> dict[str, str]:
+    """An environment that leads to no Ray of the tests."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
 def test_the_commands_run(there: Path) -> None:
     (script,) = blocks_of(DATA, "bash")
     script = script.replace("fusioner-rt ", f"{sys.executable} -m fusioner_rt ")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(["bash", "-euc", script], cwd=there, env=environment, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-euc", script], cwd=there, env=own_ray(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = pq.read_table(there / "seen/masks").to_pylist()
     assert {Path(row["path"]).name for row in rows} == {"astronaut.jpg", "cat.jpg", "coffee.jpg"}
@@ -39,12 +42,13 @@ def test_the_commands_run(there: Path) -> None:
     assert len(pq.read_table(there / "cups/masks")) > 3
 
 
-def test_the_python_blocks_run(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(there)
-    names: dict[str, Any] = {}
-    for code in blocks_of(DATA, "python"):
-        exec(code, names)
-    assert names["cat"].any()
+def test_the_python_blocks_run(there: Path) -> None:
+    code = "\n".join([*blocks_of(DATA, "python"), "print('pixels:', cat.sum())"])
+    done = subprocess.run([sys.executable, "-c", code], cwd=there, env=own_ray(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *rows, pixels = done.stdout.splitlines()[-4:]
+    assert sum("'person': 0." in row and row.endswith(" None") for row in rows) == 3
+    assert int(pixels.partition(": ")[2]) > 50_000
     assert len(pq.read_table(there / "masks")) == 3
 
 
