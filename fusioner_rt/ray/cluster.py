@@ -36,7 +36,7 @@ def running_cluster(verbose: bool = False) -> Iterator[None]:
 
 
 def _start(ray: Any, verbose: bool, stack: contextlib.ExitStack) -> None:
-    options: dict[str, Any] = {"logging_level": logging.INFO if verbose else logging.ERROR, "log_to_driver": verbose}
+    options: dict[str, Any] = {"logging_level": logging.INFO if verbose else logging.CRITICAL, "log_to_driver": verbose}
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too
