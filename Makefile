@@ -50,7 +50,7 @@ containers: $(CONTAINERS)/.ready  ## the steps of Dockerfile and Dockerfile.nvid
 triton: $(TRITON)/.ready  ## the models of export/triton_repository.py in a real Triton Inference Server, on Linux
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(TRITON)/bin/python -m pytest tests/triton
 
-ray: $(RAY)/.ready  ## Ray Data and Ray Serve, with a real Ray on this machine
+ray: $(RAY)/.ready $(TRITON)/.ready  ## Ray Data and Ray Serve, with a real Ray on this machine
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RAY)/bin/python -m pytest tests/ray
 
 bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture
