@@ -110,7 +110,7 @@ class Session:
         self.bundle = Bundle.open(find_bundle(bundle)).with_input_side(input_size)
         cached = TextCache(place)
         self._executor, self._backend = open_executor(self.bundle, backend, threads, cached.folder)
-        self._threads, self._place = threads, place
+        self._threads = threads
         self._closing = threading.Lock()
         self._closed = self._forked = False
         self._vocabulary: Vocabulary | None = None
@@ -474,7 +474,7 @@ class Session:
                 f"this session was opened before a fork, and {self._backend.effective} works in the parent alone",
                 "open a session in each process, or start processes by spawn",
             )
-        cached = TextCache(self._place)
+        cached = self._text.cache.of_the_same_place()
         self._executor, _ = open_executor(self.bundle, "onnxruntime-cpu", self._threads, cached.folder)
         self._text = TextEncoder(self.bundle, self._executor.text, cached)
         self._forked = False

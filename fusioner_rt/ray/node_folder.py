@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,13 +12,14 @@ from ..atomic_files import unwritable
 from ..folder_locks import locked
 
 _PREFIX = "fusioner-rt-ray-"
+_OURS = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}")
 
 
 class NodeFolder:
     """Of one user alone. Whoever uses it holds a lock, which the kernel frees when the process is killed."""
 
     def __init__(self, name: str, parent: Path | None = None) -> None:
-        """name: that nobody guesses, so that no other user makes it first. parent: by default the system's for temporary files.
+        """name: 32 hexadecimal digits that nobody guesses, so that no other user makes it first. parent: by default the system's for temporary files.
 
         Removes what replicas left there that were all killed. Raises OutputUnwritable.
         """
@@ -25,7 +27,7 @@ class NodeFolder:
         self.path = parent / f"{_PREFIX}{name}"
         try:
             for other in parent.glob(f"{_PREFIX}*"):
-                if other != self.path:
+                if other != self.path and _OURS.fullmatch(other.name):
                     _remove_unused(other)
             while not self._enter():  # it was removed before the lock was ours
                 pass

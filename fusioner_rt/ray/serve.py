@@ -89,16 +89,18 @@ def deployment(
 def application(arguments: Mapping[str, Any]) -> Any:
     """`deployment` for Serve's command line and its configuration files: serve run fusioner_rt.ray:application bundle=DIR.
 
-    arguments: of `deployment`, by name; texts may be JSON. Raises UsageError.
+    arguments: of `deployment`, by name; texts may be JSON, where no text is meant. Raises UsageError.
     """
+    settings = {field.name: str(field.type) for field in dataclasses.fields(Settings) if field.name not in _OURS}
+    texts = {"name", "handles_folder", *(name for name, kind in settings.items() if _kind(kind) == "str")}
 
-    def read(given: Any) -> Any:
+    def read(name: str, given: Any) -> Any:
         try:
-            return json.loads(given) if isinstance(given, str) else given
+            return json.loads(given) if isinstance(given, str) and name not in texts else given
         except ValueError:
             return given
 
-    return deployment(**{name: read(given) for name, given in arguments.items()})
+    return deployment(**{name: read(name, given) for name, given in arguments.items()})
 
 
 class _Replica:
@@ -128,10 +130,12 @@ class _BehindRay:
                 message["headers"] = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
             await send(message)
 
-        await self._app(scope, receive, without_id)
-        if scope["type"] == "lifespan":  # its end
-            _mark_dead(os.getpid())
-            self._folder.leave()
+        try:
+            await self._app(scope, receive, without_id)
+        finally:
+            if scope["type"] == "lifespan":  # its end
+                _mark_dead(os.getpid())
+                self._folder.leave()
 
 
 def _app(settings: Settings, name: str) -> _BehindRay:
@@ -158,7 +162,8 @@ def _opened(settings: Settings, folder: Path) -> Any:
     from ..serve.app import create_app
     from .serve_batches import ServeBatches
 
-    for process in {int(file.stem.rpartition("_")[2]) for file in numbers.glob("*_*.db")}:
+    owners = {file.stem.rpartition("_")[2] for file in numbers.glob("*_*.db")}
+    for process in map(int, filter(str.isdecimal, owners)):
         if not _is_alive(process):
             _mark_dead(process)
     return create_app(dataclasses.replace(settings, shared=handles), batcher=ServeBatches)
@@ -206,13 +211,13 @@ def _settings(
             meant = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"there is no setting {shown(name)}", f"{meant}the settings are {', '.join(known)}")
     checked = {name: _checked(value, name, known[name]) for name, value in given.items() if value is not None}
-    shared = None if folder is None else Path(folder)
+    shared = None if folder is None else Path(os.path.abspath(folder))
     return Settings(**{"loopback": True, **checked, "engines": engines, "cores": num_cpus, "shared": shared})
 
 
 def _checked(given: Any, name: str, kind: str) -> Any:
     """A setting's value. kind: of the setting, as it is declared. Raises UsageError."""
-    kind = next(known for known in ("tuple", "bool", "int", "float", "str") if known in kind)
+    kind = _kind(kind)
     if kind == "int":
         return whole(given, name, 1, 1 << 40, "give a whole number of 1 or more")
     if kind == "bool":
@@ -224,7 +229,11 @@ def _checked(given: Any, name: str, kind: str) -> Any:
     if kind == "tuple" and isinstance(given, (list, tuple)) and all(isinstance(one, str) for one in given):
         return tuple(given)
     expected = {"float": "a number of 0 to 86400", "str": "a text"}.get(kind, "a list of texts")
-    raise UsageError(named(name, given), f"give {expected}")
+    raise UsageError(named(name, "hidden" if name == "token" else given), f"give {expected}")
+
+
+def _kind(declared: str) -> str:
+    return next(known for known in ("tuple", "bool", "int", "float", "str") if known in declared)
 
 
 def _pictures_at_once(settings: Settings, num_gpus: float) -> int:

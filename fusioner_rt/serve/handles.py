@@ -18,6 +18,7 @@ from .errors import HandleGone, ServiceFull
 from .settings import Settings
 
 _HANDLE = re.compile(r"[A-Za-z0-9_-]{32}")
+_FILE = re.compile(rf"{_HANDLE.pattern}\.(npz|new)")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class HandlesInMemory:
 
 
 class HandlesInFolder:
-    """`Handles` that processes share: a file each, in a folder of theirs alone. A file's time is that of its last use."""
+    """`Handles` that processes share: a file each, by a name of their own. A file's time is that of its last use."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
@@ -172,6 +173,8 @@ class HandlesInFolder:
         """Time of last use, bytes and path of each, the one used last first."""
         found = []
         for path in self._folder.glob("*"):  # also what a process that was killed has not finished
+            if not _FILE.fullmatch(path.name):  # whoever named the folder may keep other files there
+                continue
             try:
                 status = path.stat()
             except FileNotFoundError:  # another process dropped it

@@ -95,6 +95,12 @@ class TextCache:
         self._disk_limit = disk_bytes
         self._lock = threading.RLock()
 
+    def of_the_same_place(self) -> "TextCache":
+        """An empty one, for a forked process, where a thread of the parent may hold this one's lock. A file is not read again."""
+        other = TextCache(self.folder, self._memory_limit, self._disk_limit)
+        other.file, other._shared = self.file, self._shared
+        return other
+
     def get(self, key: str) -> np.ndarray | None:
         """The (t,) float32 vector, read-only, or None if it is not cached."""
         with self._lock:

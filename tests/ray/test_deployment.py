@@ -408,12 +408,14 @@ def test_what_is_no_option_is_told_before_anything_is_deployed(given: dict[str, 
 
 
 def test_the_command_lines_texts_are_read_as_json() -> None:
-    made = application({"bundle": str(BUNDLE), "num_cpus": "2", "queue": "5", "token": "secret"})
+    made = application({"bundle": str(BUNDLE), "num_cpus": "2", "queue": "5", "token": "123456"})
     options = made._bound_deployment
     assert options.max_queued_requests == 5
     assert options.ray_actor_options["num_cpus"] == 2
     with pytest.raises(UsageError, match="num_cpus is 'two'"):
         application({"num_cpus": "two"})
+    with pytest.raises(UsageError, match="token is .hidden.; give a text"):
+        deployment(token=123456)  # type: ignore[arg-type]
 
 
 def test_the_pages_block_runs(tmp_path: Path) -> None:

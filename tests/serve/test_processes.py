@@ -396,7 +396,7 @@ def test_what_a_killed_process_has_not_finished_goes_with_the_handles(
     session: Any, picture: np.ndarray, tmp_path: Path
 ) -> None:
     handles, one = HandlesInFolder(Settings(handle_age=60), tmp_path), kept(session, picture)
-    half, older = tmp_path / "half.new", time.time() - 61
+    half, older = tmp_path / f"{'h' * 32}.new", time.time() - 61
     half.write_bytes(b"x" * 1000)
     first = handles.put(one)
     assert half.exists()  # it may be finished yet
@@ -404,6 +404,19 @@ def test_what_a_killed_process_has_not_finished_goes_with_the_handles(
     os.utime(half, (older, older))
     handles.get(first)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+
+
+def test_files_of_others_in_the_folder_of_handles_stay(session: Any, picture: np.ndarray, tmp_path: Path) -> None:
+    theirs, folder = tmp_path / "theirs.npz", tmp_path / ("f" * 32)
+    theirs.write_bytes(b"x")
+    folder.mkdir()
+    for path in (theirs, folder):
+        os.utime(path, (0, 0))
+    handles = HandlesInFolder(Settings(handle_age=60), tmp_path)
+    handles.get(handles.put(kept(session, picture)))
+    assert theirs.exists()
+    assert folder.exists()
+    assert handles.held()[0] == 1
 
 
 def test_a_full_disk_costs_the_handle_and_not_the_masks(session: Any, picture: np.ndarray, tmp_path: Path) -> None:

@@ -416,3 +416,16 @@ def test_options_that_do_not_go_together(
     assert code == 2
     assert says in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forked_child_has_the_vectors_of_a_file_that_is_gone(tmp_path: Path) -> None:
+    place = tmp_path / "fleet.vectors"
+    write_vectors(place, {key_of(1): entry(1)})
+    cache = TextCache(place)
+    place.unlink()
+    child = cache.of_the_same_place()
+    assert np.array_equal(child.get(key_of(1)), cache.get(key_of(1)))
+    put(child, 2)
+    assert child.file == place
+    assert child.folder is None
+    assert cache.get(key_of(2)) is None
