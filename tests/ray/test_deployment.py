@@ -414,7 +414,7 @@ def test_the_command_lines_texts_are_read_as_json() -> None:
     assert options.ray_actor_options["num_cpus"] == 2
     with pytest.raises(UsageError, match="num_cpus is 'two'"):
         application({"num_cpus": "two"})
-    with pytest.raises(UsageError, match="token is .hidden.; give a text"):
+    with pytest.raises(UsageError, match=r"token is .hidden.; give a text"):
         deployment(token=123456)  # type: ignore[arg-type]
 
 
