@@ -68,16 +68,16 @@ class _Supervisor:
 
     def _start(self) -> subprocess.Popen[bytes]:
         descriptor = self._listener.fileno()
-        with reloads_held_back():
+        with reloads_held_back():  # until it is among those that are told
             process = subprocess.Popen(
                 [sys.executable, "-m", f"{__package__}.workers", str(descriptor)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor], start_new_session=True,
                 env={**os.environ, metrics.FOLDER: str(self._numbers)},
             )  # fmt: skip
+            self._processes.append(process)
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(self._settings), default=str).encode() + b"\n")
         process.stdin.flush()  # and left open: its end tells the process that this one is gone
-        self._processes.append(process)
         self._started[process.pid] = time.monotonic()
         return process
 

@@ -165,7 +165,10 @@ def test_a_reload_that_is_asked_for_while_it_starts_waits(tiny_bundle: Path, wor
     if workers > 1:
         assert until(lambda: children(process.pid))
         process.send_signal(signal.SIGHUP)
+    watchdog = threading.Timer(120, process.kill)  # or a lost signal would be waited for without end
+    watchdog.start()
     lines = [process.stderr.readline() for _ in range(2)]
+    watchdog.cancel()
     assert sum("serving on" in line for line in lines) == 1
     assert sum('"result": "unchanged"' in line for line in lines) == 1  # of the one process that there was
     process.terminate()
