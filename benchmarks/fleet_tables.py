@@ -142,15 +142,13 @@ def sizes(latency: Sequence[Row]) -> str:
     for model, encoded in ENCODED.items():
         side = encoded.side // encoded.stride
         row = None if model == "tiny" else _ours(latency, model, 224)
-        cells = ["", "", "", ""]
+        cells = ["", "", "", "", ""]
         if row:
             ms, whole = row["stages_p50_ms"]["image"], row["p50_ms"]
             seconds = (encoded.bytes / 125e6, encoded.bytes / 1250e6)
-            cells = [f"{ms:.0f}", *(f"{one * 1000:.1f}" for one in seconds), f"{ms / whole:.0%}"]
-        lines.append(
-            [MODELS[model].title, f"{side}×{side}×{encoded.channels}", f"{encoded.bytes / 1000:.0f}", cells[0], cells[3],
-             *cells[1:3], f"{encoded.bytes * 8 / (float(cells[0]) / 1000) / 1e9:.2f}" if row else ""]
-        )  # fmt: skip
+            sent, as_long = (f"{one * 1000:.1f}" for one in seconds), encoded.bytes * 8 / (ms / 1000) / 1e9
+            cells = [f"{ms:.0f}", f"{ms / whole:.0%}", *sent, f"{as_long:.2f}"]
+        lines.append([MODELS[model].title, f"{side}×{side}×{encoded.channels}", f"{encoded.bytes / 1000:.0f}", *cells])
     return table(
         ["model", "tokens", "kB", "encoding ms", "of a call", "sent by 1 Gbit/s, ms", "by 10 Gbit/s, ms", "as long as encoding, Gbit/s"], lines
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -61,9 +62,12 @@ The server needs Python 3.11 or later (its images of 24.11 and later have 3.12) 
 that holds this model's:
 
 ```sh
-docker run --rm {gpus}--shm-size 1g -p 8000:8000 -p 8001:8001 -p 8002:8002 -v "$PWD:/models" nvcr.io/nvidia/tritonserver:25.06-py3 \\
+docker run --rm {gpus}--shm-size 1g -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 -p 127.0.0.1:8002:8002 \\
+    -v "$PWD:/models" {bundle}nvcr.io/nvidia/tritonserver:25.06-py3 \\
     sh -c "pip install -r /models/{name}/requirements.txt && exec tritonserver --model-repository /models{cache}"
 ```
+
+The ports are open to this machine alone, as the server has no token: a proxy in front of it may let others in.
 
 A client, `pip install 'tritonclient[http]'`:
 
@@ -80,7 +84,8 @@ answer = client.infer("{name}", [picture, words])
 labels = answer.as_numpy("LABELS")[0]  # (H, W) uint16, 0 = background, n = word n
 ```
 
-`config.pbtxt` may be edited: instances, queue, delays. docs/triton.md of fusioner-rt tells about each input and number.
+`config.pbtxt` may be edited: instances, queue, delays. Writing the model again replaces it.
+docs/triton.md of fusioner-rt tells about each input and number.
 """
 
 
@@ -152,7 +157,7 @@ def _models(options: Options, bundle: Bundle, manifest: Message) -> dict[str, _F
                 _python("triton", "TritonPythonModel"),
                 *copied,
                 lambda folder: _write_warmup(folder, options),
-                lambda folder: _write_texts(folder, server, bundle),
+                lambda folder: _write_texts(folder, options, bundle),
             ],
         )
     }
@@ -161,7 +166,7 @@ def _models(options: Options, bundle: Bundle, manifest: Message) -> dict[str, _F
             configs.stream(server, f"{name}_stream"), [_python("triton", "TritonStreamModel")]
         )
     if server.engines:
-        plan, profiles = configs.plan_of(bundle, manifest)
+        plan, profiles = configs.plan_of(bundle, manifest) if server.gpu else (None, [])  # a plan runs on no CPU
         graph = bundle.graphs["image_fusion"]
         names = {step: f"{name}_{step}" for step in ("prepare", "image_fusion", "masks")} | {
             "ensemble": f"{name}_engines"
@@ -226,11 +231,13 @@ def _write_warmup(folder: Path, options: Options) -> None:
         (folder / "warmup" / name).write_bytes(configs.warmup_bytes(content))
 
 
-def _write_texts(folder: Path, server: ServerOptions, bundle: Bundle) -> None:
+def _write_texts(folder: Path, options: Options, bundle: Bundle) -> None:
+    server = options.server
     (folder / "README.md").write_text(
         README.format(
             name=server.name,
             gpus="--gpus device=0 " if server.gpu else "",
+            bundle=f"-v {shlex.quote(f'{server.bundle}:{server.bundle}:ro')} " if options.in_place else "",
             cache=" --cache-config local,size=268435456" if server.cache else "",
         )
     )

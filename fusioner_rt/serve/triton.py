@@ -94,6 +94,12 @@ class Model:
         count = sum(group["count"] for group in self.config.get("instance_group", []))
         return max(1, cores() // max(1, count))
 
+    @property
+    def input_size(self) -> int | None:
+        """As `Session` takes it; None is the bundle's own."""
+        given = self.parameters.get("input_size")
+        return int(given) if given else None
+
     def read(self, given: Any, place: int = 0) -> Job:
         """A request of the server, its pictures decoded. Raises RequestInvalid, TooManyWords, and errors of pictures."""
         for name in json.loads(given.parameters() or "{}"):
@@ -146,10 +152,9 @@ class TritonPythonModel(Model):
 
     def open(self) -> None:
         given = self.parameters
-        side = given.get("input_size")
         self._session: Session | None = Session(
             self.bundle, backend=given.get("backend", "auto"), cache=given.get("cache"), threads=self.threads,
-            input_size=int(side) if side else None, max_pixels=self.max_pixels,
+            input_size=self.input_size, max_pixels=self.max_pixels,
         )  # fmt: skip
         self._session.load_text()  # no later call reads a file of the bundle
         effective, log = self._session.backend, self.server.Logger

@@ -6,6 +6,7 @@ and thresholds are the runtime's own code, so that these steps are models of the
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,10 @@ class Prepare(_Step):
 
     def open(self) -> None:
         super().open()
-        folder = self.parameters.get("cache") or default_folder()
-        self._text = TextEncoder(self._bundle, lambda: self._graphs("text"), TextCache(folder))
+        self._bundle = self._bundle.with_input_side(self.input_size)
+        given = self.parameters.get("cache")
+        cache = TextCache(Path(given) if given else default_folder())
+        self._text = TextEncoder(self._bundle, lambda: self._graphs("text"), cache)
         self._text.load()
 
     def answer(self, given: Any) -> Any:

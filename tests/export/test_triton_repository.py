@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,8 +151,11 @@ def test_where_there_are_plans_instances_are_for_the_gpu_and_the_engine_is_the_p
     assert "tensorrt==10.16.1" in lines
     assert any(line.startswith("cuda-core==") for line in lines)
     assert "--gpus" in (tmp_path / "models/demo/README.md").read_text()
-    cpu = written("--kind", "cpu", bundle=bundle)["demo"]
-    assert cpu.instance_group[0].kind == group.KIND_CPU
+    cpu = written("--engines", "--kind", "cpu", bundle=bundle)
+    assert cpu["demo"].instance_group[0].kind == group.KIND_CPU
+    engine = cpu["demo_image_fusion"]
+    assert (engine.platform, engine.instance_group[0].kind) == ("onnxruntime_onnx", group.KIND_CPU)
+    assert {file.name for file in (tmp_path / "models/demo_image_fusion/1").iterdir()} == {"model.onnx", "weights.bin"}
 
 
 def test_a_plan_of_tensorrt_rtx_is_none_for_the_server(
@@ -217,6 +222,27 @@ def test_a_bundle_can_be_named_by_its_path(
     config = written("--in-place", "--name", "mine-1.b")["mine-1.b"]
     assert config.parameters["bundle"].string_value == str(made_bundle.resolve())
     assert not (tmp_path / "models/mine-1.b/bundle").exists()
+
+
+def test_the_docker_run_line_shows_the_server_its_files_and_other_machines_nothing(
+    written: Callable[..., dict[str, Any]], made_bundle: Path, tmp_path: Path
+) -> None:
+    spaced = tmp_path / "a bundle"
+    spaced.symlink_to(made_bundle)
+    aside = tmp_path / "of its own"
+    shutil.copytree(made_bundle, aside)
+    for options, bundle, wanted in (
+        ((), spaced, ["$PWD:/models"]),
+        (("--in-place",), spaced, ["$PWD:/models", f"{made_bundle.resolve()}:{made_bundle.resolve()}:ro"]),
+        (("--in-place",), aside, ["$PWD:/models", f"{aside.resolve()}:{aside.resolve()}:ro"]),
+    ):
+        written(*options, bundle=bundle)
+        (script,) = blocks_of((tmp_path / "models/demo/README.md").read_text(), "sh")
+        line = shlex.split(script)
+        values = [(one, line[place + 1]) for place, one in enumerate(line) if one in ("-v", "-p")]
+        assert [value for one, value in values if one == "-v"] == wanted
+        ports = [value for one, value in values if one == "-p"]
+        assert ports == [f"127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002)]
 
 
 @pytest.mark.parametrize(

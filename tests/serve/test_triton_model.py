@@ -20,8 +20,11 @@ from emulated_gpu import EmulatedGpu
 from made_pictures import scene
 
 from fusioner_rt import Session
+from fusioner_rt.bundle import Bundle
 from fusioner_rt.errors import MemoryShort
 from fusioner_rt.serve.triton import TritonPythonModel
+from fusioner_rt.serve.triton_steps import Prepare
+from fusioner_rt.words.cache import TextCache
 
 KIND = "tensorrt-rtx"
 
@@ -171,4 +174,25 @@ def test_a_call_that_fails_as_a_whole_is_made_for_each_request_and_large_ones_ar
     assert answers[1].error.text.startswith("MemoryShort: too little memory is free")
     for place in (0, 2, 3):
         assert np.array_equal(answers[place].tensors["LABELS"].found()[0], own(pictures[place], "cat, tree").labels)
+    model.finalize()
+
+
+def test_the_first_step_has_the_input_size_and_cache_of_its_parameters(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", Backend())
+    bundle = Bundle.open(tiny_bundle)
+    other = bundle.with_input_side(bundle.preprocessing.side - 16)
+    model = Prepare()
+    model.initialize(
+        arguments(tiny_bundle, cache=str(tmp_path / "words"), input_size=str(other.preprocessing.side))
+        | {"model_instance_kind": "CPU"}
+    )
+    picture = scene(61, 93)
+    (answer,) = model.execute([request(None, picture[None], [], WORDS="cat, tree")])
+    assert answer.error is None
+    size = other.input_size(61, 93, "PIXELS")
+    assert size != bundle.input_size(61, 93, "PIXELS")
+    assert answer.tensors["pixels"].found().shape == (1, 3, *size)
+    assert [one.word for one in TextCache(tmp_path / "words").words()] == ["cat", "tree"]
     model.finalize()

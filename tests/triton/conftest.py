@@ -44,7 +44,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("triton") / "models"
     own = ["--max-wait", "50", "--queue", "200", "--cache"]
     assert triton_repository.main([str(BUNDLE), str(folder), "--stream", "--engines", *own]) == 0
-    assert triton_repository.main([str(BUNDLE), str(folder), "--name", "raw", "--pixels", "--in-place"]) == 0
+    own = ["--name", "raw", "--pixels", "--in-place", "--words", "zeppelin"]
+    assert triton_repository.main([str(BUNDLE), str(folder), *own]) == 0
     engine = folder / "demo_image_fusion"
     (engine / "1/model.py").write_text(ENGINE)
     config = (engine / "config.pbtxt").read_text()
@@ -53,10 +54,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    models = ("demo", "demo_stream", "demo_engines", "raw")
-    words = tmp_path_factory.mktemp("words")
-    with Server(repository, "--cache-config=local,size=104857600", models=models, FUSIONER_CACHE=str(words)) as running:
+def word_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's folder of word vectors, empty before it starts."""
+    return tmp_path_factory.mktemp("words")
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, word_cache: Path) -> Iterator[Server]:
+    models, cache = ("demo", "demo_stream", "demo_engines", "raw"), "--cache-config=local,size=104857600"
+    with Server(repository, cache, models=models, FUSIONER_CACHE=str(word_cache)) as running:
         yield running
 
 
