@@ -93,7 +93,7 @@ def cases(given: argparse.Namespace) -> Iterator[list[Row]]:
                 taken.append(round(time.perf_counter() - begun, 2))
     rates = [round(given.pictures / median(taken), 2) for taken in seconds]
     best = max(rate for rate, (case, _) in zip(rates, measures, strict=True) if case["case"] == "one process")
-    told = {"rounds": given.rounds, "busy": given.busy, **machine.record("ray", "onnxruntime")}
+    told = {"rounds": given.rounds, "busy": given.busy, "cores": cores(), **machine.record("ray", "onnxruntime")}
     for (case, _run), taken, rate in zip(measures, seconds, rates, strict=True):
         yield [
             {"what": "ray data", **case, "pictures": given.pictures, "pictures_a_second": rate, "ratio": round(rate / best, 2),
@@ -112,7 +112,7 @@ def table(rows: list[Row]) -> str:
     """Markdown. Ratios are to the better of the loops in one process."""
     lines = ["| | pictures a second | to the better loop | seconds of the rounds |", "|---|---|---|---|"]
     for row in rows:
-        each = f"of {max(1, cores() // row.get('callers', row.get('actors')))} core(s)"
+        each = f"of {max(1, row['cores'] // row.get('callers', row.get('actors')))} core(s)"
         name = (
             f"one process, {row['callers']} call(s) at once, {each}"
             if row["case"] == "one process"

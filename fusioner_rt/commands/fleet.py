@@ -12,7 +12,7 @@ from .. import __version__
 from ..atomic_files import writable_folder
 from ..command_end import say, tell
 from ..command_parser import CommandParser, count
-from ..errors import PicturesFailed, UsageError
+from ..errors import ClusterFailed, PicturesFailed, UsageError
 from ..folder_locks import locked
 from ..interrupts import exit_code, raise_if_interrupted
 from ..optional_packages import optional
@@ -184,6 +184,8 @@ def _run(parts: "Parts", masks_of: Callable[[Any], Any], verbose: bool) -> int:
                     bar.clear()
                     _tell_failures(rows)
                     bar.step(len(rows))
+            if missing := total - sum(map(len, codes.values())):
+                raise ClusterFailed(f"Ray ended without the rows of {missing} pictures", "look at its logs with -v")
     except (Exception, KeyboardInterrupt) as error:
         bar.clear()
         left = f"{sum(map(len, codes.values()))} of {total} pictures are done in {parts.folder}; the same command with --resume goes on"

@@ -49,6 +49,7 @@ def _start(ray: Any, verbose: bool, stack: contextlib.ExitStack) -> None:
             "address": "local", "num_cpus": cores(), "object_store_memory": _STORE, "include_dashboard": False,
             "_temp_dir": str(folder),
         }  # fmt: skip
+    stack.callback(ray.shutdown)  # also of a start that is interrupted, or fails halfway
     handlers = {number: signal.getsignal(number) for number in _ENDING}
     try:
         with contextlib.nullcontext() if verbose else _silent_libraries():
@@ -60,7 +61,6 @@ def _start(ray: Any, verbose: bool, stack: contextlib.ExitStack) -> None:
     finally:
         for number, handler in handlers.items():  # Ray sets its own
             signal.signal(number, handler)
-    stack.callback(ray.shutdown)
 
 
 def _check_there(address: str) -> None:
@@ -96,7 +96,8 @@ def told_by_ray(error: BaseException) -> FusionerError:
     waiting = [error]
     while waiting:
         one = waiting.pop()
-        if isinstance(one, FusionerError):
+        # Ray raises a task's error as one that is of its class, too, and cannot be made anew; its cause is the error itself.
+        if isinstance(one, FusionerError) and not isinstance(getattr(one, "cause", None), FusionerError):
             return one
         if id(one) not in seen:
             seen.add(id(one))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from ..atomic_files import writable_folder, write_json, write_result
-from ..errors import OutputUnwritable, UsageError
+from ..errors import ClusterFailed, OutputUnwritable, UsageError
 from ..picture_formats import suffixes
 from .sources import Sources
 
@@ -50,10 +50,13 @@ class Parts:
         return int(self._sizes[part])
 
     def sources(self, part: int) -> pa.Table:
-        """What is to be done of a part: part, row, path and at of its pictures, or part, path, at and group of its row group."""
-        rows = self._table.slice(self._starts[part], self._starts[part + 1] - self._starts[part]).drop_columns(["rows"])
+        """What is to be done of a part: part, row, path and at of its pictures, or part, path, at, group and rows of its
+        row group.
+        """
+        rows = self._table.slice(self._starts[part], self._starts[part + 1] - self._starts[part])
         if rows["group"][0].is_valid:
             return rows
+        rows = rows.drop_columns(["rows"])
         return rows.set_column(rows.schema.get_field_index("group"), "row", pa.array(range(len(rows)), pa.int32()))
 
     def file(self, part: int) -> Path:
@@ -72,9 +75,13 @@ class Parts:
         return found
 
     def write(self, part: int, rows: pa.Table) -> pa.Table:
-        """Write what was found of a part: its label maps, and then its file. Returns what that holds. Raises OutputUnwritable."""
+        """Write what was found of a part: its label maps, and then its file. Returns what that holds.
+
+        Raises OutputUnwritable, and ClusterFailed where rows are missing or too many.
+        """
         rows = rows.sort_by("row")
-        assert rows["row"].to_pylist() == list(range(self.size(part))), f"part {part} has other rows than it should"
+        if rows["row"].to_pylist() != list(range(self.size(part))):
+            raise ClusterFailed(f"part {part} came with other rows than it has", "the same command goes on")
         rows = rows.drop_columns(["part", "row"])
         if "labels" in rows.schema.names:
             rows = rows.set_column(rows.schema.get_field_index("labels"), "labels", self._write_labels(part, rows))
@@ -82,14 +89,14 @@ class Parts:
         return rows
 
     def _write_labels(self, part: int, rows: pa.Table) -> pa.Array:
-        """Returns the files' places in the folder, null of pictures that failed."""
+        """Named so that no later run takes them for pictures. Returns the files' places in the folder, null of pictures that failed."""
         folder = writable_folder(self.folder / LABELS / f"part-{part:05}")
         places: list[str | None] = []
         for name, content in zip(unique_names(rows["path"].to_pylist()), rows["labels"], strict=True):
             if content.is_valid:
                 png: bytes = content.as_py()
-                write_result(folder / f"{name}.png", lambda stream, png=png: stream.write(png))  # type: ignore[misc]
-            places.append(f"{LABELS}/{folder.name}/{name}.png" if content.is_valid else None)
+                write_result(folder / f"{name}.labels.png", lambda stream, png=png: stream.write(png))  # type: ignore[misc]
+            places.append(f"{LABELS}/{folder.name}/{name}.labels.png" if content.is_valid else None)
         return pa.array(places, pa.string())
 
 
@@ -98,6 +105,10 @@ def begin(folder: Path, asked: Mapping[str, Any], sources: Sources) -> Parts:
     if any((folder / MASKS).glob("*")):
         raise OutputUnwritable(
             "holds files, and no record of a run of this command is beside it", "choose another folder", folder / MASKS
+        )
+    if (folder / SOURCES).exists():
+        raise OutputUnwritable(
+            "is there, and no record of a run of this command is beside it", "choose another folder", folder / SOURCES
         )
     each = min(_MOST, max(_LEAST, sources.pictures // _PARTS))
     numbers = np.arange(len(sources.table), dtype=np.int32)

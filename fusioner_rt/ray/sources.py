@@ -21,6 +21,9 @@ _PARQUET = ".parquet"
 _BYTES = ("bytes", "image", "image.bytes")
 """Columns of Parquet files that hold pictures where none is named: the first of these that is binary."""
 
+_CONTAINERS = ("abfs", "abfss", "az", "wasb", "wasbs")
+"""Schemes whose URLs have a container before the @, and no user."""
+
 _ROWS = 32  # of a Parquet file, that are read at once
 _SCHEMA = pa.schema([("path", pa.string()), ("at", pa.string()), ("group", pa.int32()), ("rows", pa.int64())])
 
@@ -50,13 +53,24 @@ def is_url(name: str) -> bool:
 
 def without_secrets(url: str) -> str:
     """A URL as it may be shown and kept: its user, password and parameters are left out."""
+    if not is_url(url):
+        return url
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if is_url(url) else url
+    user, at, host = parts.netloc.rpartition("@")
+    container = user.partition(":")[0] + at if parts.scheme in _CONTAINERS else ""
+    return urlunsplit((parts.scheme, container + host, parts.path, "", ""))
+
+
+def _secrets(url: str) -> tuple[str, str]:
+    """What `without_secrets` leaves out of a URL: its user, with a password, and its parameters. Each may be empty."""
+    parts = urlsplit(url)
+    user = parts.netloc.rpartition("@")[0]
+    return user.partition(":")[2] if parts.scheme in _CONTAINERS else user, parts.query
 
 
 def find_sources(names: Sequence[str], out: Path, column: str | None) -> Sources:
     """The pictures that names mean: files, folders, patterns, and URLs of an object store of these, or of Parquet files, whose rows
-    are pictures. out: results of earlier runs below it are none. column: that holds them in Parquet files.
+    are pictures. out: label maps and overlays of earlier runs in folders below it are none. column: that holds them in Parquet files.
 
     Raises UsageError.
     """
@@ -127,14 +141,24 @@ def _opened(url: str) -> tuple[Any, str]:
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(url)
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
     except Exception as error:  # of an unknown scheme, of a package that is missing, or the store's own
         raise _unlisted(url, error) from None
+    user, query = _secrets(url)
+    if (user and f"{user}@" in path) or (query and f"?{query}" in path):  # as HTTP's has them
+        raise UsageError(
+            "has a user, a password or parameters, which this kind of store keeps in the names of its files",
+            "leave them out, or fetch the files and name their folder: names are written down",
+            without_secrets(url),
+        )
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
 def _unlisted(url: str, error: BaseException) -> UsageError:
+    text = str(error)
+    for user_or_query in filter(None, _secrets(url)):
+        text = text.replace(user_or_query, "…")
     return UsageError(
-        f"cannot be listed ({one_line(error)})",
+        f"cannot be listed ({one_line(Exception(text)) if text else one_line(error)})",
         "check the URL, and the store's rights and packages",
         without_secrets(url),
     )
@@ -191,17 +215,20 @@ def _picture_column(schema: pa.Schema, given: str | None, file: str) -> str:
 
 
 def read_groups(rows: pa.Table, filesystem: Any, column: str) -> Iterator[pa.Table]:
-    """The rows of Parquet files' row groups, of a table with part, path, at and group: part, row, path and bytes.
+    """The rows of Parquet files' row groups, of a table with part, path, at, group and rows: part, row, path and bytes.
 
     path: what the file has in a column of this name, else FILE#ROW, counted from 0 in the file.
+    Raises UsageError where a group has not as many rows as the table says.
     """
-    for part, path, at, group in zip(
-        *(rows[name].to_pylist() for name in ("part", "path", "at", "group")), strict=True
+    for part, path, at, group, count in zip(
+        *(rows[name].to_pylist() for name in ("part", "path", "at", "group", "rows")), strict=True
     ):
         with (
             (filesystem or fs.LocalFileSystem()).open_input_file(at) as stream,
             pq.ParquetFile(stream, pre_buffer=False) as file,
         ):
+            if group >= file.num_row_groups or file.metadata.row_group(group).num_rows != count:
+                raise UsageError("has other rows than when the run began", "begin anew in another folder", path)
             before = sum(file.metadata.row_group(index).num_rows for index in range(group))
             named = "path" in file.schema_arrow.names and pa.types.is_string(file.schema_arrow.field("path").type)
             row = 0

@@ -31,10 +31,11 @@ from fusioner_rt.atomic_files import TEMPORARY
 from fusioner_rt.cli import main
 from fusioner_rt.commands import fleet
 from fusioner_rt.commands.segment import add_to
-from fusioner_rt.errors import TooManyWords, UsageError, WordsInvalid
+from fusioner_rt.errors import ClusterFailed, TooManyWords, UsageError, WordsInvalid
 from fusioner_rt.ray.cluster import told_by_ray
 from fusioner_rt.ray.data import actor_pool
-from fusioner_rt.ray.parts import unique_names
+from fusioner_rt.ray.parts import begin, unique_names
+from fusioner_rt.ray.sources import _unlisted, find_sources, read_groups, without_secrets
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "models/demo/bundle"
@@ -214,7 +215,8 @@ def test_a_folder_becomes_parquet_files_and_label_maps(
             assert row["labels"] is None
         else:
             assert np.array_equal(np.asarray(Image.open(out / row["labels"])), labels_of(row))
-            assert Path(row["labels"]).stem == Path(row["path"]).stem
+            assert Path(row["labels"]).name == f"{Path(row['path']).stem}.labels.png"
+    assert find_sources([str(folder)], out, None).pictures == COUNT
     first = {file: file.read_bytes() for file in (out / "masks").iterdir()}
 
     assert main(["segment", str(folder), *SEGMENT, "--out", str(out), "--labels"]) == 2
@@ -332,13 +334,94 @@ def test_the_options_that_are_refused_have_the_defaults_of_the_command() -> None
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for place in ("masks/mine.parquet", "run.json"):
-        out = tmp_path / place.partition("/")[0]
+    for place in ("masks/mine.parquet", "run.json", "sources.parquet"):
+        out = tmp_path / place.partition("/")[0].partition(".")[0]
         (out / place).parent.mkdir(parents=True)
         (out / place).write_text("{}")
         assert main(["segment", str(PICTURES[0]), *SEGMENT, "--out", str(out)]) == 50
         assert "choose another folder" in capsys.readouterr().err
         assert (out / place).read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1:1/a.jpg?X-Amz-Signature=SECRET", "https://me:SECRET@127.0.0.1:1/a.jpg", "https://SECRET@127.0.0.1:1/a.jpg",
+        "memory://photos/a.jpg?sig=SECRET", "nonsense://me:SECRET@there/a.jpg?sig=SECRET",
+    ],
+)  # fmt: skip
+def test_secrets_of_urls_are_neither_told_nor_kept(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["segment", url, *SEGMENT, "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fusioner-rt: {without_secrets(url)}: ")
+    assert "SECRET" not in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_s_own_error_is_told_without_secrets() -> None:
+    url = "memory://me:SECRET@there/a.jpg?sig=HIDDEN"
+    told = str(_unlisted(url, OSError(f"no {url}")))
+    assert told.startswith("memory://there/a.jpg: cannot be listed (no memory://…@there/a.jpg?…)")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://key:SECRET@bucket/a?region=x#y", "s3://bucket/a"), ("abfs://photos@account.dfs.core.windows.net/a", None),
+        ("abfss://photos:SECRET@account/a?sig=SECRET", "abfss://photos@account/a"), ("az://photos/a", None), ("a@b?c.jpg", None),
+    ],
+)  # fmt: skip
+def test_a_url_without_secrets_names_the_same_place(url: str, shown: str | None) -> None:
+    assert without_secrets(url) == (shown or url)
+
+
+def parquet_of(file: Path, rows: int) -> None:
+    pq.write_table(pa.table({"path": [f"{row}.jpg" for row in range(rows)], "bytes": [b"x"] * rows}), file)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 40])
+def test_a_parquet_file_that_is_another_by_now_ends_the_run(rows: int, tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    parquet_of(file, 3)
+    (tmp_path / "out").mkdir()
+    parts = begin(tmp_path / "out", {}, find_sources([str(file)], tmp_path / "out", None))
+    assert pa.concat_tables(read_groups(parts.sources(0), None, "bytes"))["row"].to_pylist() == [0, 1, 2]
+    parquet_of(file, rows)
+    with pytest.raises(UsageError, match=r"a\.parquet: has other rows than when the run began; begin anew"):
+        list(read_groups(parts.sources(0), None, "bytes"))
+
+    def masks_of(dataset: Any) -> Any:
+        more = {"filesystem": None, "column": "bytes"}
+        return dataset.map_batches(read_groups, batch_format="pyarrow", batch_size=None, fn_kwargs=more)
+
+    assert fleet._run(parts, masks_of, False) == UsageError.exit_code
+
+
+@pytest.mark.parametrize(("rows", "found"), [(2, "without the rows of 3 pictures"), (4, "part 0 came with other rows")])
+def test_rows_that_are_lost_or_too_many_end_the_run(
+    rows: int, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").touch()
+    (tmp_path / "out").mkdir()
+    parts = begin(tmp_path / "out", {}, find_sources([str(tmp_path)], tmp_path / "out", None))
+
+    def results(_: pa.Table) -> pa.Table:
+        numbers = pa.array(range(rows), pa.int32())
+        return pa.table({
+            "part": pa.array([0] * rows, pa.int32()), "row": numbers, "path": numbers.cast(pa.string()),
+            "code": pa.array([0] * rows, pa.int32()), "error": pa.nulls(rows, pa.string()),
+        })  # fmt: skip
+
+    def masks_of(dataset: Any) -> Any:
+        return dataset.map_batches(results, batch_format="pyarrow", batch_size=None)
+
+    assert fleet._run(parts, masks_of, False) == ClusterFailed.exit_code
+    error, left = capsys.readouterr().err.splitlines()
+    assert found in error
+    assert left.startswith("fusioner-rt: 0 of 3 pictures are done in ")
 
 
 @given(st.lists(st.text(max_size=8).map(lambda text: f"a/{text}.jpg"), max_size=6))
@@ -482,7 +565,7 @@ def test_a_run_takes_the_cluster_of_the_environment(folder: Path, expected: dict
 def test_a_cluster_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
     with started(folder, tmp_path / "out", address="127.0.0.1:1") as process:
         _, told = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 54
+    assert process.returncode == ClusterFailed.exit_code
     first, second = told.splitlines()
     assert first.startswith("fusioner-rt: no cluster answers at 127.0.0.1:1 (Connection refused); check RAY_ADDRESS")
     assert (
