@@ -40,9 +40,11 @@ class _Supervisor:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._started: dict[int, float] = {}
         self._ending = False
+        self._reloads = 0
 
     def run(self, ready: Callable[[], None]) -> int:
         def reload(*_: object) -> None:
+            self._reloads += 1
             self._tell(signal.SIGHUP)
 
         with own_signals({signal.SIGTERM: self._end, signal.SIGINT: self._end, signal.SIGHUP: reload}):
@@ -68,13 +70,18 @@ class _Supervisor:
 
     def _start(self) -> subprocess.Popen[bytes]:
         descriptor = self._listener.fileno()
-        with reloads_held_back():  # until it is among those that are told
+        reloads = self._reloads
+        with reloads_held_back():
             process = subprocess.Popen(
                 [sys.executable, "-m", f"{__package__}.workers", str(descriptor)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor], start_new_session=True,
                 env={**os.environ, metrics.FOLDER: str(self._numbers)},
             )  # fmt: skip
-            self._processes.append(process)
+        self._processes.append(process)
+        if (
+            self._reloads > reloads
+        ):  # asked for while it was not among those that are told: threads of libraries take signals too
+            process.send_signal(signal.SIGHUP)
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(self._settings), default=str).encode() + b"\n")
         process.stdin.flush()  # and left open: its end tells the process that this one is gone
