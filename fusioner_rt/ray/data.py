@@ -97,7 +97,7 @@ def segment(
         [(machine.get("CPU", 0), machine.get("GPU", 0)) for machine in machines],
         actors, threads, 0 if backend == "onnxruntime-cpu" and gpus is None else gpus,
     )  # fmt: skip
-    return dataset.map_batches(
+    masks = dataset.map_batches(
         Segmenter,
         batch_format="pyarrow",
         batch_size=None,  # a block, as it lies in the object store
@@ -116,6 +116,8 @@ def segment(
             "labels": flag(labels, "labels"),
         },
     )
+    masks.context.raise_original_map_exception = True  # wrapped, an error's kind is lost on its way from the actor
+    return masks
 
 
 class Pool(NamedTuple):
