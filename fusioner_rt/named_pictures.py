@@ -40,6 +40,18 @@ def named_pictures(names: Sequence[str], out: Path) -> list[NamedPicture]:
     return [picture for name in names for picture in _named(name, out.resolve())]
 
 
+def unique_names(stems: Sequence[str]) -> list[str]:
+    """A name of its own for each picture's results, whatever becomes of the others."""
+    names: dict[str, str] = {}  # by how file systems without capitals see them
+    for stem in stems:
+        name, number = stem, 1
+        while name.casefold() in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names[name.casefold()] = name
+    return list(names.values())
+
+
 def _named(name: str, out: Path) -> Iterator[NamedPicture]:
     name = _at_home(name)
     if name in ("-", "/dev/stdin"):

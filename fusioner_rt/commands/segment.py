@@ -318,7 +318,9 @@ class _Report:
         words: Sequence[str],
         record: RunRecord,
     ) -> None:
-        self._pictures, self._names = pictures, _unique_names([Path(name).stem for name, _ in pictures])
+        from ..named_pictures import unique_names
+
+        self._pictures, self._names = pictures, unique_names([Path(name).stem for name, _ in pictures])
         self._overlay, self._options, self._words, self._record = overlay, options, words, record
         self._out: Path = options.out
         self._tolerance = options.polygons or 0.0
@@ -416,18 +418,6 @@ class _Report:
 
         text = data_file(self._words).encode()
         write_result(self._out / "data.yaml", lambda stream: stream.write(text))
-
-
-def _unique_names(stems: Sequence[str]) -> list[str]:
-    """A name of its own for each picture's results, whatever becomes of the others."""
-    names: dict[str, str] = {}  # by how file systems without capitals see them
-    for stem in stems:
-        name, number = stem, 1
-        while name.casefold() in names:
-            number += 1
-            name = f"{stem}-{number}"
-        names[name.casefold()] = name
-    return list(names.values())
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from pyarrow import parquet as pq
 
 from ..atomic_files import writable_folder, write_json, write_result
 from ..errors import ClusterFailed, OutputUnwritable, UsageError
+from ..named_pictures import unique_names
 from ..picture_formats import suffixes
 from .sources import Sources
 
@@ -92,7 +93,7 @@ class Parts:
         """Named so that no later run takes them for pictures. Returns the files' places in the folder, null of pictures that failed."""
         folder = writable_folder(self.folder / LABELS / f"part-{part:05}")
         places: list[str | None] = []
-        for name, content in zip(unique_names(rows["path"].to_pylist()), rows["labels"], strict=True):
+        for name, content in zip(names_of(rows["path"].to_pylist()), rows["labels"], strict=True):
             if content.is_valid:
                 png: bytes = content.as_py()
                 write_result(folder / f"{name}.labels.png", lambda stream, png=png: stream.write(png))  # type: ignore[misc]
@@ -145,15 +146,12 @@ def go_on(folder: Path) -> Parts:
     return parts
 
 
-def unique_names(paths: Sequence[str]) -> list[str]:
-    """A name for each picture's label map, after the picture's own."""
-    names: dict[str, str] = {}  # by how file systems without capitals see them
-    for path in paths:
-        own = re.sub(r"[^\w.-]", "_", path.rpartition("/")[2])[-_LONGEST:]
-        stem = Path(own).stem if Path(own).suffix.lower() in suffixes() else own
-        name, number = stem, 1
-        while name.casefold() in names:
-            number += 1
-            name = f"{stem}-{number}"
-        names[name.casefold()] = name
-    return list(names.values())
+def _stem(path: str) -> str:
+    """The name of a picture's label map, after the picture's own."""
+    own = re.sub(r"[^\w.-]", "_", path.rpartition("/")[2])[-_LONGEST:]
+    return Path(own).stem if Path(own).suffix.lower() in suffixes() else own
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """A name for each picture's label map."""
+    return unique_names([_stem(path) for path in paths])

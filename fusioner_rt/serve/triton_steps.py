@@ -5,6 +5,7 @@ and thresholds are the runtime's own code, so that these steps are models of the
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .request import SegmentRequest
 from .triton import Job, Model
 
 
-class _Step(Model):
+class _Step(Model, ABC):
     """A step: each request by itself, since the engine between them is what is batched."""
 
     def open(self) -> None:
@@ -47,9 +48,9 @@ class _Step(Model):
         except Exception as error:
             return self.failed(error, given.request_id())
 
+    @abstractmethod
     def answer(self, given: Any) -> Any:
         """The response to one request. Raises FusionerError."""
-        raise NotImplementedError
 
     def tensors(self, arrays: Mapping[str, np.ndarray]) -> Any:
         return self.response([self.server.Tensor(name, array) for name, array in arrays.items()])

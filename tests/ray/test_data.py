@@ -34,7 +34,7 @@ from fusioner_rt.commands.segment import add_to
 from fusioner_rt.errors import ClusterFailed, TooManyWords, UsageError, WordsInvalid
 from fusioner_rt.ray.cluster import told_by_ray
 from fusioner_rt.ray.data import actor_pool
-from fusioner_rt.ray.parts import begin, unique_names
+from fusioner_rt.ray.parts import begin, names_of
 from fusioner_rt.ray.sources import _unlisted, find_sources, read_groups, without_secrets
 
 ROOT = Path(__file__).parents[2]
@@ -426,7 +426,7 @@ def test_rows_that_are_lost_or_too_many_end_the_run(
 
 @given(st.lists(st.text(max_size=8).map(lambda text: f"a/{text}.jpg"), max_size=6))
 def test_label_maps_have_names_of_their_own(paths: list[str]) -> None:
-    names = unique_names(paths)
+    names = names_of(paths)
     assert len({name.casefold() for name in names}) == len(paths)
     assert all("/" not in name and "\0" not in name and len(name) < 220 for name in names)
 

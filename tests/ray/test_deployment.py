@@ -325,7 +325,6 @@ def test_replicas_come_with_the_load_and_one_that_is_killed_fails_what_it_had_al
             ended.set()
     failed = [(begun, end) for begun, end, status in asked if status != 200]
     in_flight = sum(begun <= killed <= end for begun, end, _ in asked)
-    print(f"{len(asked)} requests, {in_flight} in flight when a replica was killed, {len(failed)} failed")
     assert all(begun <= killed for begun, _ in failed), [begun - killed for begun, _ in failed]
     assert len(failed) <= in_flight
     assert sum(begun > killed for begun, _, _ in asked) > in_flight
@@ -429,7 +428,3 @@ def test_the_pages_block_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\[0\.\d+, 0\.\d+\]$", done.stdout, re.MULTILINE), done.stdout
-
-
-def test_ray_reports_nothing_unless_it_is_told_to() -> None:
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
