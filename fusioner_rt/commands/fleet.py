@@ -39,6 +39,10 @@ _ASIDE = (
 _log = logging.getLogger("fusioner_rt")
 
 
+OPTIONS = ("ray", "actors", "column")
+"""Those of `add_to`."""
+
+
 def add_to(parser: CommandParser) -> None:
     fleet = parser.add_argument_group(
         "fleet", "many pictures, on Ray (pip install 'fusioner-rt[ray]'): masks go to DIR/masks as Parquet files, a failed "
@@ -61,7 +65,7 @@ def add_to(parser: CommandParser) -> None:
 def check(options: argparse.Namespace) -> None:
     """Whether the options are those of one kind of run. Raises UsageError."""
     if not options.ray:
-        if alone := next((name for name in ("actors", "column") if getattr(options, name) is not None), None):
+        if alone := next((name for name in OPTIONS[1:] if getattr(options, name) is not None), None):
             raise UsageError(f"--{alone} is of runs on Ray", "add --ray, or leave it out")
         return
     if alone := next((name for name, default in _ALONE.items() if getattr(options, name) != default), None):

@@ -261,7 +261,7 @@ def _asked(options: argparse.Namespace, words: "Words", session: "Session") -> d
     """What results depend on, by option: all options but those that say where things lie and what is told."""
     from ..manifest import MANIFEST
 
-    aside = ("run", "pictures", "words", "words_file", "json", "engine", "cache", "verbose", "resume")
+    aside = ("run", "pictures", "words", "words_file", "json", "engine", "cache", "verbose", "resume", *fleet.OPTIONS)
     asked = {f"--{name.replace('_', '-')}": given for name, given in vars(options).items() if name not in aside}
     manifest = (session.bundle.folder / MANIFEST).read_bytes()
     return {
