@@ -48,6 +48,26 @@ def fill(given: argparse.Namespace, suite: Mapping[str, Any]) -> None:
             setattr(given, option, value)
 
 
+def add_record_options(parser: argparse.ArgumentParser) -> None:
+    """Those of `tell`."""
+    parser.add_argument("--busy", action="store_true", help="measure beside other work, and have every row say so")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per case")
+    parser.add_argument(
+        "--from", dest="record", type=Path, metavar="FILE", help="measure nothing, print a record's table"
+    )
+
+
+def tell(
+    given: argparse.Namespace,
+    what: str,
+    cases: Callable[[argparse.Namespace], Iterator[list[Row]]],
+    table: Callable[[list[Row]], str],
+) -> int:
+    """Print the table of a record, or of what is measured now. what: the record's kind of rows. Raises FusionerError."""
+    print(table(read(given.record, what) if given.record else collect(cases(given), given.json, table)))
+    return 0
+
+
 def exit_status(script: str, run: Callable[[], int], left: str = "the rows of the cells finished so far stand") -> int:
     """Runs a command. An error or an interrupt becomes one line and a status. left: what an interrupt leaves."""
     return run_command(f"benchmarks/{script}", run, left)

@@ -131,22 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=command.count, default=500, metavar="N", help="of a run (500)")
     parser.add_argument("--actors", type=command.count, default=2, metavar="N", help="most actors (2)")
     parser.add_argument("--rounds", type=command.count, default=3, metavar="N", help="of which medians are taken (3)")
-    parser.add_argument("--busy", action="store_true", help="measure beside other work, and have every row say so")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append a JSON line per case")
-    parser.add_argument(
-        "--from", dest="record", type=Path, metavar="FILE", help="measure nothing, print a record's table"
-    )
+    command.add_record_options(parser)
     given = parser.parse_args(arguments)
-    return command.exit_status("ray_data.py", lambda: run(given))
-
-
-def run(given: argparse.Namespace) -> int:
-    """Raises FusionerError."""
-    if given.record:
-        print(table(command.read(given.record, "ray data")))
-    else:
-        print(table(command.collect(cases(given), given.json, table)))
-    return 0
+    return command.exit_status("ray_data.py", lambda: command.tell(given, "ray data", cases, table))
 
 
 if __name__ == "__main__":
