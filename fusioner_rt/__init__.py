@@ -8,6 +8,7 @@ Session        pictures and words to masks
 EncodedPicture a picture after the image encoder; `segment` takes it with any words
 Segmentation   the result: labels, masks, scores, timing, overlay, COCO, files
 Preprocessing  picture to network input, for serving and training
+StreamedFrame  a frame of `Session.stream`, and what was found in it
 to_coco        one COCO document of many results
 FusionerError  the base class of all errors; `fusioner_rt.errors` lists the kinds
 """
@@ -24,7 +25,9 @@ logging.getLogger("fusioner_rt").addHandler(logging.NullHandler())
 logging.getLogger("fusioner_rt").addFilter(PrintableRecords())
 
 __version__ = "0.1.0"
-__all__ = ["EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "__version__", "to_coco"]
+__all__ = [
+    "EncodedPicture", "FusionerError", "Preprocessing", "Segmentation", "Session", "StreamedFrame", "__version__", "to_coco",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from .encoder_output import EncodedPicture
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from .results.coco_document import to_coco
     from .results.segmentation import Segmentation
     from .session import Session
+    from .stream import StreamedFrame
 
 _HOMES = {
     "EncodedPicture": "encoder_output",
@@ -40,6 +44,7 @@ _HOMES = {
     "Preprocessing": "preprocess",
     "Segmentation": "results.segmentation",
     "Session": "session",
+    "StreamedFrame": "stream",
     "to_coco": "results.coco_document",
 }
 

@@ -100,6 +100,10 @@ class Executor(Protocol):
     def max_group(self) -> int:
         """The most pictures of a group."""
 
+    @property
+    def lanes(self) -> int:
+        """How many calls at once keep the machine busy."""
+
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
         """Prepare a picture (H, W, 3) uint8 for `run`. May return the picture itself."""
 

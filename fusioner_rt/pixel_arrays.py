@@ -40,7 +40,7 @@ def as_array(picture: Any) -> np.ndarray:
     Raises PictureInvalid.
     """
     name = describe(picture)
-    if _on_device(picture):
+    if is_on_device(picture):
         raise PictureInvalid(
             "its pixels lie in the memory of a device, and segment reads the CPU's",
             "pass it to session.segment_on_device, which takes CUDA's, or copy it: tensor.cpu()",
@@ -111,7 +111,8 @@ def describe(picture: Any) -> str:
     return " ".join(filter(None, ["the", dtype, kind, shape is not None and f"of shape {tuple(shape)}"]))  # type: ignore[list-item]
 
 
-def _on_device(picture: Any) -> bool:
+def is_on_device(picture: Any) -> bool:
+    """Whether an array's or a tensor's pixels lie in the memory of a device."""
     if isinstance(picture, np.ndarray):
         return False
     try:

@@ -5,8 +5,9 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -25,8 +26,9 @@ from .executor_interface import Clock, Executor, Mode, Request, Waiting
 from .kept_for_ever import keep_for_ever
 from .ladder import Backend, check_requested, open_executor
 from .memory_shortage import OF_A_PICTURE, OF_A_SESSION, tells_shortage
-from .pixel_arrays import Channels, check_channels
+from .pixel_arrays import Channels, check_channels, is_array, is_on_device
 from .results.segmentation import STAGES, Segmentation
+from .stream import StreamedFrame, streamed
 from .words.cache import TextCache, default_folder
 from .words.encoder import TextEncoder, Vocabulary
 from .words.owners import Thresholds, labels_of_names, probabilities_of_names
@@ -47,6 +49,7 @@ WINDOWS = ("whole", "sliding")
 KEPT_LIMIT = 4_000_000_000
 """Maximum bytes of probabilities of one `segment` call."""
 
+_MOST_AHEAD = 256
 _MOST_THREADS = 1024
 _WITH_WINDOWS = "bundles of training-free CLIP have windows, where their sizes let inputs be as small as one"
 _log = logging.getLogger("fusioner_rt")
@@ -316,34 +319,67 @@ class Session:
         the session goes on.
         """
         self._check_open()
-        size = _check_options(size, threshold, mode, self._max_pixels)
-        probabilities = flag(probabilities, "probabilities")
-        self._check_window(window)
-        channels = self._channels if channels is None else check_channels(channels)
+        options = self._options(size, threshold, mode, probabilities, window, channels)
         pictures, many = _listed(picture)
-
         watch = _Stopwatch(len(pictures), before_each)
         with watch("text"):
             vocabulary = self._vocabulary_of(words, background)
-        notes = self._notes_of(vocabulary)
-        thresholds = Thresholds(threshold, vocabulary.asked, self.bundle.threshold)
-        alone = mode == "independent" and self.bundle.scoring != "softmax"
-        request = Request(vocabulary.vectors, thresholds.least, "independent" if alone else "joint", probabilities)
-        call = _Call(self._executor, vocabulary.asked, thresholds, request, mode, notes, watch)
-        for index, given in enumerate(pictures):
-            rgb = self._pixels(given, index, watch, window, channels)
-            edges = size or _edges(rgb)
-            call.reserve(edges)
-            call.add(index, rgb, source_of(given), self._waiting(given, rgb, edges, index, watch, window))
-        results = call.finish()
-        if _log.isEnabledFor(logging.WARNING):
-            self._tell(*notes)
-        self._tell_what_ran()
-        if _log.isEnabledFor(logging.DEBUG):
-            for given, result in zip(pictures, results, strict=True):
-                stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in result.timing.items() if taken)
-                _log.debug("segment %s, %d words, ms: %s", describe(given), len(result.words), stages)
+        results = self._segment(pictures, vocabulary, options, watch)
         return results if many else results[0]
+
+    def stream(
+        self,
+        frames: Iterable[Picture | EncodedPicture | FusionerError],
+        words: Words | None = None,
+        size: tuple[int, int] | None = None,
+        threshold: float | Mapping[str, float] | Default = "default",
+        mode: Mode = "joint",
+        probabilities: bool = False,
+        background: Words | None = None,
+        window: Window = "whole",
+        channels: Channels | None = None,
+        ahead: int | None = None,
+        live: bool = False,
+    ) -> Generator[StreamedFrame, None, None]:
+        """Masks of frames as they come, in their order: while the caller uses one, the next are read, decoded and run.
+
+        for seen in session.stream(fusioner_rt.video.frames("clip.mp4"), "cat, sofa"):
+            seen.result.overlay()
+
+        frames: an iterable of pictures as `segment` takes one, of any sizes, read by a thread of the stream; arrays are copied at
+            once. A FusionerError in place of a frame is passed on as that frame's. Arrays in GPU memory stay there, must stay as
+            they are until their result is there, and give what `segment_on_device` returns on the default stream.
+        words: by default those of `set_vocabulary` at the time a frame is read, so that other words begin with a frame that is
+            at most `ahead` later.
+        ahead: most frames that are read before the caller has taken them, 1 to 256, each with its pixels and maps in memory; by
+            default two more than run at once, which are as many as the graphs have threads on a CPU, and two on a GPU.
+        live: of a camera or a robot. Work goes on with the newest frame while the caller is busy; older ones are dropped and counted,
+            frames as well as results, so that what comes is no older than a frame takes.
+        size, threshold, mode, probabilities, background, window, channels: as in `segment`, whose results it gives bit for bit.
+
+        Yields StreamedFrame. A frame that cannot be decoded or run is one with its error, and the stream goes on; what would fail for
+        each frame is raised, and so is what `frames` raises, after the frames before it. `close()` of the generator, or leaving its
+        loop, ends its threads. Raises the errors of words, SessionClosed, UsageError at once.
+        """
+        self._check_open()
+        options = self._options(size, threshold, mode, probabilities, window, channels)
+        if ahead is not None:
+            ahead = whole(ahead, "ahead", 1, _MOST_AHEAD, f"give 1 to {_MOST_AHEAD}, or leave it out")
+        live = flag(live, "live")
+        if isinstance(frames, (str, bytes, os.PathLike, EncodedPicture)) or not hasattr(frames, "__iter__"):
+            raise UsageError(
+                f"frames is {shown(frames)}",
+                "give an iterable of pictures, fusioner_rt.video.frames(path) for a video, or [picture] for one",
+            )
+        vocabulary = None if words is None and background is None else self._vocabulary_of(words, background)
+        if vocabulary is None:
+            self._vocabulary_of(None)
+        lanes = self._executor.lanes
+
+        def prepare(frame: Any, check: Callable[[], None]) -> _Frame:
+            return _Frame(self, frame, vocabulary or self._vocabulary_of(None), options, check)
+
+        return streamed(frames, prepare, lanes, ahead or lanes + 2, live)
 
     @tells_shortage(OF_A_PICTURE, of=_picture)
     def segment_on_device(
@@ -370,23 +406,12 @@ class Session:
         `picture` and `out` must live until the stream is done. NaN features give NaN confidence. Raises
         DeviceArrayInvalid, BackendUnavailable, CudaFailed, KernelsUnusable and as `segment`.
         """
-        from .gpu.device_segmentation import segment_on_device
-
         self._check_open()
-        if (self._channels if channels is None else check_channels(channels)) != "rgb":
-            raise UsageError(
-                "segment_on_device takes RGB alone, channels is 'bgr'",
-                "turn them round on the device, frame.flip(-1).contiguous() in PyTorch, and say that they are rgb",
-            )
-        size = _check_options(size, threshold, "joint", self._max_pixels)
+        options = self._options(size, threshold, "joint", False, "whole", channels)
         stream = whole(stream, "stream", 0, (1 << 64) - 1, "give a CUDA stream's handle, or 0 for the default stream")
         if out is not None and not (isinstance(out, (tuple, list)) and len(out) == 2):
             raise UsageError(f"out is {shown(out)}", "give two arrays in GPU memory: labels and confidence")
-        vocabulary = self._vocabulary_of(words, background)
-        thresholds = Thresholds(threshold, vocabulary.asked, self.bundle.threshold)
-        request = Request(vocabulary.vectors, thresholds.least, "joint", False)
-        names, tables = vocabulary.asked.names, thresholds.tables(vocabulary.asked)
-        return segment_on_device(self._executor, self.bundle, picture, names, request, size, stream, out, tables)
+        return self._on_device(picture, self._vocabulary_of(words, background), options, stream, out)
 
     def load_text(self) -> None:
         """Load the text encoder now, not for the first word that is not cached, and what else waits for its first use.
@@ -435,6 +460,67 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _options(
+        self, size: Any, threshold: Any, mode: Mode, probabilities: bool, window: Window, channels: Channels | None
+    ) -> "_Options":
+        """The options of a call, checked. Raises UsageError."""
+        size = _check_options(size, threshold, mode, self._max_pixels)
+        self._check_window(window)
+        channels = self._channels if channels is None else check_channels(channels)
+        return _Options(size, threshold, mode, flag(probabilities, "probabilities"), window, channels)
+
+    def _segment(
+        self,
+        pictures: Sequence[Picture | EncodedPicture],
+        vocabulary: Vocabulary,
+        options: "_Options",
+        watch: "_Stopwatch",
+        decoded: np.ndarray | None = None,
+    ) -> list[Segmentation]:
+        """decoded: the pixels of the one picture, where it is decoded already."""
+        window, notes = options.window, self._notes_of(vocabulary)
+        thresholds = Thresholds(options.threshold, vocabulary.asked, self.bundle.threshold)
+        alone = options.mode == "independent" and self.bundle.scoring != "softmax"
+        mode: Mode = "independent" if alone else "joint"
+        request = Request(vocabulary.vectors, thresholds.least, mode, options.probabilities)
+        call = _Call(self._executor, vocabulary.asked, thresholds, request, options.mode, notes, watch)
+        for index, given in enumerate(pictures):
+            rgb = self._pixels(given, index, watch, window, options.channels) if decoded is None else decoded
+            edges = options.size or _edges(rgb)
+            call.reserve(edges)
+            call.add(index, rgb, source_of(given), self._waiting(given, rgb, edges, index, watch, window))
+        results = call.finish()
+        if _log.isEnabledFor(logging.WARNING):
+            self._tell(*notes)
+        self._tell_what_ran()
+        if _log.isEnabledFor(logging.DEBUG):
+            for given, result in zip(pictures, results, strict=True):
+                stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in result.timing.items() if taken)
+                _log.debug("segment %s, %d words, ms: %s", describe(given), len(result.words), stages)
+        return results
+
+    def _on_device(
+        self, picture: Any, vocabulary: Vocabulary, options: "_Options", stream: int, out: tuple[Any, Any] | None
+    ) -> "DeviceSegmentation":
+        from .gpu.device_segmentation import segment_on_device
+
+        if options.channels != "rgb":
+            raise UsageError(
+                "segment_on_device takes RGB alone, channels is 'bgr'",
+                "turn them round on the device, frame.flip(-1).contiguous() in PyTorch, and say that they are rgb",
+            )
+        if options.probabilities or (options.mode, options.window) != ("joint", "whole"):
+            raise UsageError(
+                "the frame lies in GPU memory, where words are fused jointly, pictures seen whole and probabilities not kept",
+                "leave mode=, window= and probabilities= out, or copy frames to the host: tensor.cpu()",
+            )
+        thresholds = Thresholds(options.threshold, vocabulary.asked, self.bundle.threshold)
+        request = Request(vocabulary.vectors, thresholds.least, "joint", False)
+        names, tables = vocabulary.asked.names, thresholds.tables(vocabulary.asked)
+        return segment_on_device(
+            self._executor, self.bundle, picture, names, request, options.size, stream, out, tables
+        )
 
     def _tell(self, *notes: str | None) -> None:
         """Log notes, each once in a session's life."""
@@ -597,6 +683,47 @@ def _leave_all_to_parent() -> None:
 _sessions: "WeakSet[Session]" = WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_all_to_parent)
+
+
+@dataclass(frozen=True, eq=False)
+class _Options:
+    """Of a call of `segment`, checked."""
+
+    size: tuple[int, int] | None
+    threshold: float | Mapping[str, float] | Default
+    mode: Mode
+    probabilities: bool
+    window: Window
+    channels: Channels
+
+
+class _Frame:
+    """A frame of a stream. The reader makes it, a lane calls it."""
+
+    def __init__(
+        self, session: Session, given: Any, vocabulary: Vocabulary, options: _Options, check: Callable[[], None]
+    ) -> None:
+        """check: raises once the stream is closed. Raises the errors of pictures."""
+        self._session, self._given, self._vocabulary, self._options = session, given, vocabulary, options
+        self._watch = _Stopwatch(1, check)
+        self._on_device = is_on_device(given)
+        self.pixels: Any = given if self._on_device else None
+        if is_array(given) and not self._on_device:  # its owner may fill it with the next frame
+            self._decode()
+
+    @tells_shortage(OF_A_PICTURE)
+    def __call__(self) -> "Segmentation | DeviceSegmentation":
+        session, options = self._session, self._options
+        session._check_open()
+        if self._on_device:
+            return session._on_device(self._given, self._vocabulary, options, 0, None)
+        if self.pixels is None:
+            self._decode()
+        return session._segment([self._given], self._vocabulary, options, self._watch, self.pixels)[0]
+
+    def _decode(self) -> None:
+        window, channels = self._options.window, self._options.channels
+        self.pixels = self._session._pixels(self._given, 0, self._watch, window, channels)
 
 
 class _Call:

@@ -87,6 +87,10 @@ class GpuExecutor:
         return list(dict.fromkeys(note for note in every if note))
 
     @property
+    def lanes(self) -> int:
+        return 2  # one prepares the next picture
+
+    @property
     def max_group(self) -> int:
         return min(self._machinery.engine.max_batch("pixels"), self._bundle.batch.max)
 

@@ -17,6 +17,7 @@ from .decoder_in_strips import Decoder, graph_names
 from .loaded_graphs import LoadedGraphs
 from .runtime import OnnxRuntime
 
+_MOST_LANES = 8  # each takes memory of its own
 _Maps: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
@@ -37,6 +38,12 @@ class OnnxRuntimeExecutor:
     @property
     def max_group(self) -> int:
         return self._bundle.batch.max
+
+    @property
+    def lanes(self) -> int:
+        return (
+            min(self._mask_head.workers.threads, _MOST_LANES) if self._in_parts else 2
+        )  # one prepares the next picture
 
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
         """The network input (3, h, w) float32."""
