@@ -41,14 +41,17 @@ if __name__ == "__main__":  # as a script, from anywhere: this folder gives way 
 
 from benchmarks import command, latency_report, machine
 from benchmarks.command import Row, count, counts, names, whole
-from benchmarks.latency_candidates import TITLES, Cell, Job, bytes_on_disk, installed_bytes, needed_bytes
+from benchmarks.latency_candidates import APPROXIMATE, TITLES, Cell, Job, bytes_on_disk, installed_bytes, needed_bytes
 from benchmarks.latency_models import MAX_WORDS, MODELS, Files
 from fusioner_rt.atomic_files import writable_place, write_result
 from fusioner_rt.command_parser import CommandParser
 from fusioner_rt.errors import FusionerError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
-CPU = ["eager", "eager-uncached", "compile", "ort", "openvino", "openvino-bf16", "ours", "ours-words", "clipseg"]
+CPU = [
+    "eager", "eager-uncached", "compile", "ort", "openvino", "openvino-bf16", "ort-scores", "openvino-scores", "ours", "ours-words",
+    "clipseg",
+]  # fmt: skip
 SUITES: dict[str, dict[str, Any]] = {
     "smoke": {"models": ["small", "demo"], "outputs": [224, 512], "words": [20], "batch": [1], "repeats": 7, "cold": 1,
               "candidates": ["eager", "ort", "openvino", "ours", "ours-words"], "seconds": 10, "precision": ["own"]},
@@ -60,7 +63,7 @@ SUITES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 MAX_BATCH = 8
 MIN_REPEATS = 5
-TOGETHER = ("ours", "eager", "openvino", "ort", "ours-words")
+TOGETHER = ("ours", "openvino-scores", "ort-scores", "eager", "openvino", "ort", "ours-words")
 """Candidates that take turns with each other before all others, where memory does not hold every one."""
 SLOW_MS = 2000
 """Where no call takes longer, each timed call follows an untimed one: other candidates had the caches meanwhile."""
@@ -301,7 +304,7 @@ def take_turns(running: dict[str, Process], rows: dict[str, Row], given: argpars
 
 def refuse_disagreement(row: Row) -> None:
     """Raises Disagreement where rounding does not explain an error in float32, and where the model hides errors."""
-    if "shortfall" not in row or row["precision"] != "fp32" or "bf16" in row["candidate"]:
+    if "shortfall" not in row or row["precision"] != "fp32" or row["candidate"] in ("openvino-bf16", *APPROXIMATE):
         return
     if row["shortfall"] > row["explained"]:
         raise Disagreement(
@@ -321,7 +324,9 @@ def cold(model: str, precision: str, given: argparse.Namespace) -> list[Row]:
 
     Candidates that say so encode the words; for the others their vectors lie on disk.
     """
-    candidates = [name for name in given.candidates if name not in ("ours-words", "openvino-bf16", "compile")]
+    candidates = [
+        name for name in given.candidates if name not in ("ours-words", "openvino-bf16", "compile", *APPROXIMATE)
+    ]
     candidates += ["ours-uncached"] if "ours" in candidates else []
     cell = Cell(model, COLD_EDGE, COLD_EDGE, 2, 1, precision)
     rows = []

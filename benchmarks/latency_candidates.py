@@ -7,6 +7,8 @@ compile         torch.compile of eager, for the shapes of the cell
 ort             pixels and word vectors to labels as one ONNX graph in ONNX Runtime, the naive head inside
 openvino        the same graph in OpenVINO, for the shapes of the cell, float32
 openvino-bf16   the same, where OpenVINO may compute in bfloat16
+ort-scores      one graph whose scores are computed at the features' resolution and upsampled: cheaper, and approximate
+openvino-scores the same graph in OpenVINO: the strongest peer
 ours            fusioner_rt.Session.segment
 ours-words      the same for a picture that was encoded before, with other words than in the last call
 ours-uncached   the same in a process that finds no word's vector on disk: for cold starts
@@ -37,10 +39,13 @@ from fusioner_rt.preprocess import Preprocessing
 TITLES = {
     "eager": "PyTorch eager", "eager-uncached": "PyTorch eager, words encoded in every call",
     "compile": "torch.compile", "ort": "ONNX Runtime, one graph", "openvino": "OpenVINO, one graph",
-    "openvino-bf16": "OpenVINO, one graph, bfloat16", "ours": "ours", "ours-words": "ours, other words, picture encoded",
+    "openvino-bf16": "OpenVINO, one graph, bfloat16", "ort-scores": "ONNX Runtime, scores upsampled",
+    "openvino-scores": "OpenVINO, scores upsampled", "ours": "ours", "ours-words": "ours, other words, picture encoded",
     "ours-ort": "ours on ONNX Runtime's CUDA", "ours-uncached": "ours, words encoded by the process",
     "kernels": "PyTorch eager with our kernels", "clipseg": "CLIPSeg",
 }  # fmt: skip
+APPROXIMATE = ("ort-scores", "openvino-scores")
+"""Candidates whose cosines are not those of the model: their labels are compared with float64's, and may differ."""
 CLIPSEG_SIDE = 352
 LIBRARIES_BYTES = 350_000_000
 """What a candidate's process takes beside its model."""
@@ -109,7 +114,7 @@ def open_candidate(job: Job) -> Candidate:
     """Loads libraries and weights, and runs nothing. Raises what loading raises."""
     if job.candidate.startswith("ours"):
         return _ours(job)
-    if job.candidate == "ort":
+    if job.candidate in ("ort", "ort-scores"):
         return _onnxruntime(job)
     if job.candidate.startswith("openvino"):
         return _openvino(job)
@@ -133,6 +138,8 @@ def needed_bytes(job: Job) -> int:
         return LIBRARIES_BYTES + weights * 5 // 4 + 16 * pixels
     if job.candidate == "clipseg":
         return process + 8 * pixels * k + 24 * pixels + 4 * job.batch * k * CLIPSEG_SIDE**2 * 4
+    if job.candidate in APPROXIMATE:
+        return process + 3 * 4 * pixels * k + 24 * pixels
     copies = {"ort": 2.0, "openvino": 1.5, "openvino-bf16": 1.5}.get(job.candidate, 1.0)
     item = 2 if job.half else 4
     return process + int(copies * item * pixels * max(2 * d, d + 3 * k)) + 24 * pixels
@@ -263,7 +270,7 @@ def _onnxruntime(job: Job) -> Candidate:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(job.files.monolith(job.precision), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(_graph(job), options, ["CPUExecutionProvider"])
     return _one_graph(job, lambda inputs: session.run(["labels", "confidence"], inputs), onnxruntime)
 
 
@@ -271,7 +278,7 @@ def _openvino(job: Job) -> Candidate:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(job.files.monolith(job.precision))
+    model = core.read_model(_graph(job))
     input_size = job.files.preprocessing().input_size(job.picture, job.picture)
     model.reshape({"pixels": [job.batch, 3, *input_size], "words": [job.batch, *job.vectors().shape]})
     options = {
@@ -285,6 +292,10 @@ def _openvino(job: Job) -> Candidate:
         return [found["labels"], found["confidence"]]
 
     return _one_graph(job, run, openvino)
+
+
+def _graph(job: Job) -> Path:
+    return job.files.monolith(job.precision, job.candidate in APPROXIMATE)
 
 
 def _one_graph(job: Job, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], module: Any) -> Candidate:
@@ -389,7 +400,7 @@ def _stage(stages: dict[str, float], synchronise: Callable[[], None] | None = No
 def bytes_on_disk(job: Job) -> int:
     """The files of a candidate's model, for pictures and words. PyTorch's candidates tell `parameter_bytes` instead."""
     bundle = job.files.bundle(job.precision)
-    files = [job.files.monolith(job.precision), bundle / "text.onnx", bundle / "tokenizer.json"]
+    files = [_graph(job), bundle / "text.onnx", bundle / "tokenizer.json"]
     if job.candidate.startswith("ours"):
         files = [file for file in bundle.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -3,6 +3,7 @@
 WORK/NAME/checkpoint        random weights from a seed (the demonstration model's own are in models/demo)
 WORK/NAME/fp32, /fp16       bundles, built by export.build_engine
 WORK/NAME/fp32.onnx         the monolith: pixels and words to labels and confidence in one graph, naive head inside
+WORK/NAME/fp32-scores.onnx  the same with scores at the features' resolution, which are upsampled: less work, and approximate
 WORK/NAME/words.npy         (K, t) float32, the vectors of `words` as PyTorch's text encoder gives them
 """
 
@@ -30,7 +31,7 @@ PICTURE = ROOT / "docs/pictures/cat.jpg"
 MAX_WORDS = 150
 THRESHOLD = 0.5
 SEED = 0
-FORM = 1
+FORM = 2
 """The version of the files made here. It is raised where this module makes others."""
 _MADE_BY = ("export/**/*.py", "training/model.py", "training/encoders/*.py")
 
@@ -94,8 +95,8 @@ class Files:
             return ROOT / "models/demo/bundle"
         return self.folder / (precision if self.device == "cpu" else f"{precision}-{self.device}")
 
-    def monolith(self, precision: str) -> Path:
-        return self.folder / f"{precision}.onnx"
+    def monolith(self, precision: str, scores_upsampled: bool = False) -> Path:
+        return self.folder / (f"{precision}-scores.onnx" if scores_upsampled else f"{precision}.onnx")
 
     def facts(self) -> dict[str, Any]:
         """What was made and of what: key, words, preprocessing, bytes of PyTorch's parameters."""
@@ -110,7 +111,9 @@ class Files:
         facts = self.facts()
         if facts["key"] != key(self.model) or len(facts.get("words", ())) < count:
             return precisions
-        made = [self.monolith(one).is_file() and (self.bundle(one) / "manifest.json").is_file() for one in precisions]
+        made = [
+            self.monolith(one, True).is_file() and (self.bundle(one) / "manifest.json").is_file() for one in precisions
+        ]
         return [one for one, there in zip(precisions, made, strict=True) if not there]
 
     def preprocessing(self) -> Preprocessing:
@@ -172,8 +175,9 @@ def prepare(files: Files, precisions: list[str], count: int) -> None:
                 served = {"backend": "auto", "kernels": "sm_{}{}".format(*torch.cuda.get_device_capability())}
             build(Options(files.checkpoint, bundle, precision == "fp16", **served), shown=False)
         image_fusion = onnx.load(bundle / "image_fusion.onnx")
-        whole = monolith(image_fusion, model.config.channels, model.config.temperature)
-        onnx.save_model(whole, files.monolith(precision))
+        for scores_upsampled in (False, True):
+            whole = monolith(image_fusion, model.config.channels, model.config.temperature, scores_upsampled)
+            onnx.save_model(whole, files.monolith(precision, scores_upsampled))
         with Session(bundle, "onnxruntime-cpu", files.work / "words") as session:
             session.set_vocabulary(names[: session.bundle.words.max])  # every measurement finds them in the cache
     facts = {
@@ -207,8 +211,11 @@ def random_model(name: str) -> Fusioner:
     return model
 
 
-def monolith(image_fusion: onnx.ModelProto, channels: int, temperature: float) -> onnx.ModelProto:
-    """`image_fusion` with the head that people export: every feature at output size.
+def monolith(
+    image_fusion: onnx.ModelProto, channels: int, temperature: float, scores_upsampled: bool = False
+) -> onnx.ModelProto:
+    """`image_fusion` with the head that people export: every feature at output size, or with `scores_upsampled` the cheaper one that
+    a good engineer writes: cosines at the features' resolution, upsampled, which is not the cosine of upsampled features.
 
     pixels (B, 3, h, w), words (B, K, t), size (2,) int64 -> labels (B, H, W) uint16, confidence (B, H, W) float32.
     """
@@ -221,15 +228,22 @@ def monolith(image_fusion: onnx.ModelProto, channels: int, temperature: float) -
         "head_refined": (FLOAT, ["B", "K", channels]),
         "size": (INT64, [2]),
     }, "head_")  # fmt: skip
-    planes = graph.Transpose("head_features", perm=[0, 3, 1, 2])
-    sizes = graph.Concat(graph.Shape(planes, start=0, end=2), "size", axis=0)
-    planes = graph.Resize(planes, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
-    pixels = graph.Div(planes, graph.Max(graph.ReduceL2(planes, integer([1]), keepdims=1), real(TINY)))
-    words = graph.Div("head_refined", graph.Max(graph.ReduceL2("head_refined", integer([2]), keepdims=1), real(TINY)))
-    cosine = graph.MatMul(words, graph.Reshape(pixels, integer([0, 0, -1])))  # (B, K, H·W)
-    probability = graph.Sigmoid(graph.Mul(cosine, real(1 / temperature)))
-    best = graph.ReduceMax(probability, integer([1]), keepdims=0)
-    word = graph.Add(graph.ArgMax(probability, axis=1, keepdims=0), integer(1))
+
+    def upsampled(planes: str) -> str:
+        sizes = graph.Concat(graph.Shape(planes, start=0, end=2), "size", axis=0)
+        return graph.Resize(planes, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+
+    def unit(vectors: str, axis: int) -> str:
+        return graph.Div(vectors, graph.Max(graph.ReduceL2(vectors, integer([axis]), keepdims=1), real(TINY)))
+
+    planes, words = graph.Transpose("head_features", perm=[0, 3, 1, 2]), unit("head_refined", 2)
+    pixels = unit(planes if scores_upsampled else upsampled(planes), 1)
+    score = graph.MatMul(words, graph.Reshape(pixels, integer([0, 0, -1])))  # (B, K, h·w) or (B, K, H·W)
+    if scores_upsampled:
+        edges = graph.Concat(graph.Shape("head_refined", start=0, end=2), graph.Shape(planes, start=2, end=4), axis=0)
+        score = graph.Reshape(upsampled(graph.Reshape(score, edges)), integer([0, 0, -1]))
+    best = graph.Sigmoid(graph.Mul(graph.ReduceMax(score, integer([1]), keepdims=0), real(1 / temperature)))
+    word = graph.Add(graph.ArgMax(score, axis=1, keepdims=0), integer(1))
     found = graph.Cast(graph.Where(graph.Greater(best, real(THRESHOLD)), word, integer(0)), to=UINT16)
     shape = graph.Concat(integer([-1]), "size", axis=0)
     graph.Reshape(found, shape, name="labels")

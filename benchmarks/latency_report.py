@@ -23,7 +23,8 @@ MIDDLE_WORDS = 20
 
 COLOURS = {
     "eager": "#8c8c8c", "eager-uncached": "#c4c4c4", "compile": "#5b8db8", "ort": "#7b9e6b", "openvino": "#c9a227",
-    "openvino-bf16": "#e0cb83", "clipseg": "#8e6bb0", "kernels": "#4aa6a6", "ours": "#c2185b", "ours-words": "#e58aab",
+    "openvino-bf16": "#e0cb83", "ort-scores": "#3f6b2e", "openvino-scores": "#7d5f00",
+    "clipseg": "#8e6bb0", "kernels": "#4aa6a6", "ours": "#c2185b", "ours-words": "#e58aab",
     "ours-ort": "#f2996e", "ours-uncached": "#7d1140",
 }  # fmt: skip
 MODEL_COLOURS = ["#5b8db8", "#c9a227", "#7b9e6b", "#c2185b", "#8e6bb0", "#4aa6a6", "#8c8c8c", "#f2996e"]

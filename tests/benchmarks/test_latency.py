@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import command, latency, latency_models, latency_report, machine
-from benchmarks.latency_candidates import TITLES, Job, needed_bytes, open_candidate
+from benchmarks.latency_candidates import APPROXIMATE, TITLES, Job, needed_bytes, open_candidate
 from benchmarks.latency_models import Files
 from fusioner_rt.errors import UsageError
 
@@ -47,7 +47,7 @@ def record(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of two sizes; other tests may be running, hence --busy."""
     file = tmp_path_factory.mktemp("benchmark") / "rows.jsonl"
     arguments = ["--suite", "smoke", "--models", "tiny", "--outputs", EDGE, "--words", "5", "--repeats", 3, "--cold", 1,
-                 "--candidates", "eager,ort,ours,ours-words,clipseg", "--threads", 1, "--work", work, "--busy", "--json", file]  # fmt: skip
+                 "--candidates", "eager,ort,ort-scores,ours,ours-words,clipseg", "--threads", 1, "--work", work, "--busy", "--json", file]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "benchmarks/latency.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )
@@ -61,7 +61,14 @@ def rows_of(record: Path, what: str = "latency") -> list[dict[str, Any]]:
 
 
 def test_a_cell_has_a_row_for_every_candidate(record: Path) -> None:
-    assert [row["candidate"] for row in rows_of(record)] == ["eager", "ort", "ours", "ours-words", "clipseg"]
+    assert [row["candidate"] for row in rows_of(record)] == [
+        "eager",
+        "ort",
+        "ort-scores",
+        "ours",
+        "ours-words",
+        "clipseg",
+    ]
 
 
 def test_a_row_tells_time_memory_accuracy_and_where_it_was_measured(record: Path) -> None:
@@ -74,8 +81,12 @@ def test_a_row_tells_time_memory_accuracy_and_where_it_was_measured(record: Path
         assert row["first_ms"] > 0
         assert row["peak_bytes"] > 30e6
         assert row["bytes_on_disk"] > 1e5
-        assert row["labels_agree"] > 0.99
-        assert row["shortfall"] <= row["explained"] < 1e-3
+        if row["candidate"] in APPROXIMATE:  # which the run goes on with, and the row tells
+            assert row["labels_agree"] > 0.9
+            assert row["shortfall"] > 3 * row["explained"]
+        else:
+            assert row["labels_agree"] > 0.99
+            assert row["shortfall"] <= row["explained"] < 1e-3
         assert row["words_winning"] > 1
         assert {"machine", "processor", "commit", "date", "load", "threads", "repeats"} <= set(row)
         assert row["interleaved"] is row["busy"] is True
@@ -114,7 +125,7 @@ def test_from_prints_the_table_of_the_record_and_draws_it(record: Path, tmp_path
     assert latency.main(list(map(str, arguments))) == 0
     told = (tmp_path / "table.md").read_text()
     assert told == latency_report.table(command.read(twice, "latency", "cold"))
-    assert told.count("busy machine") == 8
+    assert told.count("busy machine") == 10
     for name in ("plot.png", "plot-channels.png", "plot-stages.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "plot-words.png").exists()  # one number of words was measured
@@ -195,6 +206,7 @@ def test_candidates_take_turns_as_many_as_fit_and_ours_is_with_those_it_is_compa
     assert latency.groups(needed, 10) == [["ours", "eager", "openvino", "ort"], ["compile", "clipseg"]]
     assert latency.groups(needed, 3) == [["ours"], ["eager"], ["openvino"], ["ort"], ["compile"], ["clipseg"]]
     assert latency.groups({}, 3) == []
+    assert latency.groups({"eager": 3, "ours": 1, "openvino-scores": 2}, 3) == [["ours", "openvino-scores"], ["eager"]]
 
 
 def test_a_naive_head_needs_its_features_at_output_size_and_ours_does_not(work: Path) -> None:
@@ -217,6 +229,15 @@ def test_one_graph_needs_its_head_in_more_copies_than_pytorch(work: Path) -> Non
     )
     head = 3 * 1024**2 * 2 * 32 * 4
     assert (ort - eager, openvino - eager) == (head, head / 2)
+
+
+def test_upsampled_scores_need_maps_of_words_alone(work: Path) -> None:
+    few, many = (
+        needed_bytes(job(work, "openvino-scores", output=2048, words=words))
+        - needed_bytes(job(work, "openvino-scores", output=1024, words=words))
+        for words in (1, 5)
+    )
+    assert many - few == 3 * 1024**2 * 4 * 3 * 4
 
 
 def test_every_candidate_has_a_colour() -> None:
@@ -416,7 +437,7 @@ def test_the_99th_percentile_is_told_of_twenty_calls_and_not_of_fewer(record: Pa
     cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
     assert {len(row) for row in cells} == {15}
     repeats, tails = cells[0].index("n"), cells[0].index("p99 ms")
-    assert [row[repeats] for row in cells].count("20") == [row[tails] for row in cells].count("1234.5") == 4
+    assert [row[repeats] for row in cells].count("20") == [row[tails] for row in cells].count("1234.5") == 5
 
 
 def test_what_a_model_takes_on_disk_is_its_own_and_not_another_candidates(record: Path) -> None:
