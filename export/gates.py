@@ -28,10 +28,10 @@ from fusioner_rt.errors import FusionerError, WordUnreadable
 from fusioner_rt.onnx.decoder_in_strips import Decoder, graph_names
 from fusioner_rt.onnx.decoder_in_strips import Graph as DecoderGraph
 from fusioner_rt.onnx.mask_head import MaskHead
-from fusioner_rt.onnx.workers import Workers
 from fusioner_rt.preprocess import Preprocessing
 from fusioner_rt.words.templates import fill
 from fusioner_rt.words.tokenizer import PromptTokenizer
+from fusioner_rt.workers import Workers
 from kernels import reference
 from training.encoders import TextEncoder, readable_words
 from training.model import Fusioner, FusionerConfig

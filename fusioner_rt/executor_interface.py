@@ -104,6 +104,10 @@ class Executor(Protocol):
     def lanes(self) -> int:
         """How many calls at once keep the machine busy."""
 
+    def in_lanes(self) -> "Executor":
+        """The executor for calls of which several run at once, with the same results bit for bit. May load graphs; closing this
+        one closes it. Raises as opening an executor."""
+
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
         """Prepare a picture (H, W, 3) uint8 for `run`. May return the picture itself."""
 

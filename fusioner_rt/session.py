@@ -35,6 +35,7 @@ from .words.owners import Thresholds, labels_of_names, probabilities_of_names
 from .words.parse import Asked, Words, check_count, in_one_word, parse_words
 from .words.templates import check_templates
 from .words.vectors_file import write_vectors
+from .workers import Workers
 
 if TYPE_CHECKING:
     from .gpu.device_segmentation import DeviceSegmentation
@@ -49,6 +50,7 @@ WINDOWS = ("whole", "sliding")
 KEPT_LIMIT = 4_000_000_000
 """Maximum bytes of probabilities of one `segment` call."""
 
+_LISTED = 16  # pictures of lists after which loading graphs for lanes is worth it
 _MOST_AHEAD = 256
 _MOST_THREADS = 1024
 _WITH_WINDOWS = "bundles of training-free CLIP have windows, where their sizes let inputs be as small as one"
@@ -81,6 +83,7 @@ class Session:
         input_size: int | None = None,
         channels: Channels = "rgb",
         max_pixels: int | None = None,
+        lanes: int | None = None,
     ) -> None:
         """bundle: its folder, a folder that holds it alone, or the name of an installed or fetched one; by default the first
             of $FUSIONER_ENGINE, ./engines/demo, ./models/demo/bundle and those that are installed or fetched.
@@ -88,8 +91,11 @@ class Session:
             last two. The property `backend` tells which one runs.
         cache: folder for word vectors, by default $FUSIONER_CACHE or the user's cache folder; or a file of them, as
             `export_words` writes, which is read once and never written; new words are then kept in memory, as with False.
-        threads: CPU threads per graph, by default one per core. Other numbers of them, and batches, give other roundings:
-            confidence within some 1e-6 (docs/cpu.md).
+        threads: CPU threads per graph, by default one per core. Other numbers of them may give other roundings, confidence within
+            some 1e-6 (docs/cpu.md).
+        lanes: pictures of a list or a stream that run at once on a CPU, a thread each, by default as many as there are threads and
+            at most 8; 1 for one after the other. For the first stream, or once lists had 16 pictures, graphs of one thread
+            are loaded beside the others: they take the weights' memory once more, and more pictures a second by a third.
         input_size: side in pixels of what the network sees of a picture, by default what the bundle was built for: the
             square root of its area, or its short edge (`Preprocessing.fit`). A smaller one is faster and loses small
             things.
@@ -107,6 +113,8 @@ class Session:
         if threads is not None:
             cure = f"give 1 to {_MOST_THREADS}, or leave it out for one per core"
             threads = whole(threads, "threads", 1, _MOST_THREADS, cure)
+        if lanes is not None:
+            lanes = whole(lanes, "lanes", 1, _MOST_THREADS, f"give 1 to {_MOST_THREADS}, or leave it out")
         cure = f"give 1 to {PIXEL_LIMIT}, or leave it out for {MAX_PIXELS}"
         self._max_pixels = MAX_PIXELS if max_pixels is None else whole(max_pixels, "max_pixels", 1, PIXEL_LIMIT, cure)
         place = None if cache is False else as_path(cache, "the cache") if cache is not None else default_folder()
@@ -114,6 +122,9 @@ class Session:
         cached = TextCache(place)
         self._executor, self._backend = open_executor(self.bundle, backend, threads, cached.folder)
         self._threads = threads
+        self._lanes = lanes or self._executor.lanes
+        self._side_by_side = Workers(self._lanes, "fusioner-list")
+        self._listed = 0  # pictures of lists so far
         self._closing = threading.Lock()
         self._closed = self._forked = False
         self._vocabulary: Vocabulary | None = None
@@ -352,7 +363,7 @@ class Session:
         words: by default those of `set_vocabulary` at the time a frame is read, so that other words begin with a frame that is
             at most `ahead` later.
         ahead: most frames that are read before the caller has taken them, 1 to 256, each with its pixels and maps in memory; by
-            default two more than run at once, which are as many as the graphs have threads on a CPU, and two on a GPU.
+            default two more than run at once, the session's lanes on a CPU, and two on a GPU.
         live: of a camera or a robot. Work goes on with the newest frame while the caller is busy; older ones are dropped and counted,
             frames as well as results, so that what comes is no older than a frame takes.
         size, threshold, mode, probabilities, background, window, channels: as in `segment`, whose results it gives bit for bit.
@@ -374,10 +385,11 @@ class Session:
         vocabulary = None if words is None and background is None else self._vocabulary_of(words, background)
         if vocabulary is None:
             self._vocabulary_of(None)
-        lanes = self._executor.lanes
+        lanes = self._lanes
+        executor = self._executor.in_lanes() if lanes > 1 else self._executor
 
         def prepare(frame: Any, check: Callable[[], None]) -> _Frame:
-            return _Frame(self, frame, vocabulary or self._vocabulary_of(None), options, check)
+            return _Frame(self, executor, frame, vocabulary or self._vocabulary_of(None), options, check)
 
         return streamed(frames, prepare, lanes, ahead or lanes + 2, live)
 
@@ -453,6 +465,7 @@ class Session:
             self._closed = True
             forked = self._forked
         if not forked:
+            self._side_by_side.close()
             self._executor.close()
 
     def __enter__(self) -> "Session":
@@ -477,19 +490,30 @@ class Session:
         options: "_Options",
         watch: "_Stopwatch",
         decoded: np.ndarray | None = None,
+        executor: Executor | None = None,
     ) -> list[Segmentation]:
-        """decoded: the pixels of the one picture, where it is decoded already."""
+        """decoded: the pixels of the one picture, where it is decoded already. executor: by default what suits the list."""
         window, notes = options.window, self._notes_of(vocabulary)
         thresholds = Thresholds(options.threshold, vocabulary.asked, self.bundle.threshold)
         alone = options.mode == "independent" and self.bundle.scoring != "softmax"
         mode: Mode = "independent" if alone else "joint"
         request = Request(vocabulary.vectors, thresholds.least, mode, options.probabilities)
-        call = _Call(self._executor, vocabulary.asked, thresholds, request, options.mode, notes, watch)
-        for index, given in enumerate(pictures):
+        kept = _Kept(len(vocabulary.asked.words) if options.probabilities else 0)
+        executor = executor or self._executor_of(len(pictures))
+        call = _Call(executor, vocabulary.asked, thresholds, request, options.mode, notes, watch)
+
+        def add(index: int) -> None:
+            given = pictures[index]
             rgb = self._pixels(given, index, watch, window, options.channels) if decoded is None else decoded
             edges = options.size or _edges(rgb)
-            call.reserve(edges)
+            kept.add(edges)
             call.add(index, rgb, source_of(given), self._waiting(given, rgb, edges, index, watch, window))
+
+        if executor is self._executor or len(pictures) == 1:
+            for index in range(len(pictures)):
+                add(index)
+        else:
+            self._side_by_side.run_all(add, range(len(pictures)))
         results = call.finish()
         if _log.isEnabledFor(logging.WARNING):
             self._tell(*notes)
@@ -521,6 +545,13 @@ class Session:
         return segment_on_device(
             self._executor, self.bundle, picture, names, request, options.size, stream, out, tables
         )
+
+    def _executor_of(self, pictures: int) -> Executor:
+        """The executor for a list of as many pictures: one for lanes, where they are worth it and their graphs' loading is."""
+        if pictures < 2 or self._lanes == 1 or self._executor.max_group > 1:
+            return self._executor
+        self._listed += pictures
+        return self._executor.in_lanes() if self._listed >= _LISTED else self._executor
 
     def _tell(self, *notes: str | None) -> None:
         """Log notes, each once in a session's life."""
@@ -701,10 +732,17 @@ class _Frame:
     """A frame of a stream. The reader makes it, a lane calls it."""
 
     def __init__(
-        self, session: Session, given: Any, vocabulary: Vocabulary, options: _Options, check: Callable[[], None]
+        self,
+        session: Session,
+        executor: Executor,
+        given: Any,
+        vocabulary: Vocabulary,
+        options: _Options,
+        check: Callable[[], None],
     ) -> None:
         """check: raises once the stream is closed. Raises the errors of pictures."""
-        self._session, self._given, self._vocabulary, self._options = session, given, vocabulary, options
+        self._session, self._executor, self._given = session, executor, given
+        self._vocabulary, self._options = vocabulary, options
         self._watch = _Stopwatch(1, check)
         self._on_device = is_on_device(given)
         self.pixels: Any = given if self._on_device else None
@@ -719,7 +757,8 @@ class _Frame:
             return session._on_device(self._given, self._vocabulary, options, 0, None)
         if self.pixels is None:
             self._decode()
-        return session._segment([self._given], self._vocabulary, options, self._watch, self.pixels)[0]
+        given = [self._given]
+        return session._segment(given, self._vocabulary, options, self._watch, self.pixels, self._executor)[0]
 
     def _decode(self) -> None:
         window, channels = self._options.window, self._options.channels
@@ -746,14 +785,6 @@ class _Call:
         self._pictures: dict[int, np.ndarray] = {}
         self._sources: dict[int, str | None] = {}
         self._results: dict[int, Segmentation] = {}
-        self._bytes = 0
-
-    def reserve(self, size: tuple[int, int]) -> None:
-        """Count the probabilities of a label map of this size. Raises UsageError where the call exceeds KEPT_LIMIT."""
-        if self._request.probabilities:
-            count, (height, width) = len(self._asked.words), size
-            self._bytes += count * height * width * 4
-            _check_kept(self._bytes, count, height, width)
 
     def add(self, index: int, picture: np.ndarray, source: str | None, waiting: Waiting) -> None:
         """Add a picture; may run a group. index: of the picture in the call. source: its path, if any."""
@@ -785,6 +816,21 @@ class _Call:
                 )
 
 
+class _Kept:
+    """Counts the probabilities of a call. Threads may share one."""
+
+    def __init__(self, words: int) -> None:
+        """words: with probabilities, or 0."""
+        self._words, self._bytes, self._lock = words, 0, threading.Lock()
+
+    def add(self, size: tuple[int, int]) -> None:
+        """Count those of a label map of this size. Raises UsageError where the call exceeds KEPT_LIMIT."""
+        height, width = size
+        with self._lock:
+            self._bytes += self._words * height * width * 4
+            _check_kept(self._bytes, self._words, height, width)
+
+
 class _Groups:
     """Collects pictures of a call that may run together."""
 
@@ -794,6 +840,9 @@ class _Groups:
 
     def add(self, index: int, waiting: Waiting) -> Iterator[dict[int, Waiting]]:
         """Yields a full group, or the largest where too many wait. index: of the picture in the call."""
+        if self._max_group == 1:  # pictures side by side have one of these
+            yield {index: waiting}
+            return
         groups, key = self._groups, self._executor.group(waiting)
         groups[key][index] = waiting
         if len(groups[key]) == self._max_group:

@@ -98,7 +98,9 @@ class AlignedResidual(nn.Module):
         nearest = torch.softmax(SHARPNESS * cosine, dim=-1)
         nearness = (nearest * cosine).sum(-1, keepdim=True)
         spoken = aligned.known * words + (1 - aligned.known) * self.unknown
-        return spoken + self.prototype(nearest @ pixels) + self.nearness(nearness)
+        # transposed, as threads then share out its rows: shared out by columns, its sums are rounded in another order
+        mean = (pixels.transpose(1, 2) @ nearest.transpose(1, 2)).transpose(1, 2)
+        return spoken + self.prototype(mean) + self.nearness(nearness)
 
     def channels(self, aligned: Aligned) -> tuple[Tensor, Tensor]:
         """Of pixels (P, h, w, channels) and words (B, K, channels)."""

@@ -90,6 +90,9 @@ class GpuExecutor:
     def lanes(self) -> int:
         return 2  # one prepares the next picture
 
+    def in_lanes(self) -> "GpuExecutor":
+        return self
+
     @property
     def max_group(self) -> int:
         return min(self._machinery.engine.max_batch("pixels"), self._bundle.batch.max)

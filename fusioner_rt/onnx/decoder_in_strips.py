@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .workers import Workers
+from ..workers import Workers
 
 OUTPUTS, WINDOW = 4, 6
 """Edge of a tile of outputs, and of its window: the upsampled values that a 3×3 conv reads for it."""
@@ -25,6 +25,9 @@ STRIP_BYTES = 5 << 20
 matrix products."""
 BLOCK = 16
 """Tiles side by side whose windows one matrix cuts out. More would make the matrix sparser."""
+
+EVENLY = 4
+"""Strips come in multiples of this where the threads divide it: as many threads as that, or fewer, round alike."""
 
 KEPT_BYTES = 128 << 20
 """Maximum bytes of maps whose memory is kept for the next call."""
@@ -103,13 +106,18 @@ def windows(size: int) -> np.ndarray:
     return upsampled[positions].astype(np.float32)
 
 
+def evenly(threads: int) -> int:
+    """Strips come in multiples of this: threads then share them out evenly."""
+    return EVENLY if EVENLY % threads == 0 else threads
+
+
 @functools.lru_cache(maxsize=32)
 def strips(size: int, tile_rows: int, threads: int) -> tuple[Strip, ...]:
-    """The rows of a map in strips of at most `tile_rows` rows of tiles, a multiple of `threads` if possible."""
+    """The rows of a map in strips of at most `tile_rows` rows of tiles, a multiple of `evenly(threads)` if possible."""
     weights = windows(size)
     tiles = weights.shape[1]
     count = -(-tiles // tile_rows)
-    count = min(tiles, threads * -(-count // threads))
+    count = min(tiles, evenly(threads) * -(-count // evenly(threads)))
     made = []
     for part in np.array_split(np.arange(tiles), count):
         part_weights = weights[:, part[0] : part[-1] + 1]
@@ -143,10 +151,11 @@ def columns(size: int) -> Columns:
 class Decoder:
     """fused and refined, the outputs of graph `fusion`, to scores and Gram maps. Threads may share one."""
 
-    def __init__(self, graphs: Sequence[Graph], workers: Workers) -> None:
-        """graphs: in the order of `graph_names`."""
+    def __init__(self, graphs: Sequence[Graph], workers: Workers, cut_for: int | None = None) -> None:
+        """graphs: in the order of `graph_names`. cut_for: as many threads as strips are shared out to, by default those of
+        `workers`; means are summed by strips, and so rounded alike by other workers."""
         self._first, *self._ups, self._scores = graphs
-        self._workers = workers
+        self._workers, self._cut_for = workers, cut_for or workers.threads
         self._kept: list[np.ndarray] = []
         self._lock = threading.Lock()
 
@@ -190,7 +199,7 @@ class Decoder:
         pictures, _, _, channels = maps.shape
         across = columns(size[1])
         row_bytes = 4 * 9 * across.width * max(channels, outputs)  # 36 floats per 4×4 outputs
-        cut = strips(size[0], max(1, STRIP_BYTES // row_bytes), self._workers.threads)
+        cut = strips(size[0], max(1, STRIP_BYTES // row_bytes), self._cut_for)
         result = self._take((pictures, cut[-1].write[1], across.width, outputs), taken)
         means, variances = (np.empty((pictures, len(cut), 1, outputs), np.float32) for _ in range(2))
 
@@ -236,7 +245,8 @@ class Decoder:
         scores = np.empty((pictures, words.shape[1], height, width), np.float32)
         gram = np.empty((pictures, 5, height, width), np.float32)
         rows = max(1, STRIP_BYTES // (4 * 4 * width * max(maps.shape[3], words.shape[2])))
-        count = min(height, self._workers.threads * -(-height // (rows * self._workers.threads)))
+        even = evenly(self._cut_for)
+        count = min(height, even * -(-height // (rows * even)))
 
         def run(task: tuple[int, np.ndarray]) -> None:
             picture, part = task

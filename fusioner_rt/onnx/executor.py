@@ -4,6 +4,7 @@ The CPU backend runs `image`, `fusion` and the decoder's graphs in turn. The GPU
 of them in one.
 """
 
+import threading
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeAlias
@@ -24,26 +25,41 @@ _Maps: TypeAlias = tuple[np.ndarray, np.ndarray]
 class OnnxRuntimeExecutor:
     """Executor over ONNX Runtime. Raises GraphUnusable, BackendUnavailable."""
 
-    def __init__(self, bundle: Bundle, backend: str, threads: int | None, note: str | None = None) -> None:
-        """backend: onnxruntime-cpu or onnxruntime-cuda. threads: per graph, by default one per core. note: for `notes`."""
-        self._bundle, self.notes = bundle, [note] if note else []
+    def __init__(
+        self, bundle: Bundle, backend: str, threads: int | None, note: str | None = None, cut_for: int | None = None
+    ) -> None:
+        """backend: onnxruntime-cpu or onnxruntime-cuda. threads: per graph, by default one per core. note: for `notes`.
+        cut_for: as of `Decoder`."""
+        self._bundle, self._backend, self.notes = bundle, backend, [note] if note else []
         self._graphs = LoadedGraphs(bundle, OnnxRuntime(backend, threads))
         self._in_parts = backend == "onnxruntime-cpu"
         decoder = graph_names(bundle.graphs) if self._in_parts else []
         first = ["image", "fusion"] if self._in_parts else ["image_fusion"]
         self._graphs.load_now(*first, *(decoder or ["mask_scores"]), "mask_tiles")
         self._mask_head = self._graphs.mask_head(threads)
-        self._decoder = Decoder(list(map(self._graphs.later, decoder)), self._mask_head.workers) if decoder else None
+        workers, graphs = self._mask_head.workers, list(map(self._graphs.later, decoder))
+        self._decoder = Decoder(graphs, workers, cut_for) if decoder else None
+        self._beside: OnnxRuntimeExecutor | None = None
+        self._opening = threading.Lock()
 
     @property
     def max_group(self) -> int:
-        return self._bundle.batch.max
+        return 1 if self._in_parts else self._bundle.batch.max  # a batch costs a CPU more than its pictures one by one
 
     @property
     def lanes(self) -> int:
-        return (
-            min(self._mask_head.workers.threads, _MOST_LANES) if self._in_parts else 2
-        )  # one prepares the next picture
+        if not self._in_parts:
+            return 2  # one prepares the next picture
+        return min(self._mask_head.workers.threads, _MOST_LANES)
+
+    def in_lanes(self) -> "OnnxRuntimeExecutor":
+        threads = self._mask_head.workers.threads
+        if not self._in_parts or threads == 1:
+            return self
+        with self._opening:
+            if self._beside is None:
+                self._beside = OnnxRuntimeExecutor(self._bundle, self._backend, 1, cut_for=threads)
+            return self._beside
 
     def prepare(self, rgb: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
         """The network input (3, h, w) float32."""
@@ -57,6 +73,8 @@ class OnnxRuntimeExecutor:
 
     def load_rest(self) -> None:
         self._graphs.load_mask_head()
+        if (beside := self.in_lanes()) is not self:
+            beside.load_rest()
 
     def encode_pictures(self, group: Sequence[Waiting]) -> list[np.ndarray]:
         """(h', w', c) float32 tokens each, or the prepared pictures where image_fusion runs as a whole."""
@@ -93,6 +111,10 @@ class OnnxRuntimeExecutor:
         return self._fuse_jointly(self._inputs(group, untimed), request.vectors, untimed)
 
     def close(self) -> None:
+        with self._opening:
+            beside, self._beside = self._beside, None
+        if beside is not None:
+            beside.close()
         self._graphs.close()
         self._mask_head.close()
         if self._decoder is not None:

@@ -87,5 +87,7 @@ def load(
 
 
 def _load_options(name: str) -> dict[str, Any]:
-    """Graphs that our own threads call for tiles and strips get one thread, on the CPU: there float32 is not TF32."""
+    """Graphs that our own threads call for tiles, bands and strips get one thread; but for bands on the CPU: there float32 is not TF32."""
+    if name == "mask_probabilities":
+        return {"threads": 1}
     return {"threads": 1, "on_cpu": True} if name == "mask_tiles" or of_strips(name) else {}

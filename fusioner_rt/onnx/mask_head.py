@@ -13,12 +13,15 @@ import numpy as np
 from ..decode_picture import PIXEL_LIMIT
 from ..errors import GraphUnusable, UsageError
 from ..executor_interface import Answer, Request
+from ..workers import Workers
 from . import mask_tiles
 from .mask_tiles import Run
-from .workers import Workers
 
-BAND_BYTES = 32 << 20
+BAND_BYTES = 8 << 20
 """Working memory of a band. Every band repeats some work, so that much smaller ones cost time."""
+
+BANDS = 4
+"""Bands of a map at least, where it has as many rows. Threads share them out; as many threads as this, or fewer, round alike."""
 
 MOST_WORDS = (1 << 16) - 1
 """A label map has 16 bits."""
@@ -28,8 +31,8 @@ LARGEST = 1e30
 
 
 def bands(height: int, row_bytes: int, budget: int = BAND_BYTES) -> Iterator[tuple[int, int]]:
-    """Consecutive (first row, one past the last) that cover `height` rows, each within `budget` bytes or one row."""
-    rows = max(1, budget // max(1, row_bytes))
+    """Consecutive (first row, one past the last) that cover `height` rows, `BANDS` or more, each within `budget` bytes or one row."""
+    rows = max(1, min(budget // max(1, row_bytes), -(-height // BANDS)))
     for first in range(0, height, rows):
         yield first, min(first + rows, height)
 
@@ -57,7 +60,8 @@ class MaskHead:
     ) -> None:
         """The graphs of a bundle: mask_scores, mask_tiles and mask_probabilities.
 
-        threads: how many run mask_tiles at once, all callers together; load it with one thread of its own.
+        threads: how many run mask_tiles and mask_probabilities at once, all callers together; load these with one thread of
+        their own.
         scoring: the bundle's, "sigmoid" or "softmax".
         """
         self._scores, self._tiles, self._probabilities = scores, tiles, probabilities
@@ -99,8 +103,11 @@ class MaskHead:
         """scores: (B, K, h, w). gram: (B, 5, h, w). Returns (B, K, H, W) float32."""
         size = _checked(scores, gram, size)
         out = np.empty((*scores.shape[:2], *size), np.float32)
-        for first, last in self._bands(scores, size):
-            out[:, :, first:last] = self._band_probabilities(scores, gram, size, first, last)
+
+        def run(band: tuple[int, int]) -> None:
+            out[:, :, slice(*band)] = self._band_probabilities(scores, gram, size, *band)
+
+        self.workers.run_all(run, self._bands(scores, size))
         return out
 
     def independent_labels(
@@ -117,12 +124,15 @@ class MaskHead:
         _check_threshold(threshold)
         labels, confidence = np.empty(size, np.uint16), np.empty(size, np.float32)
         calm = scores / np.float32(_CALM)
-        for first, last in self._bands(scores, size):
-            band = self._band_probabilities(calm, gram, size, first, last)[:, 0]
-            best = band.argmax(axis=0)
-            highest = np.take_along_axis(band, best[None], axis=0)[0]
-            confidence[first:last] = _sharpen(highest)
-            labels[first:last] = np.where(confidence[first:last] > np.float32(threshold), best + 1, 0)
+
+        def run(band: tuple[int, int]) -> None:
+            rows = slice(*band)
+            every = self._band_probabilities(calm, gram, size, *band)[:, 0]
+            best = every.argmax(axis=0)
+            confidence[rows] = _sharpen(np.take_along_axis(every, best[None], axis=0)[0])
+            labels[rows] = np.where(confidence[rows] > np.float32(threshold), best + 1, 0)
+
+        self.workers.run_all(run, self._bands(scores, size))
         return labels, confidence
 
     def answer(self, scores: np.ndarray, gram: np.ndarray, size: tuple[int, int], request: Request) -> Answer:
@@ -143,10 +153,10 @@ class MaskHead:
         inputs = {"scores": scores, "gram": gram, "size": np.array(size, np.int64), "rows": rows}
         return self._probabilities(inputs)["probabilities"]
 
-    def _bands(self, scores: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    def _bands(self, scores: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
         pictures, words = scores.shape[:2]
         # Per output pixel: the words' values before and after each axis' interpolation, and some ten maps of the norm.
-        return bands(size[0], size[1] * pictures * (2 * words + 10) * 4, self._budget)
+        return list(bands(size[0], size[1] * pictures * (2 * words + 10) * 4, self._budget))
 
 
 def _check(name: str, array: Any, axes: tuple[str, ...]) -> None:

@@ -148,7 +148,7 @@ def test_the_command_goes_on_after_a_picture_that_memory_is_too_short_for(tmp_pa
 
 
 WITHOUT_THREADS = """
-from fusioner_rt.onnx.workers import Workers
+from fusioner_rt.workers import Workers
 
 workers, ran = Workers(4, "test"), []
 limit(1)

@@ -16,7 +16,7 @@ from export.onnx.winograd_decoder import POINTS, decoder_graphs, winograd
 from fusioner_rt.errors import GraphUnusable
 from fusioner_rt.onnx import decoder_in_strips
 from fusioner_rt.onnx.runtime import OnnxRuntime
-from fusioner_rt.onnx.workers import Workers
+from fusioner_rt.workers import Workers
 from kernels import reference
 from training.model import Decoder
 

@@ -47,7 +47,9 @@ def maps(graphs: tuple[Graph, Graph, Graph], channels: int, pictures: int, words
 @given(st.integers(0, 5000), st.integers(0, 10_000), st.integers(1, 100_000))
 def test_bands_cover_every_row_once_within_the_budget(height: int, row_bytes: int, budget: int) -> None:
     covered = 0
-    for first, last in bands(height, row_bytes, budget):
+    cut = list(bands(height, row_bytes, budget))
+    assert len(cut) >= min(height, 4) or height in (5, 6, 9)  # rows of two or three come out in three bands
+    for first, last in cut:
         assert first == covered
         assert last > first
         assert (last - first) * row_bytes <= budget or last - first == 1
