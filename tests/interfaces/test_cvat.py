@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,18 @@ from fusioner_rt.errors import UsageError, WordsInvalid
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "models" / "demo" / "bundle"
 COFFEE = ROOT / "docs" / "pictures" / "coffee.jpg"
+ASTRONAUT = ROOT / "docs" / "pictures" / "astronaut.jpg"
+TASK = {"table": 31, "spoon": 47}
+EXAMPLE = ROOT / "examples" / "cvat_function.py"
 
 
-def loaded(*parameters: str) -> Any:
+def loaded(*parameters: str, function: tuple[str, str] = ("--function-module", "fusioner_rt.interfaces.cvat")) -> Any:
     """The function of a command line, by cvat-cli's own parser and loader."""
     parser = argparse.ArgumentParser()
     functions: list[Any] = []
     parser.set_defaults(_executor=lambda client, function_loader: functions.append(function_loader.load()))
     configure_function_implementation_arguments(parser)
-    options = vars(parser.parse_args(["--function-module", "fusioner_rt.interfaces.cvat", *parameters]))
+    options = vars(parser.parse_args([*function, *parameters]))
     options.pop("_executor")(None, **options)
     return functions[0]
 
@@ -45,9 +50,15 @@ def seen() -> Segmentation:
         return session.segment(COFFEE, "spoon, table")
 
 
-def shapes(function: Any, polygons: bool = False, least: float | None = None) -> list[Any]:
+def shapes(
+    function: Any,
+    polygons: bool = False,
+    least: float | None = None,
+    picture: Path = COFFEE,
+    task: dict[str, int] = TASK,
+) -> list[Any]:
     """What the driver would send to a task whose labels have numbers of their own, after its checks."""
-    labels = [models.Label(name=word, id=id, attributes=[], type="any", sublabels=[]) for word, id in TASK.items()]
+    labels = [models.Label(name=word, id=id, attributes=[], type="any", sublabels=[]) for word, id in task.items()]
     mapper = _AnnotationMapper(
         logging.getLogger("cvat"),
         function.spec.labels,
@@ -55,13 +66,10 @@ def shapes(function: Any, polygons: bool = False, least: float | None = None) ->
         allow_unmatched_labels=False,
         conv_mask_to_poly=polygons,
     )
-    context = _DetectionFunctionContextImpl(frame_name="coffee.jpg", conf_threshold=least, conv_mask_to_poly=polygons)
-    tags, shapes = mapper.validate_and_remap(function.detect(context, Image.open(COFFEE)), 5)
+    context = _DetectionFunctionContextImpl(frame_name=picture.name, conf_threshold=least, conv_mask_to_poly=polygons)
+    tags, shapes = mapper.validate_and_remap(function.detect(context, Image.open(picture)), 5)
     assert not tags
     return shapes
-
-
-TASK = {"table": 31, "spoon": 47}
 
 
 def test_masks_that_pass_the_driver_decode_to_the_results(function: Any, seen: Segmentation) -> None:
@@ -119,3 +127,39 @@ def test_wrong_parameters_are_one_line_errors() -> None:
         loaded("-p", "words=str:", "-p", f"bundle=str:{BUNDLE}")
     with pytest.raises(UsageError):
         loaded("-p", "words=str:cat", "-p", f"bundle=str:{BUNDLE}", "-p", "threads=int:0")
+
+
+@pytest.fixture
+def astronaut(monkeypatch: pytest.MonkeyPatch) -> Segmentation:
+    """By the bundle that the example finds."""
+    monkeypatch.setenv("FUSIONER_ENGINE", str(BUNDLE))
+    with Session() as session:
+        return session.segment(ASTRONAUT, "face, hair")
+
+
+def test_the_example_gives_cvat_its_larger_parts(astronaut: Segmentation) -> None:
+    function = loaded(
+        "-p", "words=str:face, hair", "-p", "least=float:0.01", function=("--function-file", str(EXAMPLE))
+    )
+    height, width = astronaut.labels.shape
+    parts = [one for one in astronaut.instances(min_area=0.01 * height * width) if one.score >= 0.6]
+    assert {one.word for one in parts} == {"face", "hair"}
+    task = {"face": 7, "hair": 8}
+    sent = shapes(function, picture=ASTRONAUT, task=task)
+    assert [shape.label_id for shape in sent] == [task[one.word] for one in parts]
+    for shape, one in zip(sent, parts, strict=True):
+        assert np.array_equal(masks.decode_mask(shape.points, image_width=width, image_height=height), one.mask)
+    assert len(shapes(function, least=0.9, picture=ASTRONAUT, task=task)) < len(parts)
+
+
+def test_the_example_draws_what_cvat_would_get(
+    astronaut: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(ASTRONAUT), "--out", str(tmp_path)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    parts = astronaut.instances(min_area=0.005 * astronaut.labels.size)
+    told = [f"{one.word}: {one.area} pixels" for one in parts if one.score >= 0.6]
+    assert capsys.readouterr().out.splitlines() == told
+    drawn = np.asarray(Image.open(tmp_path / "cvat_function.jpg"), int)
+    changed = np.abs(drawn - np.asarray(Image.open(ASTRONAUT), int)).mean(axis=-1)
+    assert changed[astronaut["face"]].mean() > 20 > 5 > changed[astronaut.labels == 0].mean()

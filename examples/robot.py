@@ -1,0 +1,62 @@
+"""A robot's loop: each step looks at the newest frame, however long the step before took, and turns towards a target.
+
+python examples/robot.py                                                  # a recorded clip, at its own pace
+python examples/robot.py rtsp://192.168.0.7/stream --target cat           # a camera
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw
+
+import fusioner_rt
+
+
+def camera(source: str) -> Iterator[np.ndarray]:
+    """Frames as they come; those of a file when they are due."""
+    start = time.monotonic()
+    with av.open(source) as video:
+        for frame in video.decode(video=0):
+            time.sleep(max(0.0, start + (frame.time or 0.0) - time.monotonic()))
+            yield frame.to_ndarray(format="rgb24")  # (H, W, 3) uint8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", default="docs/gallery/clip.mp4")
+    parser.add_argument("--target", default="person")
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    given = parser.parse_args()
+
+    looks = []
+    with fusioner_rt.Session() as session:
+        session.set_vocabulary(given.target)
+        for seen in session.stream(camera(given.source), live=True):  # stale frames are dropped
+            if seen.result is None:
+                continue
+            look, told = seen.result.overlay(legend=False), "no target"
+            if parts := seen.result.instances(min_area=0.05 * seen.result.labels.size):  # the largest first
+                x, _, width, _ = parts[0].box
+                middle, told = (
+                    x + width / 2,
+                    f"turn {(2 * x + width) / look.width - 1:+.2f}",
+                )  # -1 left edge, +1 right edge
+                line = [(look.width / 2, look.height), (middle, look.height / 2)]
+                ImageDraw.Draw(look).line(line, fill="yellow", width=6)
+            print(f"frame {seen.index}, {seen.dropped} dropped: {told}")
+            looks.append(look)
+            time.sleep(0.3)  # in place of a motor
+
+    sheet = Image.new("RGB", (look.width * 2 + 8, look.height * 2 + 8), "white")
+    for number, look in enumerate(looks[:4]):
+        sheet.paste(look, (number % 2 * (look.width + 8), number // 2 * (look.height + 8)))
+    given.out.mkdir(parents=True, exist_ok=True)
+    sheet.save(given.out / "robot.jpg")
+
+
+if __name__ == "__main__":
+    main()
