@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -50,9 +51,71 @@ def test_the_command_lines_run(line: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def figures(page: str, header: str) -> dict[str, list[str]]:
+    """The cells of the table with this header, by the first cell of each row; bold is not kept."""
+    rows = page[page.index(f"{header}\n") :].partition("\n\n")[0].replace("**", "").splitlines()[2:]
+    return {name: cells for name, *cells in ([cell.strip() for cell in row.strip("|").split("|")] for row in rows)}
+
+
+MODELS = {"ViT-S/16": "vits", "ViT-B/16": "vitb", "ViT-L/14": "vitl", "demonstration": "demo"}
+LATENCY = [json.loads(line) for line in (ROOT / "docs" / "records" / "latency.jsonl").read_text().splitlines()]
+
+
+def recorded(row: str, candidate: str) -> float:
+    """Milliseconds of 20 words and one picture: the last run's, as benchmarks/latency_report.py counts."""
+    model = MODELS[re.split("[, ]", row)[0]]
+    if "process to first mask" in row:
+        return {line["candidate"]: line for line in LATENCY if (line["what"], line["model"]) == ("cold", model)}[
+            candidate
+        ]["process_p50_ms"]
+    edge = int(re.findall(r"(\d+)²", row)[0])
+    asked = ("latency", candidate, model, edge, 20, 1)
+    axes = ("what", "candidate", "model", "output", "words", "batch")
+    return [line["p50_ms"] for line in LATENCY if tuple(line[axis] for axis in axes if axis in line) == asked][-1]
+
+
+def test_the_table_of_speed_is_the_records() -> None:
+    table = figures(README, "| model, label map | PyTorch | ONNX Runtime, one graph | OpenVINO, one graph | ours |")
+    assert len(table) == 6
+    for row, cells in table.items():
+        assert [int(cell) for cell in cells] == [
+            round(recorded(row, candidate)) for candidate in ("eager", "ort", "openvino", "ours")
+        ], row
+    assert f"OpenVINO in bfloat16 takes {recorded('ViT-S/16, 224²', 'openvino-bf16'):.0f} ms in the first row" in README
+
+
+def test_the_longer_table_of_speed_is_the_records() -> None:
+    page = (ROOT / "docs" / "latency.md").read_text()
+    (header,) = re.findall(r"^\| model, label map .*$", page, flags=re.MULTILINE)
+    table = figures(page, header)
+    assert len(table) == 10
+    for row, (*peers, ours, encoded) in table.items():
+        took = recorded(row, "ours")
+        assert ours == f"{took:.0f} ms"
+        told = [f"{(ms := recorded(row, peer)):.0f} ms, {ms / took:.1f}×" for peer in ("eager", "ort", "openvino")]
+        assert peers == told
+        ms = recorded(row, "ours-words")
+        assert encoded == f"{ms:.0f} ms, {ms / took:.0%}"
+
+
+def test_the_table_of_quality_is_the_models_own() -> None:
+    """models/demo/README.md has each set's figures before and after; README the latter."""
+    whole = figures(
+        (ROOT / "models" / "demo" / "README.md").read_text(),
+        "| set | pictures | classes | known words | all words | absent word paints |",
+    )
+    table = figures(README, "| set | classes | asked for what a picture shows | for all words of the set |")
+    assert len(table) == 5
+    for name, cells in table.items():
+        _, *row = whole[name]
+        assert cells == [cell.split()[-1] for cell in row[:3]]
+    hardest = min(float(cells[3].split()[-1]) for cells in whole.values())
+    assert f"{hardest}" in {cells[2] for cells in table.values()}  # what is bad is told
+
+
 def test_every_make_target_and_file_it_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make (\w+)", README):
         assert f"\n{target}:" in makefile, target
-    for link in re.findall(r"\]\(([\w./-]+)\)", README):
+    for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", README):
         assert (ROOT / link).exists(), link
