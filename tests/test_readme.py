@@ -98,6 +98,23 @@ def test_the_longer_table_of_speed_is_the_records() -> None:
         assert encoded == f"{ms:.0f} ms, {ms / took:.0%}"
 
 
+def test_the_table_of_the_mask_head_is_the_records() -> None:
+    page = (ROOT / "docs" / "mask_head.md").read_text()
+    (header,) = re.findall(r"^\| output \| naive torch .*$", page, flags=re.MULTILINE)
+    lines = (ROOT / "docs" / "records" / "mask_head.jsonl").read_text().splitlines()
+    axes = ("maps", "size", "channels", "words", "candidate")
+    measured = {tuple(row[axis] for axis in axes): row for row in map(json.loads, lines)}
+    columns = [*(("smooth", peer) for peer in ("naive", "compile", "onnx", "lowres", "ours")), ("random", "ours")]
+    for size, cells in figures(page, header).items():
+        for cell, (maps, candidate) in zip(cells, columns, strict=True):
+            row = measured[maps, int(size.removesuffix("²")), 512, 20, candidate]
+            if "skipped" in row:
+                assert cell == f"needs {row['needs_bytes'] / 1e9:.0f} GB"
+                continue
+            mb = row["peak_bytes"] / 1e6
+            assert cell == f"{row['p50_ms']:.0f} ms, " + (f"{mb / 1000:.1f} GB" if mb > 510 else f"{mb:.0f} MB")
+
+
 def test_the_table_of_quality_is_the_models_own() -> None:
     """models/demo/README.md has each set's figures before and after; README the latter."""
     whole = figures(
