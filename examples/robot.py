@@ -35,16 +35,15 @@ def main() -> None:
     looks = []
     with fusioner_rt.Session() as session:
         session.set_vocabulary(given.target)
+        session.segment(Image.new("RGB", (64, 64))).instances()  # the first call loads what later ones use
         for seen in session.stream(camera(given.source), live=True):  # stale frames are dropped
             if seen.result is None:
                 continue
             look, told = seen.result.overlay(legend=False), "no target"
             if parts := seen.result.instances(min_area=0.05 * seen.result.labels.size):  # the largest first
                 x, _, width, _ = parts[0].box
-                middle, told = (
-                    x + width / 2,
-                    f"turn {(2 * x + width) / look.width - 1:+.2f}",
-                )  # -1 left edge, +1 right edge
+                middle = x + width / 2
+                told = f"turn {2 * middle / look.width - 1:+.2f}"  # -1 is the left edge, +1 the right one
                 line = [(look.width / 2, look.height), (middle, look.height / 2)]
                 ImageDraw.Draw(look).line(line, fill="yellow", width=6)
             print(f"frame {seen.index}, {seen.dropped} dropped: {told}")
