@@ -175,6 +175,11 @@ class Session:
         ]
 
     @property
+    def _together(self) -> int:
+        """The most pictures of a batch. One costs a CPU more than its pictures one by one."""
+        return 1 if self._backend.effective == "onnxruntime-cpu" else self._executor.max_group
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The words of `set_vocabulary`; empty before its first call."""
         return self._vocabulary.asked.names if self._vocabulary else ()
@@ -242,7 +247,7 @@ class Session:
                         source=source_of(pictures[index]),
                     )
 
-        groups = _Groups(self._executor, self._executor.max_group)
+        groups = _Groups(self._executor, self._together)
         for index, given in enumerate(pictures):
             if isinstance(given, EncodedPicture):
                 self._check_encoded(given, window)
@@ -500,7 +505,8 @@ class Session:
         request = Request(vocabulary.vectors, thresholds.least, mode, options.probabilities)
         kept = _Kept(len(vocabulary.asked.words) if options.probabilities else 0)
         executor = executor or self._executor_of(len(pictures))
-        call = _Call(executor, vocabulary.asked, thresholds, request, options.mode, notes, watch)
+        together = self._together if mode == "joint" else 1
+        call = _Call(executor, together, vocabulary.asked, thresholds, request, options.mode, notes, watch)
 
         def add(index: int) -> None:
             given = pictures[index]
@@ -548,7 +554,7 @@ class Session:
 
     def _executor_of(self, pictures: int) -> Executor:
         """The executor for a list of as many pictures: one for lanes, where they are worth it and their graphs' loading is."""
-        if pictures < 2 or self._lanes == 1 or self._executor.max_group > 1:
+        if pictures < 2 or self._lanes == 1 or self._together > 1:
             return self._executor
         self._listed += pictures
         return self._executor.in_lanes() if self._listed >= _LISTED else self._executor
@@ -771,6 +777,7 @@ class _Call:
     def __init__(
         self,
         executor: Executor,
+        together: int,
         asked: Asked,
         thresholds: Thresholds,
         request: Request,
@@ -778,10 +785,10 @@ class _Call:
         notes: tuple[str, ...],
         watch: "_Stopwatch",
     ) -> None:
-        """mode: as asked for. notes: of the words."""
+        """together: pictures of a batch at most. mode: as asked for. notes: of the words."""
         self._executor, self._asked, self._thresholds = executor, asked, thresholds
         self._request, self._mode, self._notes, self._watch = request, mode, notes, watch
-        self._groups = _Groups(executor, executor.max_group if request.mode == "joint" else 1)
+        self._groups = _Groups(executor, together)
         self._pictures: dict[int, np.ndarray] = {}
         self._sources: dict[int, str | None] = {}
         self._results: dict[int, Segmentation] = {}

@@ -44,7 +44,7 @@ class OnnxRuntimeExecutor:
 
     @property
     def max_group(self) -> int:
-        return 1 if self._in_parts else self._bundle.batch.max  # a batch costs a CPU more than its pictures one by one
+        return self._bundle.batch.max
 
     @property
     def lanes(self) -> int:

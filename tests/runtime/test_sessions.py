@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from made_pictures import scene
 from PIL import Image
 
@@ -35,6 +37,7 @@ from fusioner_rt.errors import (
     WordsInvalid,
 )
 from fusioner_rt.results.segmentation import STAGES
+from fusioner_rt.session import _Groups
 
 WORDS = ["cat", "red sofa", "tree"]
 CLOSE = 1e-5  # between two ways of computing one probability in float32; see ALLOWED in test_mask_bands.py
@@ -126,7 +129,9 @@ def test_a_list_gives_what_its_pictures_give_alone_in_their_order(session: Sessi
     assert len(session.segment((pictures[0],), WORDS)) == 1
 
 
-def test_batches_keep_within_the_profile(changed_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_pictures_run_one_by_one_and_words_in_batches_within_the_profile(
+    changed_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = changed_bundle(profiles={"batch": {"min": 1, "opt": 1, "max": 3}})
     with Session(folder, cache=False) as session:
         graphs, encoded, fused = session._executor._graphs, [], []
@@ -143,8 +148,8 @@ def test_batches_keep_within_the_profile(changed_bundle: Callable[..., Path], mo
         monkeypatch.setitem(graphs.graphs, "image", encode)
         monkeypatch.setitem(graphs.graphs, "fusion", fuse)
         session.segment([scene(50, 50, seed) for seed in range(7)], WORDS)
-        assert encoded == [3, 3, 1]
-        assert fused == [(3, 3, 3), (3, 3, 3), (1, 1, 3)]
+        assert encoded == [1] * 7
+        assert fused == [(1, 1, 3)] * 7
         encoded.clear()
         fused.clear()
         session.segment(scene(50, 50), "a, b, c, d", mode="independent")
@@ -232,9 +237,9 @@ def test_another_order_of_channels_is_refused_wherever_it_is_given(tiny_bundle: 
 def test_a_batch_gives_what_its_pictures_give_in_a_list(session: Session, count: int) -> None:
     batch = np.stack([scene(33, 45, seed) for seed in range(3)])[:count]
     expected = session.segment(list(batch), WORDS)
-    for given in (batch, torch.from_numpy(batch)):
-        results: Any = session.segment(given, WORDS)
-        encoded: Any = session.encode(given)
+    for form in (batch, torch.from_numpy(batch)):
+        results: Any = session.segment(form, WORDS)
+        encoded: Any = session.encode(form)
         assert isinstance(results, list)
         assert isinstance(encoded, list)
         for one in (results, session.segment(encoded, WORDS)):
@@ -512,30 +517,56 @@ def test_probabilities_beyond_memory_are_refused_before_anything_is_computed(
         session.segment([picture] * 3, WORDS, probabilities=True)
 
 
-def test_a_list_holds_a_bounded_number_of_inputs(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_list_holds_as_many_inputs_as_run(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
     """Pictures of many input sizes: their inputs are run before all are decoded."""
-    most = session.bundle.batch.max
-    monkeypatch.setattr("fusioner_rt.session._WAITING", most + 1)
     sizes = [(side, 200 - side) for side in range(40, 120, 10)] * 3
-    events: list[str] = []
-    graph, prepare = session._executor._graphs("image"), session._executor.prepare
+    with Session(tiny_bundle, "onnxruntime-cpu", cache=False, threads=2, lanes=lanes) as session:
+        executor = session._executor.in_lanes() if lanes > 1 else session._executor
+        events: list[str] = []
+        graph, prepare = executor._graphs("image"), session._executor.prepare  # type: ignore[attr-defined]
 
-    def encode(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        events.append("-" * len(inputs["pixels"]))
-        return graph(inputs)
+        def encode(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            events.append("-" * len(inputs["pixels"]))
+            return graph(inputs)  # type: ignore[no-any-return]
 
-    def prepared(*arguments: Any) -> np.ndarray:
-        events.append("+")
-        return prepare(*arguments)
+        def prepared(*arguments: Any) -> np.ndarray:
+            events.append("+")
+            return prepare(*arguments)
 
-    monkeypatch.setitem(session._executor._graphs.graphs, "image", encode)
-    monkeypatch.setattr(session._executor, "prepare", prepared)
-    results = session.segment([scene(*size) for size in sizes], "cat")
+        monkeypatch.setitem(executor._graphs.graphs, "image", encode)  # type: ignore[attr-defined]
+        monkeypatch.setattr(session._executor, "prepare", prepared)
+        results = session.segment([scene(*size) for size in sizes], "cat")
     assert [result.labels.shape for result in results] == sizes
     story = "".join(events)
     held = [story[:end].count("+") - story[:end].count("-") for end in range(len(story) + 1)]
-    assert max(held) == most + 1
+    assert 1 <= max(held) <= lanes
     assert held[-1] == 0
+
+
+class BySize:
+    """The part of an executor that groups are made by."""
+
+    def group(self, waiting: int) -> int:
+        return waiting
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 5), st.integers(1, 12))
+def test_groups_hold_each_picture_once_and_no_more_wait_than_was_said(
+    sizes: list[int], together: int, waiting: int
+) -> None:
+    groups = _Groups(BySize(), together)  # type: ignore[arg-type]
+    run: list[dict[int, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fusioner_rt.session._WAITING", waiting)
+        for index, size in enumerate(sizes):
+            run += groups.add(index, size)  # type: ignore[arg-type]
+            assert index + 1 - sum(map(len, run)) < max(waiting, together)
+    run += groups.rest()
+    assert sorted(index for group in run for index in group) == list(range(len(sizes)))
+    for group in run:
+        assert 1 <= len(group) <= together
+        assert len(set(group.values())) == 1
 
 
 def test_closing_gives_every_graph_back(tiny_bundle: Path) -> None:
