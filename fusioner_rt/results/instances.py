@@ -22,6 +22,7 @@ class Instance:
 
     label: the word's number in the label map. box: x, y, width and height in pixels, as COCO's. area: number of pixels.
     score: their mean probability. crop: (height, width) bool, the mask within the box. size: (H, W) of the label map.
+    id: of the object over the frames of a video, where a `Tracker` gave it one.
     """
 
     word: str
@@ -31,6 +32,7 @@ class Instance:
     score: float
     crop: np.ndarray = field(repr=False)
     size: tuple[int, int]
+    id: int | None = None
 
     @property
     @tells_shortage(OF_A_RESULT)
