@@ -60,18 +60,17 @@ class Steadier:
         others = np.flatnonzero(result.labels != self._labels)
         doubt = self._doubt.take(others) + _margins(result.confidence.take(others), result.threshold)
         held = doubt < self._most * self._stillness(result, small, others)
-        doubt, others = doubt[held], others[held]
+        taken, kept = others[~held], others[held]
         self._doubt.fill(0)
-        self._doubt.put(others, doubt)
+        self._doubt.put(kept, doubt[held])
+        self._labels.put(taken, result.labels.take(taken))
+        sure = self._confidence.take(kept)
+        np.copyto(self._confidence, result.confidence)
+        self._confidence.put(kept, sure)
         self._slow += FOLLOWS * (small - self._slow)
         self._before = small
-
-        labels, confidence = result.labels.copy(), result.confidence.copy()
-        labels.put(others, self._labels.take(others))
-        confidence.put(others, self._confidence.take(others))
-        np.copyto(self._labels, labels)  # the result's arrays are the caller's, who may write into them
-        np.copyto(self._confidence, confidence)
-        return replace(result, labels=labels, confidence=confidence)
+        # Copies: the result's arrays are the caller's, who may write into them.
+        return replace(result, labels=self._labels.copy(), confidence=self._confidence.copy())
 
     def _begin(self, result: Segmentation, small: np.ndarray) -> None:
         self._words, self._before, self._slow = result.words, small, small.copy()
