@@ -11,7 +11,7 @@ import pytest
 from made_results import result_of
 
 from fusioner_rt.errors import PackageMissing, UsageError
-from fusioner_rt.interfaces import cvat, huggingface, label_studio, pycocotools, supervision
+from fusioner_rt.interfaces import cvat, huggingface, label_studio, pycocotools, supervision, trackers
 
 RESULT = result_of(np.ones((3, 4)))
 
@@ -22,6 +22,7 @@ RESULT = result_of(np.ones((3, 4)))
         ("supervision", "supervision", lambda: supervision.to_detections(RESULT)),
         ("pycocotools.coco", "pycocotools", lambda: pycocotools.to_index([RESULT])),
         ("cvat_sdk.auto_annotation", "cvat-sdk", lambda: cvat.create("cat")),
+        ("trackers", "trackers", trackers.Tracker),
         ("fiftyone", "fiftyone", lambda: import_module("fusioner_rt.interfaces.fiftyone")),
         (
             "label_studio_sdk._extensions.label_studio_tools.core.utils.io",
