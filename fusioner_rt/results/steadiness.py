@@ -24,7 +24,7 @@ class Steadier:
     """Keeps labels from flickering. Called with a stream's results in their order, it returns them steadied.
 
     A pixel keeps its label until others have won there in consecutive frames, the fewer the surer they are, and gives it up at
-    once where the picture changed, so that what moves does not lag. Its label is always that of this frame or of one before,
+    once where the picture changed, so that what moves does not lag; no specks of old labels are left. Its label is always that of this frame or of one before,
     and changes no more often than in what comes in.
 
     Results of other words, of another size, or after a cut begin anew. Memory: ten bytes a pixel. One thread at a time.
@@ -60,6 +60,7 @@ class Steadier:
         others = np.flatnonzero(result.labels != self._labels)
         doubt = self._doubt.take(others) + _margins(result.confidence.take(others), result.threshold)
         held = doubt < self._most * self._stillness(result, small, others)
+        held[held] = ~self._lonely(result.labels, others[held])
         taken, kept = others[~held], others[held]
         self._doubt.fill(0)
         self._doubt.put(kept, doubt[held])
@@ -76,6 +77,22 @@ class Steadier:
         self._words, self._before, self._slow = result.words, small, small.copy()
         self._labels, self._confidence = result.labels.copy(), result.confidence.copy()
         self._doubt = np.zeros_like(self._confidence)
+
+    def _lonely(self, labels: np.ndarray, held: np.ndarray) -> np.ndarray:
+        """(N,) bool: pixels that have their held label in common with fewer than three of the eight around them.
+
+        Each pixel decides for itself, which leaves specks and threads of old labels. labels: (H, W), the frame's.
+        held: (N,) indices of pixels in the flat label map.
+        """
+        height, width = labels.shape
+        around = np.full((height + 2, width + 2), len(self._words or ()) + 1, np.uint16)  # a frame of no word's label
+        around[1:-1, 1:-1] = labels
+        flat, at = around.reshape(-1), held + width + 3 + 2 * (held // width)
+        own = self._labels.take(held)
+        flat[at] = own
+        row = width + 2
+        steps = (-row - 1, -row, -row + 1, -1, 1, row - 1, row, row + 1)
+        return sum((flat[at + step] == own).view(np.uint8) for step in steps) < 3
 
     def _stillness(self, result: Segmentation, small: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """(N,) float32 within 0..1: 1 where the picture is as before. pixels: (N,), their indices in the flat label map."""
