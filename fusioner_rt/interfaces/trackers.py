@@ -48,7 +48,7 @@ class Tracker:
         for word in dict.fromkeys(part.word for part in parts):
             if word not in self._of_words:
                 self._of_words[word] = self._byte_track(lost_track_buffer=self._patience)
-        called = {}
+        called: dict[int, tuple[str, int]] = {}
         for word, tracker in self._of_words.items():
             own = [number for number, part in enumerate(parts) if part.word == word]
             tracked = tracker.update(self._boxes([parts[number] for number in own]))

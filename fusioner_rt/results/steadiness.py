@@ -32,10 +32,10 @@ class Steadier:
 
     def __init__(self, amount: float) -> None:
         """amount: 0..1; 0 changes nothing, 1 holds labels longest. Raises UsageError."""
-        if isinstance(amount, bool) or not (isinstance(amount, Real) and 0 <= amount <= 1):  # NaN fails too
-            raise UsageError(named("steady", amount), "give 0 to 1: 0 changes nothing, 1 holds labels longest")
-        self._most = MOST * float(amount)
-        self._words: tuple[str, ...] | None = None
+        self._most = MOST * _share(amount)
+        self._words: tuple[str, ...] = ()
+        nothing: np.ndarray = np.empty(0)
+        self._labels = self._confidence = self._doubt = self._before = self._slow = nothing
 
     def __call__(self, result: Segmentation) -> Segmentation:
         """The frame's result with steadied labels (H, W) uint16 and confidence (H, W) float32.
@@ -50,24 +50,17 @@ class Steadier:
         if not self._most:
             return result
         small = small_picture(result.picture)
-        if (
-            self._words != result.words
-            or self._labels.shape != result.labels.shape
-            or is_cut(self._before, small)
-        ):  # fmt: skip
+        begins = self._words != result.words or self._labels.shape != result.labels.shape
+        if begins or is_cut(self._before, small):
             self._begin(result, small)
             return result
-        others = np.flatnonzero(result.labels != self._labels)
-        doubt = self._doubt.take(others) + _margins(result.confidence.take(others), result.threshold)
-        held = doubt < self._most * self._stillness(result, small, others)
-        held[held] = ~self._lonely(result.labels, others[held])
-        taken, kept = others[~held], others[held]
+        kept, doubt = self._held(result, small)
         self._doubt.fill(0)
-        self._doubt.put(kept, doubt[held])
-        self._labels.put(taken, result.labels.take(taken))
-        sure = self._confidence.take(kept)
-        np.copyto(self._confidence, result.confidence)
-        self._confidence.put(kept, sure)
+        self._doubt.put(kept, doubt)
+        for own, new in ((self._labels, result.labels), (self._confidence, result.confidence)):
+            held = own.take(kept)
+            np.copyto(own, new)
+            own.put(kept, held)
         self._slow += FOLLOWS * (small - self._slow)
         self._before = small
         # Copies: the result's arrays are the caller's, who may write into them.
@@ -78,6 +71,23 @@ class Steadier:
         self._labels, self._confidence = result.labels.copy(), result.confidence.copy()
         self._doubt = np.zeros_like(self._confidence)
 
+    def _held(self, result: Segmentation, small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels that keep a label which is not the frame's: (N,) indices in the flat label map, and (N,) their doubt."""
+        change = np.maximum(np.abs(small - self._before), np.abs(small - self._slow))
+        largest = np.maximum(np.maximum(change[..., 0], change[..., 1]), change[..., 2])
+        still = np.clip((MOVED - largest) / (MOVED - NOISE), 0, 1)  # 1 where the picture is as before
+        height, width = result.labels.shape
+        rows, columns = map(block_indices, (height, width), result.picture.shape[:2])
+        others = result.labels != self._labels
+        others &= (still > 0).take(columns, axis=1).take(rows, axis=0)  # of those that moved there may be many
+        pixels = np.flatnonzero(others)
+        down, across = np.divmod(pixels, width)
+        doubt = self._doubt.take(pixels) + _margins(result.confidence.take(pixels), result.threshold)
+        held = doubt < self._most * still[rows[down], columns[across]]
+        pixels, doubt = pixels[held], doubt[held]
+        joined = ~self._lonely(result.labels, pixels)
+        return pixels[joined], doubt[joined]
+
     def _lonely(self, labels: np.ndarray, held: np.ndarray) -> np.ndarray:
         """(N,) bool: pixels that have their held label in common with fewer than three of the eight around them.
 
@@ -85,27 +95,22 @@ class Steadier:
         held: (N,) indices of pixels in the flat label map.
         """
         height, width = labels.shape
-        around = np.full((height + 2, width + 2), len(self._words or ()) + 1, np.uint16)  # a frame of no word's label
-        around[1:-1, 1:-1] = labels
-        flat, at = around.reshape(-1), held + width + 3 + 2 * (held // width)
-        own = self._labels.take(held)
-        flat[at] = own
         row = width + 2
-        steps = (-row - 1, -row, -row + 1, -1, 1, row - 1, row, row + 1)
-        return sum((flat[at + step] == own).view(np.uint8) for step in steps) < 3
+        around = np.full((height + 2, row), len(self._words) + 1, np.uint16)  # with a frame of no word's label
+        around[1:-1, 1:-1] = labels
+        flat, at = around.reshape(-1), held + row + 1 + 2 * (held // width)
+        own = flat[at] = self._labels.take(held)
+        alike = np.zeros(len(held), np.uint8)
+        for step in (-row - 1, -row, -row + 1, -1, 1, row - 1, row, row + 1):
+            alike += flat.take(at + step) == own
+        return alike < 3
 
-    def _stillness(self, result: Segmentation, small: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """(N,) float32 within 0..1: 1 where the picture is as before. pixels: (N,), their indices in the flat label map."""
-        change = np.maximum(np.abs(small - self._before), np.abs(small - self._slow))
-        largest = np.maximum(np.maximum(change[..., 0], change[..., 1]), change[..., 2])
-        still = np.clip((MOVED - largest) / (MOVED - NOISE), 0, 1)
-        height, width = result.labels.shape
-        rows, columns = (
-            block_indices(edge, of_picture)
-            for edge, of_picture in zip((height, width), result.picture.shape[:2], strict=True)
-        )
-        down, across = np.divmod(pixels, width)
-        return still[rows[down], columns[across]]
+
+def _share(amount: Any) -> float:
+    """Raises UsageError."""
+    if isinstance(amount, bool) or not (isinstance(amount, Real) and 0 <= float(amount) <= 1):  # NaN fails too
+        raise UsageError(named("steady", amount), "give 0 to 1: 0 changes nothing, 1 holds labels longest")
+    return float(amount)
 
 
 def _margins(confidence: np.ndarray, threshold: float | Mapping[str, float]) -> np.ndarray:
