@@ -221,27 +221,28 @@ def cost(session: Session, sequence: Sequence, frames: int) -> Row:
 
 def table(rows: list[Row]) -> str:
     """Markdown: flips and IoU by kind and amount, then the cost."""
-    made = [row for row in rows if row["clip"] in KINDS]
-    amounts = sorted({row["amount"] for row in made})
-    by = {(row["clip"], row["amount"]): row for row in made}
-    kinds = [kind for kind in KINDS if (kind, amounts[0]) in by] if made else []
-    heads = " | ".join(f"{amount:g}" for amount in amounts)
-    rule = f"|---|{'--:|' * (len(amounts) + 1)}"
-    lines = [f"| flips, a pixel and second | the object's own | {heads} |", rule]
-    for kind in kinds:
-        flips = " | ".join(f"{by[kind, amount]['flips']:.3f}" for amount in amounts)
-        lines.append(f"| {KINDS[kind]} | {by[kind, amounts[0]]['true_flips']:.3f} | {flips} |")
-    lines += ["", f"| mIoU, % | clips | {heads} |", rule]
-    for kind in kinds:
-        iou = " | ".join(f"{by[kind, amount]['iou']:.1f}" for amount in amounts)
-        lines.append(f"| {KINDS[kind]} | {by[kind, amounts[0]]['clips']} | {iou} |")
+    lines = []
+    if made := [row for row in rows if row["clip"] in KINDS]:
+        amounts = sorted({row["amount"] for row in made})
+        by = {(row["clip"], row["amount"]): row for row in made}
+        kinds = [kind for kind in KINDS if (kind, amounts[0]) in by]
+        heads = " | ".join(f"{amount:g}" for amount in amounts)
+        rule = f"|---|{'--:|' * (len(amounts) + 1)}"
+        lines += [f"| flips, a pixel and second | the object's own | {heads} |", rule]
+        for kind in kinds:
+            flips = " | ".join(f"{by[kind, amount]['flips']:.3f}" for amount in amounts)
+            lines.append(f"| {KINDS[kind]} | {by[kind, amounts[0]]['true_flips']:.3f} | {flips} |")
+        lines += ["", f"| mIoU, % | clips | {heads} |", rule]
+        for kind in kinds:
+            iou = " | ".join(f"{by[kind, amount]['iou']:.1f}" for amount in amounts)
+            lines.append(f"| {KINDS[kind]} | {by[kind, amounts[0]]['clips']} | {iou} |")
     for row in rows:
         if row["clip"] == COST:
             height, width = row["size"]
             lines += [
-                "",
-                f"Steadying a frame of {width}x{height} while the camera pans: {row['p50_ms']:.1f} ms of one processor, the middle of "
-                f"{row['p20_ms']:.1f} to {row['p80_ms']:.1f}.",
+                *[""] * bool(lines),
+                f"Steadying a frame of {width}x{height} while the camera pans takes {row['p50_ms']:.1f} ms of one processor (p20 "
+                f"{row['p20_ms']:.1f}, p80 {row['p80_ms']:.1f}).",
             ]
     return "\n".join(lines)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from documented import blocks_of, run_there
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import WORDS, result_of, results
@@ -94,7 +97,7 @@ def test_what_is_tracked_are_the_instances_and_no_two_share_an_id(clip: list[Seg
     of_ids: dict[int, str] = {}
     for result in clip:
         found, expected = tracker(result), result.instances(min_area)
-        assert [replace_id(one) for one in found] == [replace_id(one) for one in expected]
+        assert [all_but_id(one) for one in found] == [all_but_id(one) for one in expected]
         assert [one.id for one in found] == [one.id for one in again(result)]
         given_ids = [one.id for one in found if one.id is not None]
         assert len(given_ids) == len(set(given_ids))
@@ -102,7 +105,7 @@ def test_what_is_tracked_are_the_instances_and_no_two_share_an_id(clip: list[Seg
     assert sorted(of_ids) == list(range(1, len(of_ids) + 1))
 
 
-def replace_id(one: Any) -> tuple[Any, ...]:
+def all_but_id(one: Any) -> tuple[Any, ...]:
     return one.word, one.label, one.box, one.area, one.score, one.crop.tobytes(), one.size
 
 
@@ -119,6 +122,12 @@ def test_it_forgets_objects_that_are_gone() -> None:
 def test_wrong_arguments_are_refused(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"{name} is"):
         Tracker(**{name: value})
+
+
+def test_the_pages_blocks_run(tmp_path: Path) -> None:
+    blocks = blocks_of((Path(__file__).parents[2] / "docs/steadiness.md").read_text(), "python")
+    lines = run_there([sys.executable, "-c", "".join(blocks)], tmp_path).splitlines()
+    assert [line.split()[:3] for line in lines[5:7]] == [["0", "cat", "None"], ["1", "cat", "1"]]
 
 
 def test_what_is_no_result_is_refused() -> None:
