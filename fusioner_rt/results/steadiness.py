@@ -24,8 +24,8 @@ class Steadier:
     """Keeps labels from flickering. Called with a stream's results in their order, it returns them steadied.
 
     A pixel keeps its label until others have won there in consecutive frames, the fewer the surer they are, and gives it up at
-    once where the picture changed, so that what moves does not lag; no specks of old labels are left. Its label is always that of this frame or of one before,
-    and changes no more often than in what comes in.
+    once where the picture changed, so that what moves does not lag, or where it would be all but alone with it. Its label is
+    always that of this frame or of one before, and changes no more often than in what comes in.
 
     Results of other words, of another size, or after a cut begin anew. Memory: ten bytes a pixel. One thread at a time.
     """
