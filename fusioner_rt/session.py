@@ -6,8 +6,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -356,6 +356,8 @@ class Session:
         channels: Channels | None = None,
         ahead: int | None = None,
         live: bool = False,
+        steady: float = 0.0,
+        track: bool = False,
     ) -> Generator[StreamedFrame, None, None]:
         """Masks of frames as they come, in their order: while the caller uses one, the next are read, decoded and run.
 
@@ -371,6 +373,8 @@ class Session:
             default two more than run at once, the session's lanes on a CPU, and two on a GPU.
         live: of a camera or a robot. Work goes on with the newest frame while the caller is busy; older ones are dropped and counted,
             frames as well as results, so that what comes is no older than a frame takes.
+        steady: keeps labels from flickering, 0 to 1; 0 changes nothing, 0.5 is a good start (docs/steadiness.md).
+        track: gives the connected parts of words ids that they keep from frame to frame, as `seen.instances` (extra `track`).
         size, threshold, mode, probabilities, background, window, channels: as in `segment`, whose results it gives bit for bit.
 
         Yields StreamedFrame. A frame that cannot be decoded or run is one with its error, and the stream goes on; what would fail for
@@ -396,7 +400,8 @@ class Session:
         def prepare(frame: Any, check: Callable[[], None]) -> _Frame:
             return _Frame(self, executor, frame, vocabulary or self._vocabulary_of(None), options, check)
 
-        return streamed(frames, prepare, lanes, ahead or lanes + 2, live)
+        after = _after(steady, flag(track, "track"))
+        return after(streamed(frames, prepare, lanes, ahead or lanes + 2, live))
 
     @tells_shortage(OF_A_PICTURE, of=_picture)
     def segment_on_device(
@@ -821,6 +826,33 @@ class _Call:
                     source=self._sources.pop(index),
                     notes=self._notes,
                 )
+
+
+def _after(
+    steady: float, track: bool
+) -> Callable[[Generator[StreamedFrame, None, None]], Generator[StreamedFrame, None, None]]:
+    """What is done to frames in their order. Raises UsageError, PackageMissing."""
+    from .results.steadiness import Steadier
+
+    steadier = Steadier(steady)
+    if not (steady or track):
+        return lambda frames: frames
+    if track:
+        from .interfaces.trackers import Tracker
+
+        tracker = Tracker()
+
+    def each(frames: Generator[StreamedFrame, None, None]) -> Generator[StreamedFrame, None, None]:
+        with closing(frames):
+            for seen in frames:
+                if seen.result is None:
+                    yield seen
+                    continue
+                result = steadier(seen.result)  # type: ignore[arg-type]  # one in GPU memory is a UsageError
+                yield replace(seen, result=result, instances=tracker(result) if track else None)
+                del seen, result
+
+    return each
 
 
 class _Kept:

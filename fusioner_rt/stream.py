@@ -28,6 +28,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .gpu.device_segmentation import DeviceSegmentation
+    from .results.instances import Instance
     from .results.segmentation import Segmentation
 
 OF_A_FRAME = (PictureMissing, PictureUnreadable, PictureTooLarge, PictureInvalid, SizeOutsideProfile, MemoryShort)
@@ -42,7 +43,8 @@ class StreamedFrame:
 
     index: of the frame among those that were read, from 0. frame: its pixels (H, W, 3) uint8 RGB, an array in GPU memory as it was
     given, or None where it could not be decoded. result: its masks, or None where it failed. error: why, or None. dropped: frames of a
-    live source between the last one and this, which nobody saw.
+    live source between the last one and this, which nobody saw. instances: with track=True, the connected parts of the result's words
+    with their ids, largest first; else None.
     """
 
     index: int
@@ -50,6 +52,7 @@ class StreamedFrame:
     result: "Segmentation | DeviceSegmentation | None"
     error: FusionerError | None
     dropped: int
+    instances: "list[Instance] | None" = None
 
 
 class Stopped(Exception):

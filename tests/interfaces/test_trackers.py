@@ -14,10 +14,14 @@ from documented import blocks_of, run_there
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import WORDS, result_of, results
+from PIL import Image
 
-from fusioner_rt import Segmentation
+from fusioner_rt import Segmentation, Session
 from fusioner_rt.errors import UsageError
 from fusioner_rt.interfaces.trackers import Tracker
+from fusioner_rt.results.steadiness import Steadier
+
+ROOT = Path(__file__).parents[2]
 
 Box = tuple[str, int, int]
 """A word, and where a box of 12x10 pixels lies: x, y."""
@@ -133,3 +137,17 @@ def test_the_pages_blocks_run(tmp_path: Path) -> None:
 def test_what_is_no_result_is_refused() -> None:
     with pytest.raises(UsageError, match=r"session\.segment"):
         Tracker()(np.zeros((3, 4)))  # type: ignore[arg-type]
+
+
+def test_a_stream_gives_the_ids_of_its_steadied_results() -> None:
+    picture = np.asarray(Image.open(ROOT / "docs/pictures/cat.jpg").convert("RGB"))
+    frames = [np.ascontiguousarray(picture[4 * at : 4 * at + 200, :300]) for at in range(6)]
+    with Session(ROOT / "models/demo/bundle", "onnxruntime-cpu") as session:
+        steadier, tracker = Steadier(0.5), Tracker()
+        for seen, frame in zip(session.stream(frames, "cat, sofa", steady=0.5, track=True), frames, strict=True):
+            expected = tracker(steadier(session.segment(frame, "cat, sofa")))
+            assert seen.instances is not None
+            assert [(one.word, one.id, one.box) for one in seen.instances] == [
+                (one.word, one.id, one.box) for one in expected
+            ]
+            assert [one.id for one in seen.instances if one.area > 5000] == ([None] if seen.index == 0 else [1])

@@ -29,6 +29,7 @@ from fusioner_rt.errors import (
     UsageError,
     WordsInvalid,
 )
+from fusioner_rt.results.steadiness import Steadier
 from fusioner_rt.stream import StreamedFrame, streamed
 
 ROOT = Path(__file__).parents[2]
@@ -199,14 +200,39 @@ def test_words_may_change_between_frames(session: Session, photographs: list[np.
         session.set_vocabulary(WORDS)
 
 
+def test_steadied_frames_are_what_the_steadier_makes_of_them(session: Session, photographs: list[np.ndarray]) -> None:
+    random = np.random.default_rng(0)
+    frames: list[Any] = [
+        np.clip(photographs[0] + random.normal(0, 12, photographs[0].shape), 0, 255).astype(np.uint8) for _ in range(9)
+    ]
+    frames.insert(4, b"no picture")
+    steadier, changed = Steadier(0.8), 0
+    for seen, frame in zip(session.stream(frames, steady=0.8), frames, strict=True):
+        assert seen.instances is None
+        if isinstance(frame, bytes):
+            assert isinstance(seen.error, PictureUnreadable)
+            continue
+        plain = session.segment(frame)
+        assert same(seen.result, steadier(plain))
+        changed += not same(seen.result, plain)
+    assert changed
+    assert not of_streams()
+    for steady in (-0.1, 1.1, True, "much", float("nan")):
+        with pytest.raises(UsageError, match="0 to 1"):
+            session.stream(photographs, steady=steady)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="track"):
+        session.stream(photographs, track="yes")  # type: ignore[arg-type]
+
+
 def test_a_stream_that_is_left_ends_its_threads_and_frees_its_frames(
     session: Session, photographs: list[np.ndarray]
 ) -> None:
-    for one in session.stream(photographs * 100):
-        if one.index == 2:
-            break
-    del one
-    assert not of_streams()
+    for options in ({}, {"steady": 0.5}):
+        for one in session.stream(photographs * 100, **options):  # type: ignore[arg-type]
+            if one.index == 2:
+                break
+        del one
+        assert not of_streams()
     stream = session.stream(photographs * 100)
     kept = weakref.ref(next(stream).result)
     next(stream)
