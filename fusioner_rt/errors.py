@@ -118,6 +118,27 @@ class PictureInvalid(FusionerError):
     is_input = True
 
 
+class FrameUnreadable(PictureUnreadable):
+    """A frame of a video cannot be decoded, or is damaged."""
+
+    exit_code = 14
+    is_input = True
+
+
+class VideoUnreadable(FusionerError):
+    """The file is not a video, holds no frames, or is broken from its beginning."""
+
+    exit_code = 15
+    is_input = True
+
+
+class VideoUnreachable(FusionerError):
+    """A camera or URL gives no video, or no more."""
+
+    exit_code = 16
+    is_input = False
+
+
 class WordsInvalid(FusionerError):
     """No words, or an empty, repeated or unprintable one."""
 

@@ -57,7 +57,9 @@ _SIGNATURES = (  # offset, the bytes there, and what begins so
 )  # fmt: skip
 _CURES = {
     _CAMERA: "develop it to JPEG, PNG or TIFF first",
-    "a video": "take frames from it, for example by ffmpeg or OpenCV",
+    "a video": Spelled(
+        "read its frames by fusioner_rt.video.frames(path)", "name the file itself, which is read as a video"
+    ),
     "a web page": "download the picture itself",
     "a Git LFS pointer": "fetch the content: git lfs pull",
     "a numpy file": Spelled("pass numpy.load(file)", "save it as PNG"),
@@ -99,6 +101,11 @@ def teach(head: bytes) -> None:
         except Exception as error:  # missing, or broken: the picture's own error says what to install
             if is_shortage(error):
                 raise
+
+
+def holds_video(head: bytes) -> bool:
+    """Whether a file that begins with `head` is MP4, Matroska, AVI or of their kin."""
+    return _kind(head) == "a video"
 
 
 def unread(head: bytes, raw: bool) -> tuple[str, str]:

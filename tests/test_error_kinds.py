@@ -19,6 +19,8 @@ INPUT = [
     "PictureUnreadable",
     "PictureTooLarge",
     "PictureInvalid",
+    "FrameUnreadable",
+    "VideoUnreadable",
     "PicturesFailed",
     "OverlayTooLarge",
     "DeviceArrayInvalid",
