@@ -79,12 +79,22 @@ def _stdin() -> IO[bytes]:
 
 
 def _below(folder: Path, out: Path) -> list[Path]:
+    from .video.sources import SUFFIXES as VIDEOS
+
     endings = suffixes()
-    files = [file for file in _walk(folder) if file.suffix.lower() in endings and not _is_result(file, out)]
+    found = [file for file in _walk(folder) if not _is_result(file, out)]
+    files = [file for file in found if file.suffix.lower() in endings]
+    videos = sorted(file.suffix.lower() for file in found if file.suffix.lower() in VIDEOS)
+    pattern = f"'{folder}/**/*{videos[0]}'" if videos else ""
     if not files:
         raise UsageError(
-            "no pictures in this folder", f"name one that holds {', '.join(sorted(SUFFIXES))}", subject=folder
+            f"no pictures in this folder{', but videos' * bool(videos)}",
+            f"name these by a pattern: {pattern}" if videos else f"name one that holds {', '.join(sorted(SUFFIXES))}",
+            subject=folder,
         )
+    if videos:
+        count = f"{len(videos)} video{'s are' if len(videos) > 1 else ' is'}"
+        _log.warning("%s: %s left out; a command of their own names them: %s", folder, count, pattern)
     return sorted(files)
 
 

@@ -63,6 +63,11 @@ class RunRecord:
                 self.close(finished=True)
                 raise
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other run writes this record."""
+        return self._ours
+
     def add(self, picture: str, name: str, entry: Entry) -> None:
         """Add a picture that is done. name: of its results. Raises OutputUnwritable."""
         entry = {"picture": picture, "name": name, **entry}

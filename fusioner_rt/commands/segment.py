@@ -17,7 +17,7 @@ from ..command_end import say, tell
 from ..command_parser import CommandParser, path_argument
 from ..errors import FusionerError, OutputUnwritable, OverlayTooLarge, PicturesFailed, UsageError
 from ..interrupts import exit_code, raise_if_interrupted
-from . import fleet
+from . import fleet, video
 from .run_record import Entry, RunRecord, size_of, state
 from .session_options import add_session_options, open_session, pixels
 from .terminal import Bar, notes_on_stderr, print_error
@@ -47,6 +47,14 @@ examples:
       judge every word alone, and only paint pixels above 60%
   fusioner-rt segment photo.jpg --words "cat, sofa|couch" --background common
       sofa and couch are one, called sofa; walls, sky and the like take their pixels and are not painted (docs/words.md)
+
+  fusioner-rt segment clip.mp4 --words "cat, sofa"
+      output/clip.overlay.mp4, with its sound, and output/clip.jsonl, a line for each frame (pip install 'fusioner-rt[video]')
+  fusioner-rt segment clip.mp4 --words "cat, sofa" --from 1:30 --to 2:00 --every 5 --labels
+      half a minute of it, each fifth frame, and label maps in output/clip.labels
+  fusioner-rt segment /dev/video0 --words person
+  fusioner-rt segment rtsp://camera.local/stream --words person --to 60
+      a camera, until Ctrl-C or for a minute: the newest frame, and how many were dropped (docs/video.md)
 
   fusioner-rt segment 'photos/**/*.jpg' --ray --words "cat, sofa" --out seen
   fusioner-rt segment s3://bucket/photos --ray --words "cat, sofa" --out seen --resume
@@ -141,6 +149,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         help="pixels of the largest picture and of --size, 134217728 at most; more takes more time and memory (67108864)",
     )  # fmt: skip
     add_session_options(segment)
+    video.add_to(segment)
     fleet.add_to(segment)
     segment.set_defaults(run=_segment)
 
@@ -155,6 +164,7 @@ def _segment(options: argparse.Namespace) -> int:
     from ..atomic_files import writable_folder, writable_place
     from ..named_pictures import named_pictures, names_a_picture
     from ..results.overlay import check_options
+    from ..video.sources import is_url
     from ..words.arguments import join_words, parse_threshold, read_words, take_pictures
     from ..words.parse import parse_words
 
@@ -166,15 +176,24 @@ def _segment(options: argparse.Namespace) -> int:
     size = _parse_size(options.size)
     threshold = parse_threshold(options.threshold)
     if options.words and not options.pictures:
-        options.words, options.pictures = take_pictures(options.words, names_a_picture)
+        options.words, options.pictures = take_pictures(
+            options.words, lambda name: names_a_picture(name) or is_url(name)
+        )
     if not options.pictures:
         raise UsageError("no pictures were given", "name files, folders or patterns of them before --words")
     words = read_words(options.words_file) if options.words_file else join_words(options.words)
     background = join_words(options.background) if options.background else None
     parse_words(words, background)
+    videos = [] if options.ray else video.named_videos(options.pictures, options.out)
+    video.check(options, videos)
     fleet.check(options)
     if options.ray:
         return fleet.segment_on_ray(options, words, background, size, threshold)
+    if videos:
+        return video.segment_videos(
+            options, videos, words, background, size, threshold, overlay,
+            lambda session: _asked(options, words, session),
+        )  # fmt: skip
     if options.json and options.json.is_dir():
         raise UsageError(
             f"--json {options.json} is a folder", f"name a file in it, for example {options.json / 'masks.json'}"
@@ -190,7 +209,10 @@ def _segment(options: argparse.Namespace) -> int:
             writable_folder(out / "labels")
         session = opened.enter_context(open_session(options, options.max_pixels))
         session.set_vocabulary(words, background=background)
-        record = RunRecord(_record_place(options), _asked(options, words, session), options.resume)
+        asked = {
+            name: given for name, given in _asked(options, words, session).items() if name[2:] not in video.OPTIONS
+        }
+        record = RunRecord(_record_place(options), asked, options.resume)
         report = opened.enter_context(_Report(pictures, overlay, options, session.words, record))
 
         def segment(picture: "str | IO[bytes]") -> "Segmentation":

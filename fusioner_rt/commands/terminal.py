@@ -16,14 +16,19 @@ CLEAR = "\r\033[K"
 class Bar:
     """A progress bar on stderr, drawn for several pictures and on a terminal only."""
 
-    def __init__(self, total: int) -> None:
-        self._done, self._total = 0, total
-        self._shown = total > 1 and sys.stderr.isatty()
+    def __init__(self, total: int | None, unit: str = "") -> None:
+        """total: None where nobody knows. unit: of what comes fast, "frames": the bar tells how many a second, and is drawn ten times
+        a second at most.
+        """
+        self._done, self._total, self._unit, self._note = 0, total, unit, ""
+        self._shown = total != 0 and total != 1 and sys.stderr.isatty()
         self._start = time.monotonic()
+        self._drawn = 0.0
         self._draw()
 
-    def step(self, count: int = 1) -> None:
-        self._done += count
+    def step(self, count: int = 1, note: str = "") -> None:
+        """note: what else to tell."""
+        self._done, self._note = self._done + count, note
         self._draw()
 
     def clear(self) -> None:
@@ -31,14 +36,19 @@ class Bar:
             tell("", start=CLEAR, end="")
 
     def _draw(self) -> None:
-        if not self._shown:
+        now = time.monotonic()
+        if not self._shown or (self._unit and now < self._drawn + 0.1):
             return
-        filled = 30 * self._done // self._total
-        text = f"[{'#' * filled}{'.' * (30 - filled)}] {self._done}/{self._total}"
-        if self._done:
-            left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
-            text += f"  {left:.0f} s left"
-        tell(text, start=CLEAR, end="")
+        self._drawn, spent = now, now - self._start
+        text = str(self._done)
+        if self._total is not None:
+            filled = min(30, 30 * self._done // self._total)
+            text = f"[{'#' * filled}{'.' * (30 - filled)}] {text}/{self._total}"
+        if self._unit:
+            text += f" {self._unit}, {self._done / spent if spent else 0:.1f} a second"
+        if self._done and self._total is not None:
+            text += f"  {spent / self._done * max(0, self._total - self._done):.0f} s left"
+        tell(f"{text}{'  ' * bool(self._note)}{self._note}", start=CLEAR, end="")
 
 
 class _Notes(logging.Handler):
