@@ -73,7 +73,7 @@ An ended run writes what is done: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 
 
 def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     segment = commands.add_parser(
-        "segment", help="find words in pictures", description="Find words in pictures.", epilog=_EXAMPLES,
+        "segment", help="find words in pictures and videos", description="Find words in pictures and videos.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     segment.add_argument(
@@ -81,7 +81,7 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         nargs="*",
         type=_given,
         metavar="PICTURE",
-        help="picture files, folders of them, patterns in quotes, - for stdin, or a shell's <(COMMAND)",
+        help="picture files, folders of them, patterns in quotes, - for stdin, or a shell's <(COMMAND); or videos, cameras and URLs",
     )
     asked = segment.add_mutually_exclusive_group(required=True)
     asked.add_argument(
@@ -114,11 +114,13 @@ def add_to(commands: "argparse._SubParsersAction[CommandParser]") -> None:
         help="masks of --json as polygons, exact, or off by TOLERANCE pixels to have fewer points; so also those of "
         "--labelme and --yolo",
     )  # fmt: skip
-    segment.add_argument("--instances", action="store_true", help="in --json, each connected part of a word by itself")
+    segment.add_argument(
+        "--instances", action="store_true", help="in --json, and in a video's lines, each connected part of a word by itself",
+    )  # fmt: skip
     segment.add_argument(
         "--labels",
         action="store_true",
-        help="also write each label map as a grey PNG, NAME.labels.png, value n = word n",
+        help="also write each label map as a grey PNG, NAME.labels.png, of a video NAME.labels/000000.png, value n = word n",
     )
     segment.add_argument("--labelme", action="store_true", help="also write polygons for LabelMe, NAME.labelme.json")
     segment.add_argument(

@@ -14,7 +14,7 @@ from ..decode_picture import PIXEL_LIMIT
 from ..errors import FrameUnreadable, UsageError, VideoUnreadable
 from ..memory_shortage import is_shortage
 from . import sources
-from .orientation import is_on_its_side, upright
+from .orientation import Orientation
 from .times import fraction, seconds
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Frames:
 
     def _items(self) -> Iterator[np.ndarray | FrameUnreadable]:
         reformatter = sources.package().video.reformatter.VideoReformatter()  # one for all: each keeps megabytes
-        aspect = self.pixel_aspect
+        orientation, aspect = Orientation(), self.pixel_aspect
         number, index = -1, -self._skip - 1
         for at, frame in self._decoded():
             if at < self.start:
@@ -151,8 +151,9 @@ class Frames:
             if isinstance(frame, FrameUnreadable):
                 yield frame
             else:
-                self.pixel_aspect = 1 / aspect if is_on_its_side(frame) else aspect
-                yield upright(reformatter.reformat(frame, format="rgb24").to_ndarray(), frame)
+                orientation.look(frame)
+                self.pixel_aspect = 1 / aspect if orientation.on_its_side else aspect
+                yield orientation.upright(reformatter.reformat(frame, format="rgb24").to_ndarray())
 
     def _decoded(self) -> "Iterator[tuple[Fraction, VideoFrame | FrameUnreadable]]":
         """Every frame and its time, seconds from the beginning. Times of frames grow, those in place of one are about right."""

@@ -6,19 +6,31 @@ from typing import Any
 import numpy as np
 
 
-def upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
-    """Turn and mirror a frame as its display matrix says, to the nearest quarter turn.
+class Orientation:
+    """Of a video's frames."""
 
-    pixels: (H, W, 3) uint8. frame: av.VideoFrame, whose matrix is in its side data. Returns (H, W, 3) or (W, H, 3), contiguous.
-    """
-    matrix = _matrix(frame)
-    return pixels if matrix is None else np.ascontiguousarray(turned(pixels, *matrix))
+    def __init__(self) -> None:
+        self._rotation: float | None = None
+        self._matrix: tuple[int, int, int, int] | None = None
 
+    def look(self, frame: Any) -> None:
+        """Take the orientation of an av.VideoFrame. Its side data is read where its angle is another than before alone: a frame whose
+        side data was read refers to itself, and lies in memory until Python's collector comes by.
+        """
+        if frame.rotation != self._rotation:
+            self._rotation, self._matrix = frame.rotation, _matrix(frame)
 
-def is_on_its_side(frame: Any) -> bool:
-    """Whether `upright` exchanges the edges of a frame."""
-    matrix = _matrix(frame)
-    return matrix is not None and abs(matrix[1]) > abs(matrix[0])
+    @property
+    def on_its_side(self) -> bool:
+        """Whether `upright` exchanges the edges."""
+        return self._matrix is not None and abs(self._matrix[1]) > abs(self._matrix[0])
+
+    def upright(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn and mirror a frame as its display matrix says, to the nearest quarter turn.
+
+        pixels: (H, W, 3) uint8. Returns (H, W, 3) or (W, H, 3), contiguous.
+        """
+        return pixels if self._matrix is None else np.ascontiguousarray(turned(pixels, *self._matrix))
 
 
 def turned(pixels: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -281,3 +282,14 @@ def test_a_url_is_read(served: str, film: Path) -> None:
         video.frames(f"{served}/absent.mp4")
     with pytest.raises(VideoUnreachable, match="refused"):
         video.frames("http://127.0.0.1:9/film.mp4")
+
+
+def test_frames_that_were_used_are_not_kept(film: Path) -> None:
+    """Not even until Python's collector comes by, which frames that refer to themselves would wait for."""
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(read(film)[0]) == 8
+        assert gc.collect() < 8
+    finally:
+        gc.enable()
