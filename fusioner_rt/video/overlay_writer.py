@@ -65,6 +65,8 @@ class OverlayWriter:
         self._codec = _encoder(CODECS[suffix])
         self._source, self._after = source, after
         self._tick = source.tick if source else _TICK
+        if self._codec == "mpeg4":  # which counts no finer
+            self._tick = max(self._tick, Fraction(1, 60_000))
         self._start = source.start if source else Fraction(0)
         self._last: int | None = None
         self._container: OutputContainer | None = None

@@ -105,6 +105,19 @@ def test_a_video_that_does_not_begin_at_zero_begins_at_zero(tmp_path: Path) -> N
     np.testing.assert_allclose(times, np.arange(5) / 10, atol=1e-4)
 
 
+def test_a_clock_that_is_set_back_goes_on(tmp_path: Path) -> None:
+    """As where two recordings were put into one file."""
+    first, second = (clip(tmp_path / f"{name}.ts", 20, rate=15, codec="mpeg2video") for name in ("first", "second"))
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    frames, times = read(joined)
+    good = [time for frame, time in zip(frames, times, strict=True) if isinstance(frame, np.ndarray)]
+    assert len(good) >= 38
+    np.testing.assert_allclose(np.diff(good)[:19], 1 / 15, atol=1e-4)
+    assert (np.diff(good) > 0).all()
+    assert good[-1] == pytest.approx(len(good) / 15, abs=0.2)
+
+
 @pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.avi", "film.ts", "film.h264", "film.webm"])
 @pytest.mark.parametrize(
     ("every", "start", "end"), [(1, None, None), (3, None, None), (1, 0.25, None), (2, "0.3", 0.65)]
@@ -278,6 +291,11 @@ def test_a_url_is_read(served: str, film: Path) -> None:
     frames, times = read(f"{served}/film.mp4", start=0.2)
     assert times == [index / 10 for index in range(2, 8)]
     np.testing.assert_array_equal(frames[0], shown(film)[2][1])
+    (film.parent / "list.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:{film}\n#EXT-X-ENDLIST\n"
+    )
+    with pytest.raises(VideoUnreachable):  # a playlist of a host names no file of this machine
+        video.frames(f"{served}/list.m3u8")
     with pytest.raises(VideoUnreachable, match="Not Found"):
         video.frames(f"{served}/absent.mp4")
     with pytest.raises(VideoUnreachable, match="refused"):

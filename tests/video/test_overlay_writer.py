@@ -17,6 +17,7 @@ from PIL import Image
 
 from fusioner_rt import video
 from fusioner_rt.errors import OutputUnwritable, UsageError
+from fusioner_rt.video.overlay_writer import CODECS
 from fusioner_rt.video.written_video import whole_frames
 
 
@@ -47,6 +48,14 @@ def good(path: Path) -> int:
 def test_each_container_shows_the_pictures_at_their_times(tmp_path: Path, ending: str) -> None:
     found = shown(written(tmp_path / f"seen.{ending}"))
     assert [float(time) for time, _ in found] == pytest.approx([index / 5 for index in range(6)], abs=6e-4)
+    for (_, pixels), wanted in zip(found, pan(6), strict=True):
+        assert alike(pixels, wanted)
+
+
+def test_an_ffmpeg_without_x264_writes_mpeg_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODECS, ".mp4", ("libxyz", "mpeg4"))
+    found = shown(written(tmp_path / "seen.mp4"))
+    assert [float(time) for time, _ in found] == pytest.approx([index / 5 for index in range(6)], abs=1e-4)
     for (_, pixels), wanted in zip(found, pan(6), strict=True):
         assert alike(pixels, wanted)
 
