@@ -186,7 +186,8 @@ def _segment(options: argparse.Namespace) -> int:
     words = read_words(options.words_file) if options.words_file else join_words(options.words)
     background = join_words(options.background) if options.background else None
     parse_words(words, background)
-    videos = [] if options.ray else video.named_videos(options.pictures, options.out)
+    local = [name for name in options.pictures if not (options.ray and is_url(name))]  # Ray reads URLs of pictures
+    videos = video.named_videos(local, options.out)
     video.check(options, videos)
     fleet.check(options)
     if options.ray:

@@ -91,6 +91,8 @@ def check(options: argparse.Namespace, videos: Sequence[str]) -> None:
         if alone := next((name for name in OPTIONS if given[name] is not None), None):
             raise UsageError(f"--{alone} is of videos, and pictures were named", "leave it out")
         return
+    if options.ray:
+        raise UsageError("this is a video, and runs on Ray are of pictures", "leave --ray out", subject=videos[0])
     if alone := next((name for name, default in _ALONE.items() if given[name] != default), None):
         raise UsageError(
             f"--{alone} was given with a video, whose masks are lines of JSON in the folder of --out",

@@ -19,6 +19,7 @@ from ..memory_shortage import is_shortage
 from . import sources
 from .frames import Frames
 from .sound import Sound
+from .times import fraction
 from .written_video import copied, edges
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class OverlayWriter:
         container.start_encoding()  # what cannot be written is told now
         if self._after:
             for packet in copied(*self._after):
-                ticks = round(packet.pts * Fraction(packet.time_base) / self._tick)
+                ticks = round(_begins(packet) / self._tick)
                 self._last = ticks
                 self._mux([packet])
                 self.frames += 1
@@ -163,7 +164,7 @@ class OverlayWriter:
         for packet in packets:
             packet.stream = self._stream
             if self._sound:
-                self._sound.write_before(packet.pts * Fraction(packet.time_base))
+                self._sound.write_before(_begins(packet))
             self._container.mux_one(packet)
 
     def _end(self, whole: bool) -> None:
@@ -207,6 +208,11 @@ class OverlayWriter:
                 raise unwritable(self.path, error) from None
             reason = sources.one_line_of(error)
             raise OutputUnwritable(f"cannot be written ({reason})", "choose another ending", self.path) from None
+
+
+def _begins(packet: Any) -> Fraction:
+    """In seconds."""
+    return packet.pts * (fraction(packet.time_base) or Fraction(1))
 
 
 def _even(pixels: np.ndarray) -> np.ndarray:

@@ -111,11 +111,21 @@ def test_several_videos_and_patterns_are_done_one_by_one(
     assert [len(lines(tmp_path / "deeper/out" / name)) for name in ("a.jsonl", "a-2.jsonl")] == [2, 3]
 
 
+def test_label_maps_of_a_longer_run_before_go_and_other_files_stay(command: Command, tmp_path: Path) -> None:
+    assert main(command("again", "--labels")) == 0
+    labels = tmp_path / "again" / "film.labels"
+    (labels / "notes.txt").write_text("mine")
+    assert main(command("again", "--labels", "--to", "0.3")) == 0
+    assert sorted(path.name for path in labels.iterdir()) == ["000000.png", "000001.png", "000002.png", "notes.txt"]
+    assert len(lines(tmp_path / "again" / "film.jsonl")) == len(shown(tmp_path / "again" / "film.overlay.mp4")) == 3
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (["--json", "m.json"], "--json was given with a video"), (["--yolo"], "--yolo was given with a video"),
         (["--polygons"], "--polygons was given"), (["--labelme"], "--labelme was given"),
+        (["--ray"], "this is a video, and runs on Ray are of pictures"),
         (["--from", "1", "--to", "0.5"], "--to is not after --from"), (["--from", "soon"], "--from is 'soon'"),
         (["--live"], "--live is of cameras and URLs, and this is a file"), (["--from", "9"], "holds no frame, or none of the time"),
     ],
