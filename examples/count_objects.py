@@ -6,20 +6,13 @@ python examples/count_objects.py traffic.mp4 --words "car, bus, person"
 
 import argparse
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw
 
 import fusioner_rt
-
-
-def frames(source: str) -> Iterator[np.ndarray]:
-    with av.open(source) as video:
-        for frame in video.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")  # (H, W, 3) uint8
+from fusioner_rt import video
 
 
 def main() -> None:
@@ -31,8 +24,8 @@ def main() -> None:
     given = parser.parse_args()
 
     rows, most = [], -1
-    with fusioner_rt.Session() as session:
-        for seen in session.stream(frames(given.video), given.words):
+    with fusioner_rt.Session() as session, video.frames(given.video) as clip:
+        for seen in session.stream(clip, given.words):
             if seen.result is None:
                 continue
             words, objects = seen.result.words, seen.result.instances(min_area=given.least * seen.result.labels.size)

@@ -8,21 +8,20 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import av
-import numpy as np
 from PIL import Image, ImageDraw
 
 import fusioner_rt
+from fusioner_rt import video
 
 
-def camera(source: str) -> Iterator[np.ndarray]:
-    """Frames as they come; those of a file when they are due."""
+def when_due(camera: video.Frames) -> Iterator[Any]:
+    """A file's frames at the pace at which a camera would give them."""
     start = time.monotonic()
-    with av.open(source) as video:
-        for frame in video.decode(video=0):
-            time.sleep(max(0.0, start + (frame.time or 0.0) - time.monotonic()))
-            yield frame.to_ndarray(format="rgb24")  # (H, W, 3) uint8
+    for index, frame in enumerate(camera):
+        time.sleep(max(0.0, start + camera.time(index) - time.monotonic()))
+        yield frame
 
 
 def main() -> None:
@@ -33,10 +32,10 @@ def main() -> None:
     given = parser.parse_args()
 
     looks = []
-    with fusioner_rt.Session() as session:
+    with fusioner_rt.Session() as session, video.frames(given.source) as camera:
         session.set_vocabulary(given.target)
         session.segment(Image.new("RGB", (64, 64))).instances()  # the first call loads what later ones use
-        for seen in session.stream(camera(given.source), live=True):  # stale frames are dropped
+        for seen in session.stream(when_due(camera), live=True):  # stale frames are dropped
             if seen.result is None:
                 continue
             look, told = seen.result.overlay(legend=False), "no target"
