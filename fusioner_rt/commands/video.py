@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..words.parse import Words
     from .video_files import VideoFiles
 
-OPTIONS = ("every", "from", "to", "live", "container")
+OPTIONS = ("every", "from", "to", "live", "container", "steady")
 """Those of `add_to`."""
 
 _ALONE: dict[str, Any] = {"json": None, "polygons": None, "labelme": False, "yolo": False}
@@ -50,6 +50,10 @@ def add_to(parser: CommandParser) -> None:
     video.add_argument(
         "--live", action="store_true", default=None,
         help="of a URL of http: work on the newest frame and drop those that come meanwhile, as is done for cameras and rtsp:// anyway",
+    )  # fmt: skip
+    video.add_argument(
+        "--steady", type=float, metavar="A",
+        help="keep masks from flickering, 0 to 1; 0.5 is a good start, docs/steadiness.md (0)",
     )  # fmt: skip
     video.add_argument(
         "--container", choices=("mp4", "mov", "mkv", "webm"),
@@ -114,11 +118,13 @@ def segment_videos(
     """Run the command. asked: what results depend on, by option. Returns the exit code."""
     from ..named_pictures import unique_names
     from ..optional_packages import optional
+    from ..results.steadiness import Steadier
     from ..video.sources import find_source, package
     from ..video.times import seconds
     from .video_files import VideoFiles
 
     version = package().__version__
+    Steadier(options.steady or 0.0)  # checks it
     if options.instances:
         optional("scipy.ndimage", "scipy", "instances")
     start, end = (seconds(vars(options)[name], name) for name in ("from", "to"))
@@ -139,11 +145,12 @@ def segment_videos(
 
         def stream(frames: "Frames") -> "Iterator[StreamedFrame]":
             return session.stream(
-                frames, size=size, threshold=threshold, mode=options.mode, window=options.window, live=frames.live
-            )
+                frames, size=size, threshold=threshold, mode=options.mode, window=options.window, live=frames.live,
+                steady=options.steady or 0.0,
+            )  # fmt: skip
 
         for source, name in zip(sources, names, strict=True):
-            files = VideoFiles(source, out, name, record, options.labels)
+            files = VideoFiles(source, out, name, record, options.labels, bool(options.steady))
             runs.append(_Run(source, files, options, start, end))
         return _all(runs, stream, overlay)
 

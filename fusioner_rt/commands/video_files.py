@@ -53,7 +53,9 @@ class Counts:
 class VideoFiles:
     """Names of a video's files, and what is in them. after: the overlay to go on with and its frames, or None."""
 
-    def __init__(self, source: "Source", out: Path, name: str, record: RunRecord, labels: bool) -> None:
+    def __init__(self, source: "Source", out: Path, name: str, record: RunRecord, labels: bool, steady: bool) -> None:
+        """steady: masks depend on the frames before them, and a video that is not done begins anew."""
+        self._steady = steady
         self._source, self._out, self._name, self._record = source, out, name, record
         self.lines, self.partial_lines = out / f"{name}.jsonl", out / f"{name}.partial.jsonl"
         self.labels = out / f"{name}.labels" if labels else None
@@ -78,7 +80,7 @@ class VideoFiles:
         self.next_overlay.unlink(missing_ok=True)
         if self.labels:
             writable_folder(self.labels)
-        if resume and self._goes_on:
+        if resume and self._goes_on and not self._steady:
             self._take_up()
         if self.after is None:
             self.partial_overlay.unlink(missing_ok=True)
@@ -122,7 +124,10 @@ class VideoFiles:
         frames = f"{self.counts.frames} frame{'s' * (self.counts.frames > 1)} of {self._source.name}"
         places = [str(path) for path in (self.partial_overlay, self.partial_lines) if path.exists()]
         text = f"{frames} {'is' if self.counts.frames == 1 else 'are'} in {' and '.join(places)}"
-        return text if self._source.live else f"{text}; the same command with --resume goes on"
+        if self._source.live:
+            return text
+        goes_on = "begins it anew, for steady masks depend on the frames before" if self._steady else "goes on"
+        return f"{text}; the same command with --resume {goes_on}"
 
     def _take_up(self) -> None:
         if not self.partial_lines.exists():

@@ -18,7 +18,7 @@ import pytest
 from made_videos import clip, pan, shown, sound_of
 from PIL import Image
 
-from fusioner_rt import Session
+from fusioner_rt import Segmentation, Session
 from fusioner_rt.cli import main
 from fusioner_rt.video.written_video import whole_frames
 
@@ -87,6 +87,22 @@ def test_options_that_pictures_have_mean_the_same(
     seen = shown(tmp_path / "part" / "mute.overlay.webm")
     assert [round(float(time), 2) for time, _ in seen] == [0, 0.3, 0.6]
     assert seen[0][1].shape == (34, 48, 3)
+
+
+def test_steady_masks_are_those_of_the_stream_and_depend_on_all_frames_before(
+    command: Command, film: Path, session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("out", "--steady", "1")) == 0
+    found = lines(tmp_path / "out" / "film.jsonl")
+    frames = [pixels for _, pixels in shown(film)]
+    for entry, seen in zip(found, session.stream(frames, threshold=0, steady=1), strict=True):
+        assert isinstance(seen.result, Segmentation)
+        assert entry["annotations"] == seen.result.to_coco(entry["index"], 1, compressed=True)
+    (tmp_path / "out" / "film.overlay.mp4").unlink()
+    assert main(command("out", "--steady", "1", "--resume")) == 0
+    assert lines(tmp_path / "out" / "film.jsonl") == found
+    assert main(command("out", "--steady", "1.5")) == 2
+    assert "steady is 1.5; give 0 to 1" in capsys.readouterr().err
 
 
 def test_several_videos_and_patterns_are_done_one_by_one(
