@@ -1,4 +1,4 @@
-"""docs/deploy.md against the code: its blocks run, its commands exist, and its errors are the code's, each and all."""
+"""The pages on deploying against the code: their blocks run, their commands exist, and their errors are the code's, each and all."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from documented import blocks_of
+from error_messages import raised, template
 
 from fusioner_rt import Session, errors
 from fusioner_rt.errors import FusionerError
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "deploy.md").read_text()
-TROUBLE = PAGE.partition("## Troubleshoot")[2]
-MESSAGES, NOTES = TROUBLE.split("### Notes")
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("deploy", "embed", "nvidia", "jetson", "troubleshooting")
+}
+PAGE = "".join(PAGES.values())
+MESSAGES, NOTES = PAGES["troubleshooting"].partition("## GPUs and plans, by message")[2].split("### Notes")
 RUNTIME = (
     "ladder",
     "open_backend",
@@ -64,33 +67,6 @@ NOT_MET = {
 blocks = partial(blocks_of, PAGE)
 
 
-def template(node: ast.AST, constants: dict[str, str]) -> str:
-    """A string's text, … for what is filled in. constants: texts of the module's own names."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.Name):
-        return constants.get(node.id, "")
-    if isinstance(node, ast.FormattedValue):
-        return template(node.value, constants) if isinstance(node.value, ast.Name) else ""
-    parts: list[ast.expr] = []
-    if isinstance(node, ast.JoinedStr):
-        parts = node.values
-    elif isinstance(node, ast.BinOp):
-        parts = [node.left, node.right]
-    return "".join(template(part, constants) or "…" for part in parts)
-
-
-def constants_of(tree: ast.Module) -> dict[str, str]:
-    """Module-level names of texts."""
-    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
-    return {
-        target.id: str(node.value.value)
-        for node in assigned
-        for target in node.targets
-        if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant)
-    }
-
-
 @cache
 def classes() -> dict[str, type[FusionerError]]:
     """Every error there is, by its name."""
@@ -104,48 +80,10 @@ def classes() -> dict[str, type[FusionerError]]:
     return found
 
 
-def raised(file: Path) -> Iterator[tuple[str, str]]:
-    """Class and template of every message in a file: of calls of a class, or of functions that return one, their three
-    facts in one line; and of pairs of a class and a text.
-    """
-    known = classes()
-    tree = ast.parse(file.read_text())
-    constants = constants_of(ast.parse((ROOT / "fusioner_rt" / "cures.py").read_text())) | constants_of(tree)
-    makers = {
-        node.name: node.returns.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name) and node.returns.id in known
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            named = [part.id for part in ast.walk(node.func) if isinstance(part, ast.Name)]
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            named += [makers[name] for name in (called, *named) if name in makers]
-            parts = [facts(node)] if any(template(part, constants) for part in node.args) else []
-        elif isinstance(node, ast.Tuple):
-            named, parts = [part.id for part in node.elts if isinstance(part, ast.Name)], node.elts
-        else:
-            continue
-        for name in set(named) & set(known):
-            yield from ((name, text) for text in (template(part, constants) for part in parts) if text)
-
-
-def facts(call: ast.Call) -> ast.JoinedStr:
-    """subject: found; cure, as the error says it."""
-    subjects = [keyword.value for keyword in call.keywords if keyword.arg == "subject"]
-    found, *cure = call.args or [ast.Constant("")]
-    return ast.JoinedStr(
-        [*with_ends(subjects, ": "), found, *(part for one in cure for part in (ast.Constant("; "), one))]
-    )
-
-
-def with_ends(parts: list[ast.expr], end: str) -> list[ast.expr]:
-    return [one for part in parts for one in (part, ast.Constant(end))]
-
-
 @cache
 def messages(folders: tuple[str, ...] = ("fusioner_rt", "export")) -> list[tuple[str, str]]:
-    return [pair for folder in folders for file in sorted((ROOT / folder).rglob("*.py")) for pair in raised(file)]
+    files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    return [(message.kind, message.text) for file in files for message in raised(file, set(classes()))]
 
 
 def cells(text: str) -> list[list[str]]:
@@ -186,7 +124,7 @@ def test_every_message_is_one_that_its_error_is_raised_with(row: list[str]) -> N
 def test_every_message_of_a_session_on_a_gpu_has_a_row() -> None:
     files = sorted({file for name in RUNTIME for file in (ROOT / "fusioner_rt").glob(f"{name}.py")})
     rows = [(name, fragment) for row in ROWS for name, _ in errors_of(row) for fragment in fragments(row[0])]
-    said = {(kind, text) for file in files for kind, text in raised(file) if text not in NOT_MET}
+    said = {(one.kind, one.text) for file in files for one in raised(file, set(classes())) if one.text not in NOT_MET}
     assert len(said) > 50
     for kind, text in said:
         assert any(name == kind and fragment in text for name, fragment in rows), (kind, text)
@@ -238,7 +176,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_the_python_blocks_run_or_call_a_session_as_it_can_be(checkout: Path) -> None:
-    on_cpu, on_gpu, in_a_service = blocks("python")
+    on_cpu, in_a_service, on_gpu = blocks("python")
     said = run([sys.executable, "-c", on_cpu], checkout)
     assert "not tensorrt: " in said
     service: dict[str, Any] = {}
@@ -265,7 +203,7 @@ def test_the_python_blocks_run_or_call_a_session_as_it_can_be(checkout: Path) ->
 def test_the_commands_that_need_no_gpu_run_in_the_order_of_the_page(checkout: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
     done = []
-    for line in (line for block in blocks("sh") for line in block.splitlines()):
+    for line in (line for block in blocks_of(PAGES["nvidia"], "sh") for line in block.splitlines()):
         program, *rest = shlex.split(line)
         if program == "fusioner-rt":
             done.append(run([sys.executable, "-m", "fusioner_rt", *rest], checkout))

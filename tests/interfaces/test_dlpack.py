@@ -1,4 +1,4 @@
-"""PyTorch reads a result's arrays by DLPack, without a copy. CuPy reads those of `segment_on_device` so: docs/deploy.md."""
+"""PyTorch reads a result's arrays by DLPack, without a copy. CuPy reads those of `segment_on_device` so: docs/nvidia.md."""
 
 from __future__ import annotations
 
