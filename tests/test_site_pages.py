@@ -1,0 +1,121 @@
+"""The pages that the site begins with: their blocks run and print what they say, and their figures are there and small."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from documented import blocks_of
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+THERE = Path(sys.executable).parent
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command in a folder. Returns what it prints."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{THERE}:/usr/bin:/bin", "FUSIONER_CACHE": str(folder / "cache"),
+    }  # fmt: skip
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def said(page: str) -> list[str]:
+    """What the comments beside the prints of a page's Python say that they print, … where they leave it open."""
+    return re.findall(r"^ *print\(.*\)  # (.*)$", "".join(blocks_of(page, "python")), flags=re.MULTILINE)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("docs", "models", "kernels", "fusioner_rt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def test_the_start_page_leads_to_a_mask_in_a_folder_that_holds_a_photograph_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demonstration's bundle stands for the installed one; tests/test_bundle_packages.py finds that by its package."""
+    page = (DOCS / "index.md").read_text()
+    monkeypatch.setenv("FUSIONER_ENGINE", str(ROOT / "models/demo/bundle"))
+    shutil.copy(DOCS / "pictures/cat.jpg", tmp_path / "cat.jpg")
+    install, command = blocks_of(page, "sh")
+    assert shlex.split(install)[:4] == ["pip", "install", "-c", "constraints.txt"]
+    for path in ("constraints.txt", "models/demo"):
+        assert (ROOT / path).exists()
+        assert path in install
+    assert run(["sh", "-ec", command], tmp_path).startswith("cat.jpg: cat ")
+    written = re.findall(r"`(output/[\w.]+)`", page)
+    assert written
+    assert all((tmp_path / name).is_file() for name in written)
+    assert run([sys.executable, "-c", "".join(blocks_of(page, "python"))], tmp_path).splitlines() == said(page)
+    assert (tmp_path / "seen.jpg").is_file()
+
+
+@pytest.mark.parametrize("name", ["concepts", "api", "errors", "exact"])
+def test_the_python_blocks_print_what_they_say(name: str, checkout: Path) -> None:
+    page = (DOCS / f"{name}.md").read_text()
+    lines = run([sys.executable, "-c", "".join(blocks_of(page, "python"))], checkout).splitlines()
+    told = [line for line in said(page) if not line.startswith("the ")]
+    assert told
+    assert [line for line in lines if line in told] == told
+
+
+def test_background_words_take_pixels_and_a_threshold_leaves_them_out(checkout: Path) -> None:
+    """What the text of the page on concepts says of its figures."""
+    page = "".join(blocks_of((DOCS / "concepts.md").read_text(), "python"))
+    ends = """
+assert named.shares[0] < plain.shares[0]
+assert strict.shares.sum() < session.segment("docs/pictures/astronaut.jpg", "person, rocket").shares.sum()
+assert (joint.labels != alone.labels).any()
+assert group.shares[0] >= apart.shares.max()
+"""
+    run([sys.executable, "-c", page + ends], checkout)
+
+
+def test_the_figures_are_small_pictures_and_each_is_shown() -> None:
+    shown = {
+        name
+        for page in ("index", "concepts", "exact")
+        for name in re.findall(r"\]\((figures/[\w.]+)\)", (DOCS / f"{page}.md").read_text())
+    }
+    files = {f"figures/{file.name}" for file in (DOCS / "figures").iterdir()}
+    assert shown == files
+    for name in files:
+        assert (DOCS / name).stat().st_size < 200_000, name
+        if not name.endswith(".svg"):
+            assert Image.open(DOCS / name).width <= 1300, name
+
+
+def test_what_was_measured_stands_on_the_page_that_it_leads_to() -> None:
+    """Every number of an answer, or one that rounds to it."""
+    rows = re.findall(
+        r"^\| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", (DOCS / "measured.md").read_text(), flags=re.MULTILINE
+    )[2:]
+    assert len(rows) > 8
+    for question, answer, _, links in rows:
+        texts = (
+            "".join(((DOCS / link).read_text()) for link in re.findall(r"\]\(([\w./]+)", links))
+            + (ROOT / "README.md").read_text()
+        )
+        there = [float(number) for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", texts)]
+        for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", answer):
+            digits = len(number.partition(".")[2])
+            near = (value / scale for value in there for scale in (1, 1000))
+            assert any(round(value, digits) == float(number) for value in near), (question, number)
+
+
+def test_every_link_between_the_pages_leads_to_a_file() -> None:
+    """Where pages are read as files; `make site` checks anchors too."""
+    for page in DOCS.glob("*.md"):
+        for link in re.findall(r"\]\((?!\w+:|#)([^()#\s]+)", page.read_text()):
+            assert (DOCS / link).exists(), (page.name, link)
