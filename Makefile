@@ -10,9 +10,10 @@ BROWSER = .venv-browser
 CONTAINERS = .venv-containers
 TRITON = .venv-triton
 RAY = .venv-ray
+SITE = .venv-site
 BINDINGS = $(VENV)/tensorrt-bindings
 
-.PHONY: demo test slow room campaign interfaces interfaces-large browser containers triton ray bare bare-serve bench gate gpu gpu-kit lint tensorrt-bindings clean
+.PHONY: demo test slow room campaign interfaces interfaces-large browser containers triton ray site bare bare-serve bench gate gpu gpu-kit lint tensorrt-bindings clean
 
 demo: engines/demo/manifest.json  ## builds the demonstration engines and segments a photograph
 	$(BIN)/fusioner-rt segment "$(PICTURE)" --words "$(WORDS)" --engine engines/demo --out output
@@ -52,6 +53,10 @@ triton: $(TRITON)/.ready  ## the models of export/triton_repository.py in a real
 
 ray: $(RAY)/.ready $(TRITON)/.ready  ## Ray Data and Ray Serve, with a real Ray on this machine
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RAY)/bin/python -m pytest tests/ray
+
+site: $(SITE)/.ready  ## the documentation as a site, build/site: a link, an anchor or a name of the API that leads nowhere ends it
+	$(SITE)/bin/python docs/site/build.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(SITE)/bin/python -m pytest tests/site
 
 bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture
 	rm -rf .venv-bare
@@ -121,6 +126,10 @@ $(RAY)/.ready: $(READY) tests/ray/requirements.txt
 	$(call BESIDE,$(RAY),tests/ray/requirements.txt)
 	touch $@
 
+$(SITE)/.ready: $(READY) tests/site/requirements.txt
+	$(call BESIDE,$(SITE),tests/site/requirements.txt)
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -150,4 +159,4 @@ $(BINDINGS)/.ready: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(INTERFACES) $(BROWSER) $(CONTAINERS) $(TRITON) $(RAY) .venv-bare build engines output
+	rm -rf $(VENV) $(INTERFACES) $(BROWSER) $(CONTAINERS) $(TRITON) $(RAY) $(SITE) .venv-bare build engines output
