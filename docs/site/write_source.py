@@ -33,10 +33,10 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
     "models/demo/README.md": "demonstration.md",
+    "docs/pictures/README.md": "photographs.md",
     "README.md": "index.md",
 }
 """Pages that lie elsewhere than in docs/, by their path. The README itself is none: the start page is in its place."""
-SHOWN = (".md", ".jpg", ".png", ".svg", ".css", ".js", ".jsonl", ".json")
 COMMANDS = (
     ("fusioner-rt", ["-m", "fusioner_rt"]),
     *((f"fusioner-rt {name}", ["-m", "fusioner_rt", name]) for name in ("segment", "serve", "info", "doctor", "words", "fetch")),
@@ -58,7 +58,7 @@ def write(out: Path) -> None:
     """All files of the site's source. out: a folder, which is replaced."""
     shutil.rmtree(out, ignore_errors=True)
     for file in sorted((ROOT / "docs").rglob("*")):
-        if file.suffix in SHOWN and file.suffix != ".md":
+        if file.is_file() and file.suffix not in (".md", ".py", ".pyc"):
             _copy(file, out / file.relative_to(ROOT / "docs"))
     menu = (ROOT / "mkdocs.yml").read_text()
     titles = {page: title for title, page in re.findall(r"^ +- ([^:]+): (\w+\.md)$", menu, flags=re.MULTILINE)}
