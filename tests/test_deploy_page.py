@@ -176,9 +176,10 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_the_python_blocks_run_or_call_a_session_as_it_can_be(checkout: Path) -> None:
-    on_cpu, in_a_service, on_gpu = blocks("python")
-    said = run([sys.executable, "-c", on_cpu], checkout)
+    on_cpu, of_frames, in_a_service, on_gpu = blocks("python")
+    said = run([sys.executable, "-c", on_cpu + of_frames], checkout)
     assert "not tensorrt: " in said
+    assert said.splitlines()[-1].startswith("2 [0.")  # the last of three frames
     service: dict[str, Any] = {}
     exec(in_a_service, service)
     of = {
