@@ -55,7 +55,7 @@ ray: $(RAY)/.ready $(TRITON)/.ready  ## Ray Data and Ray Serve, with a real Ray 
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RAY)/bin/python -m pytest tests/ray
 
 site: $(SITE)/.ready  ## the documentation as a site, build/site: a link, an anchor or a name of the API that leads nowhere ends it
-	$(SITE)/bin/python docs/site/build.py
+	$(SITE)/bin/python docs/site/build_site.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(SITE)/bin/python -m pytest tests/site
 
 bare:  ## the runtime and the demonstration, as an application installs them: their size, and the cost of a first picture

@@ -131,7 +131,7 @@ def drawn() -> None:
     from matplotlib.patches import FancyBboxPatch
 
     figure, axes = plt.subplots(figsize=(8.6, 3.9))
-    axes.set(xlim=(0, 86), ylim=(0, 39))
+    axes.set(xlim=(-1, 87), ylim=(1, 39))
     axes.axis("off")
 
     def box(x: float, y: float, width: float, text: str, colour: str, height: float = 7) -> None:
@@ -151,14 +151,16 @@ def drawn() -> None:
     arrow(49.4, 29.5, 62.6, 29.5, "cosine with\neach word")
     box(63, 26, 22, "K cosines\na pixel", good)
 
-    axes.text(0, 19.5, "here: two kinds of small maps are", fontsize=9, weight="bold")
+    axes.text(0, 19.5, "here: two kinds of small maps are made larger, and no features", fontsize=9, weight="bold")
     box(0, 7, 15, "features\nh × w × d", small)
     arrow(15.4, 11.5, 25.6, 14.5)
     arrow(15.4, 9.5, 25.6, 5.5)
     box(26, 11.5, 20, "K score maps, h × w\nfeature · word", small, 6)
     box(26, 2.5, 20, "5 Gram maps, h × w\nfeature · neighbour", small, 6)
-    arrow(46.4, 14.5, 55, 12, "upsample")
-    arrow(46.4, 5.5, 55, 8.6, "upsample")
+    arrow(46.4, 14.5, 55.5, 11.8)
+    arrow(46.4, 5.5, 55.5, 8.8)
+    for y in (15.2, 4.4):
+        axes.text(51.5, y, "upsample", ha="center", va="center", fontsize=7.4, color="#444")
     axes.text(59, 10.3, "score\n───────\nlength", ha="center", va="center", fontsize=8.6)
     arrow(62.6, 10.3, 66.6, 10.3)
     box(67, 6.8, 18, "K cosines a pixel:\nthe same", good)

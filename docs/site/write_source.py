@@ -77,6 +77,7 @@ def write(out: Path) -> None:
         place = out / site_path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         text = _LINK.sub(lambda link, path=path: _within(path, link[1], out), text)
+        text = re.sub(r"^\|.*", _bars, text, flags=re.MULTILINE)
         place.write_text(_NAMED.sub(lambda link: f"[{titles.get(link[1], link[1])}]", text))
 
 
@@ -94,6 +95,11 @@ def _within(page: PurePosixPath, target: str, out: Path) -> str:
     if place.startswith("files/") and (ROOT / path).is_file():
         _copy(ROOT / path, out / place)
     return os.path.relpath(place, PurePosixPath(site_path(page)).parent)
+
+
+def _bars(row: re.Match[str]) -> str:
+    """A table's row whose bars in code are those of GitHub's form, in that of Python-Markdown, which needs no escape."""
+    return re.sub(r"`[^`]*`", lambda code: code[0].replace(r"\|", "|"), row[0])
 
 
 def _copy(file: Path, place: Path) -> None:

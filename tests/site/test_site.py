@@ -53,7 +53,7 @@ def test_a_fault_in_a_page_ends_a_build_and_is_named(tmp_path: Path, faulty: dic
     menu, rest = configuration.index("\nnav:\n"), configuration.index("\ntheme:\n")
     (tmp_path / "mkdocs.yml").write_text(f"{configuration[:menu]}\nnav: [Start: index.md]{configuration[rest:]}")
     (tmp_path / "build/site-source/index.md").write_text("# A page\n\n" + "\n\n".join(faulty))
-    program = "import build, pathlib, sys; build.generate(pathlib.Path(sys.argv[1]))"
+    program = "import build_site, pathlib, sys; build_site.generate(pathlib.Path(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "mkdocs.yml"], cwd=ROOT / "docs/site", capture_output=True, text=True, timeout=100,
     )  # fmt: skip
