@@ -67,7 +67,8 @@ def raised(file: Path, known: set[str]) -> Iterator[Message]:
             named += [makers[name] for name in (called, *named) if name in makers]
             if not any(template(part, constants) for part in node.args):
                 continue
-            found, cure = ([template(part, constants) for part in node.args] + [""])[:2]
+            found = template(node.args[0], constants)
+            cure = _spelled(node.args[1], constants) or "…" if len(node.args) > 1 else ""
             texts = [(template(_facts(node), constants), found, cure)]
         elif isinstance(node, ast.Tuple):
             named = [part.id for part in node.elts if isinstance(part, ast.Name)]
@@ -76,6 +77,15 @@ def raised(file: Path, known: set[str]) -> Iterator[Message]:
             continue
         for name in sorted(set(named) & known):
             yield from (Message(name, *text) for text in texts if text[0])
+
+
+def _spelled(node: ast.expr, constants: dict[str, str]) -> str:
+    """A cure as the API says it; of a choice between two both."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Spelled":
+        return template(node.args[0], constants)
+    if isinstance(node, ast.IfExp):
+        return "; or: ".join(filter(None, (_spelled(one, constants) for one in (node.body, node.orelse))))
+    return template(node, constants)
 
 
 def _facts(call: ast.Call) -> ast.JoinedStr:
