@@ -19,6 +19,26 @@ OK = real.CUresult.CUDA_SUCCESS
 NO_DRIVER = driver_missing() is not None
 
 
+_taken: set[Any] = set()
+
+
+def _take(name: str, arguments: tuple[Any, ...]) -> None:
+    """The real binding takes these arguments, then finds no driver. It looks for one each time, which takes longer than all
+    else here, so it is asked once for arguments of these kinds."""
+    kinds = name, _kind(arguments)
+    if kinds not in _taken:
+        with uncollected(), pytest.raises(RuntimeError):
+            getattr(real, name)(*arguments)
+        _taken.add(kinds)
+
+
+def _kind(value: Any) -> Any:
+    """What a binding may refuse a value for: its type, and of an integer its bits."""
+    if isinstance(value, tuple | list):
+        return type(value), *map(_kind, value)
+    return (type(value), value < 0, value.bit_length()) if type(value) is int else type(value)
+
+
 class EmulatedDriver:
     """Stands where `cuda.bindings.driver` does. Calls are kept in `calls`; the one named `failing` returns an error.
 
@@ -61,8 +81,7 @@ class EmulatedDriver:
             def noted(*arguments: Any) -> Any:
                 self.calls.append(name)
                 if NO_DRIVER:
-                    with uncollected(), pytest.raises(RuntimeError):  # it takes these arguments, then finds no driver
-                        getattr(real, name)(*arguments)
+                    _take(name, arguments)
                 if name == self.failing:
                     return (real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,)
                 return found(*arguments)
