@@ -1,10 +1,10 @@
 """What tests of several rooms share: a small model, and bundles built from it by the real export."""
 
-import functools
 import json
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,44 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """From now on the exporter is asked once for each module in a whole run: its workers share the graphs it made."""
+    import kept_traces
+
+    from export.onnx import model_graphs
+
+    folder = _of_all_workers(tmp_path_factory) / "traces"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_graphs, "traced", kept_traces.keep(model_graphs.traced, folder))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_traces(traces: None, tiny_checkpoint: Path) -> None:
+    """The tiny model's graphs. Of two workers that need them at once, each begins at its end of the list."""
+    from export.onnx import model_graphs
+    from training import checkpoint
+
+    parts: list[Callable[..., Any]] = [
+        model_graphs.text_graph, model_graphs.decoder_graph, model_graphs.fusion_graph, model_graphs.image_graph
+    ]  # fmt: skip
+    for part in parts[:: -1 if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" else 1]:
+        part(checkpoint.load(tiny_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_traces: None, tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """An fp32 bundle, through export.build_engine.build and all its gates."""
     return _built(tiny_checkpoint, picture_folder, tmp_path_factory, fp16=False)
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle_fp16(tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle_fp16(
+    tiny_traces: None, tiny_checkpoint: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """As tiny_bundle, with --fp16."""
     return _built(tiny_checkpoint, picture_folder, tmp_path_factory, fp16=True)
 
@@ -103,25 +134,27 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 
 @pytest.fixture(scope="session")
-def clip_bundle(small_clip: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip_bundle(small_clip: tuple[Any, Path], traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An fp32 bundle of the small CLIP, as `build_engine.py --model clip-b16` builds one."""
     from export.build_engine import build, parse
     from training import training_free
     from training.encoders.open_clip import _load
 
-    out = tmp_path_factory.mktemp("engines") / "clip-b16"
-    arguments = ["--model", "clip-b16", "--weights", str(small_clip[1]), "--out", str(out), "--max-words", "64"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(training_free.MODELS, "clip-b16", ("tested-dense", SMALL_CLIP["embed_dim"]))
-        build(parse([*arguments, "--max-batch", "4", "--kernels", "sm_80", "--backend", "onnxruntime"]), shown=False)
-    _load.cache_clear()
-    return out
+    def made(out: Path) -> None:
+        arguments = ["--model", "clip-b16", "--weights", str(small_clip[1]), "--out", str(out), "--max-words", "64"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(training_free.MODELS, "clip-b16", ("tested-dense", SMALL_CLIP["embed_dim"]))
+            build(
+                parse([*arguments, "--max-batch", "4", "--kernels", "sm_80", "--backend", "onnxruntime"]), shown=False
+            )
+        _load.cache_clear()
+
+    return _made_once("clip-b16", made, tmp_path_factory)
 
 
 @pytest.fixture
-def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds of the tiny model in this test take seconds, not half a minute: its graphs are traced once a session."""
-    _trace_once(monkeypatch)
+def traced_once(tiny_traces: None) -> None:
+    """Builds of the tiny model in this test take seconds, not half a minute."""
 
 
 @pytest.fixture(scope="session")
@@ -147,30 +180,30 @@ def _built(checkpoint: Path, pictures: Path, temporary: pytest.TempPathFactory, 
     from export.build_engine import Options, build
     from fusioner_rt.bundle import read_manifest, write_manifest
 
-    out = temporary.mktemp("engines") / ("tiny-fp16" if fp16 else "tiny")
-    with pytest.MonkeyPatch.context() as patch:
-        _trace_once(patch)
+    def made(out: Path) -> None:
         limits: dict[str, Any] = {"max_words": 64, "max_batch": 4, "kernels": "sm_80"}
         build(Options(checkpoint, out, fp16, **limits, backend="onnxruntime", pictures=pictures), shown=False)
-    # It stands for a trained model's: what is said of random weights would stand between every test and what it is about.
-    manifest = read_manifest(out)
-    assert manifest.pop("random_weights") == ["image", "text"]
-    write_manifest(out, manifest)
-    return out
+        # It stands for a trained model's: what is said of random weights would stand between every test and what it is
+        # about.
+        manifest = read_manifest(out)
+        assert manifest.pop("random_weights") == ["image", "text"]
+        write_manifest(out, manifest)
+
+    return _made_once("tiny-fp16" if fp16 else "tiny", made, temporary)
 
 
-def _trace_once(patch: pytest.MonkeyPatch) -> None:
-    """Tracing is nearly all of a build's time, and the tiny model is always the same: both precisions share its graphs."""
-    from export.onnx import model_graphs
+def _made_once(name: str, make: Callable[[Path], None], temporary: pytest.TempPathFactory) -> Path:
+    """A folder that one worker of a run makes. Each has a copy, for tests may change what is theirs."""
+    from kept_traces import alone
 
-    for name in ("text_graph", "picture_graphs"):
-        patch.setattr(model_graphs, name, functools.partial(_traced, name, getattr(model_graphs, name)))
+    made = _of_all_workers(temporary) / name / name
+    made.parent.mkdir(exist_ok=True)
+    with alone(made):
+        if not made.exists():
+            make(made)
+    return Path(shutil.copytree(made, temporary.mktemp("engines") / name))
 
 
-_graphs: dict[str, Any] = {}
-
-
-def _traced(name: str, trace: Any, model: Any) -> Any:
-    if name not in _graphs:
-        _graphs[name] = trace(model)
-    return _graphs[name]
+def _of_all_workers(temporary: pytest.TempPathFactory) -> Path:
+    own = temporary.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

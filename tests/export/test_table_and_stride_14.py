@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ import torch
 from PIL import Image
 
 from export import build_engine
-from export.onnx import model_graphs
 from fusioner_rt import Session
 from fusioner_rt.bundle import read_manifest
 from fusioner_rt.cli import main
@@ -26,13 +23,13 @@ from fusioner_rt.words.templates import PLACE
 from training import checkpoint
 from training.encoders import table
 from training.encoders.vision_transformer import VARIANTS
-from training.model import Fusioner, FusionerConfig
+from training.model import FusionerConfig
 
 NAMES = ["cat", "traffic light", "sofa", "soda", "lamp", "spoon", "rug"]  # of the gates' words, two
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> dict[str, Path]:
+def bundles(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path, traces: None) -> dict[str, Path]:
     """The command line's work, in both precisions; the graphs are traced once, for that takes nearly all the time."""
     folder = tmp_path_factory.mktemp("table")
     rows = [{"name": name, "synonyms": ["couch"] if name == "sofa" else []} for name in NAMES]
@@ -51,8 +48,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> d
         patch.setitem(VARIANTS, "dinov2-vits14", small)
         torch.manual_seed(0)
         checkpoint.save(checkpoint.build(config), folder / "checkpoint", {"pictures": 0})
-        for name in ("text_graph", "picture_graphs"):
-            patch.setattr(model_graphs, name, traced_once(getattr(model_graphs, name)))
         for precision in ("fp32", "fp16"):
             command = ["--checkpoint", str(folder / "checkpoint"), "--out", str(folder / precision)]
             command += [
@@ -67,17 +62,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> d
             ]
             assert build_engine.main([*command, *(["--fp16"] if precision == "fp16" else [])]) == 0
     return {precision: folder / precision for precision in ("fp32", "fp16")}
-
-
-def traced_once(trace: Callable[[Fusioner], Any]) -> Callable[[Fusioner], Any]:
-    made: list[Any] = []
-
-    def first(model: Fusioner) -> Any:
-        if not made:
-            made.append(trace(model))
-        return made[0]
-
-    return first
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

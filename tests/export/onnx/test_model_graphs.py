@@ -47,10 +47,10 @@ def test_image_fusion_is_the_model_for_any_pictures_words_and_size(
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_bundle):
+def parts(tiny_bundle, model):
     """The two parts of image_fusion that are graphs of their own in every bundle, and its decoder."""
     made = {name: onnx.load(tiny_bundle / f"{name}.onnx") for name in ("image", "fusion")}
-    return made | {"decoder": decoder_graph(tiny())}
+    return made | {"decoder": decoder_graph(model)}
 
 
 def in_turn(parts, pixels, words):
@@ -77,7 +77,8 @@ def test_the_parts_in_turn_are_the_whole(graphs, parts, pictures, vocabularies, 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"fusion": "late"}, {"fusion": "none", "decoder": ()}, {"aligned": 16, "decoder": ()},
+        {"fusion": "late"}, {"fusion": "none", "decoder": ()},
+        pytest.param({"aligned": 16, "decoder": ()}, marks=pytest.mark.slow),  # also in runtime/tensorrt/test_aligned_sessions.py
         pytest.param({"aligned": 16, "fusion": "late"}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip

@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from export.onnx import model_graphs
 from export.onnx.half_precision import to_half
-from export.onnx.model_graphs import text_graph
 from export.onnx.round_weights import round_weights
 from export.onnx.small_weights import GROUP, Rounded, small, whole
 from training.encoders.bert import Bert
@@ -32,7 +32,7 @@ def rounded(half: bool) -> tuple[dict[bytes, Rounded], onnx.ModelProto]:
     """The codes of the encoder's weights, and the graph of the encoder that was rounded."""
     model = made()
     codes = round_weights(model.text_encoder, half)
-    graph = text_graph(model)
+    graph = model_graphs.text_graph(model)
     return codes, to_half(graph) if half else graph
 
 
@@ -46,7 +46,7 @@ def run(graph: onnx.ModelProto) -> np.ndarray:
     return np.asarray(found)
 
 
-@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("half", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_small_graph_is_the_graph_of_the_rounded_encoder(half: bool) -> None:
     codes, graph = rounded(half)
     stored = small(graph, codes)
@@ -58,7 +58,7 @@ def test_the_small_graph_is_the_graph_of_the_rounded_encoder(half: bool) -> None
     assert stored.ByteSize() < (0.5 if half else 0.27) * graph.ByteSize()
 
 
-@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("half", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_whole_graph_comes_back_weight_by_weight(half: bool) -> None:
     codes, graph = rounded(half)
     again = whole(small(graph, codes))

@@ -23,7 +23,7 @@ WORDS = ["cat", "tree", "red car", "wall"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path, tiny_traces: None) -> Path:
     """A checkpoint and a planned bundle of the tiny model with an aligned residual that knows one of WORDS."""
     folder = tmp_path_factory.mktemp("aligned")
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Pa
     ("input_size", "options"),
     [
         (None, {}), (None, {"size": (40, 31)}), (None, {"probabilities": True}), (None, {"mode": "independent"}),
-        (None, {"background": "grass, sky"}), (64, {}), (64, {"mode": "independent"}),
+        (None, {"background": "grass, sky"}), (64, {}), pytest.param(64, {"mode": "independent"}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_masks_are_those_of_the_cpu(
