@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks import command, machine
@@ -99,7 +99,7 @@ def run(given: argparse.Namespace) -> int:
         return 0
     made = fleet_tables.tables(rows, command.read(LATENCY, "latency"), given.price)
     if given.page:
-        write_page(given.page, {name: make() for name, make in made.items()})
+        write_page(given.page, made)
         return 0
     if given.table and given.table not in made:
         raise UsageError(
@@ -110,20 +110,23 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def write_page(page: Path, made: Mapping[str, str]) -> None:
-    """Write tables into a page, each between the marks of its name. Raises UsageError, OutputUnwritable."""
+def write_page(page: Path, made: Mapping[str, Callable[[], str]]) -> None:
+    """Write tables into a page, each between the marks of its name; what has no marks is not made.
+
+    Raises UsageError, OutputUnwritable.
+    """
     try:
         text = page.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot be read ({error})", "name a page with marks for the tables", subject=page) from None
-    for name, table in made.items():
+    for name, make in made.items():
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not (mark and end):
             raise UsageError(
                 f"has no marks for the table {name}", f"add <!-- {name} --> and <!-- /{name} -->", subject=page
             )
-        text = f"{before}{mark}{table}\n{end}{after}"
+        text = f"{before}{mark}{make()}\n{end}{after}"
     write_result(page, lambda stream: stream.write(text.encode()))
 
 
@@ -139,7 +142,7 @@ def _check(given: argparse.Namespace) -> int:
     print(f"{fleet_tables.samples(rows)}\n\n{fleet_tables.check(rows)}")
     if given.page:
         made = fleet_tables.tables(rows, command.read(LATENCY, "latency"))
-        write_page(given.page, {name: make() for name, make in made.items()})
+        write_page(given.page, made)
     return 0
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from documented import blocks_of
 from PIL import Image
@@ -49,6 +50,7 @@ def voc(folder: Path) -> None:
         (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("2007_000001\n2007_000002\n")
 
 
+@pytest.mark.slow
 def test_the_blocks_run_in_their_order(tmp_path: Path) -> None:
     for name in ("docs", "export", "training", "kernels"):
         (tmp_path / name).symlink_to(ROOT / name)

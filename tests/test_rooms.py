@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,13 +40,18 @@ def named(node: ast.AST, package: str) -> Iterator[str]:
         yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
+def imported(text: str, package: str) -> frozenset[str]:
+    return frozenset(one for node in ast.walk(ast.parse(text)) for one in named(node, package))
+
+
 def imports(root: Path) -> Graph:
     """The modules of PACKAGES that each of them imports: at its top, in a function, or for types alone."""
     files = {module(file, root): file for package in PACKAGES for file in (root / package).rglob("*.py")}
     graph: Graph = {}
     for name, file in files.items():
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-        found = {one for node in ast.walk(ast.parse(file.read_text())) for one in named(node, package)}
+        found = imported(file.read_text(), package)
         graph[name] = {one if one in files else one.rpartition(".")[0] for one in found} & files.keys() - {name}
     return graph
 

@@ -123,17 +123,22 @@ def test_no_file_takes_the_place_of_a_closed_stream(tiny_bundle: Path, photo: Pa
     assert (tmp_path / "result").read_bytes() == b"mine"
 
 
+COMMANDS = {
+    "export.add_plans": ["{folder}", "--backend", "tensorrt-rtx"],
+    "training.train": ["demo", "--data", "{folder}"],
+}
+SLOWER = {
+    "training.datasets": ["check", "{folder}"],
+    "training.evaluate": ["{folder}", "--data", "{folder}"],
+    "export.build_engine": ["--checkpoint", "{folder}"],
+    "training.across": ["{folder}", "--data", "{folder}"],
+    "training.table": [],
+}
+
+
 @pytest.mark.parametrize(
     ("program", "arguments"),
-    [
-        ("training.datasets", ["check", "{folder}"]),
-        ("training.evaluate", ["{folder}", "--data", "{folder}"]),
-        ("export.add_plans", ["{folder}", "--backend", "tensorrt-rtx"]),
-        ("export.build_engine", ["--checkpoint", "{folder}"]),
-        ("training.train", ["demo", "--data", "{folder}"]),
-        ("training.across", ["{folder}", "--data", "{folder}"]),
-        ("training.table", []),
-    ],
+    [*COMMANDS.items(), *(pytest.param(*command, marks=pytest.mark.slow) for command in SLOWER.items())],
 )
 def test_other_commands_too_end_without_a_traceback_and_show_no_escapes(
     program: str, arguments: list[str], tmp_path: Path

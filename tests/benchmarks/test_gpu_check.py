@@ -37,13 +37,16 @@ def check(
     return done, {row["step"]: row for row in rows}
 
 
+@pytest.mark.parametrize(
+    "steps", [["cubins", "engines"], pytest.param(list(gpu_steps.STEPS), marks=pytest.mark.slow)], ids=["two", "all"]
+)
 def test_every_step_that_needs_no_gpu_passes_through_the_emulated_driver(
-    tiny_bundle_fp16: Path, tmp_path: Path
+    steps: list[str], tiny_bundle_fp16: Path, tmp_path: Path
 ) -> None:
     record = tmp_path / "records" / "gpu.jsonl"
-    done, rows = check("--emulated", "--json", str(record), bundle=tiny_bundle_fp16)
+    done, rows = check("--emulated", "--steps", ",".join(steps), "--json", str(record), bundle=tiny_bundle_fp16)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(rows) == list(gpu_steps.STEPS)
+    assert list(rows) == steps
     for name, row in rows.items():
         expected = "ok" if name in EMULABLE else "skipped"
         assert row["verdict"] == expected, row
@@ -79,23 +82,28 @@ if any("gpu_check" in argument for argument in sys.argv):
 """
 
 
-def test_a_fault_fails_the_step_it_is_in_and_no_other(tiny_bundle_fp16: Path, tmp_path: Path) -> None:
+VERDICTS = {"cubins": "failed", "ptx": "timeout", "preprocess": "failed", "path": "failed", "versions": "ok"}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [["preprocess", "path", "versions"], pytest.param(list(VERDICTS), marks=pytest.mark.slow)],
+    ids=["three", "all"],
+)
+def test_a_fault_fails_the_step_it_is_in_and_no_other(steps: list[str], tiny_bundle_fp16: Path, tmp_path: Path) -> None:
     """A kernel that writes a wrong label, a step that hangs, one that dies, an engine of zeros."""
     faults = FAULTS.format(emulation=str(ROOT / "tests" / "emulation"), root=str(ROOT))
     (tmp_path / "sitecustomize.py").write_text(faults)
-    steps = "cubins,ptx,preprocess,path,versions"
-    done, rows = check("--emulated", "--steps", steps, bundle=tiny_bundle_fp16, paths=(tmp_path,))
+    done, rows = check("--emulated", "--steps", ",".join(steps), bundle=tiny_bundle_fp16, paths=(tmp_path,))
     assert done.returncode == 1
-    assert {name: row["verdict"] for name, row in rows.items()} == {
-        "cubins": "failed", "ptx": "timeout", "preprocess": "failed", "path": "failed", "versions": "ok",
-    }  # fmt: skip
+    assert {name: row["verdict"] for name, row in rows.items()} == {name: VERDICTS[name] for name in steps}
     for step, says in (
         ("cubins", "labels differ that no rounding explains"),
         ("ptx", "did not end within 4 seconds"),
         ("preprocess", "ended with 11 and no result"),
         ("path", "of the labels are the CPU's"),
     ):
-        assert says in rows[step]["why"], rows[step]
+        assert step not in steps or says in rows[step]["why"], rows[step]
 
 
 def test_steps_end_with_the_budget(tiny_bundle_fp16: Path) -> None:
@@ -105,7 +113,7 @@ def test_steps_end_with_the_budget(tiny_bundle_fp16: Path) -> None:
     assert "the 4 seconds of --budget are over" in rows["cubins"]["why"]
 
 
-@pytest.mark.parametrize("kind", ["smooth", "random"])
+@pytest.mark.parametrize("kind", ["smooth", pytest.param("random", marks=pytest.mark.slow)])
 def test_times_are_of_replays_over_buffers_that_no_cache_holds(
     tiny_bundle_fp16: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -192,6 +200,7 @@ def test_bfloat16_is_float32_cut_short() -> None:
     assert np.abs(rounded / values - 1).max() < 2**-7
 
 
+@pytest.mark.slow  # CI makes one: make gpu-kit
 def test_the_kit_is_small_and_runs_from_a_folder_of_its_own(tiny_bundle_fp16: Path, tmp_path: Path) -> None:
     kit = tmp_path / "somewhere" / "kit"
     size = gpu_kit.build(tiny_bundle_fp16, kit)

@@ -397,7 +397,9 @@ def measured(work: Path, monkeypatch: pytest.MonkeyPatch, dies: str = "", at: st
         return {row["candidate"]: row for row in latency.measure(cell, given, bar)}, sent
 
 
-@pytest.mark.parametrize("at", ["open", "first", "call", "peak"])
+@pytest.mark.parametrize(
+    "at", ["call", *(pytest.param(at, marks=pytest.mark.slow) for at in ("open", "first", "peak"))]
+)
 def test_a_candidate_that_dies_at_any_moment_is_a_row_and_the_others_are_measured(
     work: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -408,7 +410,7 @@ def test_a_candidate_that_dies_at_any_moment_is_a_row_and_the_others_are_measure
     assert "skipped" not in rows["eager"]
 
 
-@pytest.mark.parametrize("at", ["open_truth", "check"])
+@pytest.mark.parametrize("at", ["open_truth", pytest.param("check", marks=pytest.mark.slow)])
 def test_without_the_truth_no_candidate_is_measured(work: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     rows, _ = measured(work, monkeypatch, "truth", at)
     for row in rows.values():
@@ -416,18 +418,24 @@ def test_without_the_truth_no_candidate_is_measured(work: Path, monkeypatch: pyt
         assert "p50_ms" not in row
 
 
+@pytest.mark.parametrize(
+    ("changed", "slow", "calls"),
+    [
+        ({"seconds": 0.0}, 0.0, 1),
+        pytest.param({"seconds": 0.5, "repeats": 500}, 1e6, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_all_candidates_of_a_cell_take_as_many_turns_and_are_warmed_up_alike(
-    work: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], slow: float, calls: int
 ) -> None:
-    for changed, slow, calls in (({"seconds": 0.5, "repeats": 500}, 1e6, 2), ({"seconds": 0.0}, 0.0, 1)):
-        monkeypatch.setattr(latency, "SLOW_MS", slow)
-        rows, sent = measured(work, monkeypatch, **{"repeats": 30, **changed})
-        turns = rows["eager"]["repeats"]
-        assert rows["ours"]["repeats"] == turns
-        assert turns == latency.MIN_REPEATS if slow == 0 else latency.MIN_REPEATS < turns < 500
-        asked = {name: sent.count((name, "call")) for name in rows}
-        assert asked["ours"] == calls * turns + (slow == 0)  # one more tells whether it is slow
-        assert asked["eager"] == calls * turns
+    monkeypatch.setattr(latency, "SLOW_MS", slow)
+    rows, sent = measured(work, monkeypatch, **{"repeats": 30, **changed})
+    turns = rows["eager"]["repeats"]
+    assert rows["ours"]["repeats"] == turns
+    assert turns == latency.MIN_REPEATS if slow == 0 else latency.MIN_REPEATS < turns < 500
+    asked = {name: sent.count((name, "call")) for name in rows}
+    assert asked["ours"] == calls * turns + (slow == 0)  # one more tells whether it is slow
+    assert asked["eager"] == calls * turns
 
 
 def test_the_99th_percentile_is_told_of_twenty_calls_and_not_of_fewer(record: Path) -> None:

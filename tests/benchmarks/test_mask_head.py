@@ -204,6 +204,7 @@ def hearing():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_the_cells_measured_so_far(tmp_path):
     file = tmp_path / "rows.jsonl"
     arguments = command("--suite", "smoke", "--busy", "--threads", 1, "--repeats", 1000, "--candidates", "ours,lowres")

@@ -14,19 +14,21 @@ RECORD = machine.ROOT / "docs/records/service.jsonl"
 SHORT = ["--seconds", "1", "--rounds", "1", "--clients", "1,4", "--busy"]
 
 
+@pytest.mark.parametrize("clients", [(4,), pytest.param((1, 4), marks=pytest.mark.slow)])
 def test_a_row_per_case_and_beyond_capacity_only_answers_and_refusals(
-    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clients: tuple[int, ...], tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = tmp_path / "service.jsonl"
     given = ["--engine", str(tiny_bundle), "--json", str(record), "--minutes", "0.05", *SHORT]
+    given += ["--clients", ",".join(map(str, clients))]
     assert service.main(given) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     rows = [json.loads(line) for line in record.read_text().splitlines()]
-    *bare, one_1, one_8, four_1, four_8, beyond, memory = rows
+    *measured, beyond, memory = rows
+    bare, served = measured[: -2 * len(clients)], measured[-2 * len(clients) :]
     assert {row["case"] for row in bare} == {"bare"}
-    served = [one_1, one_8, four_1, four_8]
     assert [(row["case"], row["clients"], row["max_batch"]) for row in served] == [
-        ("service", clients, batch) for clients in (1, 4) for batch in (1, 8)
+        ("service", count, batch) for count in clients for batch in (1, 8)
     ]
     for row in (*bare, *served):
         assert row["pictures_a_second"] > 0

@@ -249,6 +249,7 @@ def test_what_is_wrong_is_said_in_one_line(bundle: Path, capsys: pytest.CaptureF
     assert all(line.startswith("add_plans: ") for line in said)
 
 
+@pytest.mark.slow
 def test_damaged_and_lost_plans_are_built_again_and_whole_ones_stay(bundle: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
     for target in ("sm_89", "sm_120"):

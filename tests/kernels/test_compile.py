@@ -45,7 +45,7 @@ def compiled(request: pytest.FixtureRequest) -> list[Compiled]:
     return [choose(name, request.param) for name in names() if exists(name, request.param)]
 
 
-IN_CI = (75, 90, 120)  # the others take ten seconds each
+IN_CI = (90,)  # each takes ten seconds
 every_architecture = pytest.mark.parametrize(
     "compiled",
     [pytest.param(target, marks=[] if target in IN_CI else pytest.mark.slow, id=f"sm_{target}") for target in TARGETS],
@@ -115,7 +115,16 @@ def test_a_kernel_that_may_fuse_is_seen_to_and_portable_ptx_leaves_the_driver_no
         assert compiler.instructions((tmp_path / "cubin").read_bytes()).get("FFMA", 0) == fused
 
 
-def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "assemblers",
+    [
+        [("ptxas", 80), ("ptxas_blackwell", 120)],
+        pytest.param([("ptxas", 87), ("ptxas", 90)], marks=pytest.mark.slow),
+    ],
+)
+def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(
+    assemblers: list[tuple[str, int]], tmp_path: Path
+) -> None:
     compiler.write(tmp_path, names(("float16",)), (80,))
     record = json.loads((tmp_path / compiler.RECORD).read_text())
     for name, kernel in record["kernels"].items():
@@ -123,7 +132,7 @@ def test_portable_ptx_is_that_of_sm_80_and_has_the_entry_the_record_names(tmp_pa
         assert kernel["ptx"]["target"] == "sm_80"
         assert re.search(r"^\.target sm_80$", text, re.MULTILINE), name
         assert re.search(r"^\.version 8\.0$", text, re.MULTILINE), name  # of CUDA 12.0
-        for assembler, target in (("ptxas", 80), ("ptxas", 87), ("ptxas", 90), ("ptxas_blackwell", 120)):
+        for assembler, target in assemblers:
             command = [
                 getattr(compiler.knobs.nvidia, assembler).path,
                 f"-arch=sm_{target}",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from fusioner_rt.preprocess import Preprocessing
@@ -13,12 +14,15 @@ from fusioner_rt.preprocess import Preprocessing
 LAWS = Path(__file__).with_name("resize_laws.py")
 
 
-def test_resize_kernels_keep_their_laws() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize(
+    ("which", "divisor"), [("not slow", "8"), pytest.param("slow or not slow", "1", marks=pytest.mark.slow)]
+)
+def test_resize_kernels_keep_their_laws(which: str, divisor: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LAWS_DIVISOR": divisor}
     environment.pop("PYTEST_XDIST_WORKER", None)
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--durations=3", str(LAWS)]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", which, str(LAWS)]
     done = subprocess.run(command, cwd=LAWS.parents[2], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

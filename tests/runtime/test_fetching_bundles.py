@@ -501,7 +501,7 @@ def test_an_interrupt_leaves_nothing(server: Server, data: Path) -> None:
     assert not data.parents[1].exists()
 
 
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("named", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_fetch_that_is_killed_at_any_moment_leaves_the_old_bundle_or_the_new(
     named: bool, files: Files, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -82,8 +82,17 @@ def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("flavour", VERSIONS)
-@pytest.mark.parametrize("change", [zeros, the_first_picture_for_all, two_words_swapped, no_numbers])
+CHANGES = [zeros, the_first_picture_for_all, two_words_swapped, no_numbers]
+
+
+@pytest.mark.parametrize(
+    ("flavour", "change"),
+    [
+        *(("tensorrt-rtx", change) for change in CHANGES),
+        ("tensorrt", zeros),
+        *(pytest.param("tensorrt", change, marks=pytest.mark.slow) for change in CHANGES[1:]),
+    ],
+)
 def test_an_engine_that_computes_something_else_fails_its_rung(
     folder: Path, monkeypatch: pytest.MonkeyPatch, flavour: str, change: Callable[[Outputs], Outputs]
 ) -> None:

@@ -102,7 +102,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("what", "limits"),
-    [("opened short", [1, 40, 90, 2000]), ("run short", [1, 6, 12, 20, 30, 70, 2000])],
+    [
+        ("opened short", [1, 40, 2000]),
+        ("run short", [1, 12, 2000]),
+        pytest.param("opened short", [1, 20, 40, 90, 200, 2000], marks=pytest.mark.slow),
+        pytest.param("run short", [1, 6, 12, 20, 30, 70, 2000], marks=pytest.mark.slow),
+    ],
 )
 def test_every_limit_gives_the_right_result_or_memory_short(
     large: Path, tmp_path: Path, what: str, limits: list[int]

@@ -16,14 +16,13 @@ from PIL import Image
 from fusioner_rt import Session
 
 ROOT = Path(__file__).parents[2]
-THREADS, PICTURES = 8, 500
+THREADS = 8
 VOCABULARIES = ("cat", "sofa, cat", "red car, bus stop, person", "cup, table, tree, sky, cat")
 EDGES = ((40, 56), (61, 93), (96, 64), (33, 130))
 SIZES = (None, None, (47, 31))
 
 
-@pytest.fixture(scope="module")
-def requests() -> list[tuple[Any, dict[str, Any]]]:
+def requests(pictures: int) -> list[tuple[Any, dict[str, Any]]]:
     """Calls on crops of the photographs, of every kind: alone and in lists, words joint and each alone, other sizes."""
     photographs = [
         np.asarray(Image.open(path).convert("RGB")) for path in sorted((ROOT / "docs/pictures").glob("*.jpg"))
@@ -38,7 +37,7 @@ def requests() -> list[tuple[Any, dict[str, Any]]]:
         return photograph[top : top + height, left : left + width]
 
     made: list[tuple[Any, dict[str, Any]]] = []
-    numbers = iter(range(PICTURES))
+    numbers = iter(range(pictures))
     for turn in itertools.count():
         options = {"words": VOCABULARIES[turn % len(VOCABULARIES)], "size": SIZES[turn % len(SIZES)]}
         if turn % 10 == 9:
@@ -58,18 +57,18 @@ def bits(session: Session, request: tuple[Any, dict[str, Any]]) -> list[bytes]:
     ]
 
 
-def test_eight_threads_on_one_session_get_bit_for_bit_what_one_thread_gets(
-    tiny_bundle: Path, requests: list[tuple[Any, dict[str, Any]]]
-) -> None:
+@pytest.mark.parametrize("pictures", [150, pytest.param(500, marks=pytest.mark.slow)])
+def test_eight_threads_on_one_session_get_bit_for_bit_what_one_thread_gets(tiny_bundle: Path, pictures: int) -> None:
+    asked = requests(pictures)
     with Session(tiny_bundle, backend="onnxruntime-cpu", cache=False) as session:
-        alone = [bits(session, request) for request in requests]
-    assert sum(map(len, alone)) == PICTURES
-    assert len({one for answer in alone for one in answer}) > PICTURES / 2  # they tell pictures apart
+        alone = [bits(session, request) for request in asked]
+    assert sum(map(len, alone)) == pictures
+    assert len({one for answer in alone for one in answer}) > pictures / 2  # they tell pictures apart
     start = Barrier(THREADS)
 
     def worker(first: int) -> dict[int, list[bytes]]:
         start.wait(30)
-        return {index: bits(session, requests[index]) for index in range(first, len(requests), THREADS)}
+        return {index: bits(session, asked[index]) for index in range(first, len(asked), THREADS)}
 
     with (
         Session(tiny_bundle, backend="onnxruntime-cpu", cache=False) as session,
@@ -78,7 +77,7 @@ def test_eight_threads_on_one_session_get_bit_for_bit_what_one_thread_gets(
         together: dict[int, list[bytes]] = {}
         for part in threads.map(worker, range(THREADS)):
             together |= part
-    assert [together[index] for index in range(len(requests))] == alone
+    assert [together[index] for index in range(len(asked))] == alone
 
 
 OPEN_AND_CLOSE = """
@@ -104,7 +103,7 @@ def now():
 for index in range(20):
     used(index)
 before = now()
-for index in range(200):
+for index in range(int(sys.argv[2])):
     used(index)
 closed = now()
 kept = [used(index, close=False) for index in range(10)]
@@ -113,8 +112,9 @@ print(json.dumps([before, closed, now()]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
-def test_two_hundred_sessions_opened_and_closed_take_less_than_three_kept_open(tiny_bundle: Path) -> None:
-    command = [sys.executable, "-c", OPEN_AND_CLOSE, str(tiny_bundle)]
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_sessions_opened_and_closed_take_less_than_three_kept_open(tiny_bundle: Path, count: int) -> None:
+    command = [sys.executable, "-c", OPEN_AND_CLOSE, str(tiny_bundle), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     before, closed, kept = json.loads(done.stdout)

@@ -122,7 +122,8 @@ def no_token(service: Any, png: bytes) -> None:
         assert service.ask("POST", ONE, bytes(3 * MEGABYTE), Authorization="Bearer other").status == 401
 
 
-FAULTS = [hang_up, half_a_body, malformed, bomb, thousand_words, slow_reader, no_token]
+SLOWER = [malformed, bomb, thousand_words, slow_reader]
+FAULTS = [hang_up, half_a_body, no_token, *(pytest.param(fault, marks=pytest.mark.slow) for fault in SLOWER)]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

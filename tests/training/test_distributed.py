@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusioner_rt.errors import UsageError
+from training import train
 from training.checkpoint import read_config
 from training.distributed import Processes, choose_device
 
@@ -23,23 +24,26 @@ def test_every_row_is_one_processes_and_shares_differ_by_one_at_most(size: int, 
 
 
 def run(shapes: Path, out: Path, count: int, *more: str) -> list[tuple[float, float]]:
-    """Loss and learning rate of every step, trained by `count` processes under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "training.train", "tiny", "--data", str(shapes), "--out", str(out)]
-    command += ["--cache", str(out.parent / f"cache{count}"), "--batch", "5", "--steps", "5", *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 1:") == 1, "the first process alone prints"
+    """Loss and learning rate of every step, trained by `count` processes under torchrun; one is this process."""
+    arguments = ["tiny", "--data", str(shapes), "--out", str(out), "--cache", str(out.parent / f"cache{count}")]
+    arguments += ["--batch", "5", "--steps", "5", *more]
+    if count == 1:
+        assert train.main(arguments) == 0
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        done = subprocess.run(
+            [*command, "-m", "training.train", *arguments], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch 1:") == 1, "the first process alone prints"
     with (out / "steps.csv").open(newline="") as file:
         return [(float(row["loss"]), float(row["rate"])) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow  # in one process: test_train.py's test_processes_draw_alike_and_their_rows_make_up_the_batch
 @pytest.mark.parametrize(
     "more",
-    [
-        ["--accumulate", "2", "--word-noise", "0.1", "--jaccard", "1"],
-        pytest.param(["--fusion", "none", "--augment", "full"], marks=pytest.mark.slow),
-    ],
+    [["--accumulate", "2", "--word-noise", "0.1", "--jaccard", "1"], ["--fusion", "none", "--augment", "full"]],
 )
 def test_two_processes_take_the_steps_of_one(shapes: Path, tmp_path: Path, more: list[str]) -> None:
     """8 pictures in batches of 5: whole and partial batches; with cached features, some without a row for one process.

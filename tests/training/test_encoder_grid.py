@@ -3,7 +3,8 @@
 The classes and the code are those of the real encoders; width, depth and weights are not. All text encoders here have
 one width, so one image graph serves every text encoder. What differs in numbers alone is traced once, for tracing takes
 seconds: CLIP-L stands for CLIP-B, BERT-B for MiniLM, and DINOv2 for DINO and MoCo v3, whose layers are its own without
-the scale. BERT-L here is pooled by its first token. In CI DINOv2 and a table stand for all; `make slow` traces the others.
+the scale. BERT-L here is pooled by its first token. `make slow` traces them; in CI export/test_table_and_stride_14.py traces
+a DINOv2 and a table, and conftest.py a CLIP and a BERT.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ TABLE_1 = [
     for text in texts
 ]
 OTHERS = [("ResNet-101", "CLIP-B"), ("DINOv2", "MiniLM"), ("DINOv2", "table"), ("CLIP-B", "table")]
-TRACED_IMAGES = ["DINOv2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("CLIP-L", "ResNet-101"))]
-TRACED_TEXTS = ["table", *(pytest.param(name, marks=pytest.mark.slow) for name in ("CLIP-L", "BERT-B", "BERT-L"))]
+TRACED_IMAGES = ("CLIP-L", "ResNet-101", "DINOv2")
+TRACED_TEXTS = ("CLIP-L", "BERT-B", "BERT-L", "table")
 Graphs = Callable[[str], onnx.ModelProto]
 
 
@@ -192,6 +193,7 @@ def prompts(model: Fusioner) -> dict[str, np.ndarray]:
     return dict(zip(("input_ids", "attention_mask"), tokenizer(texts), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TRACED_TEXTS)
 @torch.no_grad()
 def test_an_exported_text_encoder_is_the_encoder(
@@ -205,6 +207,7 @@ def test_an_exported_text_encoder_is_the_encoder(
     close(vectors, model.text_encoder(*tokens), exact(*tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TRACED_TEXTS)
 @pytest.mark.parametrize("image", TRACED_IMAGES)
 @torch.no_grad()
@@ -236,16 +239,12 @@ def graph(name: str, image_graph: Graphs, text_graph: Graphs) -> onnx.ModelProto
     return (image_graph if kind == "image" else text_graph)(encoder)
 
 
-def every(kind: str, traced: list[Any]) -> list[Any]:
-    return [
-        f"{kind} {one}" if isinstance(one, str) else pytest.param(f"{kind} {one.values[0]}", marks=one.marks)
-        for one in traced
-    ]
+every_graph = pytest.mark.parametrize(
+    "name", [*(f"image {name}" for name in TRACED_IMAGES), *(f"text {name}" for name in TRACED_TEXTS)]
+)
 
 
-every_graph = pytest.mark.parametrize("name", every("image", TRACED_IMAGES) + every("text", TRACED_TEXTS))
-
-
+@pytest.mark.slow
 @every_graph
 def test_graphs_hold_plain_operators_only(graph: onnx.ModelProto) -> None:
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 20)]
@@ -255,6 +254,7 @@ def test_graphs_hold_plain_operators_only(graph: onnx.ModelProto) -> None:
         assert not {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}.get("antialias", 0)
 
 
+@pytest.mark.slow
 @every_graph
 def test_tensorrt_reads_every_graph(graph: onnx.ModelProto) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")

@@ -210,7 +210,7 @@ def test_a_folder_that_is_no_target_and_a_bundle_with_baselines_are_refused(
     assert "--baselines needs a checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["known", "all"])
+@pytest.mark.parametrize("words", ["known", pytest.param("all", marks=pytest.mark.slow)])
 def test_the_demonstrations_bundle_scores_as_its_checkpoint_does(words: str, tmp_path: Path) -> None:
     """On photographs with hand-drawn boxes as masks: the fp16 bundle is within 0.3 points."""
     root = tmp_path / "photographs"

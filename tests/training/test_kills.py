@@ -71,7 +71,7 @@ def assert_same(out: Path, whole: Path) -> None:
     assert contents(out).keys() == contents(whole).keys()
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_ends_as_the_whole_one(kills: int, shapes: Path, tmp_path: Path) -> None:
     code, steps = trained(shapes, tmp_path / "whole" / "run")
     assert code == 0

@@ -369,6 +369,7 @@ start([Run("one", [first, other]), Run("two", [other])], Places(Path({str(tmp_pa
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_table_is_trained_scored_and_printed_and_a_second_call_has_nothing_to_do(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

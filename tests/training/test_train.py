@@ -55,7 +55,7 @@ def killed_after_its_first_epoch(given: list[str], out: Path) -> None:
     assert not (out / "checkpoint").exists()
 
 
-def test_a_tiny_run_is_killed_resumed_evaluated_and_exported(
+def test_a_tiny_run_is_killed_resumed_and_evaluated(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--epochs", "6", "--ema", "0.9", "--patience", "9", "--workers", "2"]
@@ -83,7 +83,12 @@ def test_a_tiny_run_is_killed_resumed_evaluated_and_exported(
     assert "red thing" in said
     build = f"next: python export/build_engine.py --checkpoint {folder} --fp16 --out engines/broken --pictures {shapes}/images\n"
     assert said.endswith(build)
-    bundle = tmp_path / "bundle"
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_exported(shapes: Path, tmp_path: Path) -> None:
+    assert train.main(arguments(shapes, tmp_path / "run", "--epochs", "2")) == 0
+    folder, bundle = tmp_path / "run" / "checkpoint", tmp_path / "bundle"
     assert (
         build_engine.main(
             ["--checkpoint", str(folder), "--out", str(bundle), "--backend", "onnxruntime", "--kernels", "none"]
@@ -180,7 +185,12 @@ def test_a_checkpoint_says_what_it_was_trained_on(shapes: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "more", [["--augment", "full"], ["--precision", "bf16"], ["--augment", "none", "--ema", "0.5"]]
+    "more",
+    [
+        ["--augment", "full"],
+        pytest.param(["--precision", "bf16"], marks=pytest.mark.slow),
+        pytest.param(["--augment", "none", "--ema", "0.5"], marks=pytest.mark.slow),
+    ],
 )
 def test_every_way_to_train_gives_the_same_weights_for_a_seed_and_others_for_another(
     shapes: Path, tmp_path: Path, more: list[str]
@@ -518,7 +528,7 @@ def test_masks_that_show_what_the_data_set_denies_are_refused(
     assert "show red thing where the data set says that they do not" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("moment", ["epoch2.safetensors", "state.json"])
+@pytest.mark.parametrize("moment", ["epoch2.safetensors", pytest.param("state.json", marks=pytest.mark.slow)])
 def test_a_run_that_ends_while_its_state_is_written_goes_on_from_the_last_one(
     shapes: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,7 +77,8 @@ def test_the_parts_in_turn_are_the_whole(graphs, parts, pictures, vocabularies, 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"fusion": "late"}, {"fusion": "none", "decoder": ()},
+        {"fusion": "late"},
+        pytest.param({"fusion": "none", "decoder": ()}, marks=pytest.mark.slow),
         pytest.param({"aligned": 16, "decoder": ()}, marks=pytest.mark.slow),  # also in runtime/tensorrt/test_aligned_sessions.py
         pytest.param({"aligned": 16, "fusion": "late"}, marks=pytest.mark.slow),
     ],

@@ -143,23 +143,22 @@ def test_eight_bits_are_refused_with_the_reason_and_what_is_offered(option, caps
     assert error.count("\n") == 1
 
 
-def test_tensorrt_rtx_builds_both_precisions_for_two_gpus_and_one_plan_for_all(
-    trt, tiny_bundle, tiny_bundle_fp16, tmp_path
-):
-    for folder, precision in ((tiny_bundle, "fp32"), (tiny_bundle_fp16, "fp16")):
-        manifest = manifest_of(folder)
-        copy_graphs(folder, tmp_path)
-        seconds = {}
-        for gpus in ("sm_80,sm_89", None):
-            seconds |= build_plans.add_plans(tmp_path, manifest, PlanOptions(RTX, gpus, precision=precision))
-        assert {(e["graph"], e["compute_capability"]) for e in manifest["engines"]} == {
-            (graph, label) for graph in build_plans.PLANNED for label in ("8.0", "8.9", "8.0+")
-        }
-        for engine in manifest["engines"]:
-            assert (tmp_path / engine["file"]).stat().st_size > 100_000
-            assert seconds[engine["file"]] > 0
-            assert engine["precision"] == precision
-            assert engine["version"] == manifest["built_with"][RTX] == trt.__version__
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
+def test_tensorrt_rtx_builds_both_precisions_for_two_gpus_and_one_plan_for_all(trt, precision, request, tmp_path):
+    folder = request.getfixturevalue("tiny_bundle_fp16" if precision == "fp16" else "tiny_bundle")
+    manifest = manifest_of(folder)
+    copy_graphs(folder, tmp_path)
+    seconds = {}
+    for gpus in ("sm_80,sm_89", None):
+        seconds |= build_plans.add_plans(tmp_path, manifest, PlanOptions(RTX, gpus, precision=precision))
+    assert {(e["graph"], e["compute_capability"]) for e in manifest["engines"]} == {
+        (graph, label) for graph in build_plans.PLANNED for label in ("8.0", "8.9", "8.0+")
+    }
+    for engine in manifest["engines"]:
+        assert (tmp_path / engine["file"]).stat().st_size > 100_000
+        assert seconds[engine["file"]] > 0
+        assert engine["precision"] == precision
+        assert engine["version"] == manifest["built_with"][RTX] == trt.__version__
 
 
 def test_a_built_bundle_records_profiles_layers_and_report_of_every_plan(

@@ -224,7 +224,9 @@ sys.exit(build_engine.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_plan_leaves_nothing_behind(
     trt, tiny_checkpoint, traced_once, picture_folder, tmp_path, sent, code
 ):

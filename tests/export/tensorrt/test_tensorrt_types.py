@@ -126,7 +126,9 @@ def test_every_file_that_calls_tensorrt_is_among_those_checked():
     assert {file.relative_to(ROOT).as_posix() for file in calling} == set(SAID)
 
 
-@pytest.mark.parametrize("stubs", [published, generated, of_rtx])
+@pytest.mark.parametrize(
+    "stubs", [published, *(pytest.param(stubs, marks=pytest.mark.slow) for stubs in (generated, of_rtx))]
+)
 def test_the_tensorrt_path_is_type_checked(sources, stubs, tmp_path, tmp_path_factory):
     stubs(tmp_path, str(tmp_path_factory.mktemp("libraries")))
     found = complaints(sources, tmp_path)

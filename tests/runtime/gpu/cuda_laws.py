@@ -74,7 +74,8 @@ class Gpu:
 @pytest.mark.parametrize(
     ("dtype", "pictures", "words", "low", "channels", "size"),
     [
-        ("float16", 2, 5, (3, 7), 48, (17, 300)),
+        ("float16", 2, 5, (1, 3), 48, (5, 300)),
+        pytest.param("float16", 2, 5, (3, 7), 48, (17, 300), marks=pytest.mark.slow),
         ("float16", 1, 40, (1, 1), 16, (5, 33)),
         ("float32", 1, 3, (4, 3), 16, (3, 64)),
     ],
@@ -151,8 +152,19 @@ def test_the_check_of_a_gpu_proves_every_kernel_that_the_bundle_holds(words, sco
     gpu.kernels.close()
 
 
-@pytest.mark.parametrize("scoring", SCORINGS)
-@pytest.mark.parametrize("kernel", ["probabilities.float16", "probabilities.float32", "masks"])
+@pytest.mark.parametrize(
+    ("kernel", "scoring"),
+    [
+        ("probabilities.float16", "sigmoid"),
+        ("masks", "softmax"),
+        *(
+            pytest.param(kernel, scoring, marks=pytest.mark.slow)
+            for kernel in ("probabilities.float16", "probabilities.float32", "masks")
+            for scoring in SCORINGS
+            if (kernel, scoring) not in (("probabilities.float16", "sigmoid"), ("masks", "softmax"))
+        ),
+    ],
+)
 def test_the_check_of_a_gpu_finds_a_fault_in_a_kernel_that_no_session_launches(kernel, scoring, monkeypatch):
     interpret = Gpu.interpret
 

@@ -40,7 +40,10 @@ def test_a_resize_is_pillows(resample: str, seed: int, height: int, width: int, 
 
 
 @resamplings
-@pytest.mark.parametrize(("length", "size"), [(4000, 320), (65535, 3), (3, 20000), (59, 251), (1024, 1023)])
+@pytest.mark.parametrize(
+    ("length", "size"),
+    [(4000, 320), pytest.param(65535, 3, marks=pytest.mark.slow), (3, 20000), (59, 251), (1024, 1023)],
+)
 def test_long_edges_too(resample: str, length: int, size: int) -> None:
     rgb = noise(length, length, max(4, 200_000 // max(length, size)))
     turned = np.ascontiguousarray(rgb.swapaxes(0, 1))

@@ -39,7 +39,14 @@ assert labels.shape == confidence.shape == (edge, edge) and len(np.unique(labels
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process its peak")
-@pytest.mark.parametrize(("kind", "scoring"), [("smooth", "sigmoid"), ("random", "sigmoid"), ("smooth", "softmax")])
+@pytest.mark.parametrize(
+    ("kind", "scoring"),
+    [
+        ("smooth", "sigmoid"),
+        pytest.param("random", "sigmoid", marks=pytest.mark.slow),
+        pytest.param("smooth", "softmax", marks=pytest.mark.slow),
+    ],
+)
 def test_150_words_at_4096_squared_need_less_than_300_mb_beside_the_result(
     tiny_bundle: Path, tmp_path: Path, kind: str, scoring: str
 ) -> None:

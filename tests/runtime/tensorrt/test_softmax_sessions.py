@@ -17,22 +17,19 @@ from fusioner_rt import Session
 WORDS = ["cat", "tree", "red car", "wall"]
 
 
-@pytest.fixture
-def planned_clip(clip_bundle: Path, tmp_path: Path) -> Path:
-    return planned_copy(clip_bundle, tmp_path / "planned")
-
-
-@pytest.fixture
-def sessions(planned_clip: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Session, Session]]:
+@pytest.fixture(scope="module")
+def sessions(clip_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Session, Session]]:
     """On the emulated GPU, and on the CPU."""
-    gpu = EmulatedGpu(planned_clip)
-    emulated_gpu.install(monkeypatch, gpu)
-    with (
-        Session(planned_clip, backend="tensorrt-rtx", cache=False) as ours,
-        Session(planned_clip, backend="onnxruntime-cpu", cache=False) as cpu,
-    ):
-        assert ours.backend.effective == "tensorrt-rtx"
-        yield ours, cpu
+    folder = planned_copy(clip_bundle, tmp_path_factory.mktemp("softmax") / "planned")
+    gpu = EmulatedGpu(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        emulated_gpu.install(patch, gpu)
+        with (
+            Session(folder, backend="tensorrt-rtx", cache=False) as ours,
+            Session(folder, backend="onnxruntime-cpu", cache=False) as cpu,
+        ):
+            assert ours.backend.effective == "tensorrt-rtx"
+            yield ours, cpu
     assert not gpu.wrong
 
 
