@@ -24,8 +24,8 @@ engines/demo/manifest.json: $(READY) models/demo/checkpoint/weights.safetensors 
 test: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready $(VENV)/.ready-load  ## every check that needs no GPU and takes less than minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-slow: lint $(VENV)/.ready-tensorrt  ## proofs that take minutes each, beside `make test`
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+slow: lint $(VENV)/.ready-tensorrt $(BINDINGS)/.ready $(VENV)/.ready-load  ## what `make test` proves of one case, of all: an hour
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 ROOM ?= runtime/words
 room: lint  ## one room's tests, while you work: make room ROOM=runtime/gpu
