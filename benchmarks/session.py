@@ -2,6 +2,7 @@
 
   python benchmarks/session.py                               # the demonstration bundle, 1, 20 and 150 words
   python benchmarks/session.py --engine engines/mine --json records.jsonl
+  python benchmarks/session.py --list 64                     # lists of 64 pictures against one call after the other
   python benchmarks/session.py --engine engines/mine --backends tensorrt-rtx,onnxruntime-cuda,onnxruntime-cpu
 
 Wall time beside processor time: on a shared machine the first tells of the neighbours too. One JSON line a row.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 if __name__ == "__main__":  # as a script, from anywhere: this folder gives way to the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -68,6 +70,35 @@ def _gpu_memory(before: int | None, warm: int | None, after: int | None) -> dict
     return {"gpu_mb": round((before - warm) / 1e6), "gpu_mb_grown": round((warm - after) / 1e6)}
 
 
+def listed(engine: Path, count: int, repeats: int, backend: str) -> dict[str, Any]:
+    """Pictures a second of a list and of one call after the other, in turns, and whether labels and confidence are equal."""
+    paths = sorted((ROOT / "docs/pictures").glob("*.jpg"))
+    pictures = [np.roll(np.asarray(Image.open(paths[n % len(paths)]).convert("RGB")), n, axis=1) for n in range(count)]
+    with fusioner_rt.Session(engine, backend=backend, cache=False) as session:
+        session.set_vocabulary(NOUNS[:4])
+        ways: dict[str, Any] = {
+            "one by one": lambda: [session.segment(picture) for picture in pictures],
+            "list": lambda: session.segment(pictures),
+        }
+        found = {name: way() for name, way in ways.items()}  # and loads what lists need
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(repeats):
+            for name, way in ways.items():
+                started = time.perf_counter()
+                way()
+                taken[name].append(time.perf_counter() - started)
+        rates = {name: count / float(np.median(seconds)) for name, seconds in taken.items()}
+        equal = all(
+            np.array_equal(one.labels, other.labels) and np.array_equal(one.confidence, other.confidence)
+            for one, other in zip(*found.values(), strict=True)
+        )
+        return {
+            "what": "list", "pictures": count, "backend": session.backend.effective, "repeats": repeats,
+            **{f"{name}, pictures/s": round(rate, 1) for name, rate in rates.items()},
+            "ratio": round(rates["list"] / rates["one by one"], 2), "equal": equal,
+        }  # fmt: skip
+
+
 def cold(engine: Path, picture: Path, repeats: int) -> dict[str, Any]:
     """The command line from process start to overlay: first with words never seen, then with words in the cache."""
     rows: dict[str, list[float]] = {"new": [], "cached": []}
@@ -99,6 +130,7 @@ def run() -> int:
     add("--picture", type=Path, default=cat, help="default: a photograph of 451×300")
     add("--words", default="1,20,150", help="numbers of words (default: %(default)s)")
     add("--backends", default="auto", help="as in Session, commas between them (default: %(default)s)")
+    add("--list", type=int, metavar="N", help="time lists of N pictures instead, turns of --repeats")
     add("--repeats", type=int, default=20, help="calls per row (default: %(default)s)")
     add("--json", type=Path, help="append the rows to this file")
     given = parser.parse_args()
@@ -106,7 +138,9 @@ def run() -> int:
     if load > 0.7:
         print(f"note: the load average is {load:.1f}; wall times tell of it", file=sys.stderr)
     rows = []
-    for backend in given.backends.split(","):
+    for backend in given.backends.split(",") if given.list else ():
+        rows.append(listed(given.engine, given.list, given.repeats, backend))
+    for backend in () if given.list else given.backends.split(","):
         for count in given.words.split(","):
             try:
                 rows.append(steady(given.engine, given.picture, int(count), given.repeats, backend))
@@ -115,7 +149,8 @@ def run() -> int:
                     raise
                 rows.append({"what": "segment", "words": int(count), "backend": backend, "error": str(error)})
     where = {**machine.record("onnxruntime"), "load": round(load, 2)}
-    rows.append(cold(given.engine, given.picture, max(3, given.repeats // 4)))
+    if not given.list:
+        rows.append(cold(given.engine, given.picture, max(3, given.repeats // 4)))
     rows = [{**row, **where} for row in rows]
     print("\n".join(json.dumps(row) for row in rows))
     command.append(rows, given.json)
