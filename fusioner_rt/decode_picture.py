@@ -73,7 +73,7 @@ def decode(
     """
     if isinstance(picture, (str, os.PathLike)):
         return _from_path(os.fsdecode(picture), max_pixels)
-    if _is_pillow(picture):
+    if is_pillow(picture):
         name = describe(picture)
         _check_pixels(picture.width, picture.height, name, max_pixels)
         _check_pixels(picture.width, picture.height, name, max_pixels, *_cost_left(picture))
@@ -87,7 +87,7 @@ def decode(
 
 def pictures_of(batch: Any) -> list[np.ndarray] | None:
     """The pictures of a (B, H, W, C) array or tensor, as `decode` takes them; None where it is none. Raises PictureInvalid."""
-    if _is_pillow(batch) or not pixel_arrays.is_array(batch):
+    if is_pillow(batch) or not pixel_arrays.is_array(batch):
         return None
     array = pixel_arrays.as_array(batch)
     return pixel_arrays.pictures_of(array, describe(batch)) if array.ndim == 4 else None
@@ -109,7 +109,7 @@ def describe(picture: Any) -> str:
     """A short name for messages."""
     if isinstance(picture, (str, os.PathLike)):
         return os.fsdecode(picture) or "''"
-    if _is_pillow(picture):
+    if is_pillow(picture):
         return getattr(picture, "filename", "") or f"the Pillow image of {picture.width}x{picture.height}"
     if pixel_arrays.is_array(picture):
         return pixel_arrays.describe(picture)
@@ -122,7 +122,8 @@ def describe(picture: Any) -> str:
         return f"the {type(picture).__qualname__}"
 
 
-def _is_pillow(picture: Any) -> TypeGuard["Image"]:
+def is_pillow(picture: Any) -> TypeGuard["Image"]:
+    """Whether an object is a Pillow image."""
     from PIL import Image
 
     return isinstance(picture, Image.Image)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -19,9 +19,19 @@ from . import sliding_windows
 from .argument_checks import as_path, choice, flag, shown, whole
 from .atomic_files import writable_place
 from .bundle import Bundle, find_bundle
-from .decode_picture import MAX_PIXELS, PIXEL_LIMIT, Picture, decode, describe, millions, or_more, pictures_of
+from .decode_picture import (
+    MAX_PIXELS,
+    PIXEL_LIMIT,
+    Picture,
+    decode,
+    describe,
+    is_pillow,
+    millions,
+    or_more,
+    pictures_of,
+)
 from .encoder_output import EncodedPicture, source_of
-from .errors import FusionerError, SessionClosed, Spelled, UsageError, session_closed
+from .errors import FusionerError, MemoryShort, SessionClosed, Spelled, UsageError, session_closed
 from .executor_interface import Clock, Executor, Mode, Request, Waiting
 from .kept_for_ever import keep_for_ever
 from .ladder import Backend, check_requested, open_executor
@@ -315,7 +325,8 @@ class Session:
 
         picture: path, bytes, binary file object, Pillow image, EncodedPicture, or uint8 array or tensor of the CPU's memory,
             (H, W, 3), (H, W) or (H, W, 1) grey, (H, W, 4) with alpha; or a list of them, or a (B, H, W, C) batch, which
-            gives a list too. Pictures of a list that share an input size run as one batch. All of them: docs/pictures.md.
+            gives a list too. On a GPU pictures of a list that share an input size run as one batch; on a CPU they run side by
+            side. All kinds of pictures: docs/pictures.md.
         words: of this call, "cat, sofa" or a list, groups as in `set_vocabulary`; by default those of `set_vocabulary`.
         size: (H, W) of the label map, by default the picture's own.
         threshold: a pixel belongs to its best word where that word's probability exceeds this (paper 3.1.3). A mapping
@@ -328,7 +339,8 @@ class Session:
         window: "whole" shows the network the picture; "sliding" shows it overlapping windows and joins their features,
             which finds smaller things and costs a pass per window. Of bundles with `windows`.
         channels: order of the colours of arrays and tensors, by default the session's.
-        before_each: is called before each stage of a picture, and each pass of single words or windows, and may raise to stop.
+        before_each: is called before each stage of a picture, and each pass of single words or windows, and may raise to stop;
+            of a list by several threads at once.
 
         Every result of a list holds its picture and maps; besides, at most 32 network inputs, or a batch, are in memory.
         Raises the errors of pictures and words, SizeOutsideProfile, GraphUnusable, MemoryShort, UsageError. After an error
@@ -343,6 +355,7 @@ class Session:
         results = self._segment(pictures, vocabulary, options, watch)
         return results if many else results[0]
 
+    @tells_shortage(OF_A_SESSION)
     def stream(
         self,
         frames: Iterable[Picture | EncodedPicture | FusionerError],
@@ -364,11 +377,11 @@ class Session:
         for seen in session.stream(fusioner_rt.video.frames("clip.mp4"), "cat, sofa"):
             seen.result.overlay()
 
-        frames: an iterable of pictures as `segment` takes one, of any sizes, read by a thread of the stream; arrays are copied at
-            once. A FusionerError in place of a frame is passed on as that frame's. Arrays in GPU memory stay there, must stay as
+        frames: an iterable of pictures as `segment` takes one, of any sizes, read by a thread of the stream; what its owner may
+            fill with the next one is decoded at once. A FusionerError in place of a frame is passed on as that frame's. Arrays in GPU memory stay there, must stay as
             they are until their result is there, and give what `segment_on_device` returns on the default stream.
-        words: by default those of `set_vocabulary` at the time a frame is read, so that other words begin with a frame that is
-            at most `ahead` later.
+        words: by default those of `set_vocabulary` at the time a frame is read, so that other words begin at most `ahead` + 1
+            frames later.
         ahead: most frames that are read before the caller has taken them, 1 to 256, each with its pixels and maps in memory; by
             default two more than run at once, the session's lanes on a CPU, and two on a GPU.
         live: of a camera or a robot. Work goes on with the newest frame while the caller is busy; older ones are dropped and counted,
@@ -386,11 +399,7 @@ class Session:
         if ahead is not None:
             ahead = whole(ahead, "ahead", 1, _MOST_AHEAD, f"give 1 to {_MOST_AHEAD}, or leave it out")
         live = flag(live, "live")
-        if isinstance(frames, (str, bytes, os.PathLike, EncodedPicture)) or not hasattr(frames, "__iter__"):
-            raise UsageError(
-                f"frames is {shown(frames)}",
-                "give an iterable of pictures, fusioner_rt.video.frames(path) for a video, or [picture] for one",
-            )
+        frames = _frames_of(frames)
         vocabulary = None if words is None and background is None else self._vocabulary_of(words, background)
         if vocabulary is None:
             self._vocabulary_of(None)
@@ -444,6 +453,8 @@ class Session:
         self._check_open()
         self._text.load()
         self._executor.load_rest()
+        if self._lanes > 1:
+            self._executor.in_lanes().load_rest()
 
     @tells_shortage(OF_A_SESSION)
     def load_words(
@@ -509,22 +520,30 @@ class Session:
         mode: Mode = "independent" if alone else "joint"
         request = Request(vocabulary.vectors, thresholds.least, mode, options.probabilities)
         kept = _Kept(len(vocabulary.asked.words) if options.probabilities else 0)
-        executor = executor or self._executor_of(len(pictures))
+        side_by_side = False
+        if executor is None:
+            executor, side_by_side = self._executor_of(len(pictures))
         together = self._together if mode == "joint" else 1
         call = _Call(executor, together, vocabulary.asked, thresholds, request, options.mode, notes, watch)
 
+        reading = threading.Lock()
+
         def add(index: int) -> None:
             given = pictures[index]
-            rgb = self._pixels(given, index, watch, window, options.channels) if decoded is None else decoded
+            if decoded is not None:
+                rgb = decoded
+            else:
+                with nullcontext() if _is_constant(given) else reading:  # a list may have a file twice
+                    rgb = self._pixels(given, index, watch, window, options.channels)
             edges = options.size or _edges(rgb)
             kept.add(edges)
             call.add(index, rgb, source_of(given), self._waiting(given, rgb, edges, index, watch, window))
 
-        if executor is self._executor or len(pictures) == 1:
+        if side_by_side:
+            self._side_by_side.run_all(add, range(len(pictures)))
+        else:
             for index in range(len(pictures)):
                 add(index)
-        else:
-            self._side_by_side.run_all(add, range(len(pictures)))
         results = call.finish()
         if _log.isEnabledFor(logging.WARNING):
             self._tell(*notes)
@@ -557,12 +576,17 @@ class Session:
             self._executor, self.bundle, picture, names, request, options.size, stream, out, tables
         )
 
-    def _executor_of(self, pictures: int) -> Executor:
-        """The executor for a list of as many pictures: one for lanes, where they are worth it and their graphs' loading is."""
+    def _executor_of(self, pictures: int) -> tuple[Executor, bool]:
+        """The executor for a list of as many pictures, and whether these run side by side, where that is worth loading graphs."""
         if pictures < 2 or self._lanes == 1 or self._together > 1:
-            return self._executor
+            return self._executor, False
         self._listed += pictures
-        return self._executor.in_lanes() if self._listed >= _LISTED else self._executor
+        if self._listed < _LISTED:
+            return self._executor, False
+        try:
+            return self._executor.in_lanes(), True
+        except (MemoryError, MemoryShort):
+            return self._executor, False
 
     def _tell(self, *notes: str | None) -> None:
         """Log notes, each once in a session's life."""
@@ -757,7 +781,7 @@ class _Frame:
         self._watch = _Stopwatch(1, check)
         self._on_device = is_on_device(given)
         self.pixels: Any = given if self._on_device else None
-        if is_array(given) and not self._on_device:  # its owner may fill it with the next frame
+        if not (self._on_device or _is_constant(given)):  # its owner may fill it with the next frame
             self._decode()
 
     @tells_shortage(OF_A_PICTURE)
@@ -848,7 +872,12 @@ def _after(
                 if seen.result is None:
                     yield seen
                     continue
-                result = steadier(seen.result)  # type: ignore[arg-type]  # one in GPU memory is a UsageError
+                if not isinstance(seen.result, Segmentation):
+                    raise UsageError(
+                        "steady and track work on label maps in the host's memory, and this frame's is on the GPU",
+                        "leave them out, or copy frames to the host: tensor.cpu()",
+                    )
+                result = steadier(seen.result)
                 yield replace(seen, result=result, instances=tracker(result) if track else None)
                 del seen, result
 
@@ -929,6 +958,31 @@ def _listed(picture: Any) -> tuple[Sequence[Picture | EncodedPicture], bool]:
         return picture, True
     batch = pictures_of(picture)
     return ([picture], False) if batch is None else (batch, True)
+
+
+def _is_constant(given: Any) -> bool:
+    """Whether a picture is what it is in any thread, and stays so: arrays, tensors, buffers, files and Pillow's images are not."""
+    return isinstance(given, (str, os.PathLike, bytes, EncodedPicture))
+
+
+def _frames_of(frames: Any) -> Iterable[Any]:
+    """What a stream reads. Raises UsageError for what is one picture, PictureInvalid for a batch that is none."""
+    if is_array(frames) and not is_pillow(frames):
+        batch: Any = frames if is_on_device(frames) and len(frames.shape) == 4 else None
+        batch = pictures_of(frames) if batch is None and not is_on_device(frames) else batch
+        if batch is not None:
+            return batch
+    elif not (
+        isinstance(frames, (str, bytes, bytearray, memoryview, os.PathLike, EncodedPicture))
+        or is_pillow(frames)
+        or hasattr(frames, "read")
+        or not hasattr(frames, "__iter__")
+    ):
+        return frames
+    raise UsageError(
+        f"frames is {shown(frames)}",
+        "give an iterable of pictures, fusioner_rt.video.frames(path) for a video, or [picture] for one",
+    )
 
 
 def _edges(rgb: np.ndarray) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from .errors import (
     SizeOutsideProfile,
     UsageError,
 )
+from .memory_shortage import OF_A_SESSION, tells_shortage
 
 if TYPE_CHECKING:
     from .gpu.device_segmentation import DeviceSegmentation
@@ -83,53 +84,62 @@ def streamed(
     threads = [threading.Thread(target=line.read, args=(frames, prepare), name="fusioner-reader", daemon=True)]
     threads += [threading.Thread(target=line.run, name=f"fusioner-lane-{lane}", daemon=True) for lane in range(lanes)]
     del frames
-    process, seen = os.getpid(), -1
+    seen = -1
     try:
         _lines.add(line)
-        for thread in threads:
-            thread.start()
+        _start(threads)
         while (next_one := line.next()) is not None:
             index, frame, result, error = next_one
             yield StreamedFrame(index, frame, result, error, index - seen - 1)
             seen = index
             del frame, result, error, next_one  # what the caller has let go is not kept
-            if os.getpid() != process:
+            if line.is_of_another_process:
                 raise UsageError(
                     "a forked process has none of a stream's threads", "start the stream in the process that uses it"
                 )
     finally:
         line.close()
-        if os.getpid() == process:
-            reader, *others = threads
-            for thread in others:
+        # Where garbage is collected in a thread of this very stream, it ends by itself.
+        if not line.is_of_another_process and threading.current_thread() not in threads:
+            for thread in threads:
                 if thread.ident:
-                    thread.join()
-            if reader.ident:
-                reader.join(_PATIENCE)
+                    thread.join(_PATIENCE if thread is threads[0] else None)
+
+
+@tells_shortage(OF_A_SESSION)
+def _start(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.start()
 
 
 class _Line:
     """Frames and results that wait. All methods may be called by any thread."""
 
     def __init__(self, ahead: int, live: bool) -> None:
-        self._ahead, self._live = ahead, live
+        self._ahead, self._live, self._process = ahead, live, os.getpid()
         self._changed = threading.Condition()
         self._waiting: deque[tuple[int, Work | FusionerError]] = deque()
         self._running: set[int] = set()
-        self._done: dict[int, tuple[Any, Any, BaseException | None]] = {}
+        self._done: dict[int, _Done] = {}
         self._next = 0  # index of the next result for the caller
         self._ended = self._closed = False
         self._failure: BaseException | None = None  # of the source
+
+    @property
+    def is_of_another_process(self) -> bool:
+        """Whether this is a forked one, which has no thread of the line, and may have its lock held for ever."""
+        return os.getpid() != self._process
 
     def read(self, frames: Iterable[Any], prepare: Prepare) -> None:
         """The reader's thread."""
         failure: BaseException | None = None
         try:
-            for index, frame in enumerate(frames):
+            source = enumerate(frames)
+            while self._has_room() and (read := next(source, None)) is not None:
+                index, frame = read
                 work = frame if isinstance(frame, FusionerError) else _prepared(prepare, frame, self._check)
-                del frame
-                if not self._put(index, work):
-                    break
+                del frame, read
+                self._put(index, work)
                 del work
         except Stopped:
             pass
@@ -143,22 +153,25 @@ class _Line:
         """A lane's thread."""
         while (taken := self._take()) is not None:
             index, work = taken
-            pixels, result, error = None, None, None
-            try:
-                if isinstance(work, FusionerError):
-                    raise work
-                result = work()
-            except Stopped:
-                return
-            except BaseException as raised:
-                error = _bare(raised)
-            if not isinstance(work, FusionerError):
+            pixels, result, of_frame = None, None, True
+            error: BaseException | None = None
+            if isinstance(work, FusionerError):
+                error = work
+            else:
+                try:
+                    result = work()
+                except Stopped:
+                    return
+                except OF_A_FRAME as raised:
+                    error = raised.with_traceback(None)  # which keeps arrays
+                except BaseException as raised:
+                    error, of_frame = raised, False
                 pixels = work.pixels
             del taken, work
-            self._give(index, (pixels, result, error))
+            self._give(index, (pixels, result, error, of_frame))
             del pixels, result, error
 
-    def next(self) -> tuple[int, Any, Any, FusionerError | None] | None:
+    def next(self) -> tuple[int, Any, Any, Any] | None:
         """The caller's next frame, or None after the last. Raises what is no error of a frame."""
         with self._changed:
             while True:
@@ -170,14 +183,16 @@ class _Line:
                         raise self._failure
                     return None
                 self._changed.wait()
-            frame, result, error = self._done.pop(index)
+            frame, result, error, of_frame = self._done.pop(index)
             self._next = index + 1
             self._changed.notify_all()
-        if error is not None and not isinstance(error, OF_A_FRAME):
+        if error is not None and not of_frame:
             raise error
         return index, frame, result, error
 
     def close(self) -> None:
+        if self.is_of_another_process:
+            return
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -188,18 +203,22 @@ class _Line:
         if self._closed:
             raise Stopped
 
-    def _put(self, index: int, work: Work | FusionerError) -> bool:
-        """Returns False once the stream is closed."""
+    def _has_room(self) -> bool:
+        """Waits until another frame may be read. Returns False once the stream is closed."""
+        with self._changed:
+            while not (self._live or self._closed):
+                if len(self._waiting) + len(self._running) + len(self._done) < self._ahead:
+                    break
+                self._changed.wait()
+            return not self._closed
+
+    def _put(self, index: int, work: Work | FusionerError) -> None:
         with self._changed:
             if self._live:
                 self._waiting.clear()
-            else:
-                while not self._closed and len(self._waiting) + len(self._running) + len(self._done) >= self._ahead:
-                    self._changed.wait()
             if not self._closed:
                 self._waiting.append((index, work))
                 self._changed.notify_all()
-            return not self._closed
 
     def _take(self) -> tuple[int, Work | FusionerError] | None:
         with self._changed:
@@ -213,7 +232,7 @@ class _Line:
             self._running.add(index)
             return index, work
 
-    def _give(self, index: int, done: tuple[Any, Any, BaseException | None]) -> None:
+    def _give(self, index: int, done: "_Done") -> None:
         with self._changed:
             self._running.discard(index)
             newest = max(self._done, default=self._next - 1)
@@ -232,11 +251,6 @@ def _prepared(prepare: Prepare, frame: Any, check: Callable[[], None]) -> Work |
         return error.with_traceback(None)
 
 
-def _bare(error: BaseException) -> BaseException:
-    """An error of a frame without its traceback, which keeps arrays."""
-    return error.with_traceback(None) if isinstance(error, OF_A_FRAME) else error
-
-
 def _close_all() -> None:
     """Before Python ends: a lane in the middle of a run would find its graphs gone."""
     open_ones = list(_lines)
@@ -247,6 +261,9 @@ def _close_all() -> None:
         if thread.name.startswith("fusioner-lane") and thread is not threading.current_thread():
             thread.join(max(0.0, end - time.monotonic()))
 
+
+_Done = tuple[Any, Any, BaseException | None, bool]
+"""Pixels, result, error, and whether that is the frame's own."""
 
 _lines: "WeakSet[_Line]" = WeakSet()
 atexit.register(_close_all)

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Task = TypeVar("Task")
@@ -21,7 +21,7 @@ class Workers:
         self._starting = threading.Lock()
 
     def run_all(self, function: Callable[[Task], None], tasks: Sequence[Task]) -> None:
-        """Call the function with each task and wait for all. Raises the error of a task."""
+        """Call the function with each task. Raises the error of a task, once no other is running."""
         if self.threads == 1 or len(tasks) < 2:
             for task in tasks:
                 function(task)
@@ -43,6 +43,7 @@ class Workers:
         finally:
             for future in done:
                 future.cancel()
+            wait(done)
 
     def close(self) -> None:
         """End the threads. Another call starts new ones."""

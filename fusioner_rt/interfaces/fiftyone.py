@@ -88,7 +88,7 @@ class FusionerModel(_Model):
         return self._label(self.session.segment(arg))
 
     def predict_all(self, args: Iterable[Any]) -> list[Any]:
-        """args: pictures, of any sizes, which run as one batch where they share an input size."""
+        """args: pictures, of any sizes, which on a GPU run as one batch where they share an input size."""
         return [self._label(result) for result in self.session.segment(list(args))]
 
     def _label(self, result: Segmentation) -> Any:

@@ -73,8 +73,6 @@ class OnnxRuntimeExecutor:
 
     def load_rest(self) -> None:
         self._graphs.load_mask_head()
-        if (beside := self.in_lanes()) is not self:
-            beside.load_rest()
 
     def encode_pictures(self, group: Sequence[Waiting]) -> list[np.ndarray]:
         """(h', w', c) float32 tokens each, or the prepared pictures where image_fusion runs as a whole."""
