@@ -567,7 +567,7 @@ class Session:
         if options.probabilities or (options.mode, options.window) != ("joint", "whole"):
             raise UsageError(
                 "the frame lies in GPU memory, where words are fused jointly, pictures seen whole and probabilities not kept",
-                "leave mode=, window= and probabilities= out, or copy frames to the host: tensor.cpu()",
+                "leave these options out, or copy frames to the host: tensor.cpu()",
             )
         thresholds = Thresholds(options.threshold, vocabulary.asked, self.bundle.threshold)
         request = Request(vocabulary.vectors, thresholds.least, "joint", False)

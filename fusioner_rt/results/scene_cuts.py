@@ -1,5 +1,7 @@
 """Frames of a video as small pictures, and whether one begins another scene."""
 
+import functools
+
 import numpy as np
 
 BLOCK = 8
@@ -19,11 +21,11 @@ def small_picture(picture: np.ndarray) -> np.ndarray:
     down, across = min(BLOCK, height), min(BLOCK, width)
     rows, columns = height // down, width // across
     strips = picture[: rows * down, : columns * across].reshape(rows, down, -1).sum(axis=1, dtype=np.uint16)
-    sums = np.tile(
-        np.eye(3, dtype=np.float32), (across, 1)
-    )  # a product, as a sum over so short an axis takes four times as long
-    means = strips.reshape(-1, 3 * across).astype(np.float32) @ sums / np.float32(down * across)
-    return means.reshape(rows, columns, 3)
+    squares = strips.reshape(rows, columns, across, 3)
+    sums = functools.reduce(
+        np.add, (squares[:, :, at] for at in range(across))
+    )  # faster than a sum over so short an axis
+    return sums.astype(np.float32) / np.float32(down * across)
 
 
 def block_indices(edge: int, of_picture: int) -> np.ndarray:
@@ -43,4 +45,5 @@ def is_cut(before: np.ndarray, now: np.ndarray) -> bool:
 
 def _colours(small: np.ndarray) -> np.ndarray:
     """(512,) how many blocks there are of each colour, in steps of 32."""
-    return np.bincount((small // 32).reshape(-1, 3).astype(np.intp) @ (64, 8, 1), minlength=512)
+    red, green, blue = np.moveaxis((small // 32).astype(np.intp), 2, 0)
+    return np.bincount((64 * red + 8 * green + blue).ravel(), minlength=512)

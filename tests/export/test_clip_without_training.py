@@ -284,7 +284,7 @@ def test_tensorrt_reads_the_graphs(clip_bundle: Path) -> None:
     for name in ("image_fusion", "text"):
         network = builder.create_network(0)  # held: the parser only borrows it
         parser = trt.OnnxParser(network, logger)
-        assert parser.parse((clip_bundle / f"{name}.onnx").read_bytes()), str(parser.get_error(0))
+        assert parser.parse_from_file(str(clip_bundle / f"{name}.onnx")), str(parser.get_error(0))
 
 
 @pytest.mark.slow

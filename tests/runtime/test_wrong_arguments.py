@@ -240,6 +240,8 @@ MAY_NAME_OPTIONS = {
     "commands/segment.py",
     "commands/serve.py",
     "commands/session_options.py",
+    "commands/video.py",
+    "commands/video_files.py",
     "commands/words.py",
     "doctor.py",
     "fetch_bundle.py",

@@ -256,7 +256,7 @@ def test_a_passwords_place_is_not_in_messages() -> None:
     assert find_source("http://camera.local/").stem == "camera.local"
 
 
-def test_a_file_makes_ffmpeg_open_no_other(film: Path, tmp_path: Path) -> None:
+def test_a_file_makes_ffmpeg_open_no_other(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A playlist names files or hosts, and a name may look like a protocol of FFmpeg's."""
     lists = {
         "list.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{film}\n#EXT-X-ENDLIST\n",
@@ -270,7 +270,7 @@ def test_a_file_makes_ffmpeg_open_no_other(film: Path, tmp_path: Path) -> None:
     odd = tmp_path / "concat:a|b.mp4"
     odd.write_bytes(film.read_bytes())
     assert len(read(odd)[0]) == 8
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "http:").mkdir()
     (tmp_path / "http:" / "film.mp4").write_bytes(film.read_bytes())
     assert len(read("http:/film.mp4")[0]) == 8
