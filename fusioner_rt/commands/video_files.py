@@ -164,11 +164,13 @@ class VideoResults:
         self._pending: Future[None] | None = None
 
     def put(self, seen: "StreamedFrame") -> None:
-        """Write a frame while the caller goes on; at most one waits. Raises what writing the one before raised."""
+        """Write a frame while the caller goes on, once the one before is written. Raises what writing that raised: nothing may follow
+        what is not whole, for a line's number is its index.
+        """
+        if self._pending is not None:
+            self._pending.result()
         self.failed += seen.error is not None
-        before, self._pending = self._pending, self._thread.submit(self._write, seen)
-        if before is not None:
-            before.result()
+        self._pending = self._thread.submit(self._write, seen)
 
     def __enter__(self) -> "VideoResults":
         return self
@@ -203,12 +205,12 @@ class VideoResults:
             self._lines.flush()
         except OSError as error:
             raise unwritable(files.partial_lines, error) from None
-        files.kept_bytes += len(text)
-        files.counts.add(line)
-        self.added += 1
         if seen.error is None:
             self._video.write(result.overlay(**self._overlay), time)
             self._replace_partial()
+        files.kept_bytes += len(text)
+        files.counts.add(line)
+        self.added += 1
 
     def _replace_partial(self) -> None:
         """By the overlay that goes on with it, once that has all its frames."""

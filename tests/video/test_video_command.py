@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import random
@@ -19,7 +21,9 @@ from made_videos import clip, pan, shown, sound_of
 from PIL import Image
 
 from fusioner_rt import Segmentation, Session
+from fusioner_rt.atomic_files import unwritable
 from fusioner_rt.cli import main
+from fusioner_rt.video.overlay_writer import OverlayWriter
 from fusioner_rt.video.written_video import whole_frames
 
 Command = Callable[..., list[str]]
@@ -332,6 +336,47 @@ def test_another_video_or_other_options_begin_anew_or_are_refused(
     assert main(command("other", "--resume", videos=[copy])) == 0
     assert "done already" not in capsys.readouterr().err
     assert len(lines(out / "long.jsonl")) == SLOW
+
+
+class _Lines(io.FileIO):
+    """A file of lines."""
+
+
+@pytest.mark.parametrize(
+    ("writer", "method"),
+    [(Segmentation, "save"), (_Lines, "write"), (OverlayWriter, "_put")],
+    ids=["label", "line", "overlay"],
+)
+def test_after_one_failed_write_nothing_more_is_written_and_it_goes_on_to_the_same_bytes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    writer: Any, method: str,
+) -> None:  # fmt: skip
+    """As of a disk that is full for a moment."""
+    film = clip(tmp_path / "long.mp4", 9, (48, 64), sound=0.9)
+    assert main(command("whole", "--labels", videos=[film])) == 0
+    real, writes = getattr(writer, method), iter(range(99))
+
+    def failing(*given: Any) -> Any:
+        if next(writes) == 5:
+            raise unwritable(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+        return real(*given)
+
+    def opened(path: Path, kept: int) -> Any:
+        stream = io.BufferedWriter(_Lines(path, "ab"))
+        stream.truncate(kept)
+        return stream
+
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr("fusioner_rt.commands.video_files._opened", opened)
+        patched.setattr(writer, method, failing)
+        assert main(command("out", "--labels", videos=[film])) == 50
+    out = tmp_path / "out"
+    assert "5 frames of " in capsys.readouterr().err
+    assert [line["time"] for line in lines(out / "long.partial.jsonl")] == [0, 0.1, 0.2, 0.3, 0.4]
+    assert len(shown(out / "long.overlay.partial.mp4")) == 5
+    assert main(command("out", "--labels", "--resume", videos=[film])) == 0
+    same(out, tmp_path / "whole")
 
 
 def test_a_full_disk_keeps_what_is_done_and_it_plays(
