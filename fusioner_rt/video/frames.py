@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from array import array
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-_KEPT = 1024  # frames whose times are known: more than any stream reads ahead
+_KEPT = (
+    1024  # frames before the one whose time was asked for, whose times are known still: more than are worked on at once
+)
+_KEPT_UNASKED = 1 << 22  # most times that are known where nobody asks: days of a camera, 32 MB
 _RATE = Fraction(25)  # frames a second where nobody knows
 _LONGEST_GROUP = 10  # seconds between two key frames
 _JUMP = 1  # seconds back that are no damage
@@ -72,7 +76,9 @@ class Frames:
         self._container: InputContainer = sources.open_input(source)
         self._using = threading.Lock()  # the container, which may not be closed while FFmpeg reads
         self._closed = self._begun = False
-        self._times: dict[int, float] = {}
+        self._times = array("d")  # of the frames from index _known on
+        self._known = 0
+        self._timing = threading.Lock()
         try:
             self._stream = self._chosen()
         except BaseException:
@@ -87,16 +93,23 @@ class Frames:
         """Width of a pixel by its height; of frames that are turned upright, once the first was read."""
 
     def time(self, index: int) -> float:
-        """Seconds from the video's beginning of the frame of this index, `seen.index`; of the 1,024 that were read last.
+        """Seconds from the video's beginning of the frame of this index, `seen.index`: of any that was read since the one whose time
+        was asked for last, and of the 1,024 before that.
 
         Raises UsageError.
         """
-        try:
-            return self._times[index]
-        except KeyError:
-            raise UsageError(
-                f"the time of frame {index} is not known", "ask for one that was read a while ago"
-            ) from None
+        with self._timing:
+            place = index - self._known
+            if not 0 <= place < len(self._times):
+                raise UsageError(f"the time of frame {index} is not known", "ask for one that was read a while ago")
+            found = self._times[place]
+            if place > 2 * _KEPT:  # not each time: what follows is moved
+                self._forget(place - _KEPT)
+            return found
+
+    def _forget(self, count: int) -> None:
+        del self._times[:count]
+        self._known += count
 
     @property
     def expected(self) -> int | None:
@@ -146,8 +159,10 @@ class Frames:
             index += 1
             if index < 0:
                 continue
-            self._times[index] = float(at)
-            self._times.pop(index - _KEPT, None)
+            with self._timing:
+                self._times.append(float(at))  # its index is `index`
+                if len(self._times) > _KEPT_UNASKED:
+                    self._forget(_KEPT_UNASKED // 2)
             if isinstance(frame, FrameUnreadable):
                 yield frame
             else:
@@ -158,6 +173,7 @@ class Frames:
     def _decoded(self) -> "Iterator[tuple[Fraction, VideoFrame | FrameUnreadable]]":
         """Every frame and its time, seconds from the beginning. Times of frames grow, those in place of one are about right."""
         last: Fraction | None = None
+        end = Fraction(0)  # of the last frame, which may be shown for long
         for stamp, frame in self._stamped():
             if self.live and last is None and stamp is not None:
                 self.offset = stamp
@@ -175,10 +191,10 @@ class Frames:
             if bad or isinstance(frame, str):
                 yield at, self._unreadable(bad, at)
                 continue
-            last = at
+            last, end = at, at + (frame.duration or 0) * self.tick
             yield at, frame
         duration, last = self._stated_duration(), last or Fraction(0)
-        if duration is not None and not self._closed and last + max(Fraction(1, 2), 3 / self.rate) < duration:
+        if duration is not None and not self._closed and end + max(Fraction(1, 2), 3 / self.rate) < duration:
             why = f"is the last of a video that is cut short; {float(duration):.2f} s were promised"
             yield last + self.tick, self._unreadable(why, last)
 
@@ -199,6 +215,7 @@ class Frames:
         packets = self._container.demux(self._stream)
         found: list[tuple[Fraction | None, VideoFrame | str]] = []
         more = True
+        asked = time.monotonic()  # when the frame that is waited for was asked for
         while more:
             with self._using:
                 if self._closed:
@@ -217,8 +234,11 @@ class Frames:
                     if self.source.kind != "file":
                         raise why from None
                     found, more = [(None, f"and what follows cannot be read ({sources.one_line_of(error)})")], False
-            yield from found
-            found = []
+            if found:
+                yield from found
+                found, asked = [], time.monotonic()
+            elif more and self.source.kind != "file" and time.monotonic() > asked + sources.SILENCE:
+                raise sources.unreachable(self.source, f"no frame for {sources.SILENCE:g} s")
 
     def _of(self, packet: Any) -> "list[tuple[Fraction | None, VideoFrame | str]]":
         try:

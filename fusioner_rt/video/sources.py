@@ -4,6 +4,7 @@ Of a file FFmpeg reads nothing else: formats that name other files or hosts, as 
 then by network protocols alone.
 """
 
+import errno
 import os
 import re
 import stat
@@ -119,7 +120,9 @@ def open_input(source: Source) -> "InputContainer":
         if source.location.lower().startswith("rtsp"):
             options["rtsp_transport"] = "tcp"  # lost packets of UDP are grey frames
     if source.live:
-        given["options"] |= {"fflags": "nobuffer", "flags": "low_delay"}
+        given["options"] |= {
+            "flags": "low_delay"
+        }  # without "nobuffer", which throws away what FFmpeg reads to know the format
     try:
         return av.open(source.location, **given)
     except Exception as error:  # FFmpeg's kinds have bases of many kinds
@@ -139,10 +142,18 @@ def why_unopened(source: Source, error: Exception) -> FusionerError:
             "fetch or export it again, or convert it to MP4",
             subject=source.name,
         )
-    what = "the camera" if source.kind == "camera" else "the URL"
-    return VideoUnreachable(
-        f"{what} gives no video ({reason})", "check that it is there, and that no other program has it", source.name
-    )
+    return unreachable(source, f"no video ({reason})", getattr(error, "errno", None) == errno.EIO)
+
+
+def unreachable(source: Source, found: str, is_broken_off: bool = False) -> VideoUnreachable:
+    """The error of a camera or URL that gives `found`. is_broken_off: as where a server of files gives no parts of them."""
+    if source.kind == "camera":
+        what, cure = "the camera", "check that it is there, and that no other program has it"
+    else:
+        what, cure = "the URL", "check the address, and that this machine reaches it"
+        if is_broken_off and urlsplit(source.location).scheme.lower() in _HTTP:
+            cure = "download the file first, for its server may give it from the beginning alone"
+    return VideoUnreachable(f"{what} gives {found}", cure, source.name)
 
 
 def one_line_of(error: BaseException) -> str:

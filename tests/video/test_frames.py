@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -163,6 +164,53 @@ def test_frames_are_read_once_and_their_times_asked_while_they_are_new(film: Pat
             opened.time(8)
 
 
+def test_each_time_that_may_still_be_asked_for_is_known(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of however many frames were read meanwhile, as of a fast source that is live."""
+    monkeypatch.setattr(sys.modules["fusioner_rt.video.frames"], "_KEPT", 2)
+    with video.frames(film, live=True) as opened:
+        list(opened)
+        assert [opened.time(index) for index in (0, 1, 7, 5)] == [0, 0.1, 0.7, 0.5]
+        for forgotten in (4, -1):
+            with pytest.raises(UsageError, match=f"the time of frame {forgotten} is not known"):
+                opened.time(forgotten)
+
+
+def test_times_that_nobody_asks_for_are_let_go(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["fusioner_rt.video.frames"], "_KEPT_UNASKED", 4)
+    with video.frames(film) as opened:
+        list(opened)
+        assert [opened.time(index) for index in (4, 7)] == [0.4, 0.7]
+        with pytest.raises(UsageError, match="is not known"):
+            opened.time(1)
+
+
+def test_a_source_that_is_live_loses_nothing_at_its_start(film: Path) -> None:
+    """FFmpeg reads some seconds to know what a file without a head holds."""
+    for path in (film, clip(film.with_name("headless.ts"), 8, codec="mpeg2video")):
+        frames, times = read(path, live=True)
+        assert len(frames) == 8
+        assert times == pytest.approx([index / 10 for index in range(8)])
+        np.testing.assert_array_equal(frames[0], shown(path)[0][1])
+
+
+def test_a_last_frame_that_is_shown_for_long_is_no_damage(tmp_path: Path) -> None:
+    """As of a screen on which nothing changes."""
+    import av
+
+    times = [Fraction(index, 10) for index in range(8)]
+    path = tmp_path / "screen.mp4"
+    with av.open(str(clip(tmp_path / "made.mp4", times=times, bf="0"))) as made, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(made.streams.video[0])
+        packets = [packet for packet in made.demux(video=0) if packet.dts is not None]
+        packets[-1].duration = 4 * packets[-1].time_base.denominator
+        for packet in packets:
+            packet.stream = stream
+            output.mux(packet)
+    with video.frames(path) as opened:
+        assert opened.expected == 8
+        assert [type(frame) for frame in opened] == [np.ndarray] * 8
+
+
 def test_a_damaged_middle_is_told_and_passed(session: Session, tmp_path: Path) -> None:
     path = clip(tmp_path / "damaged.mp4", 20, (128, 192), g="5", crf="5")
     content = bytearray(path.read_bytes())
@@ -296,10 +344,18 @@ def test_a_url_is_read(served: str, film: Path) -> None:
     )
     with pytest.raises(VideoUnreachable):  # a playlist of a host names no file of this machine
         video.frames(f"{served}/list.m3u8")
-    with pytest.raises(VideoUnreachable, match="Not Found"):
+    with pytest.raises(VideoUnreachable, match="Not Found.*; check the address, and that this machine reaches it"):
         video.frames(f"{served}/absent.mp4")
     with pytest.raises(VideoUnreachable, match="refused"):
         video.frames("http://127.0.0.1:9/film.mp4")
+
+
+def test_a_file_whose_server_gives_no_parts_of_it_is_to_be_downloaded(served: str, film: Path) -> None:
+    """Its index is at its end, farther than FFmpeg reads on to."""
+    noise = np.random.default_rng(0).integers(0, 255, (12, 256, 384, 3), np.uint8)
+    clip(film.with_name("large.mp4"), frames=list(noise), crf="1", preset="ultrafast")
+    with pytest.raises(VideoUnreachable, match="Input/output error.*; download the file first"):
+        read(f"{served}/large.mp4")
 
 
 def test_frames_that_were_used_are_not_kept(film: Path) -> None:

@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from made_videos import shown
+from made_videos import clip, shown
 from rtsp_camera import camera
 
 from fusioner_rt import Session, video
 from fusioner_rt.cli import main
+from fusioner_rt.errors import VideoUnreachable
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +96,32 @@ def test_a_camera_that_goes_leaves_what_was_written(
     assert "pan.overlay.partial.mp4" in left
     assert "--resume" not in left
     assert len(shown(tmp_path / "pan.overlay.partial.mp4")) >= 3
+
+
+def test_a_camera_that_gives_nothing_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver says "again" for as long as it is asked."""
+    monkeypatch.setattr("fusioner_rt.video.sources.SILENCE", 0.3)
+
+    class Camera:
+        def __init__(self, real: Any) -> None:
+            self._real, self._given = real, 0
+
+        def demux(self, stream: Any) -> Iterator[Any]:
+            for packet in itertools.islice(self._real.demux(stream), self._given, 3):
+                self._given += 1
+                time.sleep(0.2)  # which is not silence
+                yield packet
+            raise BlockingIOError
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+    path = clip(tmp_path / "whole_frames.avi", codec="mjpeg")
+    with video.frames(path, live=True) as frames:
+        frames.source = frames.source._replace(kind="camera")
+        frames._container = Camera(frames._container)  # type: ignore[assignment]
+        read = iter(frames)
+        for _ in range(3):
+            assert isinstance(next(read), np.ndarray)
+        with pytest.raises(VideoUnreachable, match="the camera gives no frame for 0.3 s; check that it is there"):
+            list(read)
