@@ -11,6 +11,7 @@ from .picture_formats import SUFFIXES
 from .regular_files import NotRegular
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a drive's letter is one; Path makes one slash of two
+_HOST = re.compile(r"(\[[^]]*\]|[^:]*)(:\d*)?")
 _BASE64 = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR")  # JPEG, PNG, GIF, WebP
 _MOST_NAMES = 10_000
 
@@ -62,6 +63,19 @@ def is_pattern(name: str) -> bool:
     return any(mark in name for mark in "*?[")
 
 
+def without_secrets(name: str) -> str:
+    """A path, or a URL as it may be shown: without its user, password and parameters."""
+    scheme, mark, rest = name.partition("://")
+    if not mark or not _URL.match(name):
+        return name
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in host:
+        rest = rest[host.rindex("@") + 1 :]
+    elif not _HOST.fullmatch(host):  # of a password with a slash, it is the user and a part of that
+        rest = rest.rpartition("@")[2]
+    return f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
+
+
 def _url(path: str) -> PictureMissing:
     scheme, _, rest = path.partition(":")
     rest = rest.lstrip("/")
@@ -70,7 +84,7 @@ def _url(path: str) -> PictureMissing:
     return PictureMissing(
         "this is a URL, and nothing is fetched from the network",
         "download it, for example by curl -O, and pass the file's path or its bytes",
-        subject=f"{scheme}://{rest}",
+        subject=without_secrets(f"{scheme}://{rest}"),
     )
 
 

@@ -66,42 +66,54 @@ def named_videos(arguments: Sequence[str], out: Path) -> list[str]:
 
     Overlays of earlier runs below `out` are left out. Raises UsageError where videos and pictures are named, or a pattern names none.
     """
-    from ..missing_pictures import is_pattern
-    from ..video.sources import SUFFIXES, is_video
+    from ..missing_pictures import is_pattern, without_secrets
+    from ..video.sources import SUFFIXES, is_url, is_video
 
     videos: list[str] = []
     others: list[str] = []
     for argument in arguments:
         path = os.path.expanduser(argument)
-        if is_pattern(argument) and not os.path.lexists(path) and Path(argument).suffix.lower() in SUFFIXES:
+        if (
+            is_pattern(argument)
+            and not is_url(argument)
+            and not os.path.lexists(path)
+            and Path(argument).suffix.lower() in SUFFIXES
+        ):
             matched = sorted(name for name in glob.glob(path, recursive=True) if not _is_result(Path(name), out))
             if not matched:
                 found = "no video has such a name"
-                raise UsageError(found, f"check the pattern (relative to {Path.cwd()})", subject=argument)
+                raise UsageError(
+                    found, f"check the pattern (relative to {Path.cwd()})", subject=without_secrets(argument)
+                )
             videos += matched
         else:
             (videos if is_video(argument) else others).append(argument)
     if videos and others:
         raise UsageError(
-            f"{videos[0]} is a video, {others[0]} names pictures", "give videos and pictures a command each"
+            f"{without_secrets(videos[0])} is a video, {without_secrets(others[0])} names pictures",
+            "give videos and pictures a command each",
         )
     return videos
 
 
 def check(options: argparse.Namespace, videos: Sequence[str]) -> None:
     """Whether the options are those of one kind of run. Raises UsageError."""
+    from ..missing_pictures import without_secrets
+
     given = vars(options)
     if not videos:
         if alone := next((name for name in OPTIONS if given[name] is not None), None):
             raise UsageError(f"--{alone} is of videos, and pictures were named", "leave it out")
         return
     if options.ray:
-        raise UsageError("this is a video, and runs on Ray are of pictures", "leave --ray out", subject=videos[0])
+        raise UsageError(
+            "this is a video, and runs on Ray are of pictures", "leave --ray out", without_secrets(videos[0])
+        )
     if alone := next((name for name, default in _ALONE.items() if given[name] != default), None):
         raise UsageError(
             f"--{alone} was given with a video, whose masks are lines of JSON in the folder of --out",
             "leave it out; --instances has each connected part by itself, --labels adds label maps",
-            subject=videos[0],
+            subject=without_secrets(videos[0]),
         )
 
 

@@ -10,11 +10,11 @@ import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from ..errors import FusionerError, PictureMissing, VideoUnreachable, VideoUnreadable, one_line
 from ..memory_shortage import is_shortage
-from ..missing_pictures import why_missing
+from ..missing_pictures import why_missing, without_secrets
 from ..optional_packages import optional
 from ..picture_formats import SUFFIXES as PICTURE_SUFFIXES
 from ..picture_formats import holds_video
@@ -92,9 +92,10 @@ def find_source(given: str | os.PathLike[str], live: bool | None = None) -> Sour
     text = os.fspath(given)
     if is_url(text):
         parts = urlsplit(text)
-        name = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         stem = Path(parts.path).stem or parts.hostname or "stream"
-        return Source(name, stem, text, "url", parts.scheme.lower() not in _HTTP if live is None else live)
+        return Source(
+            without_secrets(text), stem, text, "url", parts.scheme.lower() not in _HTTP if live is None else live
+        )
     path = os.path.expanduser(text)
     try:
         camera = bool(_CAMERA.fullmatch(os.path.realpath(path))) and stat.S_ISCHR(os.stat(path).st_mode)

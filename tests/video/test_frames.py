@@ -344,7 +344,7 @@ def test_a_url_is_read(served: str, film: Path) -> None:
     )
     with pytest.raises(VideoUnreachable):  # a playlist of a host names no file of this machine
         video.frames(f"{served}/list.m3u8")
-    with pytest.raises(VideoUnreachable, match="Not Found.*; check the address, and that this machine reaches it"):
+    with pytest.raises(VideoUnreachable, match=r"Not Found.*; check the address, and that this machine reaches it"):
         video.frames(f"{served}/absent.mp4")
     with pytest.raises(VideoUnreachable, match="refused"):
         video.frames("http://127.0.0.1:9/film.mp4")
@@ -354,7 +354,7 @@ def test_a_file_whose_server_gives_no_parts_of_it_is_to_be_downloaded(served: st
     """Its index is at its end, farther than FFmpeg reads on to."""
     noise = np.random.default_rng(0).integers(0, 255, (12, 256, 384, 3), np.uint8)
     clip(film.with_name("large.mp4"), frames=list(noise), crf="1", preset="ultrafast")
-    with pytest.raises(VideoUnreachable, match="Input/output error.*; download the file first"):
+    with pytest.raises(VideoUnreachable, match=r"Input/output error.*; download the file first"):
         read(f"{served}/large.mp4")
 
 

@@ -123,5 +123,5 @@ def test_a_camera_that_gives_nothing_is_gone(tmp_path: Path, monkeypatch: pytest
         read = iter(frames)
         for _ in range(3):
             assert isinstance(next(read), np.ndarray)
-        with pytest.raises(VideoUnreachable, match="the camera gives no frame for 0.3 s; check that it is there"):
+        with pytest.raises(VideoUnreachable, match=r"the camera gives no frame for 0\.3 s; check that it is there"):
             list(read)

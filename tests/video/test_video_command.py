@@ -181,6 +181,25 @@ def test_videos_and_pictures_are_commands_of_their_own(
     assert f"'{photo.parent}/**/*.mp4'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("url", "more"),
+    [
+        *(("http://user:geheim@127.0.0.1:9/a.mp4?token=geheim", more) for more in (["--yolo"], ["--json", "m"], ["--live", "--resume"], [])),
+        ("s3://user:geheim@bucket/film.mp4", ["--ray"]), ("s3://user:geheim@bucket/*.mp4", []), ("s3://user:geheim@bucket/film.mp4", []),
+        ("http://user:geheim@host/a.jpg", []), ("rtsp://user:ge#heim@127.0.0.1:9/x", ["--yolo"]), ("rtsp://user:geheim/2@127.0.0.1:9/x", []),
+    ],
+)  # fmt: skip
+def test_passwords_are_not_told(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str, more: list[str]
+) -> None:
+    assert main(command("out", *more, videos=[url])) > 0
+    assert main(command("out", videos=[url, "photo.png"])) > 0
+    said = capsys.readouterr()
+    assert "heim" not in said.err + said.out
+    assert "user" not in said.err
+    assert f"{url.partition('://')[0]}://" in said.err
+
+
 def test_without_the_package_it_says_what_to_install(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
