@@ -246,7 +246,7 @@ class _Run:
                         results.put(seen)
                         if seen.error is not None and results.failed <= _TOLD:
                             bar.clear()
-                            print_error(seen.error)
+                            print_error(self._placed(seen.error, frames.time(seen.index)))
                         bar.step(1, f"{files.counts.dropped} dropped" if frames.live else "")
             except KeyboardInterrupt:
                 if not frames.live:  # of what is live it is the end
@@ -266,6 +266,10 @@ class _Run:
                 f'fusioner-rt: {counts.failed} of {counts.frames} frames of {source.name} failed: "error" in {files.lines}'
             )
         return counts.codes
+
+    def _placed(self, error: FusionerError, time: float) -> FusionerError:
+        """The error of a frame, by its video and time: what segments it knows it as an array."""
+        return type(error)(error.found, error.cure, f"{self._source.name} at {time:.2f} s")
 
     def _told(self, rate: float) -> str:
         counts, files = self.files.counts, self.files

@@ -95,12 +95,14 @@ class VideoFiles:
         """Give the files their names. Raises OutputUnwritable."""
         saved = {}
         for partial, path in ((self.partial_overlay, self.overlay), (self.partial_lines, self.lines)):
-            if partial.exists():  # an overlay has none where each frame failed
-                try:
-                    os.replace(partial, path)
-                except OSError as error:
-                    raise unwritable(path, error) from None
-                saved[str(path)] = size_of(path)
+            try:
+                if not partial.exists():  # an overlay, where each frame failed
+                    path.unlink(missing_ok=True)  # of a run before
+                    continue
+                os.replace(partial, path)
+            except OSError as error:
+                raise unwritable(path, error) from None
+            saved[str(path)] = size_of(path)
         if self.labels:  # of a longer run before
             for path in self.labels.iterdir():
                 if _LABELS.fullmatch(path.name) and int(path.stem) >= self.counts.frames:
@@ -195,6 +197,8 @@ class VideoResults:
         result: Any = seen.result
         if seen.error is not None:
             line = failed_line(index, time, seen.error, seen.dropped)
+            if files.labels:  # of a run before
+                (files.labels / f"{index:06}.png").unlink(missing_ok=True)
         else:
             line = found_line(index, time, result, self._instances, seen.dropped)
             if files.labels:

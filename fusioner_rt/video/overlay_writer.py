@@ -19,7 +19,7 @@ from ..memory_shortage import is_shortage
 from . import sources
 from .frames import Frames
 from .sound import Sound
-from .times import fraction
+from .times import exact, fraction
 from .written_video import copied, edges
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class OverlayWriter:
         self, path: str | os.PathLike[str], source: Frames | None = None, sound: bool = True,
         after: tuple[Path, int] | None = None,
     ) -> None:  # fmt: skip
-        """path: of the video, ending in .mp4, .mov, .mkv or .webm. An existing file is replaced.
+        """path: of the video, ending in .mp4, .mov, .mkv or .webm. The first picture that is written replaces an existing file.
         source: the frames that pictures come from: their unit of time and pixels' shape are taken, and their sound is copied.
         sound: False leaves it out. A live source has none.
         after: a video that this class has written, and how many of its frames this one begins with.
@@ -61,6 +61,8 @@ class OverlayWriter:
             raise UsageError(
                 "the name's ending does not say which video to write", f"end it with {', '.join(CODECS)}", self.path
             )
+        if source is not None and _is_one_file(self.path, source.source):
+            raise UsageError("the video would replace the one that it is made from", "choose another name", self.path)
         self.frames = 0
         """How many were written."""
         self._codec = _encoder(CODECS[suffix])
@@ -80,7 +82,8 @@ class OverlayWriter:
 
     def write(self, picture: Any, time: float) -> None:
         """picture: (H, W, 3) uint8 RGB, or a Pillow image. Odd edges are made even by repeating the last row or column. Pictures of
-        another size than the first are resized. time: in seconds, as `Frames.time`; later than the one before.
+        another size than the first are resized. time: in seconds, as `Frames.time`, any real number; not before the start of the
+        source's part, 0 without one, and later than the one before.
 
         Raises OutputUnwritable, UsageError.
         """
@@ -89,9 +92,10 @@ class OverlayWriter:
         pixels = np.asarray(picture)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise UsageError(named("picture", picture), "give a (H, W, 3) uint8 array, RGB, or a Pillow image of it")
-        if isinstance(time, bool) or not isinstance(time, (int, float, Fraction)) or not time < 1e9:
-            raise UsageError(named("time", time), "give seconds")
-        ticks = round((Fraction(time) - self._start) / self._tick)
+        at = exact(time)
+        ticks = -1 if at is None else round((at - self._start) / self._tick)
+        if ticks < 0:
+            raise UsageError(named("time", time), f"give seconds, {float(self._start):g} or more")
         with self._writing():
             if self._container is None:
                 self._open(*pixels.shape[:2])
@@ -208,6 +212,13 @@ class OverlayWriter:
                 raise unwritable(self.path, error) from None
             reason = sources.one_line_of(error)
             raise OutputUnwritable(f"cannot be written ({reason})", "choose another ending", self.path) from None
+
+
+def _is_one_file(path: Path, source: sources.Source) -> bool:
+    try:
+        return source.kind == "file" and os.path.samefile(path, source.location.removeprefix("file:"))
+    except OSError:  # there is no such file yet
+        return False
 
 
 def _begins(packet: Any) -> Fraction:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from ..errors import FusionerError, PictureMissing, VideoUnreachable, VideoUnreadable, one_line
+from ..argument_checks import shown
+from ..errors import FusionerError, PictureMissing, UsageError, VideoUnreachable, VideoUnreadable, one_line
 from ..memory_shortage import is_shortage
 from ..missing_pictures import why_missing, without_secrets
 from ..optional_packages import optional
@@ -65,9 +66,9 @@ def is_url(given: str) -> bool:
 
 def is_video(given: str | os.PathLike[str]) -> bool:
     """Whether a path or URL names a video: a file by its content, or by its ending where its content is no picture; a camera,
-    /dev/video0; or a URL such as rtsp://. A file that does not exist is one by its ending. Nothing is decoded.
+    /dev/video0; or a URL such as rtsp://. A file that does not exist is one by its ending. Nothing is decoded. Raises UsageError.
     """
-    text = os.fspath(given)
+    text = _text(given)
     if is_url(text):
         return True
     path = Path(os.path.expanduser(text))
@@ -88,8 +89,8 @@ def is_video(given: str | os.PathLike[str]) -> bool:
 
 
 def find_source(given: str | os.PathLike[str], live: bool | None = None) -> Source:
-    """live: by default of cameras, and of URLs but those of http. Raises PictureMissing."""
-    text = os.fspath(given)
+    """live: by default of cameras, and of URLs but those of http. Raises PictureMissing, UsageError."""
+    text = _text(given)
     if is_url(text):
         parts = urlsplit(text)
         stem = Path(parts.path).stem or parts.hostname or "stream"
@@ -106,6 +107,16 @@ def find_source(given: str | os.PathLike[str], live: bool | None = None) -> Sour
     # A file's name may hold what FFmpeg takes for a protocol; "file:" keeps it a name.
     location = path if camera else f"file:{path}"
     return Source(text, Path(path).stem, location, "camera" if camera else "file", camera if live is None else live)
+
+
+def _text(given: Any) -> str:
+    text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if isinstance(text, str):
+        return text
+    cure = "give a path as text or pathlib.Path, or a URL"
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        cure = f"name the camera, /dev/video{given}"
+    raise UsageError(f"the video is given as {shown(given)}", cure)
 
 
 def open_input(source: Source) -> "InputContainer":

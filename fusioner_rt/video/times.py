@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from numbers import Rational, Real
 from typing import Any
 
 from ..argument_checks import named
@@ -20,9 +21,16 @@ def seconds(given: Any, name: str) -> Fraction | None:
         if found and not (found[2] and Fraction(found[3]) >= 60):
             hours, minutes, rest = (Fraction(part or 0) for part in found.groups())
             return hours * 3600 + minutes * 60 + rest
-    elif isinstance(given, (int, float, Fraction)) and not isinstance(given, bool) and 0 <= given < _LONGEST:
-        return Fraction(given).limit_denominator(10**9)
+    elif (number := exact(given)) is not None and number >= 0:
+        return number.limit_denominator(10**9)
     raise UsageError(named(name, given), "give seconds, 90.5, or minutes and hours with them, 1:30 or 1:02:03")
+
+
+def exact(given: Any) -> Fraction | None:
+    """A real number of seconds, NumPy's too; None of anything else, and of what no video is as long as."""
+    if isinstance(given, bool) or not isinstance(given, Real) or not -_LONGEST < given < _LONGEST:  # nan is neither
+        return None
+    return Fraction(given) if isinstance(given, Rational) else Fraction(float(given))
 
 
 def fraction(rational: object) -> Fraction | None:

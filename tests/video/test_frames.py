@@ -298,6 +298,16 @@ def test_a_video_is_told_by_content_ending_and_scheme(film: Path, tmp_path: Path
         assert video.is_video(url) is wanted, url
 
 
+@pytest.mark.parametrize("call", [video.frames, video.is_video])
+def test_what_names_no_video_is_said(call: Any) -> None:
+    for source, says in (
+        (0, "the video is given as 0; name the camera, /dev/video0"), (b"clip.mp4", "is given as b'clip.mp4'; give a path as text"),
+        (None, "is given as None"), (True, "is given as True; give a path"), (-1, "is given as -1; give a path"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=says):
+            call(source)
+
+
 def test_a_passwords_place_is_not_in_messages() -> None:
     source = find_source("rtsp://user:secret@camera.local:554/live/1?token=secret")
     assert (source.name, source.stem, source.live) == ("rtsp://camera.local:554/live/1", "1", True)

@@ -173,6 +173,43 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
         output.write(pan(1)[0], 0)
 
 
+def test_times_are_any_real_number_that_is_not_before_the_start(film: Path, tmp_path: Path) -> None:
+    times = [0, np.float32(0.125), np.int64(1), Fraction(3, 2), np.float64(2)]
+    with video.OverlayWriter(tmp_path / "times.mp4") as output:
+        for time in times:
+            output.write(pan(1)[0], time)  # type: ignore[arg-type]
+        for wrong in (-3.0, float("-inf"), float("inf"), float("nan"), np.float32(-1), True, 1j):
+            with pytest.raises(UsageError, match=r"time is .*; give seconds, 0 or more"):
+                output.write(pan(1)[0], wrong)  # type: ignore[arg-type]
+    assert [float(time) for time, _ in shown(tmp_path / "times.mp4")] == [0, 0.125, 1, 1.5, 2]
+    with video.frames(film, start=np.float32(0.25)) as part, video.OverlayWriter(tmp_path / "part.mp4", part) as output:  # type: ignore[arg-type]
+        output.write(pan(1)[0], 0.3)
+        with pytest.raises(UsageError, match=r"time is 0\.1; give seconds, 0\.25 or more"):
+            output.write(pan(1)[0], 0.1)
+
+
+def test_a_video_does_not_replace_the_one_that_it_is_made_from(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = film.read_bytes()
+    (tmp_path / "link.mp4").symlink_to(film)
+    monkeypatch.chdir(film.parent)
+    with video.frames("film.mp4") as opened:
+        for path in (film, tmp_path / "link.mp4"):
+            with pytest.raises(UsageError, match="would replace the one that it is made from; choose another name"):
+                video.OverlayWriter(path, opened)
+    assert film.read_bytes() == content
+
+
+def test_an_existing_file_stays_until_a_picture_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "seen.mp4"
+    path.write_bytes(b"old")
+    with video.OverlayWriter(path):
+        pass
+    assert path.read_bytes() == b"old"
+    assert len(shown(written(path))) == 6
+
+
 def noise(count: int) -> list[np.ndarray]:
     """Pictures that take many bytes."""
     return list(np.random.default_rng(0).integers(0, 255, (count, 128, 128, 3), np.uint8))

@@ -230,6 +230,23 @@ def test_bad_frames_are_told_and_passed(command: Command, tmp_path: Path, capsys
     assert [round(float(time), 6) for time, _ in shown(tmp_path / "out" / "damaged.overlay.mp4")] == good
 
 
+def test_where_every_frame_fails_nothing_of_an_earlier_run_is_named_or_left(
+    command: Command, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(command("out", "--labels")) == 0
+    capsys.readouterr()
+    assert main(command("out", "--labels", "--max-pixels", "100")) == 12
+    said = capsys.readouterr()
+    assert "overlay" not in said.out
+    assert sorted(path.name for path in out.iterdir()) == ["film.jsonl", "film.labels"]
+    assert not list((out / "film.labels").iterdir())
+    *told, _ = said.err.splitlines()
+    assert [line.partition(": 96x64 is ")[0] for line in told] == [
+        f"fusioner-rt: {film} at 0.{index}0 s" for index in range(5)
+    ]
+
+
 # What ends a run in the middle.
 
 SLOW = 40
