@@ -28,9 +28,11 @@ def seconds(given: Any, name: str) -> Fraction | None:
 
 def exact(given: Any) -> Fraction | None:
     """A real number of seconds, NumPy's too; None of anything else, and of what no video is as long as."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not -_LONGEST < given < _LONGEST:  # nan is neither
+    is_real = isinstance(given, Real) and not isinstance(given, bool)
+    number: Any = given
+    if not is_real or not abs(number) < _LONGEST:  # as nan is not
         return None
-    return Fraction(given) if isinstance(given, Rational) else Fraction(float(given))
+    return Fraction(number) if isinstance(number, Rational) else Fraction(float(number))
 
 
 def fraction(rational: object) -> Fraction | None:
