@@ -15,6 +15,7 @@ from PIL import Image
 
 from export import build_engine
 from fusioner_rt import cli
+from fusioner_rt.cures import INSTALL_TRAINING
 from training import evaluate, train
 from training.checkpoint import read_config
 from training.datasets import __main__ as datasets
@@ -47,10 +48,19 @@ def run(line: str) -> None:
         assert COMMANDS[words[0]].main(words[1:]) == 0, line
 
 
+@pytest.mark.parametrize("name", ["own_pictures", "training"])
+def test_what_is_installed_first_is_what_the_commands_ask_for(name: str) -> None:
+    """PyTorch's index aside, which gives CPUs their smaller build."""
+    install = blocks_of((ROOT / "docs" / f"{name}.md").read_text(), "sh")[0]
+    commands = [shlex.split(line, comments=True) for line in install.splitlines()]
+    commands[0] = commands[0][: commands[0].index("--extra-index-url")]
+    assert commands == [shlex.split(command) for command in INSTALL_TRAINING.split(" && ")]
+
+
 def test_outlines_become_a_folder_a_model_and_a_mask(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A bundle that is there stands for the built one: tests/training/test_train.py builds one of such a checkpoint."""
     for line in (
-        blocks("sh")[0].replace("train demo --data mine --steps 100", "train tiny --data mine --steps 1").splitlines()
+        blocks("sh")[1].replace("train demo --data mine --steps 100", "train tiny --data mine --steps 1").splitlines()
     ):
         if line.startswith("python export/build_engine.py "):
             given = build_engine.parse(shlex.split(line)[2:])
@@ -70,14 +80,14 @@ def test_outlines_become_a_folder_a_model_and_a_mask(folder: Path, capsys: pytes
 def test_masks_made_of_arrays_pass_the_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (program,) = blocks("python")
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, timeout=100)
-    run(blocks("sh")[1])
+    run(blocks("sh")[2])
     assert "usable; next: " in capsys.readouterr().out
 
 
 def test_the_measurement_trains_on_a_share_and_scores_the_whole_list(folder: Path) -> None:
     """The loop's folders are made by the shell; its commands run here, of the first of three numbers."""
     run("python -m training.datasets convert docs/labels --out data")
-    script = blocks("sh")[2].replace("python -m", "echo python -m").replace("for n in 10 30 100", "for n in 1 2 3")
+    script = blocks("sh")[3].replace("python -m", "echo python -m").replace("for n in 10 30 100", "for n in 1 2 3")
     done = subprocess.run(["sh", "-ec", script], cwd=folder, check=True, capture_output=True, text=True, timeout=100)
     training, scoring, *_ = done.stdout.splitlines()
     assert len((folder / "few" / "1" / "train.txt").read_text().split()) == 1
@@ -86,6 +96,8 @@ def test_the_measurement_trains_on_a_share_and_scores_the_whole_list(folder: Pat
 
 
 def test_the_tree_is_the_layout_that_training_explains() -> None:
-    tree = re.findall(r"^```\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)[0]
+    (tree,) = (
+        block for block in re.findall(r"^```\w*\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) if "NAME.png" in block
+    )
     for name in ("images/NAME.jpg", "masks/NAME.png", "classes.txt", "train.txt, val.txt"):
         assert name in tree
