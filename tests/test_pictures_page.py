@@ -27,6 +27,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("docs", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUSIONER_ENGINE", str(ROOT / "models/demo/bundle"))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # open(...).read(), for short

@@ -23,6 +23,7 @@ def run(command: list[str], folder: Path) -> str:
     """Run a command in a folder. Returns what it prints."""
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{THERE}:/usr/bin:/bin", "FUSIONER_CACHE": str(folder / "cache"),
+        "FUSIONER_ENGINE": str(ROOT / "models/demo/bundle"),
     }  # fmt: skip
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -41,12 +42,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_start_page_leads_to_a_mask_in_a_folder_that_holds_a_photograph_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_start_page_leads_to_a_mask_in_a_folder_that_holds_a_photograph_alone(tmp_path: Path) -> None:
     """The demonstration's bundle stands for the installed one; tests/test_bundle_packages.py finds that by its package."""
     page = (DOCS / "index.md").read_text()
-    monkeypatch.setenv("FUSIONER_ENGINE", str(ROOT / "models/demo/bundle"))
     shutil.copy(DOCS / "pictures/cat.jpg", tmp_path / "cat.jpg")
     install, command = blocks_of(page, "sh")
     assert shlex.split(install)[:4] == ["pip", "install", "-c", "constraints.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -15,9 +16,10 @@ def blocks_of(page: str, language: str) -> list[str]:
 
 
 def run_there(command: list[str], folder: Path) -> str:
-    """Run a command in a folder that has the checkout's docs and models. Returns what it prints."""
+    """Run a command in a folder that has the checkout's docs and models, whose bundle it finds. Returns what it prints."""
     for name in ("docs", "models"):
         (folder / name).symlink_to(ROOT / name)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    finds = os.environ | {"FUSIONER_ENGINE": str(ROOT / "models/demo/bundle")}
+    done = subprocess.run(command, cwd=folder, env=finds, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout

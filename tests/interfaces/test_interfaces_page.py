@@ -27,6 +27,12 @@ def command(start: str) -> list[str]:
     return shlex.split(found)
 
 
+@pytest.fixture(autouse=True)
+def found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demonstration's bundle stands for the installed one."""
+    monkeypatch.setenv("FUSIONER_ENGINE", str(ROOT / "models/demo/bundle"))
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 

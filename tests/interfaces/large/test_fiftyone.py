@@ -119,6 +119,7 @@ def test_the_pages_block_runs(fo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         one for one in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if "fiftyone" in one
     ]
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FUSIONER_ENGINE", str(ROOT / "models/demo/bundle"))
     names: dict[str, Any] = {}
     exec(compile(block, "docs/interfaces.md", "exec"), names)
     assert len(names["dataset"]) == 3
