@@ -35,6 +35,8 @@ def main() -> None:
                 for x, y, width, height in (one.box for one in objects):
                     ImageDraw.Draw(fullest).rectangle((x, y, x + width - 1, y + height - 1), outline="white", width=3)
 
+    if not rows:
+        raise SystemExit("no frame was seen")
     given.out.mkdir(parents=True, exist_ok=True)
     with open(given.out / "counts.csv", "w", newline="") as table:
         csv.writer(table).writerows([["frame", *words], *rows])
@@ -52,4 +54,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fusioner_rt.FusionerError as error:  # one line: what was found, and what to do
+        raise SystemExit(str(error)) from None

@@ -30,7 +30,8 @@ class Objects:
 
     def detect(self, context: auto_annotation.DetectionFunctionContext, image: Image.Image) -> list:
         objects = self.session.segment(image).instances(min_area=self.least * image.width * image.height)
-        wanted = [one for one in objects if one.score >= (context.conf_threshold or 0.6)]
+        least = 0.6 if context.conf_threshold is None else context.conf_threshold
+        wanted = [one for one in objects if one.score >= least]
         return [auto_annotation.mask(one.label, masks.encode_mask(one.mask)) for one in wanted]
 
 
@@ -60,4 +61,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (fusioner_rt.FusionerError, OSError) as error:  # one line: what was found, and what to do
+        raise SystemExit(str(error)) from None

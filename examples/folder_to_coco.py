@@ -26,7 +26,11 @@ def main() -> None:
     def results() -> Iterator[fusioner_rt.Segmentation]:
         """One at a time: a folder may be larger than the memory."""
         for path in sorted(given.folder.glob("*.jpg")):
-            result = session.segment(path)
+            try:
+                result = session.segment(path)
+            except fusioner_rt.FusionerError as error:
+                print(error)  # a broken one, say; the others are done
+                continue
             shown.append(ImageOps.contain(result.overlay(), (480, 320)))
             yield result
 
@@ -34,6 +38,8 @@ def main() -> None:
         session.set_vocabulary(given.words)
         document = fusioner_rt.to_coco(results(), instances=True)  # an annotation per connected part
 
+    if not shown:
+        raise SystemExit(f"{given.folder}: no .jpg that can be read")
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "masks.json").write_text(json.dumps(document))
     sheet = Image.new("RGB", (sum(picture.width for picture in shown), 320), "white")
@@ -44,4 +50,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fusioner_rt.FusionerError as error:  # one line: what was found, and what to do
+        raise SystemExit(str(error)) from None

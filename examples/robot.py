@@ -49,6 +49,8 @@ def main() -> None:
             looks.append(look)
             time.sleep(0.3)  # in place of a motor
 
+    if not looks:
+        raise SystemExit("no frame was seen")
     sheet = Image.new("RGB", (look.width * 2 + 8, look.height * 2 + 8), "white")
     for number, look in enumerate(looks[:4]):
         sheet.paste(look, (number % 2 * (look.width + 8), number // 2 * (look.height + 8)))
@@ -57,4 +59,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fusioner_rt.FusionerError as error:  # one line: what was found, and what to do
+        raise SystemExit(str(error)) from None

@@ -47,4 +47,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fusioner_rt.FusionerError as error:  # one line: what was found, and what to do
+        raise SystemExit(str(error)) from None

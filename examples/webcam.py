@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("output"))
     given = parser.parse_args()
 
-    loop = []
+    loop, done = [], 0
     with fusioner_rt.Session() as session, video.frames(given.source) as camera:
         session.set_vocabulary(given.words)
         start = time.perf_counter()
@@ -30,14 +30,20 @@ def main() -> None:
                 print(f"{seen.index}: {seen.error}")
                 continue
             found = [word for word, share in zip(seen.result.words, seen.result.shares, strict=True) if share > 0.02]
-            rate = (seen.index + 1) / (time.perf_counter() - start)
-            print(f"{seen.index}: {', '.join(found) or 'nothing'} ({rate:.1f} frames a second)")
-            if seen.index % 2 == 0:
+            if done % 2 == 0:
                 loop.append(seen.result.overlay().reduce(2))
+            done += 1  # of a camera, fewer than seen.index tells: it also counts frames that were dropped
+            rate = done / (time.perf_counter() - start)
+            print(f"{seen.index}: {', '.join(found) or 'nothing'} ({rate:.1f} frames a second)")
 
+    if not loop:
+        raise SystemExit("no frame was seen")
     given.out.mkdir(parents=True, exist_ok=True)
     loop[0].save(given.out / "webcam.webp", save_all=True, append_images=loop[1:], duration=200, loop=0, quality=40)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fusioner_rt.FusionerError as error:  # one line: what was found, and what to do
+        raise SystemExit(str(error)) from None

@@ -12,8 +12,10 @@ import io
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -62,6 +64,10 @@ def test_the_page_shows_each_with_its_picture() -> None:
     assert re.findall(r"^python examples/(\w+)\.py", PAGE, flags=re.MULTILINE) == shown
     pictures = re.findall(r"\]\(gallery/(\w+)\.(?:jpg|webp)\)", PAGE)
     assert pictures == shown
+    (install,) = (shlex.split(line) for line in PAGE.splitlines() if line.startswith("pip install"))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needs = " ".join(" ".join(extras[extra]) for extra in install[4].strip(".[]").split(","))
+    assert all(package in needs for package in ("onnxruntime", "av", "scipy", "starlette", "uvicorn"))
     assert {file.stem for file in GALLERY.iterdir()} == {*pictures, "clip"}
     assert all(file.stat().st_size < (300_000 if file == CLIP else 150_000) for file in GALLERY.iterdir())
 
@@ -170,6 +176,42 @@ def test_objects_are_counted(
     assert chart.shape == (270 + 2 * 30, 480, 3)
     cells = [chart[270 + 15, round(60 + (column + 0.5) * 420 / len(clip))] for column in range(len(clip))]
     assert "".join("01234"[round((255 - int(cell[0])) / 110)] for cell in cells) == cats
+
+
+@pytest.fixture
+def damaged(there: Path) -> Path:
+    """The clip with zeros in place of what its frames are made of."""
+    data = bytearray(CLIP.read_bytes())
+    start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    data[start:end] = bytes(end - start)
+    (there / "damaged.mp4").write_bytes(data)
+    return there / "damaged.mp4"
+
+
+@pytest.mark.parametrize("name", ["webcam", "robot", "count_objects"])
+def test_of_a_video_without_a_frame_that_can_be_read_that_is_said(
+    name: str, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=r"^no frame was seen$"):
+        run(name, monkeypatch, str(damaged))
+
+
+@pytest.mark.parametrize("name", ["webcam", "robot", "count_objects", "folder_to_coco"])
+def test_what_is_missing_is_one_line(name: str, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"^nowhere: .*\bno "):
+        run(name, monkeypatch, "nowhere")
+
+
+def test_a_folder_with_a_broken_picture_is_done_but_for_that(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (there / "mixed").mkdir()
+    (there / "mixed" / "a.jpg").write_bytes(b"none")
+    (there / "mixed" / "b.jpg").symlink_to(ROOT / "docs" / "pictures" / "cat.jpg")
+    run("folder_to_coco", monkeypatch, "mixed")
+    bad, done = capsys.readouterr().out.splitlines()
+    assert bad.startswith("mixed/a.jpg: ")
+    assert done.startswith("1 pictures, ")
 
 
 def test_the_small_service_answers(there: Path, session: Session) -> None:
