@@ -1,6 +1,7 @@
 """The parser of every command here: what is wrong with a command line is one line, as all other errors are."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,17 @@ class CommandParser(argparse.ArgumentParser):
             say_lines(message.rstrip("\n"))
         else:
             super()._print_message(message, file)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse has the program refuse what a command of it does not know: so that command does, whose help explains."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            folder = next(filter(os.path.isdir, unknown), None)
+            named = folder is not None and "--engine" in self._option_string_actions
+            self.error(
+                f"unrecognized arguments: {' '.join(unknown)}{f'; name a bundle as --engine {folder}' if named else ''}"
+            )
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         message = printable(" ".join(message.splitlines()))
