@@ -5,23 +5,36 @@
 The task's labels are called as the words. Agents take it as well (`cvat-cli function create-native` and `run-agent`).
 """
 
+import inspect
 from functools import cached_property
 from typing import Any
 
+from ..argument_checks import flag
+from ..errors import UsageError, WordsInvalid
 from ..optional_packages import optional
 from ..results.instances import Instance
 from ..results.key_holes import without_holes
 from ..session import Session
 from .objects import objects
 
+_OPTIONS = [name for name in inspect.signature(Session).parameters if name != "bundle"]
 
-def create(words: str, bundle: str | None = None, instances: bool = False, **options: Any) -> "Function":
+
+def create(words: str = "", bundle: str | None = None, instances: bool = False, **options: Any) -> "Function":
     """What CVAT calls with the parameters of `-p NAME=TYPE:VALUE`.
 
     words: "cat, sofa", groups as in docs/words.md. bundle: its folder, None for the default. instances: one shape per
     connected part, not per word. options: of `Session`, such as backend=str:onnxruntime-cpu.
-    Raises PackageMissing, and what `Session` and `set_vocabulary` raise.
+    Raises PackageMissing, UsageError of other parameters, and what `Session` and `set_vocabulary` raise.
     """
+    for name in options:
+        if name not in _OPTIONS:
+            raise UsageError(
+                f"the function for CVAT has no parameter {name!r}",
+                f"give words, and of these what you need: bundle, instances, {', '.join(_OPTIONS)}",
+            )
+    if not isinstance(words, str) or not words:
+        raise WordsInvalid(f"words is {words!r}, a text was expected", "give some, such as 'cat, sofa'")
     return Function(words, bundle, instances, options)
 
 
@@ -34,7 +47,7 @@ class Function:
         self._encode_mask = optional("cvat_sdk.masks", "cvat-sdk", "functions of CVAT").encode_mask
         self._session = Session(bundle, **options)
         self._session.set_vocabulary(words)
-        self._instances = instances
+        self._instances = flag(instances, "instances")
 
     @cached_property
     def spec(self) -> Any:

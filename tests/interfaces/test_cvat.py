@@ -123,8 +123,13 @@ def test_agents_register_a_mask_label_per_word(function: Any) -> None:
 
 
 def test_wrong_parameters_are_one_line_errors() -> None:
-    with pytest.raises(WordsInvalid):
-        loaded("-p", "words=str:", "-p", f"bundle=str:{BUNDLE}")
+    for words in ((), ("-p", "words=str:"), ("-p", "words=int:5")):
+        with pytest.raises(WordsInvalid, match=r"^words is .*; give some"):
+            loaded(*words, "-p", f"bundle=str:{BUNDLE}")
+    with pytest.raises(UsageError, match=r"no parameter 'word'; give words, .* bundle, instances, backend, "):
+        loaded("-p", "word=str:cat")
+    with pytest.raises(UsageError, match="instances is 'yes'"):
+        loaded("-p", "words=str:cat", "-p", f"bundle=str:{BUNDLE}", "-p", "instances=str:yes")
     with pytest.raises(UsageError):
         loaded("-p", "words=str:cat", "-p", f"bundle=str:{BUNDLE}", "-p", "threads=int:0")
 
@@ -150,6 +155,16 @@ def test_the_example_gives_cvat_its_larger_parts(astronaut: Segmentation) -> Non
     for shape, one in zip(sent, parts, strict=True):
         assert np.array_equal(masks.decode_mask(shape.points, image_width=width, image_height=height), one.mask)
     assert len(shapes(function, least=0.9, picture=ASTRONAUT, task=task)) < len(parts)
+
+
+def test_a_threshold_of_0_gives_the_example_no_bound(monkeypatch: pytest.MonkeyPatch, seen: Segmentation) -> None:
+    monkeypatch.setenv("FUSIONER_ENGINE", str(BUNDLE))
+    function = loaded(
+        "-p", "words=str:spoon, table", "-p", "least=float:0.003", function=("--function-file", str(EXAMPLE))
+    )
+    parts = seen.instances(min_area=0.003 * seen.labels.size)
+    assert min(one.score for one in parts) < 0.6
+    assert len(shapes(function, least=0.0)) == len(parts) > len(shapes(function))
 
 
 def test_the_example_draws_what_cvat_would_get(

@@ -42,6 +42,7 @@ def test_the_python_blocks_run_in_their_order() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("<PIL.Image.Image image mode=L size=600x400") == 3
+    assert done.stdout.splitlines()[-1] == "cat mask"
 
 
 def test_cvat_cli_takes_its_command_and_loads_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
