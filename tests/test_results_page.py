@@ -29,7 +29,8 @@ def test_the_python_blocks_run_in_their_order(tmp_path: Path) -> None:
     assert set(np.unique(labels)) == {0, 1}
     with np.load(tmp_path / "cat.npz") as arrays:
         np.testing.assert_array_equal(arrays["labels"], labels)
-    assert len(json.loads((tmp_path / "coco.json").read_text())["images"]) == 3
+    images = json.loads((tmp_path / "coco.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["astronaut.jpg", "cat.jpg", "coffee.jpg"]
 
 
 def test_the_commands_run(tmp_path: Path) -> None:

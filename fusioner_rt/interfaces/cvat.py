@@ -43,11 +43,11 @@ class Function:
 
     def __init__(self, words: str, bundle: str | None, instances: bool, options: dict[str, Any]) -> None:
         """As `create`."""
+        self._instances = flag(instances, "instances")
         self._interface = optional("cvat_sdk.auto_annotation", "cvat-sdk", "functions of CVAT")
         self._encode_mask = optional("cvat_sdk.masks", "cvat-sdk", "functions of CVAT").encode_mask
         self._session = Session(bundle, **options)
         self._session.set_vocabulary(words)
-        self._instances = flag(instances, "instances")
 
     @cached_property
     def spec(self) -> Any:
