@@ -58,7 +58,8 @@ _SIGNATURES = (  # offset, the bytes there, and what begins so
 _CURES = {
     _CAMERA: "develop it to JPEG, PNG or TIFF first",
     "a video": Spelled(
-        "give its frames as pictures, fusioner_rt.video.frames(path) reads them", "name the file itself, which is read as a video"
+        "give its frames as pictures, fusioner_rt.video.frames(path) reads them",
+        "name the file itself, which is read as a video",
     ),
     "a web page": "download the picture itself",
     "a Git LFS pointer": "fetch the content: git lfs pull",
