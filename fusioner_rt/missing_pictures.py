@@ -4,9 +4,9 @@ import difflib
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from .errors import PictureMissing, Spelled
+from .errors import PictureMissing, Spelled, UsageError
 from .picture_formats import SUFFIXES
 from .regular_files import NotRegular
 
@@ -61,6 +61,14 @@ def why_missing(path: str, error: Exception) -> PictureMissing:
 def is_pattern(name: str) -> bool:
     """Whether a name may be a pattern of names, `photos/*.jpg`. A file that is really named so comes first."""
     return any(mark in name for mark in "*?[")
+
+
+def split_url(url: str) -> SplitResult:
+    """Its parts. Raises UsageError for what only begins like one."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"is no URL that can be read ({error})", "check its host", without_secrets(url)) from None
 
 
 def without_secrets(name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlunsplit
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from pyarrow import fs
 from pyarrow import parquet as pq
 
 from ..errors import Spelled, UsageError, one_line
-from ..missing_pictures import is_pattern
+from ..missing_pictures import is_pattern, split_url
 from ..named_pictures import named_pictures
 from ..picture_formats import suffixes
 
@@ -55,7 +55,7 @@ def without_secrets(url: str) -> str:
     """A URL as it may be shown and kept: its user, password and parameters are left out."""
     if not is_url(url):
         return url
-    parts = urlsplit(url)
+    parts = split_url(url)
     user, at, host = parts.netloc.rpartition("@")
     container = user.partition(":")[0] + at if parts.scheme in _CONTAINERS else ""
     return urlunsplit((parts.scheme, container + host, parts.path, "", ""))
@@ -63,7 +63,7 @@ def without_secrets(url: str) -> str:
 
 def _secrets(url: str) -> tuple[str, str]:
     """What `without_secrets` leaves out of a URL: its user, with a password, and its parameters. Each may be empty."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     user = parts.netloc.rpartition("@")[0]
     return user.partition(":")[2] if parts.scheme in _CONTAINERS else user, parts.query
 
@@ -184,7 +184,7 @@ def _stored(url: str, filesystem: Any) -> list[tuple[str, str]]:
     except (OSError, pa.ArrowException) as error:
         raise _unlisted(url, error) from None
     # The path of a URL is the end of that in the filesystem, which may begin with the bucket.
-    parts = urlsplit(shown)
+    parts = split_url(shown)
     root = len(base.rstrip("/").removesuffix(unquote(parts.path).strip("/")))
     inner = {path: path[root:].lstrip("/") for path in sorted(found) if path.lower().endswith(endings)}
     seen = [(f"{parts.scheme}://{parts.netloc}/{end}", path) for path, end in inner.items() if not _is_hidden(end)]

@@ -10,12 +10,11 @@ import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from ..argument_checks import shown
 from ..errors import FusionerError, PictureMissing, UsageError, VideoUnreachable, VideoUnreadable, one_line
 from ..memory_shortage import is_shortage
-from ..missing_pictures import why_missing, without_secrets
+from ..missing_pictures import split_url, why_missing, without_secrets
 from ..optional_packages import optional
 from ..picture_formats import SUFFIXES as PICTURE_SUFFIXES
 from ..picture_formats import holds_video
@@ -60,7 +59,7 @@ def is_url(given: str) -> bool:
     """Whether this is a URL that a video may come from. Those that end as pictures do are none."""
     if not _URL.match(given):
         return False
-    parts = urlsplit(given)
+    parts = split_url(given)
     return parts.scheme.lower() not in _HTTP or Path(parts.path).suffix.lower() not in PICTURE_SUFFIXES
 
 
@@ -92,7 +91,7 @@ def find_source(given: str | os.PathLike[str], live: bool | None = None) -> Sour
     """live: by default of cameras, and of URLs but those of http. Raises PictureMissing, UsageError."""
     text = _text(given)
     if is_url(text):
-        parts = urlsplit(text)
+        parts = split_url(text)
         stem = Path(parts.path).stem or parts.hostname or "stream"
         return Source(
             without_secrets(text), stem, text, "url", parts.scheme.lower() not in _HTTP if live is None else live
@@ -163,7 +162,7 @@ def unreachable(source: Source, found: str, is_broken_off: bool = False) -> Vide
         what, cure = "the camera", "check that it is there, and that no other program has it"
     else:
         what, cure = "the URL", "check the address, and that this machine reaches it"
-        if is_broken_off and urlsplit(source.location).scheme.lower() in _HTTP:
+        if is_broken_off and split_url(source.location).scheme.lower() in _HTTP:
             cure = "download the file first, for its server may give it from the beginning alone"
     return VideoUnreachable(f"{what} gives {found}", cure, source.name)
 

@@ -5,6 +5,7 @@ import pytest
 from made_pictures import encoded, scene
 from PIL import Image
 
+from fusioner_rt.cli import main
 from fusioner_rt.decode_picture import decode
 from fusioner_rt.errors import PictureMissing
 
@@ -83,3 +84,11 @@ def test_entries_and_names_in_bytes_are_paths(folder: Path) -> None:
     for place in ("photos", b"photos"):
         (entry,) = os.scandir(place)
         assert decode(entry).shape == (5, 7, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["http://me:geheim@[1/x.mp4", "rtsp://[::1:554/stream", "https://[/x.jpg"])
+def test_what_only_begins_like_a_url_is_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", url, "--words", "cat"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is no URL that can be read (Invalid IPv6 URL); check its host" in line
+    assert "geheim" not in line
