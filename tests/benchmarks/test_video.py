@@ -64,4 +64,4 @@ def test_the_page_has_the_records_table_and_the_command_that_makes_it() -> None:
     rows = command.read(RECORD, "video") if RECORD.exists() else []
     between = PAGE.partition("<!-- speed -->\n")[2].partition("<!-- /speed -->\n")[0]
     assert between.strip() == (video.table(rows) if rows else "")
-    assert "python -m benchmarks.video --frames 5000 --json docs/records/video.jsonl" in PAGE
+    assert "python -m benchmarks.video --rounds 3 --frames 5000 --json docs/records/video.jsonl" in PAGE

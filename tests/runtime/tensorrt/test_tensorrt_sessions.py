@@ -492,6 +492,27 @@ def test_pictures_in_gpu_memory_give_masks_in_gpu_memory(session: Session, gpu: 
         assert found.labels.__dlpack_device__() == (2, 0)
 
 
+def test_frames_in_gpu_memory_stay_there_in_a_stream(session: Session, gpu: EmulatedGpu) -> None:
+    frames = [scene(61, 93, seed) for seed in range(4)]
+    given: list[Any] = [OnGpu(gpu, frame) for frame in frames]
+    given[2] = frames[2]  # from the host, as frames may come
+    session.set_vocabulary(WORDS)
+    expected = [session.segment(frame).labels for frame in frames]
+    for seen, one, labels in zip(session.stream(given), given, expected, strict=True):
+        assert (seen.error, seen.dropped) == (None, 0)
+        assert seen.frame is one or seen.index == 2
+        found: Any = seen.result.labels  # type: ignore[union-attr]
+        np.testing.assert_array_equal(found if seen.index == 2 else found.numpy(), labels)
+    for options, says in (
+        ({"steady": 0.5}, "in the host's memory"),
+        ({"probabilities": True}, "probabilities not kept"),
+        ({"mode": "independent"}, "fused jointly"),
+        ({"channels": "bgr"}, "RGB alone"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            next(session.stream(given, **options))  # type: ignore[arg-type]
+
+
 def test_with_arrays_of_the_callers_a_call_on_the_gpu_allocates_nothing(session: Session, gpu: EmulatedGpu) -> None:
     session.set_vocabulary(WORDS)
     frame = OnGpu(gpu, scene(61, 93))
