@@ -38,6 +38,7 @@ from .ladder import Backend, check_requested, open_executor
 from .memory_shortage import OF_A_PICTURE, OF_A_SESSION, tells_shortage
 from .pixel_arrays import Channels, check_channels, is_array, is_on_device
 from .results.segmentation import STAGES, Segmentation
+from .results.steadiness import Steadier
 from .stream import StreamedFrame, streamed
 from .words.cache import TextCache, default_folder
 from .words.encoder import TextEncoder, Vocabulary
@@ -49,6 +50,7 @@ from .workers import Workers
 
 if TYPE_CHECKING:
     from .gpu.device_segmentation import DeviceSegmentation
+    from .interfaces.trackers import Tracker
 
 Pictures: TypeAlias = (
     list[Picture | EncodedPicture] | list[Picture] | list[EncodedPicture] | tuple[Picture | EncodedPicture, ...]
@@ -105,7 +107,7 @@ class Session:
             some 1e-6 (docs/cpu.md).
         lanes: pictures of a list or a stream that run at once on a CPU, a thread each, by default as many as there are threads and
             at most 8; 1 for one after the other. For the first stream, or once lists had 16 pictures, graphs of one thread
-            are loaded beside the others: they take the weights' memory once more, and more pictures a second by a third.
+            are loaded beside the others: they take the weights' memory once more (docs/cpu.md).
         input_size: side in pixels of what the network sees of a picture, by default what the bundle was built for: the
             square root of its area, or its short edge (`Preprocessing.fit`). A smaller one is faster and loses small
             things.
@@ -378,8 +380,9 @@ class Session:
             seen.result.overlay()
 
         frames: an iterable of pictures as `segment` takes one, of any sizes, read by a thread of the stream; what its owner may
-            fill with the next one is decoded at once. A FusionerError in place of a frame is passed on as that frame's. Arrays in GPU memory stay there, must stay as
-            they are until their result is there, and give what `segment_on_device` returns on the default stream.
+            fill with the next one is decoded at once. A FusionerError in place of a frame is passed on as that frame's. Arrays in
+            GPU memory stay there, must stay as they are until their result is there, and give what `segment_on_device` returns on
+            the default stream.
         words: by default those of `set_vocabulary` at the time a frame is read, so that other words begin at most `ahead` + 1
             frames later.
         ahead: most frames that are read before the caller has taken them, 1 to 256, each with its pixels and maps in memory; by
@@ -400,17 +403,21 @@ class Session:
             ahead = whole(ahead, "ahead", 1, _MOST_AHEAD, f"give 1 to {_MOST_AHEAD}, or leave it out")
         live = flag(live, "live")
         frames = _frames_of(frames)
-        vocabulary = None if words is None and background is None else self._vocabulary_of(words, background)
-        if vocabulary is None:
-            self._vocabulary_of(None)
+        steadier, tracker = Steadier(steady), None
+        if flag(track, "track"):
+            from .interfaces.trackers import Tracker
+
+            tracker = Tracker()
+        vocabulary = self._vocabulary_of(words, background)
         lanes = self._lanes
         executor = self._executor.in_lanes() if lanes > 1 else self._executor
 
         def prepare(frame: Any, check: Callable[[], None]) -> _Frame:
-            return _Frame(self, executor, frame, vocabulary or self._vocabulary_of(None), options, check)
+            of_the_frame = self._vocabulary_of(None) if words is None else vocabulary
+            return _Frame(self, executor, frame, of_the_frame, options, check)
 
-        after = _after(steady, flag(track, "track"))
-        return after(streamed(frames, prepare, lanes, ahead or lanes + 2, live))
+        found = streamed(frames, prepare, lanes, ahead or lanes + 2, live)
+        return _followed(found, steadier, tracker) if steady or track else found
 
     @tells_shortage(OF_A_PICTURE, of=_picture)
     def segment_on_device(
@@ -852,36 +859,23 @@ class _Call:
                 )
 
 
-def _after(
-    steady: float, track: bool
-) -> Callable[[Generator[StreamedFrame, None, None]], Generator[StreamedFrame, None, None]]:
-    """What is done to frames in their order. Raises UsageError, PackageMissing."""
-    from .results.steadiness import Steadier
-
-    steadier = Steadier(steady)
-    if not (steady or track):
-        return lambda frames: frames
-    if track:
-        from .interfaces.trackers import Tracker
-
-        tracker = Tracker()
-
-    def each(frames: Generator[StreamedFrame, None, None]) -> Generator[StreamedFrame, None, None]:
-        with closing(frames):
-            for seen in frames:
-                if seen.result is None:
-                    yield seen
-                    continue
+def _followed(
+    frames: Generator[StreamedFrame, None, None], steadier: Steadier, tracker: "Tracker | None"
+) -> Generator[StreamedFrame, None, None]:
+    """Frames in their order, steadied, and with ids where there is a tracker."""
+    with closing(frames):
+        for seen in frames:
+            if seen.result is not None:
                 if not isinstance(seen.result, Segmentation):
                     raise UsageError(
                         "steady and track work on label maps in the host's memory, and this frame's is on the GPU",
                         "leave them out, or copy frames to the host: tensor.cpu()",
                     )
                 result = steadier(seen.result)
-                yield replace(seen, result=result, instances=tracker(result) if track else None)
-                del seen, result
-
-    return each
+                seen = replace(seen, result=result, instances=tracker(result) if tracker else None)
+                del result
+            yield seen
+            del seen
 
 
 class _Kept:
